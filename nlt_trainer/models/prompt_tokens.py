@@ -1,0 +1,92 @@
+"""From texts to the token ids of a prompt, segment by segment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from transformers import PreTrainedTokenizerBase
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.prompts import PromptTemplate, TargetKind
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """What follows the documents in a prompt: the query and, where the target asks for it, the answer.
+
+    Args:
+        ids: token ids.
+        target: for each id whether it belongs to the target; the first never does.
+    """
+
+    ids: tuple[int, ...]
+    target: tuple[bool, ...]
+
+    @property
+    def target_tokens(self) -> int:
+        return sum(self.target)
+
+
+class PromptTokens:
+    """Tokenises a template's segments with one tokenizer. The document is cut to fit; query and target never are.
+
+    Args:
+        tokenizer: the LLM's tokenizer.
+        template: text around documents, query and answer.
+        max_document_tokens: a document's own tokens, at most.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, *, max_document_tokens: int
+    ) -> None:
+        if max_document_tokens < 1:
+            raise NLTError(f"max_document_tokens is {max_document_tokens}; it must be at least 1")
+        self.template = template
+        self.max_document_tokens = max_document_tokens
+        self._tokenizer = tokenizer
+        self._before = tuple(self._ids(template.document_prefix))
+        self._after = tuple(self._ids(template.document_suffix))
+        self.start = _sequence_start(tokenizer)
+        # A corpus' texts come again and again (K candidates a query, epochs); one entry is a few hundred integers.
+        self.document = lru_cache(maxsize=100_000)(self._document)
+        self.suffix = lru_cache(maxsize=100_000)(self._suffix)
+
+    @property
+    def document_frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids before and after each document's own ids."""
+        return self._before, self._after
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False).input_ids) if text else []
+
+    def _document(self, text: str) -> tuple[tuple[int, ...], bool]:
+        """A document's own ids, cut to `max_document_tokens`, and whether they were cut."""
+        ids = self._ids(text)
+        if not ids:
+            raise NLTError(f"document {text[:40]!r} has no tokens; remove empty documents from the corpus")
+        return tuple(ids[: self.max_document_tokens]), len(ids) > self.max_document_tokens
+
+    def _suffix(self, query: str, answer: str | None, target: TargetKind) -> Suffix:
+        """Ids of `query_prefix query [answer_prefix answer]` and which of them are the target."""
+        segments = [(self._ids(self.template.query_prefix), False), (self._ids(f" {query}"), target != "answer")]
+        if target != "query":
+            if not answer:
+                raise NLTError(
+                    f"target {target!r} needs an answer, and query {query[:60]!r} has none; "
+                    "give every query an answer or set target to 'query'"
+                )
+            segments += [(self._ids(self.template.answer_prefix), False), (self._ids(f" {answer}"), True)]
+        ids = tuple(i for segment, _ in segments for i in segment)
+        marks = tuple(mark for segment, mark in segments for _ in segment)
+        if not any(marks):
+            raise NLTError(f"query {query[:60]!r} has no target tokens; remove empty queries and answers")
+        return Suffix(ids, marks)
+
+
+def _sequence_start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The begin-of-sequence id where the tokenizer puts one in front of every text by itself."""
+    ids = tokenizer("a").input_ids
+    if tokenizer.bos_token_id is not None and ids and ids[0] == tokenizer.bos_token_id:
+        return (tokenizer.bos_token_id,)
+    return ()

@@ -1,0 +1,92 @@
+"""Log-likelihoods on disk: content-addressed, resumable after a kill, safe for several processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nlt_trainer.errors import DataError
+
+SQLITE_VARIABLES = 500  # keys in one SELECT; every SQLite build takes 999
+
+
+class ScoreCache:
+    """One SQLite file a scorer: keys are hashes of the texts, values `(log-likelihood, target tokens, truncated)`.
+
+    Each `put` is one transaction: a killed run loses at most the batch it was computing, and processes that write at
+    the same time wait for one another. The file's name is a hash of `description`, everything besides the texts that
+    a score depends on, so that a score can never be read for another LLM, adapter, template, target kind or dtype.
+
+    Args:
+        folder: created when missing.
+        description: JSON-serialisable; kept readable inside the file.
+
+    Raises:
+        DataError: the file is not a score cache of this description.
+    """
+
+    def __init__(self, folder: str | Path, description: Mapping[str, Any]) -> None:
+        text = json.dumps(description, sort_keys=True)
+        name = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        self.path = Path(folder).expanduser() / f"scores-{name}.sqlite"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._transaction() as connection:
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, log_likelihood REAL, "
+                    "target_tokens INTEGER, truncated INTEGER) WITHOUT ROWID"
+                )
+                connection.execute("CREATE TABLE IF NOT EXISTS description (text TEXT PRIMARY KEY)")
+                connection.execute("INSERT OR IGNORE INTO description VALUES (?)", (text,))
+                found = connection.execute("SELECT text FROM description").fetchall()
+        except sqlite3.DatabaseError as error:
+            raise DataError(self.path, f"not a readable score cache ({error}); remove the file to compute again") from error
+        if found != [(text,)]:
+            raise DataError(self.path, "belongs to another scorer (names collide); choose another cache folder")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        # A connection a call: SQLite connections survive neither fork nor pickling, and data loader workers do both.
+        connection = sqlite3.connect(self.path, timeout=120)
+        try:
+            with connection:
+                yield connection
+        finally:
+            connection.close()
+
+    @staticmethod
+    def key(*texts: str | None) -> bytes:
+        """Hash of texts; `None` differs from the empty text, and no two splits of one text collide."""
+        digest = hashlib.blake2b(digest_size=16)
+        for text in texts:
+            data = b"" if text is None else text.encode()
+            digest.update(b"%d:" % (-1 if text is None else len(data)))
+            digest.update(data)
+        return digest.digest()
+
+    def get(self, keys: Iterable[bytes]) -> dict[bytes, tuple[float, int, bool]]:
+        """Values of the keys that are stored."""
+        wanted = list(dict.fromkeys(keys))
+        found: dict[bytes, tuple[float, int, bool]] = {}
+        with self._transaction() as connection:
+            for i in range(0, len(wanted), SQLITE_VARIABLES):
+                part = wanted[i : i + SQLITE_VARIABLES]
+                marks = ",".join("?" * len(part))
+                rows = connection.execute(f"SELECT * FROM scores WHERE key IN ({marks})", part)
+                found.update((key, (value, tokens, bool(cut))) for key, value, tokens, cut in rows)
+        return found
+
+    def put(self, values: Mapping[bytes, tuple[float, int, bool]]) -> None:
+        """Store values in one transaction."""
+        rows = [(key, value, tokens, int(cut)) for key, (value, tokens, cut) in values.items()]
+        with self._transaction() as connection:
+            connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", rows)
+
+    def __len__(self) -> int:
+        with self._transaction() as connection:
+            return int(connection.execute("SELECT COUNT(*) FROM scores").fetchone()[0])

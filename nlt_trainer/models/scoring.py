@@ -1,0 +1,280 @@
+"""How likely a frozen LLM finds a target text with a document before it, and without."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.models.frozen_lm import FrozenLM
+from nlt_trainer.models.prompt_tokens import PromptTokens, Suffix
+from nlt_trainer.models.score_cache import ScoreCache
+from nlt_trainer.prompts import PromptTemplate, TargetKind
+
+logger = logging.getLogger(__name__)
+
+ROW_TOKENS = 512
+"""A row takes several suffixes of one document up to this length; longer rows waste attention on masked pairs."""
+
+Pair = tuple[str | None, str, str | None]
+"""(document or None for no document, query, answer or None)"""
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """Log-likelihoods of N targets, in input order.
+
+    Args:
+        log_likelihood: `(N,)` float64, nats, summed over the target's tokens.
+        target_tokens: `(N,)` int64.
+        truncated: `(N,)` bool, whether the document was cut.
+    """
+
+    log_likelihood: np.ndarray
+    target_tokens: np.ndarray
+    truncated: np.ndarray
+
+
+@dataclass
+class _Row:
+    """One sequence: a document's prefix, then the suffixes of its pairs, which do not see each other."""
+
+    prefix: tuple[int, ...]
+    suffixes: list[Suffix] = field(default_factory=list)
+    pairs: list[int] = field(default_factory=list)  # index of each suffix's pair in the call
+    truncated: bool = False
+
+    @property
+    def length(self) -> int:
+        return len(self.prefix) + sum(len(s.ids) for s in self.suffixes)
+
+
+class LikelihoodScorer:
+    """Log-likelihood of targets under a frozen LLM, with and without a document; `gain` is their difference a token.
+
+    A document is read once for all its pairs of a call: their queries and targets follow it in one row, under a mask
+    that hides them from each other and with positions that all continue the document. Rows are sorted by length and
+    batched by a budget of tokens; the vocabulary projection runs at target positions only.
+
+    Args:
+        lm: the frozen LLM.
+        target: `answer`: log p(answer | document, query); `query`: log p(query | document);
+            `joint`: log p(query, answer | document).
+        template: text around document, query and answer.
+        max_document_tokens: a longer document is cut; query and target never are.
+        batch_tokens: tokens in one forward pass, padding included.
+        cache_folder: where a `ScoreCache` keeps what was computed; `None` keeps nothing.
+
+    Example:
+        ```python
+        scorer = LikelihoodScorer(FrozenLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct"), target="query")
+        gain = scorer.gain(["capital of France"], [["Paris is the capital of France.", "Cats sleep a lot."]])
+        ```
+    """
+
+    def __init__(
+        self,
+        lm: FrozenLM,
+        *,
+        target: TargetKind,
+        template: PromptTemplate | None = None,
+        max_document_tokens: int = 256,
+        batch_tokens: int = 4096,
+        cache_folder: str | None = None,
+    ) -> None:
+        self.lm = lm
+        self.target = target
+        self.tokens = PromptTokens(lm.tokenizer, template or PromptTemplate(), max_document_tokens=max_document_tokens)
+        self.batch_tokens = batch_tokens
+        self.lm_tokens = 0
+        """Tokens that the LLM has read so far, without padding."""
+        self.cache = None if cache_folder is None else ScoreCache(cache_folder, self.description)
+
+    @property
+    def description(self) -> dict[str, object]:
+        """Everything besides the texts that a score depends on."""
+        return {
+            "llm": self.lm.fingerprint,
+            "template": self.tokens.template.as_dict(),
+            "target": self.target,
+            "max_document_tokens": self.tokens.max_document_tokens,
+        }
+
+    def gain(
+        self, queries: Sequence[str], candidates: Sequence[Sequence[str]], answers: Sequence[str | None] | None = None
+    ) -> np.ndarray:
+        """Likelihood gain of each candidate, nats per target token.
+
+        Args:
+            queries: B texts.
+            candidates: B lists of K documents.
+            answers: B texts; needed for the targets `answer` and `joint`.
+
+        Returns:
+            `(B, K)` float64: `(log p(target | document) - log p(target)) / target tokens`.
+        """
+        with_document, without = self.candidate_likelihoods(queries, candidates, answers)
+        shape = (len(queries), -1)
+        difference = with_document.log_likelihood.reshape(shape) - without.log_likelihood[:, None]  # (B, K)
+        return difference / without.target_tokens[:, None]
+
+    def candidate_likelihoods(
+        self, queries: Sequence[str], candidates: Sequence[Sequence[str]], answers: Sequence[str | None] | None = None
+    ) -> tuple[Likelihoods, Likelihoods]:
+        """Likelihoods with each candidate, `(B * K,)` query-major (row `b * K + k`), and without a document, `(B,)`."""
+        given: Sequence[str | None] = [None] * len(queries) if answers is None else answers
+        if len({len(c) for c in candidates}) > 1:
+            raise NLTError("queries have different numbers of candidates; mine them again with one num_candidates")
+        without = self.log_likelihood([(None, q, a) for q, a in zip(queries, given, strict=True)])
+        pairs = [(d, q, a) for q, a, ds in zip(queries, given, candidates, strict=True) for d in ds]
+        return self.log_likelihood(pairs), without
+
+    def log_likelihood(self, pairs: Sequence[Pair]) -> Likelihoods:
+        """Log-likelihood of each pair's target; equal pairs are computed once, cached ones not at all.
+
+        Raises:
+            NLTError: a target does not fit the LLM's context, an answer is missing, or a likelihood is not finite.
+        """
+        keys = [ScoreCache.key(d, q, a if self.target != "query" else None) for d, q, a in pairs]
+        values = {} if self.cache is None else self.cache.get(keys)
+        missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in values}
+        for result in self._compute(missing):
+            values.update(result)
+            if self.cache is not None:
+                self.cache.put(result)
+        columns = list(zip(*(values[key] for key in keys), strict=True)) or [(), (), ()]
+        return Likelihoods(np.array(columns[0], np.float64), np.array(columns[1], np.int64), np.array(columns[2], bool))
+
+    def _compute(self, missing: dict[bytes, Pair]) -> Iterator[dict[bytes, tuple[float, int, bool]]]:
+        """Score pairs batch by batch; yields `key -> (log-likelihood, target tokens, truncated)` of each batch."""
+        keys = list(missing)
+        rows = self._rows(list(missing.values()))
+        with tqdm(total=sum(row.length for row in rows), unit="tok", unit_scale=True, disable=len(keys) < 64) as bar:
+            bar.set_description(f"scoring {len(keys)} pairs")
+            for batch in token_batches(rows, self.batch_tokens):
+                sums = self._score(batch)
+                result, at = {}, 0
+                for row in batch:
+                    for index, suffix in zip(row.pairs, row.suffixes, strict=True):
+                        if not np.isfinite(sums[at]):
+                            self._refuse(missing[keys[index]], sums[at])
+                        result[keys[index]] = (float(sums[at]), suffix.target_tokens, row.truncated)
+                        at += 1
+                tokens = sum(row.length for row in batch)
+                self.lm_tokens += tokens
+                bar.update(tokens)
+                yield result
+
+    def _refuse(self, pair: Pair, value: float) -> None:
+        document, query, _ = pair
+        raise NLTError(
+            f"LLM {self.lm.name!r} gives the log-likelihood {value} for query {query[:60]!r} with document "
+            f"{(document or 'none')[:60]!r}; use dtype float32 or bfloat16 (float16 overflows), or check the weights"
+        )
+
+    def _rows(self, pairs: list[Pair]) -> list[_Row]:
+        """Put pairs of the same document into shared rows; longest row first."""
+        open_rows: dict[tuple[int, ...], _Row] = {}
+        rows: list[_Row] = []
+        share = not _has_sliding_window(self.lm)
+        for index, (document, query, answer) in enumerate(pairs):
+            suffix = self.tokens.suffix(query, answer, self.target)
+            prefix, truncated = self._prefix(document, suffix, query)
+            row = open_rows.get(prefix)
+            if row is None or not share or row.length + len(suffix.ids) > ROW_TOKENS:
+                row = open_rows[prefix] = _Row(prefix, truncated=truncated)
+                rows.append(row)
+            row.suffixes.append(suffix)
+            row.pairs.append(index)
+        return sorted(rows, key=lambda row: -row.length)
+
+    def _prefix(self, document: str | None, suffix: Suffix, query: str) -> tuple[tuple[int, ...], bool]:
+        """Ids in front of a suffix; the document is cut to what the context leaves."""
+        start, (before, after) = self.tokens.start, self.tokens.document_frame
+        frame = len(start) + (0 if document is None else len(before) + len(after) + 1)
+        if frame + len(suffix.ids) > self.lm.context_length:
+            raise NLTError(
+                f"query {query[:60]!r} and its target have {len(suffix.ids)} tokens and do not fit the "
+                f"{self.lm.context_length} tokens of LLM {self.lm.name!r}; shorten them or choose a longer context"
+            )
+        if document is None:
+            return start, False
+        ids, truncated = self.tokens.document(document)
+        room = self.lm.context_length - frame - len(suffix.ids) + 1
+        return (*start, *before, *ids[:room], *after), truncated or len(ids) > room
+
+    @torch.inference_mode()
+    def _score(self, rows: list[_Row]) -> np.ndarray:
+        """Log-likelihood of every suffix of the rows, in order."""
+        batch = _collate(rows, self.lm)
+        hidden = self.lm.model.base_model(**batch.inputs, use_cache=False).last_hidden_state  # (R, L, hidden)
+        labels = batch.inputs["input_ids"][batch.rows, batch.columns]
+        loss = self.lm.target_loss(hidden[batch.rows, batch.columns - 1], labels).double()
+        sums = torch.zeros(sum(len(row.suffixes) for row in rows), dtype=torch.float64, device=loss.device)
+        return -sums.index_add(0, batch.owners, loss).cpu().numpy()
+
+
+@dataclass
+class _Batch:
+    inputs: dict[str, Tensor]
+    rows: Tensor  # (T,) row of each target token
+    columns: Tensor  # (T,) its column
+    owners: Tensor  # (T,) number of its suffix in the batch
+
+
+def _collate(rows: list[_Row], lm: FrozenLM) -> _Batch:
+    length = max(row.length for row in rows)
+    ids = np.zeros((len(rows), length), np.int64)
+    positions = np.zeros_like(ids)
+    segments = np.full_like(ids, -1)  # 0: prefix, 1, 2, ...: suffixes, -1: padding
+    targets: list[tuple[int, int, int]] = []
+    owner = 0
+    for r, row in enumerate(rows):
+        start = len(row.prefix)
+        ids[r, :start], positions[r, :start], segments[r, :start] = row.prefix, np.arange(start), 0
+        at = start
+        for number, suffix in enumerate(row.suffixes, start=1):
+            end = at + len(suffix.ids)
+            ids[r, at:end], segments[r, at:end] = suffix.ids, number
+            positions[r, at:end] = np.arange(start, start + len(suffix.ids))
+            targets += [(r, at + i, owner) for i, marked in enumerate(suffix.target) if marked]
+            owner, at = owner + 1, end
+    inputs = {"input_ids": torch.from_numpy(ids)}
+    if any(len(row.suffixes) > 1 for row in rows):  # else causality alone is right: padding comes last
+        inputs["position_ids"] = torch.from_numpy(positions)
+        inputs["attention_mask"] = _row_mask(torch.from_numpy(segments), lm)
+    index = torch.tensor(targets).T.to(lm.device)
+    return _Batch({k: v.to(lm.device) for k, v in inputs.items()}, index[0], index[1], index[2])
+
+
+def _row_mask(segments: Tensor, lm: FrozenLM) -> Tensor:
+    """`(R, 1, L, L)`: a token sees what stands before it in its row's prefix and in its own suffix."""
+    length = segments.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    visible = causal & ((segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None]))
+    if lm.model.config._attn_implementation == "eager":  # adds its mask, where sdpa takes a boolean one
+        return torch.where(visible, 0.0, torch.finfo(lm.model.dtype).min)[:, None].to(lm.model.dtype)
+    return visible[:, None]
+
+
+def _has_sliding_window(lm: FrozenLM) -> bool:
+    """A window counts columns, which shared rows stretch, so such models get one suffix a row."""
+    return bool(getattr(lm.model.config.get_text_config(), "sliding_window", None))
+
+
+def token_batches(rows: list[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
+    """Split rows, sorted by descending length, into batches of at most `batch_tokens` tokens with padding."""
+    batch: list[_Row] = []
+    for row in rows:
+        if batch and (len(batch) + 1) * batch[0].length > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

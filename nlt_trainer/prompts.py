@@ -1,0 +1,50 @@
+"""The text around documents, queries and answers in the frozen LLM's prompt."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+from nlt_trainer.errors import NLTError
+
+TargetKind = Literal["answer", "query", "joint"]
+
+TEMPLATE_VERSION = 1
+"""Raised whenever the way in which the segments are put together changes; part of every score's cache key."""
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """Segments of `<document_prefix>document<document_suffix>`, once a document, then `<query_prefix> query<answer_prefix>
+    answer`. Each segment is tokenised alone, so that a document's tokens do not depend on what follows it.
+
+    Example:
+        ```python
+        PromptTemplate(query_prefix="Claim:", answer_prefix="\\nVerdict:")
+        ```
+    """
+
+    document_prefix: str = "Document: "
+    document_suffix: str = "\n\n"
+    query_prefix: str = "Question:"
+    answer_prefix: str = "\nAnswer:"
+
+    def __post_init__(self) -> None:
+        if not self.query_prefix:
+            raise NLTError("query_prefix is empty, so the query's first token would have no context; set e.g. 'Question:'")
+
+    def as_dict(self) -> dict[str, str | int]:
+        """The segments and the version, for cache keys and model cards."""
+        return {"version": TEMPLATE_VERSION, **asdict(self)}
+
+
+def check_target(target: str) -> TargetKind:
+    """Raise `NLTError` unless `target` is one of the target kinds."""
+    if target not in get_args(TargetKind):
+        raise NLTError(f"target {target!r} is unknown; choose one of {', '.join(get_args(TargetKind))}")
+    return target  # type: ignore[return-value]  # narrowed by the check above
+
+
+def default_target(*, has_answers: bool) -> TargetKind:
+    """`joint` where every query has an answer, else `query`: the two that rank gold passages best (see the README)."""
+    return "joint" if has_answers else "query"
