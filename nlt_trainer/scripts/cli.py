@@ -1,0 +1,55 @@
+"""All stages under one name.
+
+```bash
+nlt train --config recipes/demo/dream.yaml
+```
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+
+from nlt_trainer.scripts import run_main
+
+STAGES = {
+    "build_stdlib": ("nlt_trainer.scripts.build_stdlib", "write Python's standard library as a BEIR folder"),
+    "make_encoder": ("nlt_trainer.scripts.make_encoder", "make an encoder that was never trained for retrieval"),
+    "mine": ("nlt_trainer.scripts.mine", "find candidate documents for each query"),
+    "score": ("nlt_trainer.scripts.score", "compute the gain of each candidate with the frozen LLM"),
+    "detect_heads": ("nlt_trainer.scripts.detect_heads", "find the attention heads that read the right document"),
+    "train": ("nlt_trainer.scripts.train", "train an encoder"),
+    "evaluate": ("nlt_trainer.scripts.evaluate", "score an encoder on a BEIR folder"),
+    "demo": ("nlt_trainer.scripts.demo", "run everything on the embedded default"),
+}
+
+
+def usage() -> str:
+    """Return the help of `nlt` itself."""
+    width = max(map(len, STAGES))
+    stages = "\n".join(f"  {name:{width}}  {summary}" for name, (_, summary) in STAGES.items())
+    return (
+        "usage: nlt STAGE [--config FILE.yaml] [--key value ...]\n\n"
+        f"stages:\n{stages}\n\n`nlt STAGE --help` lists the keys of a stage."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the stage that the first argument names; its module is imported only then."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    stage = arguments[0].replace("-", "_")
+    if stage not in STAGES:
+        nearest = difflib.get_close_matches(stage, STAGES, n=1)
+        remedy = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(STAGES)}"
+        print(f"nlt: error: unknown stage {arguments[0]!r}, {remedy}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(STAGES[stage][0])
+    run_main(module.main, arguments[1:], stage=stage)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""`nlt` against its contract: which module a stage runs, exit codes and what stands on stderr."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.scripts import cli, run_main
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module that stands in for the stage `train`."""
+    module = ModuleType("stand_in")
+    monkeypatch.setitem(sys.modules, "stand_in", module)
+    monkeypatch.setitem(cli.STAGES, "train", ("stand_in", "stand-in"))
+    monkeypatch.setattr(sys, "argv", ["nlt"])
+    return module
+
+
+def test_every_stage_is_a_module() -> None:
+    missing = [module for module, _ in cli.STAGES.values() if importlib.util.find_spec(module) is None]
+    assert missing == []
+
+
+def test_help_lists_every_stage_and_imports_none() -> None:
+    code = (
+        "import sys; from nlt_trainer.scripts import cli; cli.main(['--help']); "
+        "print([name for name, _ in cli.STAGES.values() if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(f"  {name} " in result.stdout for name in cli.STAGES)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_no_stage_prints_the_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert capsys.readouterr().out.startswith("usage: nlt STAGE")
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"), [("trian", "did you mean train?"), ("detect-head", "did you mean detect_heads?")]
+)
+def test_unknown_stage_names_the_nearest(given: str, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([given]) == 2
+    assert capsys.readouterr().err == f"nlt: error: unknown stage {given!r}, {remedy}\n"
+
+
+def test_unknown_stage_without_a_near_one_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["xyzzy"]) == 2
+    assert f"choose from {', '.join(cli.STAGES)}" in capsys.readouterr().err
+
+
+def test_arguments_reach_the_stage(stage: ModuleType) -> None:
+    seen: list[list[str]] = []
+    stage.main = lambda argv: seen.append([*argv, sys.argv[0]])  # type: ignore[attr-defined]
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["train", "--config", "a.yaml"])
+    assert exit_info.value.code == 0
+    assert seen == [["--config", "a.yaml", "nlt train"]]
+
+
+def test_wrong_input_is_one_line_and_exit_code_2(stage: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(argv: list[str] | None) -> None:
+        raise NLTError("corpus.jsonl:3: empty id")
+
+    stage.main = fail  # type: ignore[attr-defined]
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["train"])
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err == "nlt train: error: corpus.jsonl:3: empty id\n"
+
+
+def test_a_programming_error_keeps_its_traceback(stage: ModuleType) -> None:
+    def fail(argv: list[str] | None) -> None:
+        raise KeyError("bug")
+
+    stage.main = fail  # type: ignore[attr-defined]
+    with pytest.raises(KeyError, match="bug"):
+        cli.main(["train"])
+
+
+def test_run_main_names_the_stage_after_the_file_and_keeps_its_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/nlt_trainer/scripts/mine.py", "--key", "value"])
+
+    def stage_main(argv: list[str] | None) -> int:
+        print(argv, sys.argv[0])
+        return 3
+
+    with pytest.raises(SystemExit) as exit_info:
+        run_main(stage_main)
+    assert exit_info.value.code == 3
+    assert capsys.readouterr().out == "['--key', 'value'] nlt mine\n"

@@ -1,0 +1,122 @@
+"""Files are whole or absent, and a malformed one is named with its line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.files import atomic_folder, atomic_write, read_json, read_jsonl, write_json, write_jsonl
+
+
+def test_data_error_names_file_and_line() -> None:
+    error = DataError("corpus.jsonl", "empty id", line=3)
+    assert isinstance(error, NLTError)
+    assert (str(error), error.path, error.line) == ("corpus.jsonl:3: empty id", Path("corpus.jsonl"), 3)
+    assert str(DataError(Path("corpus.jsonl"), "file not found")) == "corpus.jsonl: file not found"
+
+
+def test_atomic_write_creates_parents_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b.txt"
+    with atomic_write(path) as handle:
+        handle.write("é")
+        assert not path.exists()
+    assert path.read_text(encoding="utf-8") == "é"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_atomic_write_keeps_the_previous_content_when_the_block_fails(tmp_path: Path) -> None:
+    path = tmp_path / "b.txt"
+    path.write_text("before")
+    with pytest.raises(RuntimeError, match="killed"), atomic_write(path) as handle:
+        handle.write("half")
+        raise RuntimeError("killed")
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_folder_replaces_a_folder_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    for name in ("first.txt", "second.txt"):
+        with atomic_folder(path) as partial:
+            (partial / name).write_text(name)
+            assert partial != path
+    assert [file.name for file in path.iterdir()] == ["second.txt"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_folder_keeps_the_previous_folder_when_the_block_fails(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "weights").write_text("before")
+    with pytest.raises(RuntimeError, match="killed"), atomic_folder(path) as partial:
+        (partial / "weights").write_text("half")
+        raise RuntimeError("killed")
+    assert (path / "weights").read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_round_trip_against_the_json_module(tmp_path: Path) -> None:
+    value = {"heads": [[0, 1], [1, 3]], "model": "é"}
+    write_json(tmp_path / "heads.json", value)
+    assert json.loads((tmp_path / "heads.json").read_text(encoding="utf-8")) == value
+    assert read_json(tmp_path / "heads.json") == value
+
+
+def test_write_json_keeps_the_previous_file_when_a_value_has_no_json(tmp_path: Path) -> None:
+    path = tmp_path / "heads.json"
+    write_json(path, [1])
+    with pytest.raises(TypeError):
+        write_json(path, {"path": object()})
+    assert read_json(path) == [1]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe"])
+def test_read_json_refuses_what_is_not_json(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "heads.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: not valid JSON"):
+        read_json(path)
+
+
+def test_jsonl_round_trip_counts_lines_and_skips_blank_ones(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    assert write_jsonl(path, iter([{"_id": "a"}, {"_id": "é"}])) == 2
+    with path.open("a", encoding="utf-8") as handle:
+        handle.write('\n   \n{"_id": "c"}\n')
+    assert list(read_jsonl(path)) == [(1, {"_id": "a"}), (2, {"_id": "é"}), (5, {"_id": "c"})]
+
+
+def test_write_jsonl_keeps_the_previous_file_when_the_rows_fail(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, [{"_id": "a"}])
+    with pytest.raises(ZeroDivisionError):
+        write_jsonl(path, ({"_id": str(1 // number)} for number in (1, 0)))
+    assert list(read_jsonl(path)) == [(1, {"_id": "a"})]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"_id": "b"', "not valid JSON"),
+        (b'{"_id": "\xff"}', "not valid JSON"),
+        (b'["b"]', "expected a JSON object, found list"),
+        (b"null", "expected a JSON object, found NoneType"),
+    ],
+)
+def test_read_jsonl_names_file_line_and_reason(tmp_path: Path, line: bytes, reason: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"_id": "a"}\n\n' + line + b"\n")
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}:3: {reason}") as error:
+        list(read_jsonl(path))
+    assert error.value.line == 3
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    for read in (read_json, lambda path: list(read_jsonl(path))):
+        with pytest.raises(DataError, match=r"absent\.jsonl: file not found$"):
+            read(tmp_path / "absent.jsonl")
