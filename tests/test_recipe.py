@@ -1,0 +1,251 @@
+"""Recipe parsing with small dataclasses, one of them on top of Sentence Transformers' training arguments."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from sentence_transformers import SentenceTransformerTrainingArguments
+
+from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.recipe import RecipeParser, parse_recipe
+
+
+@dataclass
+class SmallModelArguments:
+    """Parameters that control the model."""
+
+    name: str = field(metadata={"help": "Model folder or Hub id."})
+    pooling: Literal["mean", "last"] = field(default="mean", metadata={"help": "Pooling of the states."})
+    dimensions: int | None = field(default=None, metadata={"help": "Dimensions to keep."})
+    aliases: dict[str, str] = field(default_factory=dict, metadata={"help": "Names by role."})
+
+
+@dataclass
+class SmallDataArguments:
+    """Parameters that control the data."""
+
+    num_candidates: int = field(default=8, metadata={"help": "Candidates of a query."})
+    collections: list[str] = field(default_factory=lambda: ["a"], metadata={"help": "BEIR folders."})
+    cache: Path | None = field(default=None, metadata={"help": "Cache folder."})
+    shuffle: bool = field(default=True, metadata={"help": "Shuffle the queries."})
+    lengths: list[int] | None = field(default=None, metadata={"help": "Lengths."})
+
+
+@dataclass
+class SmallTrainingArguments(SentenceTransformerTrainingArguments):
+    """Parameters that control training."""
+
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of the teacher."})
+
+
+CLASSES = {"model": SmallModelArguments, "data": SmallDataArguments, "trainer": SmallTrainingArguments}
+Parsed = tuple[SmallModelArguments, SmallDataArguments, SmallTrainingArguments]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model:\n  name: start\ndata:\ntrainer:\n  output_dir: runs/x\n  use_cpu: true\n")
+    return path
+
+
+def parse(path: Path, content: str = "", *flags: str) -> Parsed:
+    """Parse a recipe after writing it, if there is content to write."""
+    if content:
+        path.write_text(content)
+    model, data, trainer = parse_recipe(CLASSES, ["--config", str(path), *flags])
+    return model, data, trainer
+
+
+def message(path: Path, content: str = "", *flags: str) -> str:
+    """Return the error that a recipe in a file, or flags beside it, gives."""
+    with pytest.raises(NLTError) as error:
+        parse(path, content, *flags)
+    return str(error.value)
+
+
+def test_yaml_gives_values_and_the_rest_keeps_its_default(recipe: Path) -> None:
+    content = "model: {name: start, dimensions: null}\ntrainer: {output_dir: out, learning_rate: 2e-5, temperature: 3}"
+    model, data, trainer = parse(recipe, content)
+    assert model == SmallModelArguments(name="start")
+    assert data == SmallDataArguments()
+    assert isinstance(trainer, SmallTrainingArguments)
+    assert (trainer.output_dir, trainer.learning_rate, trainer.temperature) == ("out", 2e-5, 3.0)
+    assert trainer.num_train_epochs == SentenceTransformerTrainingArguments(output_dir="out").num_train_epochs
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--learning_rate", "1e-4"], ["--learning_rate=1e-4"], ["--learning-rate", "1e-4"], ["--learning-rate=1e-4"]],
+)
+def test_the_command_line_overrides_in_every_spelling(recipe: Path, flags: list[str]) -> None:
+    content = "model: {name: start}\ntrainer: {output_dir: out, learning_rate: 2e-5}"
+    assert parse(recipe, content, *flags)[2].learning_rate == 1e-4
+
+
+def test_the_command_line_is_enough_and_comes_from_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", "--name", "start", "--output_dir", "out"])
+    model, _, trainer = parse_recipe(CLASSES)
+    assert (model.name, trainer.output_dir) == ("start", "out")
+
+
+def test_mappings_lists_and_booleans_from_yaml(recipe: Path) -> None:
+    model, data, trainer = parse(
+        recipe,
+        "model:\n  name: start\n  aliases: {query: q, document: d}\n  pooling: last\n  dimensions: 64\n"
+        "data:\n  collections: [x, y]\n  shuffle: false\n  lengths: [1, 2]\n"
+        'trainer:\n  output_dir: out\n  prompts: {query: "query: "}\n  bf16_full_eval: no\n',
+    )
+    assert (model.aliases, model.pooling, model.dimensions) == ({"query": "q", "document": "d"}, "last", 64)
+    assert (data.collections, data.shuffle, data.lengths) == (["x", "y"], False, [1, 2])
+    assert (trainer.prompts, trainer.bf16_full_eval) == ({"query": "query: "}, False)
+
+
+@pytest.mark.parametrize("aliases", ['{"query": "q", "document": "d"}', "{query: q, document: d}"])
+def test_mappings_lists_and_booleans_from_the_command_line(recipe: Path, aliases: str) -> None:
+    flags = ["--aliases", aliases, "--collections", "x", "y", "--shuffle", "false", "--lengths", "1", "2"]
+    flags += ["--prompts", '{"query": "query: "}', "--skip_memory_metrics", "--pooling=last", "--dimensions=64"]
+    model, data, trainer = parse(recipe, "", *flags)
+    assert (model.aliases, model.pooling, model.dimensions) == ({"query": "q", "document": "d"}, "last", 64)
+    assert (data.collections, data.shuffle, data.lengths) == (["x", "y"], False, [1, 2])
+    assert (trainer.prompts, trainer.skip_memory_metrics) == ({"query": "query: "}, True)
+
+
+def test_a_boolean_can_be_switched_both_ways(recipe: Path) -> None:
+    content = "model: {name: start}\ndata: {shuffle: false}\ntrainer: {output_dir: out}"
+    assert parse(recipe, content)[1].shuffle is False
+    assert parse(recipe, content, "--shuffle")[1].shuffle is True
+    assert parse(recipe, "model: {name: start}", "--no_shuffle")[1].shuffle is False
+    assert parse(recipe, "model: {name: start}", "--no-shuffle")[1].shuffle is False
+
+
+def test_home_is_expanded_in_paths(recipe: Path) -> None:
+    content = "model: {name: ~/start}\ndata: {collections: [~/a, b~], cache: ~/cache}\ntrainer: {output_dir: ~/out}"
+    model, data, trainer = parse(recipe, content, "--run_name=~")
+    home = Path.home()
+    assert (model.name, trainer.output_dir, trainer.run_name) == (f"{home}/start", f"{home}/out", str(home))
+    assert (data.collections, data.cache) == ([f"{home}/a", "b~"], home / "cache")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            "modle: {name: x}",
+            "unknown block `modle`, did you mean `model`?; a recipe has the blocks `model:`, `data:`",
+        ),
+        ("name: start", "unknown block `name`; `name` is a key of block `model:`"),
+        ("model: {nmae: x}", "unknown key `nmae` in block `model:`, did you mean `name`?"),
+        ("model: {learning_rate: 1}", "`learning_rate` stands in block `model:` but belongs to block `trainer:`"),
+        ("data: {learning_rte: 1}", "unknown key `learning_rte` in block `data:`, did you mean `learning_rate` in"),
+        ("data: {xyzzy: 1}", "unknown key `xyzzy` in block `data:`; --help lists the known ones"),
+        ("data: {3: 1}", "unknown key `3` in block `data:`"),
+        ("data: [num_candidates]", "block `data:` must map keys to values, found list"),
+        ("- model", "a recipe maps blocks to keys, found list at the top"),
+        ("", "a recipe maps blocks to keys, found NoneType at the top"),
+    ],
+)
+def test_unknown_names_in_a_recipe(recipe: Path, content: str, expected: str) -> None:
+    recipe.write_text(content)
+    assert message(recipe).startswith(f"{recipe}: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("data: {num_candidates: eight}", "`num_candidates` in block `data:` is 'eight', expected int"),
+        ("data: {num_candidates: 8.5}", "`num_candidates` in block `data:` is 8.5, expected int"),
+        ("data: {num_candidates: true}", "`num_candidates` in block `data:` is True, expected int; put a word"),
+        ("data: {num_candidates:}", "`num_candidates` in block `data:` is None, expected int"),
+        ("data: {lengths: [1, x]}", "`lengths` in block `data:` is [1, 'x'], expected list[int] | None"),
+        ("model: {name: 5}", "`name` in block `model:` is 5, expected str"),
+        ("model: {aliases: q}", "`aliases` in block `model:` is 'q', expected dict[str, str]"),
+        ("model: {pooling: max}", "`pooling` in block `model:` is 'max', expected Literal['mean', 'last']"),
+        ("trainer: {temperature: hot}", "`temperature` in block `trainer:` is 'hot', expected float"),
+        ("trainer: {eval_strategy: no}", "`eval_strategy` in block `trainer:` is False, expected"),
+    ],
+)
+def test_values_of_a_wrong_type_in_a_recipe(recipe: Path, content: str, expected: str) -> None:
+    assert message(recipe, content).startswith(f"{recipe}: {expected}")
+
+
+def test_missing_and_malformed_files(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    assert message(path) == f"{path}: recipe not found; give an existing YAML file with --config"
+    assert message(path, "model:\n  name: [x\ndata:\n").startswith(f"{path}:3: not valid YAML (")
+    path.write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: not valid YAML"):
+        parse(path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--learning_rat", "1"], "unknown flag --learning_rat, did you mean --learning_rate?"),
+        (["--learning-rat=1"], "unknown flag --learning-rat, did you mean --learning_rate?"),
+        (["--xyzzy"], "unknown flag --xyzzy; --help lists the known ones"),
+        (["value"], "unexpected argument 'value'; give values as --key value"),
+        (["--num_candidates", "eight"], "argument --num_candidates/--num-candidates: invalid int value: 'eight'"),
+        (["--aliases", "q"], "argument --aliases: 'q' is not a mapping of type dict[str, str]"),
+        (["--aliases", "{q"], "argument --aliases: '{q' is not a mapping of type dict[str, str]"),
+        (["--pooling", "max"], "argument --pooling: invalid choice: 'max'"),
+        (["--config"], "argument --config: expected one argument"),
+    ],
+)
+def test_wrong_flags(recipe: Path, flags: list[str], expected: str) -> None:
+    assert message(recipe, "", *flags).startswith(expected)
+
+
+def test_flags_are_not_abbreviated(recipe: Path) -> None:
+    assert message(recipe, "", "--num_cand", "3") == "unknown flag --num_cand, did you mean --num_candidates?"
+
+
+def test_a_required_field_must_come_from_somewhere(recipe: Path) -> None:
+    assert message(recipe, "data: {num_candidates: 4}") == "the following arguments are required: --name"
+    assert parse(recipe, "data: {num_candidates: 4}", "--name", "start")[0].name == "start"
+
+
+def test_a_value_that_the_dataclass_refuses_names_the_recipe(recipe: Path) -> None:
+    content = "model: {name: start}\ntrainer: {save_strategy: sometimes}"
+    assert message(recipe, content).startswith(f"{recipe}: sometimes is not a valid SaveStrategy")
+
+
+def test_help_groups_own_fields_before_inherited_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        parse_recipe(CLASSES, ["--help"])
+    assert exit_info.value.code == 0
+    text = capsys.readouterr().out
+    headings = [
+        "Parameters that control the model (block `model:`):",
+        "Parameters that control the data (block `data:`):",
+        "Parameters that control training (block `trainer:`):",
+        "--temperature",
+        "Parameters of SentenceTransformerTrainingArguments (block `trainer:`):",
+        "--learning_rate",
+    ]
+    places = [text.index(heading) for heading in headings]
+    assert places == sorted(places)
+    assert "Candidates of a query. (default: 8)" in text
+
+
+def test_help_shows_the_values_of_the_recipe(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(recipe, "data: {num_candidates: 4}", "--help")
+    assert "Candidates of a query. (default: 4)" in capsys.readouterr().out
+
+
+def test_a_failing_dataclass_without_a_recipe_keeps_its_message() -> None:
+    with pytest.raises(NLTError, match=r"^--load_best_model_at_end requires"):
+        parse_recipe(
+            CLASSES, ["--name", "x", "--output_dir", "out", "--load_best_model_at_end", "--eval_strategy=epoch"]
+        )
+
+
+def test_every_flag_knows_its_block() -> None:
+    parser = RecipeParser(CLASSES)
+    assert parser.blocks["temperature"] == parser.blocks["learning_rate"] == "trainer"
+    assert (parser.blocks["name"], parser.blocks["num_candidates"]) == ("model", "data")
