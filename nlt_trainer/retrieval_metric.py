@@ -83,18 +83,19 @@ class RetrievalMetric(evaluate.Metric):
         measures = {"recip_rank"}
         measures |= {f"ndcg_cut.{k}" for k in ndcg} | {f"recall.{k}" for k in recall}
         rows = list(pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run).values())
-        totals = {f"ndcg_at_{k}": math.fsum(row[f"ndcg_cut_{k}"] for row in rows) for k in ndcg}
+        values = {f"ndcg_at_{k}": [row[f"ndcg_cut_{k}"] for row in rows] for k in ndcg}
         # trec_eval has no cut-off for the reciprocal rank: 1/rank lies below 1/k exactly where the rank is beyond k.
-        totals |= {f"mrr_at_{k}": math.fsum(row["recip_rank"] for row in rows if row["recip_rank"] >= 1 / k) for k in mrr}
-        totals |= {f"recall_at_{k}": math.fsum(row[f"recall_{k}"] for row in rows) for k in recall}
-        return {name: total / len(qrels) for name, total in totals.items()}
+        reciprocal_ranks = [row["recip_rank"] for row in rows]
+        values |= {f"mrr_at_{k}": [value for value in reciprocal_ranks if value >= 1 / k] for k in mrr}
+        values |= {f"recall_at_{k}": [row[f"recall_{k}"] for row in rows] for k in recall}
+        return {name: math.fsum(numbers) / len(qrels) for name, numbers in values.items()}
 
 
 def _as_mapping(row: Mapping[str, Any], values: str, *, query: int) -> dict[str, Any]:
     """Return document id -> score or grade of one row."""
     document_ids, numbers = row["document_ids"], row[values]
     if len(document_ids) != len(numbers):
-        raise ValueError(f"row {query}: {len(document_ids)} document_ids but {len(numbers)} {values}; give one for each")
+        raise ValueError(f"row {query}: {len(document_ids)} document_ids but {len(numbers)} {values}; match them")
     if len(set(document_ids)) != len(document_ids):
         raise ValueError(f"row {query}: a document stands twice; list each document once")
     if not all(map(math.isfinite, numbers)):

@@ -193,7 +193,7 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
 def _new_id(row: dict[str, Any], known: Mapping[str, object], *, path: Path, line: int) -> str:
     value = row.get("_id")
     if not isinstance(value, str) or not value.strip():
-        raise DataError(path, f"_id must be a string that is not empty, found {value!r}; give every line one", line=line)
+        raise DataError(path, f"_id must be a string and not empty, found {value!r}; give every line one", line=line)
     if value in known:
         raise DataError(path, f"_id {value!r} was used before; make ids unique", line=line)
     return value
@@ -235,10 +235,12 @@ def _read_qrels(path: Path, *, queries: Mapping[str, Query], corpus: Mapping[str
             continue
         query_id, document_id, grade = _judgement(raw, path=path, line=line)
         if query_id not in queries:
-            raise DataError(path, f"unknown query {query_id!r}: add it to {QUERIES_FILE} or remove the line", line=line)
+            raise DataError(
+                path, f"unknown query {query_id!r}; add it to {QUERIES_FILE} or remove the line", line=line
+            )
         if document_id not in corpus:
             raise DataError(
-                path, f"unknown document {document_id!r}: add it to {CORPUS_FILE} or remove the line", line=line
+                path, f"unknown document {document_id!r}; add it to {CORPUS_FILE} or remove the line", line=line
             )
         if document_id in qrels.setdefault(query_id, {}):
             raise DataError(path, f"query {query_id!r} and document {document_id!r} were judged before", line=line)

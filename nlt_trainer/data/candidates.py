@@ -73,7 +73,7 @@ class BM25Index:
         self.bm25.index(Tokenized(ids=token_ids, vocab=self.vocabulary), show_progress=False)
 
     def scores(self, text: str) -> np.ndarray:
-        """Return the score of every document, float32 of shape `(number of documents,)`; 0 where no token is shared."""
+        """Return a score for every document, float32 of shape `(number of documents,)`; 0 where no token is shared."""
         tokens = [token for token in tokenize(text) if token in self.vocabulary]
         if not tokens:
             return np.zeros(len(self.document_ids), dtype=np.float32)
@@ -225,7 +225,7 @@ def _parse(raw: dict[str, Any], *, path: Path, line: int) -> QueryCandidates:
     query_id, query, answer = raw.get("query_id"), raw.get("query"), raw.get("answer")
     document_ids, bm25 = raw.get("document_ids"), raw.get("bm25")
     if not isinstance(query_id, str) or not isinstance(query, str) or not query_id or not query.strip():
-        raise DataError(path, "query_id and query must be strings that are not empty; mine candidates again", line=line)
+        raise DataError(path, "query_id and query must be strings and not empty; mine candidates again", line=line)
     if answer is not None and not isinstance(answer, str):
         raise DataError(path, f"answer must be a string or null, found {answer!r}; mine candidates again", line=line)
     if not isinstance(document_ids, list) or not all(isinstance(value, str) for value in document_ids):
