@@ -1,0 +1,136 @@
+"""From dataset rows to a batch: encoder inputs, likelihood gains and the LLM's prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.models.document_prompts import build_prompts
+from nlt_trainer.models.prompt_tokens import PromptTokens
+from nlt_trainer.models.scoring import LikelihoodScorer
+from nlt_trainer.prompts import TargetKind
+
+
+@dataclass(frozen=True)
+class PromptBuilder:
+    """How the collator builds the prompts that DREAM's LLM reads.
+
+    Args:
+        tokens: tokeniser of the prompt's segments.
+        target: what the LLM has to predict.
+        context_length: of the LLM, tokens.
+    """
+
+    tokens: PromptTokens
+    target: TargetKind
+    context_length: int
+
+
+@dataclass
+class NLTCollator:
+    """Collate rows of `query`, `documents` (K texts), and optionally `answer`, `gain`, `positive`.
+
+    The encoder's prompts stand before queries and documents as they do at inference. A plain dict of tensors comes out:
+
+    | Key | Shape | What |
+    |---|---|---|
+    | `query_*` | `(B, ...)` | tokenised queries |
+    | `document_*` | `(B * K, ...)` | tokenised candidates, query-major: row `b * K + k` |
+    | `candidate_keys` | `(B, K)` int64 | equal for equal texts |
+    | `gain` | `(B, K)` float32 | likelihood gain, nats per target token: the rows' own, else what `scorer` says |
+    | `positive` | `(B,)` int64 | index of the labelled candidate, where the rows have one |
+    | fields of `DocumentPrompts` | `(B, ...)` | the LLM's prompts, with `prompts` |
+
+    Args:
+        encoder: the encoder that is trained; its tokeniser and prompts are used.
+        scorer: computes and stores the gains of rows that have none; `None` where gains are stored or not needed.
+        prompts: builds DREAM's prompts; `None` where no objective reads them.
+        seed: of the candidates' order, drawn once a query, so that no position in a prompt means anything.
+
+    Raises:
+        NLTError: a query has no candidates, or another number of them than the others; a gain is not finite; gains would
+            have to be computed in a data loader worker.
+    """
+
+    encoder: SentenceTransformer
+    scorer: LikelihoodScorer | None = None
+    prompts: PromptBuilder | None = None
+    seed: int = 0
+    # read by SentenceTransformerTrainer
+    valid_label_columns: list[str] = field(default_factory=list)
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        rows = [self._shuffled(row) for row in rows]
+        if len(sizes := {len(row["documents"]) for row in rows}) > 1:
+            raise NLTError(f"queries of one batch have {sorted(sizes)} candidates; mine them with one num_candidates")
+        queries = [row["query"] for row in rows]
+        documents = [text for row in rows for text in row["documents"]]  # B * K texts, query-major
+        batch = self._encode(queries, "query") | self._encode(documents, "document")
+        shape = (len(rows), -1)
+        batch["candidate_keys"] = torch.tensor([text_key(text) for text in documents]).reshape(shape)
+        if (gain := self._gain(rows)) is not None:
+            batch["gain"] = gain
+        if "positive" in rows[0]:
+            batch["positive"] = torch.tensor([row["positive"] for row in rows])
+        if self.prompts is not None:
+            batch |= build_prompts(
+                self.prompts.tokens,
+                queries,
+                [row["documents"] for row in rows],
+                answers=[row.get("answer") for row in rows],
+                target=self.prompts.target,
+                context_length=self.prompts.context_length,
+            ).as_dict()
+        return batch
+
+    def _shuffled(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row with its candidates in the order that seed and query decide."""
+        k = len(row["documents"])
+        if not k:
+            raise NLTError(f"query {row['query'][:60]!r} has no candidates; mine candidates for it or remove it")
+        order = random.Random(f"{self.seed} {row['query']}").sample(range(k), k)
+        row = {**row, "documents": [row["documents"][i] for i in order]}
+        if row.get("gain") is not None:
+            row["gain"] = [row["gain"][i] for i in order]
+        if "positive" in row:
+            row["positive"] = order.index(row["positive"])
+        return row
+
+    def _encode(self, texts: list[str], kind: str) -> dict[str, Any]:
+        features = self.encoder.preprocess(texts, prompt=self.encoder.prompts.get(kind) or None, task=kind)
+        return {f"{kind}_{key}": value for key, value in features.items()}
+
+    def _gain(self, rows: Sequence[dict[str, Any]]) -> Tensor | None:
+        missing = [row for row in rows if row.get("gain") is None]
+        if missing and self.scorer is not None:
+            if get_worker_info() is not None:
+                raise NLTError("gains are computed in the main process; set dataloader_num_workers to 0 or run nlt score")
+            computed = self.scorer.gain(
+                [row["query"] for row in missing],
+                [row["documents"] for row in missing],
+                [row.get("answer") for row in missing],
+            )
+            for row, values in zip(missing, computed, strict=True):
+                row["gain"] = list(values)
+        elif missing:
+            return None
+        gain = np.array([row["gain"] for row in rows], np.float32)
+        if not np.isfinite(gain).all():
+            bad = rows[int(np.argwhere(~np.isfinite(gain))[0][0])]
+            raise NLTError(f"query {bad['query'][:60]!r} has the gains {bad['gain']}; compute them again: nlt score")
+        return torch.from_numpy(gain)
+
+
+def text_key(text: str) -> int:
+    """A 63-bit hash of a text: equal for equal texts."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

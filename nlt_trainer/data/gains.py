@@ -1,0 +1,124 @@
+"""Likelihood gains on disk, and the audit of a teacher before anything is trained on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nlt_trainer.data.candidates import QueryCandidates
+from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.files import read_jsonl, write_jsonl
+
+
+def write_gains(path: str | Path, candidates: Sequence[QueryCandidates], gain: np.ndarray) -> None:
+    """Write one line a query: `query_id`, `document_ids` and `gain`, K numbers in nats per target token.
+
+    Args:
+        path: the file.
+        candidates: B queries with K candidates each.
+        gain: `(B, K)`.
+    """
+    write_jsonl(
+        path,
+        (
+            {"query_id": c.query_id, "document_ids": list(c.document_ids), "gain": [round(float(g), 6) for g in row]}
+            for c, row in zip(candidates, gain, strict=True)
+        ),
+    )
+
+
+def read_gains(path: str | Path, candidates: Sequence[QueryCandidates]) -> np.ndarray:
+    """Read gains for candidates: `(B, K)` float64, nats per target token.
+
+    Raises:
+        DataError: missing or malformed, a number is not finite, or the file was made for other candidates.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(path, "file not found; compute gains first: nlt score")
+    rows: dict[str, np.ndarray] = {}
+    expected = {c.query_id: list(c.document_ids) for c in candidates}
+    for line, row in read_jsonl(path):
+        query_id, values = row.get("query_id"), row.get("gain")
+        if query_id not in expected:
+            continue
+        if row.get("document_ids") != expected[query_id]:
+            raise DataError(path, f"query {query_id!r} has other candidates here; run nlt score again", line=line)
+        try:
+            rows[query_id] = np.array(values, np.float64)
+        except (TypeError, ValueError) as error:
+            raise DataError(path, f"gain of query {query_id!r} is not a list of numbers", line=line) from error
+        if rows[query_id].shape != (len(expected[query_id]),) or not np.isfinite(rows[query_id]).all():
+            raise DataError(
+                path, f"query {query_id!r} needs {len(expected[query_id])} finite gains, found {values}", line=line
+            )
+    if missing := [query_id for query_id in expected if query_id not in rows]:
+        raise DataError(path, f"no gains for {len(missing)} queries, e.g. {missing[0]!r}; run nlt score again")
+    return np.stack([rows[c.query_id] for c in candidates])
+
+
+@dataclass(frozen=True)
+class TeacherAudit:
+    """What a teacher's gains look like at one temperature.
+
+    Args:
+        teacher_temperature: nats per token.
+        effective_candidates: mean over queries of exp(entropy) of the teacher's distribution, between 1 and K.
+        top_probability: mean probability of the best candidate.
+    """
+
+    teacher_temperature: float
+    effective_candidates: float
+    top_probability: float
+
+
+AUDIT_TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+def audit_teacher(gain: np.ndarray, bm25: np.ndarray) -> dict[str, Any]:
+    """Report on gains before training.
+
+    Args:
+        gain: `(B, K)`, nats per target token.
+        bm25: `(B, K)`, BM25 scores of the same candidates.
+
+    Returns:
+        Share of queries with a positive gain, quantiles of the gain, agreement with BM25 (share of queries with the
+        same best candidate; mean Spearman correlation), one `TeacherAudit` a temperature, and the temperature at which
+        the effective number of candidates is nearest to K / 3, as a proposal.
+    """
+    if not len(gain):
+        raise NLTError("there are no gains to audit; mine candidates for at least one query")
+    audits = [_at_temperature(gain, t) for t in AUDIT_TEMPERATURES]
+    aim = gain.shape[1] / 3
+    proposal = min(audits, key=lambda a: abs(a.effective_candidates - aim)).teacher_temperature
+    quantiles = np.quantile(gain, [0.05, 0.25, 0.5, 0.75, 0.95])
+    return {
+        "queries": len(gain),
+        "candidates": int(gain.shape[1]),
+        "share_of_queries_with_positive_gain": float((gain.max(1) > 0).mean()),
+        "gain_quantiles_5_25_50_75_95": [round(float(q), 4) for q in quantiles],
+        "same_best_as_bm25": float((gain.argmax(1) == bm25.argmax(1)).mean()),
+        "spearman_with_bm25": _mean_spearman(gain, bm25),
+        "temperatures": [vars(a) for a in audits],
+        "proposed_teacher_temperature": proposal,
+    }
+
+
+def _at_temperature(gain: np.ndarray, temperature: float) -> TeacherAudit:
+    logits = gain / temperature
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    entropy = -(p * np.log(np.clip(p, 1e-300, None))).sum(1)
+    return TeacherAudit(temperature, round(float(np.exp(entropy).mean()), 3), round(float(p.max(1).mean()), 3))
+
+
+def _mean_spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean over rows of the rank correlation; rows in which one side is constant are left out."""
+    ranks = [np.argsort(np.argsort(x, axis=1), axis=1) for x in (a, b)]
+    values = [np.corrcoef(x, y)[0, 1] for x, y in zip(*ranks, strict=True) if x.std() and y.std()]
+    return round(float(np.mean(values)), 3) if values else 0.0

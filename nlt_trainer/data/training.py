@@ -1,0 +1,55 @@
+"""The training dataset: queries, candidate texts and what an objective wants to know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from datasets import Dataset
+
+from nlt_trainer.data.beir import Collection, Qrels
+from nlt_trainer.data.candidates import QueryCandidates
+from nlt_trainer.errors import NLTError
+
+
+def training_dataset(
+    collection: Collection,
+    candidates: Sequence[QueryCandidates],
+    *,
+    gain: np.ndarray | None = None,
+    qrels: Qrels | None = None,
+) -> Dataset:
+    """Rows of `query`, `answer`, `documents` (K texts) and, where given, `gain` (K numbers) and `positive` (an index).
+
+    Args:
+        collection: where the documents' texts come from.
+        candidates: B queries with K candidates each.
+        gain: `(B, K)`, nats per target token.
+        qrels: judgements; queries without a relevant candidate are left out. Only labelled baselines take them.
+
+    Raises:
+        NLTError: no query is left.
+    """
+    rows = []
+    for b, c in enumerate(candidates):
+        row: dict[str, object] = {
+            "query": c.query,
+            "answer": c.answer,
+            "documents": [collection.corpus[document_id].content for document_id in c.document_ids],
+        }
+        if gain is not None:
+            row["gain"] = [float(g) for g in gain[b]]
+        if qrels is not None:
+            grades = [qrels.get(c.query_id, {}).get(document_id, 0) for document_id in c.document_ids]
+            if max(grades) <= 0:
+                continue
+            row["positive"] = int(np.argmax(grades))
+        rows.append(row)
+    if not rows:
+        raise NLTError("no query has a relevant candidate; mine more candidates or train without labels")
+    return Dataset.from_list(rows)
+
+
+def relevance(candidates: Sequence[QueryCandidates], qrels: Qrels) -> np.ndarray:
+    """Which candidates the judgements call relevant: `(B, K)` bool."""
+    return np.array([[qrels.get(c.query_id, {}).get(d, 0) > 0 for d in c.document_ids] for c in candidates])

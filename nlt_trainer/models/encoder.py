@@ -1,0 +1,87 @@
+"""Dense encoders: any SentenceTransformer, a transformer with pooling, or an LLM's token embeddings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from peft import LoraConfig, TaskType
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding, Transformer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.models.locations import resolve_model
+
+logger = logging.getLogger(__name__)
+
+
+def load_encoder(
+    name: str,
+    *,
+    prompts: Mapping[str, str] | None = None,
+    max_seq_length: int | None = None,
+    pooling: str | None = None,
+    lora: Mapping[str, object] | None = None,
+    device: str | None = None,
+) -> SentenceTransformer:
+    """Load an encoder to train or to use.
+
+    Args:
+        name: anything that `resolve_model` takes: a Sentence-Transformers model, or a plain transformer
+            (BERT-like or decoder), to which pooling and normalisation are added.
+        prompts: put in front of texts; only the keys `query` and `document` (MTEB drops others).
+        max_seq_length: tokens, longer texts are cut; default what the model has.
+        pooling: for a plain transformer: `mean`, `cls` or `lasttoken`.
+        lora: arguments of `peft.LoraConfig`, e.g. `{"r": 16, "lora_alpha": 32}`; then only the adapter is trained.
+        device: default CUDA where there is one, else CPU.
+
+    Raises:
+        NLTError: the model cannot be loaded, or a setting does not fit it.
+    """
+    if unknown := set(prompts or {}) - {"query", "document"}:
+        raise NLTError(f"prompts has the keys {sorted(unknown)}; only 'query' and 'document' are used by MTEB")
+    location = resolve_model(name)
+    try:
+        if pooling is None:
+            encoder = SentenceTransformer(location, device=device)
+        else:
+            encoder = _with_pooling(location, pooling, device=device)
+    except OSError as error:
+        raise NLTError(f"encoder {name!r} cannot be loaded: {error}") from error
+    if max_seq_length is not None and not isinstance(encoder[0], StaticEmbedding):
+        encoder.max_seq_length = max_seq_length
+    # MTEB and encode_query/encode_document look prompts up under these two names.
+    encoder.prompts = {"query": "", "document": "", **encoder.prompts, **(prompts or {})}
+    if lora:
+        if isinstance(encoder[0], StaticEmbedding):
+            raise NLTError(f"encoder {name!r} is a table of token embeddings; LoRA needs a transformer, leave `lora` out")
+        encoder.add_adapter(LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, **lora))  # type: ignore[arg-type]
+    return encoder
+
+
+def _with_pooling(location: str, pooling: str, *, device: str | None) -> SentenceTransformer:
+    if Path(location, "modules.json").is_file():
+        raise NLTError(f"{location} is a Sentence-Transformers model with its own pooling; leave `pooling` out")
+    if pooling not in {"mean", "cls", "lasttoken"}:
+        raise NLTError(f"pooling {pooling!r} is unknown; choose mean, cls or lasttoken")
+    transformer = Transformer(location)
+    if pooling == "lasttoken" and transformer.tokenizer.pad_token is None:
+        transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
+    modules = [transformer, Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling), Normalize()]
+    return SentenceTransformer(modules=modules, device=device)
+
+
+def encoder_from_token_embeddings(llm: str) -> SentenceTransformer:
+    """An encoder that was never trained for retrieval: the mean of an LLM's token embeddings, normalised.
+
+    Args:
+        llm: anything that `resolve_model` takes.
+    """
+    location = resolve_model(llm)
+    embeddings = AutoModelForCausalLM.from_pretrained(location, dtype="float32").get_input_embeddings().weight
+    tokenizer = AutoTokenizer.from_pretrained(location).backend_tokenizer
+    encoder = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embeddings.detach().clone()), Normalize()])
+    encoder.prompts = {"query": "", "document": ""}
+    return encoder

@@ -1,0 +1,125 @@
+"""DREAM: the encoder's scores are injected into attention heads of the frozen LLM, whose loss trains the encoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.models.attention import ScoreInjection, enable_document_attention
+from nlt_trainer.models.document_prompts import DocumentPrompts, DocumentReader
+from nlt_trainer.models.frozen_lm import FrozenLM
+from nlt_trainer.models.heads import HeadSet
+from nlt_trainer.objectives.similarity import Features, candidate_scores
+
+
+class DREAMLoss(nn.Module):
+    r"""Next-token loss of the target under a frozen LLM whose selected heads share attention as the encoder scores.
+
+    With :math:`w_{bk} = \mathrm{softmax}_k(\cos(e(q_b), e(d_{bk})) / \tau)`, a selected head's attention p, from every
+    row after the documents, to token t of document k becomes
+
+    .. math:: p'_t = p_t \, w_{bk} \, \frac{\sum_j m_j}{m_k}, \qquad m_k = \sum_{t \in d_k} p_t
+
+    and the loss is the mean negative log-likelihood of the target's tokens, averaged over queries. Gradients reach only
+    w, hence only the encoder; shares sum to 1, so that raising one document lowers the others.
+
+    Inputs:
+        | Texts              | Labels                                     |
+        |--------------------|--------------------------------------------|
+        | B queries, B x K documents | the tensors of `DocumentPrompts` of the same documents, in the same order |
+
+    Args:
+        model: the encoder.
+        lm: the frozen LLM; a plain object, so that it is neither wrapped nor saved.
+        heads: the heads to inject, found in this LLM.
+        temperature: of the encoder's cosines.
+        micro_batch_size: queries that the LLM reads at once; any value gives the same gradient, memory grows with it.
+
+    When to use it: where the target depends on combining documents or stored gains are not wanted; each step reads B
+    prompts of K documents. Relation to its siblings: `LikelihoodGainLoss` reads each document alone, once.
+
+    Source: DREAM (arXiv 2606.24667). The LLM's part runs in micro-batches down to dL/dw, then the encoder's backward
+    pass runs once from there; the documents' part of a prompt has no graph, which changes no gradient.
+
+    Example:
+        ```python
+        lm = FrozenLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
+        loss = DREAMLoss(encoder, lm, heads=HeadSet.load("heads.json"), temperature=0.05)
+        ```
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        lm: FrozenLM,
+        *,
+        heads: HeadSet,
+        temperature: float = 0.05,
+        micro_batch_size: int = 2,
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise NLTError(f"temperature is {temperature}; it must be greater than 0")
+        if micro_batch_size < 1:
+            raise NLTError(f"micro_batch_size is {micro_batch_size}; it must be at least 1")
+        heads.check(lm)
+        enable_document_attention(lm)
+        self.model = model
+        self.temperature = temperature
+        self.micro_batch_size = micro_batch_size
+        self.reader = DocumentReader(lm)
+        self.heads = heads.by_layer(lm.device)
+
+    def forward(self, sentence_features: Features, labels: dict[str, Tensor]) -> dict[str, Tensor]:
+        scores = candidate_scores(self.model, sentence_features, self.temperature)
+        prompts = DocumentPrompts.from_dict(labels)
+        return {"dream": self.compute_loss_from_scores(scores, prompts)}
+
+    def compute_loss_from_scores(self, scores: Tensor, prompts: DocumentPrompts) -> Tensor:
+        """Loss of scores `(B, K)` and their prompts; a scalar in float32 with a gradient to the scores."""
+        device = self.reader.lm.device
+        log_weights = scores.log_softmax(-1)
+        leaf = log_weights.detach().to(device).requires_grad_(torch.is_grad_enabled())
+        losses, gradients = [], []
+        for start in range(0, len(prompts), self.micro_batch_size):
+            part = slice(start, start + self.micro_batch_size)
+            loss = self.read(leaf[part], prompts.rows(part).to(device))  # (micro-batch,)
+            losses.append(loss.detach())
+            if leaf.requires_grad:
+                # Only this micro-batch's graph is alive, and it is freed here.
+                gradients.append(torch.autograd.grad(loss.sum(), leaf)[0])
+        loss = torch.cat(losses).mean().to(scores.device)
+        if not gradients:
+            return loss
+        gradient = torch.stack(gradients).sum(0).to(scores) / len(prompts)  # (B, K)
+        return _KnownGradient.apply(log_weights, loss, gradient)
+
+    def read(self, log_weights: Tensor, prompts: DocumentPrompts) -> Tensor:
+        """Mean target loss of each prompt, nats per token, `(B,)`, with log-weights `(B, K)` injected."""
+        cache = self.reader.read_documents(prompts)
+        documents = prompts.key_documents(log_weights.shape[1])
+        injection = ScoreInjection(log_weights, documents, prompts.suffix_mask, self.heads)
+        return self.reader.target_loss(self.reader.read_suffix(prompts, cache, injection), prompts)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Settings for the model card."""
+        heads = [[layer, int(head)] for layer, indices in self.heads.items() for head in indices]
+        return {"temperature": self.temperature, "llm": self.reader.lm.name, "heads": heads}
+
+
+class _KnownGradient(torch.autograd.Function):
+    """A loss whose gradient with respect to the log-weights is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, log_weights: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors
+        return upstream * gradient, None, None

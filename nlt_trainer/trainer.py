@@ -1,0 +1,49 @@
+"""One trainer for all objectives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sentence_transformers import SentenceTransformerTrainer
+from torch import Tensor
+
+from nlt_trainer.errors import NLTError
+
+ENCODER_INPUTS = ("query_", "document_")
+
+
+class NLTTrainer(SentenceTransformerTrainer):
+    """`SentenceTransformerTrainer` for batches of queries with K candidates each.
+
+    The encoder is the only thing that is trained, wrapped and saved: an objective that reads a frozen LLM holds it as a
+    plain object. Losses are means over queries of terms that do not depend on the rest of the batch (or, with in-batch
+    negatives, on the global batch), so that one process and several give the same loss for the same global batch.
+
+    Args are those of `SentenceTransformerTrainer`; `data_collator` is an `NLTCollator`, `loss` one of
+    `nlt_trainer.objectives`.
+
+    Example:
+        ```python
+        encoder = load_encoder("sentence-transformers/all-MiniLM-L6-v2")
+        trainer = NLTTrainer(
+            encoder,
+            NLTTrainingArguments(output_dir="runs/mine"),
+            train_dataset=dataset,  # columns query, documents, gain
+            loss=LikelihoodGainLoss(encoder),
+            data_collator=NLTCollator(encoder),
+        )
+        trainer.train()
+        ```
+    """
+
+    def collect_features(self, inputs: dict[str, Any]) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Split a batch of `NLTCollator` into encoder inputs (queries, documents) and everything else by name.
+
+        Raises:
+            NLTError: the batch does not come from `NLTCollator`.
+        """
+        texts = {name: value for name, value in inputs.items() if name.startswith(ENCODER_INPUTS)}
+        features, _ = super().collect_features(texts)
+        if len(features) != len(ENCODER_INPUTS):
+            raise NLTError(f"a batch has the entries {sorted(inputs)}; pass data_collator=NLTCollator(encoder, ...)")
+        return features, {name: value for name, value in inputs.items() if name not in texts}
