@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.document_prompts import build_prompts
+from nlt_trainer.models.document_prompts import DocumentPrompts, build_prompts
 from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.models.scoring import LikelihoodScorer
 from nlt_trainer.prompts import TargetKind
@@ -34,6 +34,21 @@ class PromptBuilder:
     tokens: PromptTokens
     target: TargetKind
     context_length: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> DocumentPrompts:
+        """Prompts of rows with `query`, `documents` and, where the target needs it, `answer`."""
+        return build_prompts(
+            self.tokens,
+            [row["query"] for row in rows],
+            [row["documents"] for row in rows],
+            answers=[row.get("answer") for row in rows],
+            target=self.target,
+            context_length=self.context_length,
+        )
+
+    def count_tokens(self, rows: Iterable[Mapping[str, Any]]) -> int:
+        """Tokens that the LLM reads in one pass over the rows, without padding."""
+        return sum(self([row]).num_tokens for row in rows)
 
 
 @dataclass
@@ -83,14 +98,7 @@ class NLTCollator:
         if "positive" in rows[0]:
             batch["positive"] = torch.tensor([row["positive"] for row in rows])
         if self.prompts is not None:
-            batch |= build_prompts(
-                self.prompts.tokens,
-                queries,
-                [row["documents"] for row in rows],
-                answers=[row.get("answer") for row in rows],
-                target=self.prompts.target,
-                context_length=self.prompts.context_length,
-            ).as_dict()
+            batch |= self.prompts(rows).as_dict()
         return batch
 
     def _shuffled(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -79,18 +79,19 @@ class TeacherAudit:
 AUDIT_TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
-def audit_teacher(gain: np.ndarray, bm25: np.ndarray) -> dict[str, Any]:
+def audit_teacher(gain: np.ndarray, bm25: Sequence[Sequence[float]]) -> dict[str, Any]:
     """Report on gains before training.
 
     Args:
         gain: `(B, K)`, nats per target token.
-        bm25: `(B, K)`, BM25 scores of the same candidates.
+        bm25: B lists of K BM25 scores of the same candidates.
 
     Returns:
         Share of queries with a positive gain, quantiles of the gain, agreement with BM25 (share of queries with the
         same best candidate; mean Spearman correlation), one `TeacherAudit` a temperature, and the temperature at which
         the effective number of candidates is nearest to K / 3, as a proposal.
     """
+    bm25_scores = np.asarray(bm25)
     if not len(gain):
         raise NLTError("there are no gains to audit; mine candidates for at least one query")
     audits = [_at_temperature(gain, t) for t in AUDIT_TEMPERATURES]
@@ -102,8 +103,8 @@ def audit_teacher(gain: np.ndarray, bm25: np.ndarray) -> dict[str, Any]:
         "candidates": int(gain.shape[1]),
         "share_of_queries_with_positive_gain": float((gain.max(1) > 0).mean()),
         "gain_quantiles_5_25_50_75_95": [round(float(q), 4) for q in quantiles],
-        "same_best_as_bm25": float((gain.argmax(1) == bm25.argmax(1)).mean()),
-        "spearman_with_bm25": _mean_spearman(gain, bm25),
+        "same_best_as_bm25": float((gain.argmax(1) == bm25_scores.argmax(1)).mean()),
+        "spearman_with_bm25": _mean_spearman(gain, bm25_scores),
         "temperatures": [vars(a) for a in audits],
         "proposed_teacher_temperature": proposal,
     }

@@ -57,6 +57,10 @@ class DocumentPrompts:
     def to(self, device: torch.device) -> DocumentPrompts:
         return DocumentPrompts(**{name: tensor.to(device) for name, tensor in self.as_dict().items()})
 
+    @property
+    def num_tokens(self) -> int:
+        return int(self.prompt_mask.sum() + self.suffix_mask.sum())
+
     def key_documents(self, num_documents: int) -> Tensor:
         """The document of every key of the two parts, `(B, P + S)`: the suffix belongs to none."""
         return torch.cat([self.documents, torch.full_like(self.suffix_ids, num_documents)], dim=1)

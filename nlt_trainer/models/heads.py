@@ -115,12 +115,12 @@ def detect_query_focused_heads(
         raise NLTError("no query has a relevant document, so heads cannot be ranked; give more queries or candidates")
     enable_document_attention(lm)
     generator = np.random.default_rng(seed)
-    ranks = []
+    ranks, reader = [], DocumentReader(lm)
     for start in tqdm(range(0, len(keep), batch_size), desc="detecting heads", disable=len(keep) < 16):
         chosen = keep[start : start + batch_size]
         orders = [generator.permutation(len(documents[b])) for b in chosen]
         shuffled = [[documents[b][k] for k in order] for b, order in zip(chosen, orders, strict=True)]
-        mass = calibrated_mass(lm, [queries[b] for b in chosen], documents=shuffled, tokens=tokens)
+        mass = calibrated_mass(reader, [queries[b] for b in chosen], documents=shuffled, tokens=tokens)
         ranks += [
             _reciprocal_rank(mass[i], relevant[b][order]) for i, (b, order) in enumerate(zip(chosen, orders, strict=True))
         ]
@@ -132,19 +132,20 @@ def detect_query_focused_heads(
         "max_document_tokens": tokens.max_document_tokens,
         "template": tokens.template.as_dict(),
         "seed": seed,
+        "lm_tokens": reader.lm_tokens,
     }
     table = tuple(tuple(round(float(s), 6) for s in row) for row in scores)
     return HeadSet(tuple(best), table, lm.name, lm.fingerprint, settings)
 
 
 def calibrated_mass(
-    lm: FrozenLM, queries: Sequence[str], *, documents: Sequence[Sequence[str]], tokens: PromptTokens
+    reader: DocumentReader, queries: Sequence[str], *, documents: Sequence[Sequence[str]], tokens: PromptTokens
 ) -> np.ndarray:
     """Attention mass of each document from the query's tokens minus that from the null query: `(B, L, H, K)`.
 
     The documents are read once for both.
     """
-    reader = DocumentReader(lm)
+    lm = reader.lm
 
     def prompts_of(texts: Sequence[str]) -> DocumentPrompts:
         length = lm.context_length

@@ -151,6 +151,11 @@ class LikelihoodScorer:
         columns = list(zip(*(values[key] for key in keys), strict=True)) or [(), (), ()]
         return Likelihoods(np.array(columns[0], np.float64), np.array(columns[1], np.int64), np.array(columns[2], bool))
 
+    def count_tokens(self, pairs: Sequence[Pair]) -> int:
+        """Tokens that the LLM reads to score these pairs when nothing is cached, without padding."""
+        unique = dict.fromkeys((d, q, a if self.target != "query" else None) for d, q, a in pairs)
+        return sum(row.length for row in self._rows(list(unique)))
+
     def _compute(self, missing: dict[bytes, Pair]) -> Iterator[dict[bytes, tuple[float, int, bool]]]:
         """Score pairs batch by batch; yields `key -> (log-likelihood, target tokens, truncated)` of each batch."""
         keys = list(missing)

@@ -1,0 +1,67 @@
+"""From a recipe's arguments to the objects that several stages need."""
+
+from __future__ import annotations
+
+import random
+
+from nlt_trainer.arguments import DataArguments, ModelArguments
+from nlt_trainer.data.beir import Collection, Query, load_collection, training_queries
+from nlt_trainer.data.candidates import QueryCandidates
+from nlt_trainer.errors import NLTError
+from nlt_trainer.models.frozen_lm import FrozenLM
+from nlt_trainer.models.prompt_tokens import PromptTokens
+from nlt_trainer.models.scoring import LikelihoodScorer
+from nlt_trainer.prompts import TargetKind, check_target, default_target
+
+
+def load_training_collection(data: DataArguments) -> Collection:
+    """The collection, with the qrels that the recipe names and no others."""
+    named = {data.train_split, data.head_qrels}
+    return load_collection(data.collection, splits=sorted(split for split in named if split))
+
+
+def chosen_queries(collection: Collection, data: DataArguments, *, seed: int) -> list[Query]:
+    """The training queries, `max_queries` of them drawn by seed, in the collection's order."""
+    queries = training_queries(collection, data.train_split)
+    if data.max_queries is None or data.max_queries >= len(queries):
+        return queries
+    drawn = sorted(random.Random(seed).sample(range(len(queries)), data.max_queries))
+    return [queries[i] for i in drawn]
+
+
+def load_llm(model: ModelArguments) -> FrozenLM:
+    """The frozen LLM of a recipe."""
+    return FrozenLM.from_pretrained(
+        model.llm, revision=model.llm_revision, adapter=model.adapter, dtype=model.llm_dtype
+    )
+
+
+def target_of(data: DataArguments, candidates: list[QueryCandidates]) -> TargetKind:
+    """The recipe's target; where it has none, joint if every query has an answer, else query."""
+    if data.target is None:
+        return default_target(has_answers=all(c.answer for c in candidates))
+    target = check_target(data.target)
+    without = [c.query_id for c in candidates if not c.answer]
+    if target != "query" and without:
+        raise NLTError(
+            f"target {target!r} needs answers, and {len(without)} queries of {data.collection} have none, e.g. "
+            f"{without[0]!r}; add them to queries.jsonl or set target: query"
+        )
+    return target
+
+
+def prompt_tokens(lm: FrozenLM, data: DataArguments) -> PromptTokens:
+    """The tokeniser of a recipe's prompts."""
+    return PromptTokens(lm.tokenizer, data.template, max_document_tokens=data.max_document_tokens)
+
+
+def make_scorer(lm: FrozenLM, data: DataArguments, *, target: TargetKind) -> LikelihoodScorer:
+    """The scorer of a recipe, with its cache."""
+    return LikelihoodScorer(
+        lm,
+        target=target,
+        template=data.template,
+        max_document_tokens=data.max_document_tokens,
+        batch_tokens=data.batch_tokens,
+        cache_folder=data.score_cache,
+    )

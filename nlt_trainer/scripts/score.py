@@ -1,0 +1,87 @@
+"""Compute how much each candidate raises the likelihood of its query's target, and audit the result.
+
+```bash
+accelerate launch -m nlt_trainer.scripts.score --config recipes/demo/likelihood_gain.yaml
+```
+
+Scores go into the cache batch by batch, so that a killed run goes on where it stopped; several processes share the work.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments
+from nlt_trainer.data.candidates import QueryCandidates, read_candidates
+from nlt_trainer.data.gains import audit_teacher, write_gains
+from nlt_trainer.files import read_json, write_json
+from nlt_trainer.models.scoring import LikelihoodScorer
+from nlt_trainer.recipe import parse_recipe
+from nlt_trainer.scripts import run_main
+from nlt_trainer.scripts.common import load_llm, load_training_collection, make_scorer, target_of
+
+
+def audit_file(gains: str) -> Path:
+    """Where the audit of a gains file stands."""
+    return Path(gains).with_suffix(".audit.json")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the recipe's `gains` file and the audit beside it."""
+    model, data, _ = parse_recipe(RECIPE_BLOCKS, argv)
+    state = PartialState()
+    collection = load_training_collection(data)
+    candidates = read_candidates(data.candidates, collection)
+    texts = [[collection.corpus[d].content for d in c.document_ids] for c in candidates]
+    scorer = make_scorer(load_llm(model), data, target=target_of(data, candidates))
+    start = time.monotonic()
+    with state.split_between_processes(list(range(len(candidates)))) as share:
+        score(scorer, [candidates[i] for i in share], [texts[i] for i in share])
+    state.wait_for_everyone()
+    if state.is_main_process:
+        report = write_results(scorer, data, candidates, texts, seconds=time.monotonic() - start)
+        print(json.dumps(report, indent=2))
+        print(f"{data.gains}: gains of {report['queries']} queries x {report['candidates']} candidates")
+
+
+def score(scorer: LikelihoodScorer, candidates: list[QueryCandidates], texts: list[list[str]]) -> Any:
+    """Likelihoods with and without documents, from the cache where it has them."""
+    return scorer.candidate_likelihoods([c.query for c in candidates], texts, [c.answer for c in candidates])
+
+
+def write_results(
+    scorer: LikelihoodScorer,
+    data: DataArguments,
+    candidates: list[QueryCandidates],
+    texts: list[list[str]],
+    *,
+    seconds: float,
+) -> dict[str, Any]:
+    """Write gains and audit; everything comes out of the cache by now."""
+    with_document, without = score(scorer, candidates, texts)
+    gain = scorer.gain([c.query for c in candidates], texts, [c.answer for c in candidates])
+    path = audit_file(data.gains)
+    earlier = read_json(path) if path.is_file() else {}
+    nothing_new = scorer.lm_tokens == 0 and earlier
+    pairs = [(text, c.query, c.answer) for c, row in zip(candidates, texts, strict=True) for text in row]
+    report = {
+        **audit_teacher(gain, [c.bm25 for c in candidates]),
+        "target": scorer.target,
+        "truncated_documents": round(float(with_document.truncated.mean()), 4),
+        "mean_target_tokens": round(float(without.target_tokens.mean()), 2),
+        "lm_tokens": scorer.count_tokens(pairs + [(None, c.query, c.answer) for c in candidates]),
+        "seconds": earlier["seconds"] if nothing_new else round(seconds, 1),
+        "scorer": scorer.description,
+    }
+    write_gains(data.gains, candidates, gain)
+    write_json(path, report)
+    return report
+
+
+if __name__ == "__main__":
+    run_main(main)
