@@ -8,6 +8,7 @@ standard-library collection of Python 3.11 (test) and from 0.6617 to 0.6625 on B
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ from bm25s.tokenization import Tokenized
 from nlt_trainer.data.beir import Collection, Query
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import read_jsonl, write_jsonl
+
+logging.getLogger("bm25s").setLevel(logging.INFO)  # bm25s sets its logger to DEBUG when it is imported
 
 STOP_WORDS = frozenset(STOPWORDS_EN)
 WORD = re.compile(r"\b\w\w+\b")

@@ -51,9 +51,10 @@ def build_stdlib_collection(folder: str | Path, *, seed: int = 0) -> Collection:
 
     Kept are functions and methods with a docstring whose first paragraph has 5 to 40 words. Left out are private ones
     (a function or class name with a leading underscore, other than `__dunder__`; a module may be private, since
-    modules such as `_pydecimal` hold the source of public names), bodies under 20 characters, and functions whose
-    query or source was seen before. Top-level modules are dealt to the splits whole, in the order of a hash of their
-    name, until test has about 30 % and dev about 10 % of the queries. The same Python version gives the same bytes.
+    modules such as `_pydecimal` hold the source of public names), bodies under 20 characters, queries that merely
+    repeat the signature, and functions whose query or source was seen before. Top-level modules are dealt to the
+    splits whole, in the order of a hash of their name, until test has about 30 % and dev about 10 % of the queries.
+    The same Python version gives the same bytes.
 
     Args:
         folder: where to write; replaced if it exists, absent if the build fails.
@@ -141,7 +142,8 @@ def _describe(name: str, *, node: FunctionNode, lines: list[str]) -> _Function |
         return None
     start = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
     header = "\n".join(lines[start - 1 : first.lineno - 1])
-    return _Function(name, query, textwrap.dedent(header + "\n" + body.lstrip("\n")).strip("\n"))
+    source = textwrap.dedent(header + "\n" + body.lstrip("\n")).strip("\n")
+    return None if query in " ".join(source.split()) else _Function(name, query, source)
 
 
 def _distinct(functions: Iterable[_Function]) -> list[_Function]:
