@@ -178,9 +178,13 @@ def test_the_evaluator_leaves_random_generators_alone(
     collection: Collection, tiny_static_encoder: SentenceTransformer
 ) -> None:
     evaluator = RetrievalEvaluator(collection, split="test")
-    states = [pickle.dumps(state()) for state in (random.getstate, np.random.get_state, torch.get_rng_state)]
+    before = _random_states()
     evaluator(tiny_static_encoder)
-    assert [pickle.dumps(state()) for state in (random.getstate, np.random.get_state, torch.get_rng_state)] == states
+    assert _random_states() == before
+
+
+def _random_states() -> bytes:
+    return pickle.dumps((random.getstate(), np.random.get_state(), torch.get_rng_state().tolist()))
 
 
 def test_the_trainer_chooses_the_best_checkpoint_by_it(
