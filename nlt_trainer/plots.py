@@ -1,0 +1,78 @@
+"""The two pictures of a run: how training went, and which heads read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.models.heads import HeadSet
+
+COLOURS = ("#1f5fa8", "#c8501e", "#3a7d44", "#7a4f9a")
+
+
+def learning_curve(
+    logs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, *, metric: str, baselines: Mapping[str, float]
+) -> None:
+    """Draw an evaluated metric against training queries seen, one line a run.
+
+    Args:
+        logs: run name to the trainer's log; entries with `metric` are drawn against their `step`.
+        path: PNG file.
+        metric: key of the log, e.g. `eval_dev_ndcg_at_10`.
+        baselines: name to value of the same metric; a dashed line each.
+
+    Raises:
+        NLTError: no run has the metric.
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    drawn = 0
+    for colour, (name, log) in zip(COLOURS, logs.items(), strict=False):
+        points = [(entry["step"], entry[metric]) for entry in log if metric in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=name)
+            drawn += 1
+    if not drawn:
+        raise NLTError(f"no run has logged {metric!r}; set dev_split and eval_strategy in the recipe")
+    for name, value in baselines.items():
+        axes.axhline(value, color="0.5", linestyle="--", linewidth=1)
+        axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.35")
+    axes.set(xlabel="optimizer steps", ylabel="nDCG@10, dev queries", title="Learning curve")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, loc="center right")
+    _save(figure, path)
+
+
+def head_heat_map(heads: HeadSet, path: str | Path) -> None:
+    """Draw every head's score (mean reciprocal rank of gold) by layer and head; the chosen heads are framed."""
+    scores = np.array(heads.scores)  # (L, H)
+    figure = Figure(figsize=(max(4.0, 0.42 * scores.shape[1] + 2), max(4.0, 0.22 * scores.shape[0] + 1)), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(scores, aspect="auto", cmap="viridis")
+    for layer, head in heads.heads:
+        axes.add_patch(_frame(head, layer))
+    axes.set(xlabel="head", ylabel="layer", title=f"Query-focused heads, the best {len(heads.heads)} framed")
+    axes.set_xticks(range(scores.shape[1]))
+    axes.set_yticks(range(0, scores.shape[0], 2 if scores.shape[0] > 12 else 1))
+    figure.colorbar(image, label="mean reciprocal rank of gold")
+    _save(figure, path)
+
+
+def _frame(column: int, row: int) -> Any:
+    return Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#ff5c33", linewidth=1.8)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    """Write a PNG beside its final name, then rename it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format="png", dpi=140)
+    partial.replace(path)

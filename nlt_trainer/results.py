@@ -1,0 +1,57 @@
+"""Rows of results: what each of them is and how they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from nlt_trainer.files import write_json
+
+
+@dataclass(frozen=True)
+class Result:
+    """One system on one collection.
+
+    Args:
+        name: `bm25`, `start`, or the objective that trained the encoder.
+        ndcg_at_10: mean over the queries, as the two after it.
+        mrr_at_10: mean reciprocal rank among the first 10.
+        recall_at_100: share of the relevant documents among the first 100.
+        train_seconds: wall time of training and of the LLM stage before it (scoring, or head detection).
+        lm_tokens: tokens that the frozen LLM has read for it, without padding.
+        seed: of training; `None` where nothing was trained.
+        collection: the folder's name.
+        split: of its qrels.
+    """
+
+    name: str
+    ndcg_at_10: float
+    mrr_at_10: float
+    recall_at_100: float
+    train_seconds: float
+    lm_tokens: int
+    seed: int | None
+    collection: str
+    split: str
+
+
+def write_results(path: str | Path, results: Sequence[Result]) -> None:
+    """Write the rows as a JSON list of objects."""
+    write_json(path, [asdict(result) for result in results])
+
+
+def results_table(results: Sequence[Result]) -> str:
+    """Render rows as a Markdown table."""
+    lines = [
+        "| collection | system | nDCG@10 | MRR@10 | Recall@100 | training seconds | LLM tokens | seed |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        cost = (f"{r.train_seconds:,.0f}", f"{r.lm_tokens:,}", str(r.seed)) if r.seed is not None else ("", "", "")
+        lines.append(
+            f"| {r.collection} {r.split} | {r.name} | {r.ndcg_at_10:.3f} | {r.mrr_at_10:.3f} | {r.recall_at_100:.3f} | "
+            + " | ".join(cost)
+            + " |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,97 @@
+"""Evaluate BM25, the encoder before and the encoder after training on held-out queries, with mteb.
+
+```bash
+nlt evaluate --config recipes/demo/likelihood_gain.yaml
+```
+
+Reports on `collection` and `eval_split`, then on each of `eval_collections`; writes `<output_dir>/results.json` and puts
+the results into the model card.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate import PartialState
+
+from nlt_trainer.arguments import RECIPE_BLOCKS, ModelArguments
+from nlt_trainer.cards import write_card
+from nlt_trainer.data.beir import Collection, load_collection
+from nlt_trainer.errors import NLTError
+from nlt_trainer.evaluation import evaluate_bm25, evaluate_encoder
+from nlt_trainer.files import read_json
+from nlt_trainer.models.encoder import load_encoder
+from nlt_trainer.recipe import parse_recipe
+from nlt_trainer.results import Result, results_table, write_results
+from nlt_trainer.scripts import run_main
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write results and card; prints the table."""
+    model, data, args = parse_recipe(RECIPE_BLOCKS, argv)
+    if not PartialState().is_main_process:
+        return
+    run = Path(args.output_dir)
+    results = []
+    for folder, split in [(data.collection, data.eval_split), *map(folder_and_split, data.eval_collections)]:
+        collection = load_collection(folder, splits=[split])
+        results += [
+            evaluate_baseline(collection, split),
+            evaluate_start(collection, split, model=model),
+            evaluate_run(collection, split, run=run, model=model),
+        ]
+    write_results(run / "results.json", results)
+    write_card(run, results)
+    print(results_table(results))
+
+
+def folder_and_split(entry: str) -> tuple[str, str]:
+    """Split an entry of `eval_collections`.
+
+    Raises:
+        NLTError: it is not FOLDER:SPLIT.
+    """
+    folder, _, split = entry.rpartition(":")
+    if not folder or not split:
+        raise NLTError(f"eval_collections has {entry!r}; write FOLDER:SPLIT, e.g. data/scifact:test")
+    return folder, split
+
+
+def evaluate_baseline(collection: Collection, split: str) -> Result:
+    """BM25's row."""
+    metrics = evaluate_bm25(collection, split=split)
+    return Result("bm25", **metrics, train_seconds=0, lm_tokens=0, seed=None, collection=collection.name, split=split)
+
+
+def evaluate_start(collection: Collection, split: str, *, model: ModelArguments) -> Result:
+    """The row of the encoder that training starts from."""
+    encoder = load_encoder(
+        model.encoder, prompts=model.encoder_prompts, max_seq_length=model.max_seq_length, pooling=model.pooling
+    )
+    metrics = evaluate_encoder(encoder, collection, split=split)
+    return Result("start", **metrics, train_seconds=0, lm_tokens=0, seed=None, collection=collection.name, split=split)
+
+
+def evaluate_run(collection: Collection, split: str, *, run: Path, model: ModelArguments) -> Result:
+    """The row of a trained encoder.
+
+    Raises:
+        NLTError: the run's folder has no finished encoder.
+    """
+    if not (run / "encoder").is_dir() or not (run / "training.json").is_file():
+        raise NLTError(f"{run} has no finished encoder; run `nlt train` with this recipe first")
+    report = read_json(run / "training.json")
+    metrics = evaluate_encoder(load_encoder(str(run / "encoder")), collection, split=split)
+    return Result(
+        report["objective"],
+        **metrics,
+        train_seconds=report["train_seconds"],
+        lm_tokens=report["lm_tokens"],
+        seed=report["seed"],
+        collection=collection.name,
+        split=split,
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)
