@@ -78,8 +78,6 @@ class BEIRFolderRetrieval(AbsTaskRetrieval):
 
     def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
         """Fill `self.dataset` from the collection; called by mteb."""
-        if self.data_loaded:
-            return
         documents = self.collection.corpus.values()
         queries = self.collection.split_queries(self.split)
         self.dataset = {

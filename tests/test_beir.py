@@ -44,6 +44,11 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert collection.qrels == qrels
 
 
+def test_a_title_may_be_left_out(tmp_path: Path) -> None:
+    collection = load_collection(_write(tmp_path, corpus='{"_id": "d1", "text": "one"}\n'))
+    assert collection.corpus == {"d1": Document("d1", "", "one")}
+
+
 def test_a_failed_write_leaves_the_earlier_folder(tmp_path: Path) -> None:
     folder = _write(tmp_path / "set")
 
