@@ -72,7 +72,9 @@ class DataArguments:
     score_cache: str = field(default="scores", metadata={"help": "Folder of the score cache."})
     target: str | None = field(
         default=None,
-        metadata={"help": "Text whose likelihood counts: answer, query or joint; unset: joint with answers, else query."},
+        metadata={
+            "help": "Text whose likelihood counts: answer, query or joint; unset: joint with answers, else query."
+        },
     )
     document_prefix: str = field(
         default=PromptTemplate.document_prefix, metadata={"help": "Text before each document in the LLM's prompt."}
@@ -87,7 +89,8 @@ class DataArguments:
         default=PromptTemplate.answer_prefix, metadata={"help": "Text before the answer in the LLM's prompt."}
     )
     max_document_tokens: int = field(
-        default=192, metadata={"help": "Tokens that the LLM reads of a document; longer documents are cut and counted."}
+        default=192,
+        metadata={"help": "Tokens that the LLM reads of a document; longer documents are cut and counted."},
     )
     batch_tokens: int = field(default=4096, metadata={"help": "Tokens, with padding, in one forward pass of scoring."})
     head_queries: int = field(default=64, metadata={"help": "Queries that detect_heads looks at."})
@@ -111,7 +114,8 @@ class DataArguments:
             raise NLTError(f"num_candidates is {self.num_candidates}; a distribution needs at least 2 candidates")
         if not 0 <= self.num_random_candidates <= self.num_candidates:
             raise NLTError(
-                f"num_random_candidates is {self.num_random_candidates}; choose 0 to num_candidates ({self.num_candidates})"
+                f"num_random_candidates is {self.num_random_candidates}; "
+                f"choose 0 to num_candidates ({self.num_candidates})"
             )
 
     @property
@@ -137,7 +141,8 @@ class NLTTrainingArguments(SentenceTransformerTrainingArguments):
         default=0.0, metadata={"help": "Cosine of the null candidate: where a document is no better than none."}
     )
     query_weight: str = field(
-        default="none", metadata={"help": "Weight of a query by its best gain: none, positive or gain (likelihood_gain)."}
+        default="none",
+        metadata={"help": "Weight of a query by its best gain: none, positive or gain (likelihood_gain)."},
     )
     lm_micro_batch_size: int = field(
         default=2, metadata={"help": "Queries that the LLM reads at once (dream); changes memory, not the gradient."}

@@ -55,8 +55,8 @@ $settings
 
 ### Limits
 
-It was fitted to the documents and queries of one collection; elsewhere it can be worse than its start, so evaluate it on
-your own. The licences of the start, of the LLM and of the training documents apply to it.
+It was fitted to the documents and queries of one collection; elsewhere it can be worse than its start, so evaluate it
+on your own. The licences of the start, of the LLM and of the training documents apply to it.
 """)
 
 
@@ -95,7 +95,9 @@ def write_card(run: Path, results: Sequence[Result]) -> None:
 
 def _section(report: dict[str, Any], settings: dict[str, Any], results: Sequence[Result]) -> str:
     model, data = settings["model"], settings["data"]
-    lines = [f"- {key}: `{value!r}`" for block in settings.values() for key, value in block.items() if value is not None]
+    lines = [
+        f"- {key}: `{value!r}`" for block in settings.values() for key, value in block.items() if value is not None
+    ]
     return SECTION.substitute(
         mark=MARK,
         objective=report["objective"],

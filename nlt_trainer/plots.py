@@ -16,16 +16,13 @@ from nlt_trainer.models.heads import HeadSet
 COLOURS = ("#1f5fa8", "#c8501e", "#3a7d44", "#7a4f9a")
 
 
-def learning_curve(
-    logs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, *, metric: str, baselines: Mapping[str, float]
-) -> None:
+def learning_curve(logs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, *, metric: str) -> None:
     """Draw an evaluated metric against training queries seen, one line a run.
 
     Args:
         logs: run name to the trainer's log; entries with `metric` are drawn against their `step`.
         path: PNG file.
         metric: key of the log, e.g. `eval_dev_ndcg_at_10`.
-        baselines: name to value of the same metric; a dashed line each.
 
     Raises:
         NLTError: no run has the metric.
@@ -40,9 +37,6 @@ def learning_curve(
             drawn += 1
     if not drawn:
         raise NLTError(f"no run has logged {metric!r}; set dev_split and eval_strategy in the recipe")
-    for name, value in baselines.items():
-        axes.axhline(value, color="0.5", linestyle="--", linewidth=1)
-        axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.35")
     axes.set(xlabel="optimizer steps", ylabel="nDCG@10, dev queries", title="Learning curve")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
@@ -53,7 +47,9 @@ def learning_curve(
 def head_heat_map(heads: HeadSet, path: str | Path) -> None:
     """Draw every head's score (mean reciprocal rank of gold) by layer and head; the chosen heads are framed."""
     scores = np.array(heads.scores)  # (L, H)
-    figure = Figure(figsize=(max(4.0, 0.42 * scores.shape[1] + 2), max(4.0, 0.22 * scores.shape[0] + 1)), layout="constrained")
+    figure = Figure(
+        figsize=(max(4.0, 0.42 * scores.shape[1] + 2), max(4.0, 0.22 * scores.shape[0] + 1)), layout="constrained"
+    )
     axes = figure.add_subplot()
     image = axes.imshow(scores, aspect="auto", cmap="viridis")
     for layer, head in heads.heads:

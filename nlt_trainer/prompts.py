@@ -15,8 +15,10 @@ TEMPLATE_VERSION = 1
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """Segments of `<document_prefix>document<document_suffix>`, once a document, then `<query_prefix> query<answer_prefix>
-    answer`. Each segment is tokenised alone, so that a document's tokens do not depend on what follows it.
+    """Segments around the texts: `<document_prefix>document<document_suffix>`, once a document, then
+    `<query_prefix> query<answer_prefix> answer`.
+
+    Each segment is tokenised alone, so that a document's tokens do not depend on what follows it.
 
     Example:
         ```python
@@ -31,7 +33,9 @@ class PromptTemplate:
 
     def __post_init__(self) -> None:
         if not self.query_prefix:
-            raise NLTError("query_prefix is empty, so the query's first token would have no context; set e.g. 'Question:'")
+            raise NLTError(
+                "query_prefix is empty, so the query's first token would have no context; set e.g. 'Question:'"
+            )
 
     def as_dict(self) -> dict[str, str | int]:
         """The segments and the version, for cache keys and model cards."""

@@ -49,9 +49,6 @@ def results_table(results: Sequence[Result]) -> str:
     ]
     for r in results:
         cost = (f"{r.train_seconds:,.0f}", f"{r.lm_tokens:,}", str(r.seed)) if r.seed is not None else ("", "", "")
-        lines.append(
-            f"| {r.collection} {r.split} | {r.name} | {r.ndcg_at_10:.3f} | {r.mrr_at_10:.3f} | {r.recall_at_100:.3f} | "
-            + " | ".join(cost)
-            + " |"
-        )
+        metrics = (f"{r.ndcg_at_10:.3f}", f"{r.mrr_at_10:.3f}", f"{r.recall_at_100:.3f}")
+        lines.append(f"| {' | '.join((f'{r.collection} {r.split}', r.name, *metrics, *cost))} |")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformerTrainer
 from torch import Tensor
 
+from nlt_trainer.arguments import NLTTrainingArguments
 from nlt_trainer.errors import NLTError
 
 ENCODER_INPUTS = ("query_", "document_")
@@ -15,7 +16,7 @@ ENCODER_INPUTS = ("query_", "document_")
 class NLTTrainer(SentenceTransformerTrainer):
     """`SentenceTransformerTrainer` for batches of queries with K candidates each.
 
-    The encoder is the only thing that is trained, wrapped and saved: an objective that reads a frozen LLM holds it as a
+    The encoder is all that is trained, wrapped and saved: an objective that reads a frozen LLM holds it as a
     plain object. Losses are means over queries of terms that do not depend on the rest of the batch (or, with in-batch
     negatives, on the global batch), so that one process and several give the same loss for the same global batch.
 
@@ -36,7 +37,11 @@ class NLTTrainer(SentenceTransformerTrainer):
         ```
     """
 
-    def collect_features(self, inputs: dict[str, Any]) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    args: NLTTrainingArguments
+
+    def collect_features(  # type: ignore[override]  # labels are named tensors here; only the loss reads them
+        self, inputs: dict[str, Any]
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """Split a batch of `NLTCollator` into encoder inputs (queries, documents) and everything else by name.
 
         Raises:

@@ -55,7 +55,7 @@ class PromptBuilder:
 class NLTCollator:
     """Collate rows of `query`, `documents` (K texts), and optionally `answer`, `gain`, `positive`.
 
-    The encoder's prompts stand before queries and documents as they do at inference. A plain dict of tensors comes out:
+    The encoder's prompts stand before the texts, as they do at inference. Out comes a plain dict of tensors:
 
     | Key | Shape | What |
     |---|---|---|
@@ -73,8 +73,8 @@ class NLTCollator:
         seed: of the candidates' order, drawn once a query, so that no position in a prompt means anything.
 
     Raises:
-        NLTError: a query has no candidates, or another number of them than the others; a gain is not finite; gains would
-            have to be computed in a data loader worker.
+        NLTError: a query has no candidates, or another number of them than the others; a gain is not finite; gains
+            would have to be computed in a data loader worker.
     """
 
     encoder: SentenceTransformer
@@ -122,7 +122,9 @@ class NLTCollator:
         missing = [row for row in rows if row.get("gain") is None]
         if missing and self.scorer is not None:
             if get_worker_info() is not None:
-                raise NLTError("gains are computed in the main process; set dataloader_num_workers to 0 or run nlt score")
+                raise NLTError(
+                    "gains are computed in the main process; set dataloader_num_workers to 0 or run nlt score"
+                )
             computed = self.scorer.gain(
                 [row["query"] for row in missing],
                 [row["documents"] for row in missing],

@@ -105,10 +105,14 @@ def document_attention(
     """Attention function for `AttentionInterface`: fused attention, with explicit weights for selected heads only.
 
     Args:
+        module: the model's attention layer; its `layer_idx` is read.
         query: `(B, H, S, head size)`.
-        key: `(B, key-value heads, T, head size)`; `value` likewise.
+        key: `(B, key-value heads, T, head size)`.
+        value: shaped as `key`.
         attention_mask: `(B, 1, S, T)` bool, True where a key is seen; `None` means causal.
+        scaling: factor of the attention logits.
         document_attention: what to do with documents; `None` is fused attention alone.
+        **kwargs: passed on to the fused attention, which refuses what it cannot do (a soft cap of the logits).
 
     Returns:
         `(B, S, H, head size)` and `None`, the interface's unused attention weights.

@@ -56,7 +56,9 @@ def load_encoder(
     encoder.prompts = {"query": "", "document": "", **encoder.prompts, **(prompts or {})}
     if lora:
         if isinstance(encoder[0], StaticEmbedding):
-            raise NLTError(f"encoder {name!r} is a table of token embeddings; LoRA needs a transformer, leave `lora` out")
+            raise NLTError(
+                f"encoder {name!r} is a table of token embeddings; LoRA needs a transformer, leave `lora` out"
+            )
         encoder.add_adapter(LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, **lora))  # type: ignore[arg-type]
     return encoder
 
@@ -69,7 +71,8 @@ def _with_pooling(location: str, pooling: str, *, device: str | None) -> Sentenc
     transformer = Transformer(location)
     if pooling == "lasttoken" and transformer.tokenizer.pad_token is None:
         transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
-    modules = [transformer, Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling), Normalize()]
+    dimension = transformer.get_embedding_dimension()  # type: ignore[operator]  # a method, typed as a module entry
+    modules = [transformer, Pooling(dimension, pooling_mode=pooling), Normalize()]
     return SentenceTransformer(modules=modules, device=device)
 
 

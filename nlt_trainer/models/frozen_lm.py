@@ -1,4 +1,4 @@
-"""A causal language model that is only read: no parameter of it has a gradient and no trainer ever wraps or saves it."""
+"""A causal language model that is only read: no parameter has a gradient, no trainer wraps or saves it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class FrozenLM:
         """
         location = resolve_model(name)
         try:
-            model = AutoModelForCausalLM.from_pretrained(location, revision=revision, dtype=dtype)
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(location, revision=revision, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
         except OSError as error:
             raise NLTError(f"LLM {name!r} cannot be loaded: {error}") from error
@@ -75,8 +75,9 @@ class FrozenLM:
         }
         if adapter is not None:
             model, fingerprint["adapter"] = _merge_adapter(model, adapter, base=name, base_location=location)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(model.to(device), tokenizer, name, fingerprint)
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model.to(place)  # type: ignore[arg-type]  # transformers wraps `to` in a decorator that hides its signature
+        return cls(model, tokenizer, name, fingerprint)
 
     @property
     def device(self) -> torch.device:
@@ -132,14 +133,14 @@ class FrozenLM:
 
 def _check_projection(lm: FrozenLM) -> None:
     """Refuse a model whose head does more than `FrozenLM.project` knows of."""
-    ids = torch.arange(4, device=lm.device)[None] % lm.model.get_input_embeddings().num_embeddings
+    ids = torch.arange(4, device=lm.device)[None]
     with torch.no_grad():
         expected = lm.model(input_ids=ids).logits.float()
         ours = lm.project(lm.model.base_model(input_ids=ids).last_hidden_state)
     if not torch.allclose(expected, ours, atol=1e-2, rtol=1e-2):
         raise NLTError(
-            f"LLM {lm.name!r} ({type(lm.model).__name__}): its logits are not its output embedding applied to its last "
-            "hidden state, so log-likelihoods at target positions would be wrong. Choose a decoder with a plain "
+            f"LLM {lm.name!r} ({type(lm.model).__name__}): its logits are not its output embedding applied to its "
+            "last hidden state, so log-likelihoods at target positions would be wrong. Choose a decoder with a plain "
             "language-model head (Llama, Qwen, Mistral, Gemma, Phi, OLMo, Granite, SmolLM families)."
         )
 
@@ -170,8 +171,9 @@ def _merge_adapter(
     trained_on = config.base_model_name_or_path or ""
     if trained_on and Path(trained_on).name not in {Path(base).name, Path(base_location).name}:
         raise NLTError(
-            f"adapter {adapter!r} was trained on {trained_on!r}, not on {base!r}. Set the LLM to its base or leave the "
-            "adapter out; if both names mean the same weights, correct base_model_name_or_path in adapter_config.json."
+            f"adapter {adapter!r} was trained on {trained_on!r}, not on {base!r}. Set the LLM to its base or leave "
+            "the adapter out; if both names mean the same weights, correct base_model_name_or_path in "
+            "adapter_config.json."
         )
     try:
         merged = PeftModel.from_pretrained(model, location).merge_and_unload()

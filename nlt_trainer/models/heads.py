@@ -122,7 +122,8 @@ def detect_query_focused_heads(
         shuffled = [[documents[b][k] for k in order] for b, order in zip(chosen, orders, strict=True)]
         mass = calibrated_mass(reader, [queries[b] for b in chosen], documents=shuffled, tokens=tokens)
         ranks += [
-            _reciprocal_rank(mass[i], relevant[b][order]) for i, (b, order) in enumerate(zip(chosen, orders, strict=True))
+            _reciprocal_rank(mass[i], relevant[b][order])
+            for i, (b, order) in enumerate(zip(chosen, orders, strict=True))
         ]
     scores = np.mean(ranks, axis=0)  # (L, H)
     best = [divmod(int(i), scores.shape[1]) for i in np.argsort(-scores, axis=None, kind="stable")[:num_heads]]

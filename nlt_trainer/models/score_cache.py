@@ -45,7 +45,9 @@ class ScoreCache:
                 connection.execute("INSERT OR IGNORE INTO description VALUES (?)", (text,))
                 found = connection.execute("SELECT text FROM description").fetchall()
         except sqlite3.DatabaseError as error:
-            raise DataError(self.path, f"not a readable score cache ({error}); remove the file to compute again") from error
+            raise DataError(
+                self.path, f"not a readable score cache ({error}); remove the file to compute again"
+            ) from error
         if found != [(text,)]:
             raise DataError(self.path, "belongs to another scorer (names collide); choose another cache folder")
 

@@ -127,7 +127,7 @@ class LikelihoodScorer:
     def candidate_likelihoods(
         self, queries: Sequence[str], candidates: Sequence[Sequence[str]], answers: Sequence[str | None] | None = None
     ) -> tuple[Likelihoods, Likelihoods]:
-        """Likelihoods with each candidate, `(B * K,)` query-major (row `b * K + k`), and without a document, `(B,)`."""
+        """Likelihoods with each candidate, `(B * K,)` query-major (row `b * K + k`), and without one, `(B,)`."""
         given: Sequence[str | None] = [None] * len(queries) if answers is None else answers
         if len({len(c) for c in candidates}) > 1:
             raise NLTError("queries have different numbers of candidates; mine them again with one num_candidates")
@@ -149,7 +149,9 @@ class LikelihoodScorer:
             if self.cache is not None:
                 self.cache.put(result)
         columns = list(zip(*(values[key] for key in keys), strict=True)) or [(), (), ()]
-        return Likelihoods(np.array(columns[0], np.float64), np.array(columns[1], np.int64), np.array(columns[2], bool))
+        return Likelihoods(
+            np.array(columns[0], np.float64), np.array(columns[1], np.int64), np.array(columns[2], bool)
+        )
 
     def count_tokens(self, pairs: Sequence[Pair]) -> int:
         """Tokens that the LLM reads to score these pairs when nothing is cached, without padding."""

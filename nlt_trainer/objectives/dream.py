@@ -24,8 +24,8 @@ class DREAMLoss(nn.Module):
 
     .. math:: p'_t = p_t \, w_{bk} \, \frac{\sum_j m_j}{m_k}, \qquad m_k = \sum_{t \in d_k} p_t
 
-    and the loss is the mean negative log-likelihood of the target's tokens, averaged over queries. Gradients reach only
-    w, hence only the encoder; shares sum to 1, so that raising one document lowers the others.
+    and the loss is the mean negative log-likelihood of the target's tokens, averaged over queries. Gradients reach
+    only w, hence only the encoder; shares sum to 1, so that raising one document lowers the others.
 
     Inputs:
         | Texts              | Labels                                     |
@@ -120,6 +120,6 @@ class _KnownGradient(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return upstream * gradient, None, None

@@ -22,7 +22,9 @@ class InfoNCELoss(nn.Module):
     Inputs:
         | Texts              | Labels                                     |
         |--------------------|--------------------------------------------|
-        | B queries, B x K documents | `positive` of shape `(B,)`, index of the labelled candidate, or else `gain` of shape `(B, K)`, whose best candidate is taken; `candidate_keys` of shape `(B, K)`, equal for equal texts |
+        | B queries, B x K documents | `positive` of shape `(B,)`, index of the labelled candidate, or else `gain` |
+        |                    | of shape `(B, K)`, whose best candidate is taken                                  |
+        |                    | `candidate_keys` of shape `(B, K)`, equal for equal texts                          |
 
     Args:
         model: the encoder.
@@ -41,7 +43,9 @@ class InfoNCELoss(nn.Module):
         ```
     """
 
-    def __init__(self, model: SentenceTransformer, *, temperature: float = 0.05, in_batch_negatives: bool = True) -> None:
+    def __init__(
+        self, model: SentenceTransformer, *, temperature: float = 0.05, in_batch_negatives: bool = True
+    ) -> None:
         super().__init__()
         if temperature <= 0:
             raise NLTError(f"temperature is {temperature}; it must be greater than 0")

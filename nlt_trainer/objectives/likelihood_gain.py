@@ -19,7 +19,8 @@ class LikelihoodGainLoss(nn.Module):
 
     With :math:`g_{bk}` the likelihood gain of candidate k and :math:`s_{bk} = \cos(e(q_b), e(d_{bk})) / \tau`,
 
-    .. math:: L = \frac{1}{B} \sum_b u_b \, \mathrm{KL}\left(\mathrm{softmax}_k(g_{bk} / \tau_T) \,\|\, \mathrm{softmax}_k(s_{bk})\right)
+    .. math:: L = \frac{1}{B} \sum_b u_b \,
+              \mathrm{KL}\left(\mathrm{softmax}_k(g_{bk} / \tau_T) \,\|\, \mathrm{softmax}_k(s_{bk})\right)
 
     Adding a constant to a query's gains changes nothing, unless the null candidate takes part: a further candidate of
     gain 0 (no document), whose score is `null_similarity / temperature`.

@@ -4,8 +4,8 @@
 nlt evaluate --config recipes/demo/likelihood_gain.yaml
 ```
 
-Reports on `collection` and `eval_split`, then on each of `eval_collections`; writes `<output_dir>/results.json` and puts
-the results into the model card.
+Reports on `collection` and `eval_split`, then on each of `eval_collections`; writes `<output_dir>/results.json` and
+puts the results into the model card.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 accelerate launch -m nlt_trainer.scripts.train --config recipes/demo/dream.yaml
 ```
 
-`<output_dir>/encoder` is a Sentence-Transformers folder; checkpoints stand beside it, and a killed run goes on from the
-last whole one.
+`<output_dir>/encoder` is a Sentence-Transformers folder; checkpoints stand beside it, and a killed run goes on from
+the last whole one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments, ModelArguments, NLTTrainingArguments
 from nlt_trainer.data.beir import Collection, load_collection
@@ -73,15 +73,18 @@ def main(argv: list[str] | None = None) -> None:
         args,
         train_dataset=dataset,
         loss=loss,
-        data_collator=NLTCollator(encoder, prompts=prompts, seed=args.seed),
-        evaluator=RetrievalEvaluator(load_collection(data.collection), split=data.dev_split) if data.dev_split else None,
+        data_collator=NLTCollator(encoder, prompts=prompts, seed=args.seed),  # type: ignore[arg-type]  # any callable
+        evaluator=RetrievalEvaluator(load_collection(data.collection), split=data.dev_split)
+        if data.dev_split
+        else None,
         callbacks=[clock],
     )
     if trainer.is_world_process_zero():
         write_json(Path(args.output_dir, "settings.json"), settings)
     trainer.train(resume_from_checkpoint=last_checkpoint(Path(args.output_dir)))
     if trainer.is_world_process_zero():
-        save(trainer, encoder, summary(trainer, model, data, prompts=prompts))
+        report = summary(trainer, model, data, dataset=dataset, prompts=prompts)
+        save(Path(args.output_dir), encoder, report)
         print(f"{args.output_dir}/encoder: trained with {args.objective}; SentenceTransformer(path) loads it")
 
 
@@ -124,9 +127,7 @@ def make_loss(
         loss = InfoNCELoss(encoder, temperature=args.temperature, in_batch_negatives=args.in_batch_negatives)
         return loss, None
     heads, lm = HeadSet.load(model.heads), load_llm(model)
-    loss = DREAMLoss(
-        encoder, lm, heads=heads, temperature=args.temperature, micro_batch_size=args.lm_micro_batch_size
-    )
+    loss = DREAMLoss(encoder, lm, heads=heads, temperature=args.temperature, micro_batch_size=args.lm_micro_batch_size)
     return loss, PromptBuilder(prompt_tokens(lm, data), target_of(data, candidates), lm.context_length)
 
 
@@ -134,12 +135,12 @@ class SecondsCallback(TrainerCallback):
     """Writes the seconds of training so far, those before a resume included, into each entry of the log."""
 
     def on_train_begin(
-        self, args: NLTTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.earlier = max((entry.get("train_seconds", 0.0) for entry in state.log_history), default=0.0)
         self.begin = time.monotonic()
 
-    def on_log(self, args: NLTTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.log_history:
             state.log_history[-1]["train_seconds"] = round(self.earlier + time.monotonic() - self.begin, 1)
 
@@ -188,14 +189,19 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def summary(
-    trainer: NLTTrainer, model: ModelArguments, data: DataArguments, *, prompts: PromptBuilder | None
+    trainer: NLTTrainer,
+    model: ModelArguments,
+    data: DataArguments,
+    *,
+    dataset: Dataset,
+    prompts: PromptBuilder | None,
 ) -> dict[str, Any]:
     """Cost and course of a run: seconds and LLM tokens of training and of the LLM stage before it."""
     args, state = trainer.args, trainer.state
     tokens, before = 0, {"seconds": 0.0, "lm_tokens": 0}
     if prompts is not None:
         before = HeadSet.load(model.heads).settings
-        tokens = round(prompts.count_tokens(trainer.train_dataset) * float(state.epoch or 0))
+        tokens = round(prompts.count_tokens(dataset) * float(state.epoch or 0))
     elif not data.labels:
         before = read_json(audit_file(data.gains))
     seconds = max((entry.get("train_seconds", 0.0) for entry in state.log_history), default=0.0)
@@ -203,16 +209,15 @@ def summary(
         "objective": args.objective,
         "seed": args.seed,
         "steps": state.global_step,
-        "queries": len(trainer.train_dataset),
+        "queries": len(dataset),
         "train_seconds": round(seconds + float(before["seconds"]), 1),
         "lm_tokens": tokens + int(before["lm_tokens"]),
         "log": state.log_history,
     }
 
 
-def save(trainer: NLTTrainer, encoder: SentenceTransformer, report: dict[str, Any]) -> None:
-    """Write `<output_dir>/encoder`, whole or not at all, and `training.json`."""
-    folder = Path(trainer.args.output_dir)
+def save(folder: Path, encoder: SentenceTransformer, report: dict[str, Any]) -> None:
+    """Write `<folder>/encoder`, whole or not at all, and `training.json`."""
     with atomic_folder(folder / "encoder") as partial:
         encoder.save_pretrained(str(partial))
     write_json(folder / "training.json", report)

@@ -1,0 +1,128 @@
+"""The main job on the embedded default: an encoder learns from a frozen LLM to search Python's standard library.
+
+```bash
+make demo
+```
+
+Every stage leaves a stamp of its recipe; a second call repeats only what is missing or whose recipe has changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nlt_trainer.arguments import RECIPE_BLOCKS
+from nlt_trainer.data.beir import load_collection
+from nlt_trainer.evaluation import evaluate_encoder
+from nlt_trainer.files import read_json, write_json
+from nlt_trainer.models.encoder import load_encoder
+from nlt_trainer.models.heads import HeadSet
+from nlt_trainer.plots import head_heat_map, learning_curve
+from nlt_trainer.recipe import parse_recipe
+from nlt_trainer.results import Result, results_table, write_results
+from nlt_trainer.scripts import build_stdlib, detect_heads, evaluate, make_encoder, mine, run_main, score, train
+
+DEV_METRIC = "eval_dev_ndcg_at_10"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the demo.
+
+    Args:
+        name: of its stamp.
+        run: the stage's `main`.
+        recipe: YAML file.
+        output: what exists when it is done.
+    """
+
+    name: str
+    run: Callable[[list[str] | None], None]
+    recipe: Path
+    output: Path
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run all stages, then show the table, the pictures and what to do next."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", type=Path, default=Path("recipes/demo"), help="folder with the two recipes")
+    recipes = parser.parse_args(argv).recipes
+    gain, dream = recipes / "likelihood_gain.yaml", recipes / "dream.yaml"
+    model, data, gain_args = parse_recipe(RECIPE_BLOCKS, ["--config", str(gain)])
+    dream_model, _, dream_args = parse_recipe(RECIPE_BLOCKS, ["--config", str(dream)])
+    runs = [Path(gain_args.output_dir), Path(dream_args.output_dir)]
+    folder = runs[0].parent
+    stages = [
+        Stage("build_stdlib", build_stdlib.main, gain, Path(data.collection)),
+        Stage("make_encoder", make_encoder.main, gain, Path(model.encoder)),
+        Stage("mine", mine.main, gain, Path(data.candidates)),
+        Stage("score", score.main, gain, Path(data.gains)),
+        Stage("train_likelihood_gain", train.main, gain, runs[0] / "encoder"),
+        Stage("detect_heads", detect_heads.main, dream, Path(dream_model.heads)),
+        Stage("train_dream", train.main, dream, runs[1] / "encoder"),
+        Stage("evaluate_likelihood_gain", evaluate.main, gain, runs[0] / "results.json"),
+        Stage("evaluate_dream", evaluate.main, dream, runs[1] / "results.json"),
+    ]
+    start, earlier = time.monotonic(), ""
+    for number, stage in enumerate(stages, start=1):
+        earlier = run_stage(stage, folder / "stamps", earlier=earlier, place=f"{number}/{len(stages)}")
+    results = collect(runs)
+    write_results(folder / "results.json", results)
+    draw(folder, runs, results=results, start=model.encoder, collection=data.collection)
+    finish(folder, runs, results=results, seconds=time.monotonic() - start)
+
+
+def run_stage(stage: Stage, stamps: Path, *, earlier: str, place: str) -> str:
+    """Run a stage unless its stamp says that it was done with this recipe after the same stages; returns its key."""
+    content = f"{earlier}\n{stage.name}\n{sys.version}\n{stage.recipe.read_text(encoding='utf-8')}"
+    key = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+    stamp = stamps / f"{stage.name}.json"
+    if stamp.is_file() and stage.output.exists() and read_json(stamp)["key"] == key:
+        print(f"[{place}] {stage.name}: done before", flush=True)
+        return key
+    print(f"[{place}] {stage.name} ...", flush=True)
+    start = time.monotonic()
+    stage.run(["--config", str(stage.recipe)])
+    write_json(stamp, {"key": key, "seconds": round(time.monotonic() - start, 1)})
+    return key
+
+
+def collect(runs: list[Path]) -> list[Result]:
+    """BM25 and the start once, then the trained encoders."""
+    rows = [Result(**row) for run in runs for row in read_json(run / "results.json")]
+    return list({(row.name, row.collection): row for row in rows}.values())
+
+
+def draw(folder: Path, runs: list[Path], *, results: list[Result], start: str, collection: str) -> None:
+    """Write the learning curve on dev queries and the heads' heat map as PNG."""
+    before = evaluate_encoder(load_encoder(start), load_collection(collection, splits=["dev"]), split="dev")
+    logs = {}
+    for run in runs:
+        report = read_json(run / "training.json")
+        logs[report["objective"]] = [{"step": 0, DEV_METRIC: before["ndcg_at_10"]}, *report["log"]]
+    learning_curve(logs, folder / "learning_curve.png", metric=DEV_METRIC)
+    heads = read_json(runs[1] / "settings.json")["model"]["heads"]
+    head_heat_map(HeadSet.load(heads), folder / "heads.png")
+
+
+def finish(folder: Path, runs: list[Path], *, results: list[Result], seconds: float) -> None:
+    """Print the table and what to do next."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (30 if sys.platform == "darwin" else 20))
+    print(f"\n{results_table(results)}\n")
+    print(f"This call took {seconds / 60:.1f} minutes and at most {peak:.1f} GiB of memory.")
+    print(f"Results {folder}/results.json, pictures {folder}/learning_curve.png and {folder}/heads.png\n")
+    print("What to do next")
+    print(f'  use it:       SentenceTransformer("{runs[0]}/encoder").encode_query("open a file for reading")')
+    print("  your own data: copy recipes/minilm/likelihood_gain.yaml, point `collection` to your BEIR folder,")
+    print("                then: nlt mine, nlt score, nlt train, nlt evaluate, each with --config your.yaml")
+
+
+if __name__ == "__main__":
+    run_main(main)
