@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import dataclasses
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nlt_trainer.files import write_jsonl
+from nlt_trainer.models.frozen_lm import FrozenLM
 
 DOCUMENTS = {
     "d01": ("Whale", "The blue whale is the largest animal that ever lived on the earth."),
@@ -172,3 +174,18 @@ def tiny_collection_folder(tmp_path: Path) -> Path:
         rows = [f"{key}\t{gold}\t1\n" for key, (_, _, gold, part) in QUERIES.items() if part == split]
         (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(rows))
     return folder
+
+
+@pytest.fixture
+def tiny_lm(tiny_llm_folder: Path) -> FrozenLM:
+    """The LLM of `tiny_llm_folder`, loaded afresh for each test; its tokenizer adds nothing to a text."""
+    return FrozenLM.from_pretrained(str(tiny_llm_folder), device="cpu")
+
+
+@pytest.fixture
+def tiny_bos_lm(tiny_llm_folder: Path) -> FrozenLM:
+    """The same LLM with a tokenizer that puts `<s>` before each text and `</s>` after it."""
+    lm = FrozenLM.from_pretrained(str(tiny_llm_folder), device="cpu")
+    return dataclasses.replace(
+        lm, tokenizer=_build_tokenizer(wrap=True), fingerprint={**lm.fingerprint, "tokenizer": "bos"}
+    )

@@ -65,7 +65,7 @@ class FrozenLM:
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(location, revision=revision, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a folder without a model that transformers knows
             raise NLTError(f"LLM {name!r} cannot be loaded: {error}") from error
         fingerprint = {
             "weights": _weights_id(location, model),

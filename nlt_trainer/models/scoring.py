@@ -187,15 +187,16 @@ class LikelihoodScorer:
 
     def _rows(self, pairs: list[Pair]) -> list[_Row]:
         """Put pairs of the same document into shared rows; longest row first."""
-        open_rows: dict[tuple[int, ...], _Row] = {}
+        open_rows: dict[tuple[tuple[int, ...], bool], _Row] = {}
         rows: list[_Row] = []
         share = not _has_sliding_window(self.lm)
         for index, (document, query, answer) in enumerate(pairs):
             suffix = self.tokens.suffix(query, answer, self.target)
             prefix, truncated = self._prefix(document, suffix, query)
-            row = open_rows.get(prefix)
+            key = (prefix, truncated)  # a document cut short and one that ends there have the same ids
+            row = open_rows.get(key)
             if row is None or not share or row.length + len(suffix.ids) > ROW_TOKENS:
-                row = open_rows[prefix] = _Row(prefix, truncated=truncated)
+                row = open_rows[key] = _Row(prefix, truncated=truncated)
                 rows.append(row)
             row.suffixes.append(suffix)
             row.pairs.append(index)
