@@ -1,0 +1,294 @@
+"""Score injection against the formula in numpy, against stock attention and against finite differences."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.models.attention import (
+    AttentionMass,
+    ScoreInjection,
+    document_attention,
+    enable_document_attention,
+    log_mass,
+)
+from nlt_trainer.models.frozen_lm import FrozenLM
+
+HEADS, KEY_HEADS, SIZE, LENGTH, K = 4, 2, 8, 9, 2
+DOCUMENTS = torch.tensor([[2, 0, 0, 1, 1, 1, 2, 2, 2], [2, 2, 0, 1, 1, 1, 0, 2, 2]])
+ROWS = torch.arange(LENGTH).expand(2, -1) >= 7
+LAYER = SimpleNamespace(layer_idx=0, num_key_value_groups=HEADS // KEY_HEADS, is_causal=True)
+
+
+@pytest.fixture
+def projections() -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of one layer with two query heads a key head."""
+    generator = torch.Generator().manual_seed(1)
+    return tuple(torch.randn(2, h, LENGTH, SIZE, generator=generator) for h in (HEADS, KEY_HEADS, KEY_HEADS))  # type: ignore[return-value]
+
+
+def numpy_attention(
+    projections: tuple[Tensor, Tensor, Tensor], log_weights: Tensor, heads: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The reference in float64: p' = p * w * (sum of m) / m_k; outputs `(B, S, H, size)`, weights `(B, H, S, T)`."""
+    q, k, v = (x.double().numpy() for x in projections)
+    w = np.exp(log_weights.double().detach().numpy())
+    weights, outputs = np.zeros((2, HEADS, LENGTH, LENGTH)), np.zeros((2, LENGTH, HEADS, SIZE))
+    for b in range(2):
+        for h in range(HEADS):
+            for s in range(LENGTH):
+                logits = k[b, h // 2, : s + 1] @ q[b, h, s] * SIZE**-0.5
+                p = np.exp(logits - logits.max())
+                p /= p.sum()
+                if h in heads and ROWS[b, s]:
+                    owners = DOCUMENTS[b, : s + 1].numpy()
+                    mass = np.array([p[owners == d].sum() for d in range(K)])
+                    for d in range(K):
+                        p[owners == d] *= w[b, d] * mass.sum() / mass[d]
+                weights[b, h, s, : s + 1] = p
+                outputs[b, s, h] = p @ v[b, h // 2, : s + 1]
+    return outputs, weights
+
+
+def inject(projections: tuple[Tensor, Tensor, Tensor], log_weights: Tensor, heads: list[int]) -> np.ndarray:
+    """Ours."""
+    injection = ScoreInjection(log_weights, DOCUMENTS, ROWS, {0: torch.tensor(heads)})
+    mask = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()[None, None]
+    options: dict[str, Any] = {"scaling": SIZE**-0.5, "document_attention": injection}
+    output, _ = document_attention(LAYER, *projections, mask, **options)  # type: ignore[arg-type]
+    return output.double().numpy()
+
+
+LOG_WEIGHTS = torch.tensor([[0.9, 0.1], [0.02, 0.98]]).log()
+
+
+def test_one_layer_equals_the_formula(projections: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Reference: p' in numpy float64, head by head and row by row, with grouped-query heads."""
+    heads = [0, 3]
+    expected, weights = numpy_attention(projections, LOG_WEIGHTS, heads)
+    stock, _ = numpy_attention(projections, LOG_WEIGHTS, [])
+    found = inject(projections, LOG_WEIGHTS, heads)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-12)
+    np.testing.assert_allclose(found[:, :, [1, 2]], stock[:, :, [1, 2]], atol=1e-5)  # heads outside `heads`
+    np.testing.assert_allclose(found[:, :7], stock[:, :7], atol=1e-5)  # rows outside `rows`
+    assert np.abs(found - stock)[:, 7:, heads].min(axis=(0, 1, 3)).max() > 0
+    assert np.abs(found - stock)[:, 7:, heads].max() > 0.05
+
+
+def attend(logits: Tensor, log_weights: Tensor, rows: Tensor = ROWS) -> Tensor:
+    """Attention weights after injection, `(B, h, S, T)`."""
+    return ScoreInjection(log_weights, DOCUMENTS, rows, {}).attend(logits, 0).softmax(-1)
+
+
+def test_shares_are_the_weights_and_rows_sum_to_one() -> None:
+    """Reference: the definition of p' in float64: shares among documents equal w, other tokens keep p."""
+    logits = torch.randn(2, 3, LENGTH, LENGTH, dtype=torch.float64) * 3
+    log_weights = LOG_WEIGHTS.double().log_softmax(-1)
+    weights = attend(logits, log_weights, torch.ones_like(ROWS))
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, LENGTH, dtype=torch.float64))
+    own = [(weights * (DOCUMENTS == d)[:, None, None]).sum(-1) for d in range(K)]
+    share = torch.stack(own, -1) / sum(own)[..., None]
+    torch.testing.assert_close(share, log_weights.exp()[:, None, None].expand_as(share), rtol=1e-9, atol=1e-12)
+    outside = (DOCUMENTS == K)[:, None, None].expand_as(logits)
+    torch.testing.assert_close(weights[outside], logits.softmax(-1)[outside])
+
+
+def test_natural_shares_change_nothing() -> None:
+    """Reference: stock softmax; the weights are those that the row already has."""
+    logits = torch.randn(2, 1, LENGTH, LENGTH, dtype=torch.float64)
+    mass = log_mass(logits, DOCUMENTS, K)[:, 0, -1]  # (B, K) of the last row
+    rows = torch.zeros_like(ROWS)
+    rows[:, -1] = True
+    torch.testing.assert_close(attend(logits, mass.log_softmax(-1), rows), logits.softmax(-1))
+
+
+def test_log_mass_is_a_grouped_log_sum_exp() -> None:
+    """Reference: `logsumexp` over each document's columns; a document without keys has none."""
+    logits = torch.randn(2, 3, 4, LENGTH, dtype=torch.float64) * 50
+    found = log_mass(logits, DOCUMENTS, 3 if K == 2 else K + 1)[..., :K]
+    for b in range(2):
+        for d in range(K):
+            torch.testing.assert_close(found[b, ..., d], logits[b][..., DOCUMENTS[b] == d].logsumexp(-1))
+    assert log_mass(logits, torch.full_like(DOCUMENTS, 2), 3)[..., :2].isneginf().all()
+
+
+def states(lm: FrozenLM, ids: Tensor, **kwargs: Any) -> Tensor:
+    return lm.model.base_model(input_ids=ids, **kwargs).last_hidden_state
+
+
+def all_heads(lm: FrozenLM) -> dict[int, Tensor]:
+    return {layer: torch.arange(lm.num_heads) for layer in range(lm.num_layers)}
+
+
+IDS = torch.arange(20, 20 + 2 * LENGTH).reshape(2, LENGTH)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("score", [0.0, -20.0, 3.0])
+def test_one_document_is_stock_attention_whatever_its_score(tiny_lm: FrozenLM, score: float) -> None:
+    """Reference: the model before the switch; log-softmax of a single score is 0."""
+    stock = states(tiny_lm, IDS)
+    enable_document_attention(tiny_lm)
+    torch.testing.assert_close(states(tiny_lm, IDS), stock, rtol=1e-4, atol=1e-4)
+    log_weights = torch.full((2, 1), score).log_softmax(-1)
+    injection = ScoreInjection(log_weights, (DOCUMENTS == 2).long(), ROWS, all_heads(tiny_lm))
+    torch.testing.assert_close(states(tiny_lm, IDS, document_attention=injection), stock, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_only_injected_rows_react(tiny_lm: FrozenLM) -> None:
+    """Reference: hidden states of stock attention in all rows before the first injected one."""
+    enable_document_attention(tiny_lm)
+    stock = states(tiny_lm, IDS)
+    injection = ScoreInjection(LOG_WEIGHTS, DOCUMENTS, ROWS, {1: torch.tensor([2])})
+    found = states(tiny_lm, IDS, document_attention=injection)
+    torch.testing.assert_close(found[:, :7], stock[:, :7], rtol=1e-4, atol=1e-5)
+    assert ((found - stock)[:, 7:].abs().amax(-1) > 1e-3).all()
+
+
+@torch.no_grad()
+def test_padding_on_the_left_changes_nothing(tiny_lm: FrozenLM) -> None:
+    """Reference: the same prompts without padding."""
+    enable_document_attention(tiny_lm)
+    injection = ScoreInjection(LOG_WEIGHTS, DOCUMENTS, ROWS, all_heads(tiny_lm))
+    expected = states(tiny_lm, IDS, document_attention=injection)
+
+    def pad(tensor: Tensor, value: int) -> Tensor:
+        return torch.nn.functional.pad(tensor, (3, 0), value=value)
+
+    mask = pad(torch.ones_like(IDS), 0)
+    padded = ScoreInjection(LOG_WEIGHTS, pad(DOCUMENTS, K), pad(ROWS.long(), 0).bool(), all_heads(tiny_lm))
+    found = states(
+        tiny_lm,
+        pad(IDS, 0),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        document_attention=padded,
+    )
+    torch.testing.assert_close(found[:, 3:], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_gradient_of_the_injection_is_exact() -> None:
+    """Reference: `gradcheck` in float64, with respect to weights and logits."""
+    logits = torch.randn(2, 2, LENGTH, LENGTH, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(attend, (logits, LOG_WEIGHTS.double().requires_grad_()))
+
+
+def test_the_gradient_through_the_model_is_that_of_finite_differences(tiny_lm: FrozenLM) -> None:
+    """Reference: central differences of the float64 model; its attention logits are float32, hence the wide step."""
+    tiny_lm.model.double()
+    enable_document_attention(tiny_lm)
+    heads = {0: torch.tensor([1, 2]), 1: torch.tensor([0])}
+    direction = torch.randn(tiny_lm.model.config.hidden_size, dtype=torch.float64)
+
+    def value(log_weights: Tensor) -> Tensor:
+        injection = ScoreInjection(log_weights, DOCUMENTS, ROWS, heads)
+        return (states(tiny_lm, IDS, document_attention=injection)[:, -1] @ direction).sum()
+
+    point = LOG_WEIGHTS.double().requires_grad_()
+    (gradient,) = torch.autograd.grad(value(point), point)
+    step = 1e-2
+    for b in range(2):
+        for d in range(K):
+            shift = torch.zeros(2, K, dtype=torch.float64)
+            shift[b, d] = step
+            with torch.no_grad():
+                slope = (value(point + shift) - value(point - shift)) / (2 * step)
+            assert float(gradient[b, d]) == pytest.approx(float(slope), rel=1e-2, abs=1e-4)
+    assert gradient.abs().min() > 1e-3
+
+
+@torch.no_grad()
+def test_recorded_mass_is_that_of_eager_attention(tiny_lm: FrozenLM) -> None:
+    """Reference: `output_attentions` of eager attention."""
+    tiny_lm.model.set_attn_implementation("eager")
+    attentions = tiny_lm.model(input_ids=IDS, output_attentions=True).attentions
+    enable_document_attention(tiny_lm)
+    recorder = AttentionMass(DOCUMENTS, ROWS, K)
+    states(tiny_lm, IDS, document_attention=recorder)
+    for layer in range(tiny_lm.num_layers):
+        for d in range(K):
+            own = (attentions[layer] * (DOCUMENTS == d)[:, None, None]).sum(-1)[:, :, 7:].mean(-1)  # (B, H)
+            torch.testing.assert_close(recorder.mass[layer][..., d], own, rtol=1e-4, atol=1e-5)
+
+
+SETTINGS: dict[str, Any] = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.2, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+def build(family: str, tokenizer: Any, **settings: Any) -> FrozenLM:
+    """A random model of a family of transformers."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**{**SETTINGS, **settings})
+    return FrozenLM(getattr(transformers, f"{family}ForCausalLM")(config), tokenizer, family, {})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "family", ["Llama", "Qwen2", "Qwen3", "Mistral", "Phi3", "GPTNeoX", "Olmo2", "Granite", "SmolLM3"]
+)
+def test_families_that_can_be_injected(tiny_lm: FrozenLM, family: str) -> None:
+    """Reference: eager attention of the same model, for what must not change and for the recorded mass."""
+    lm = build(family, tiny_lm.tokenizer)
+    lm.model.set_attn_implementation("eager")
+    stock = lm.model(input_ids=IDS, output_attentions=True, output_hidden_states=True)
+    enable_document_attention(lm)
+    torch.testing.assert_close(states(lm, IDS), stock.hidden_states[-1], rtol=1e-3, atol=1e-3)
+    recorder = AttentionMass(DOCUMENTS, ROWS, K)
+    states(lm, IDS, document_attention=recorder)
+    own = (stock.attentions[1] * (DOCUMENTS == 0)[:, None, None]).sum(-1)[:, :, 7:].mean(-1)
+    torch.testing.assert_close(recorder.mass[1][..., 0], own, rtol=1e-3, atol=1e-4)
+    injection = ScoreInjection(LOG_WEIGHTS, DOCUMENTS, ROWS, all_heads(lm))
+    assert (states(lm, IDS, document_attention=injection) - stock.hidden_states[-1])[:, 7:].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "reason"),
+    [
+        ("Gemma2", {"head_dim": 8}, "does not support `softcap`"),
+        ("Bloom", {}, "its attention does not react to the scores"),
+        ("Mamba", {}, "its attention does not react to the scores"),
+        (
+            "GptOss",
+            {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},
+            "its attention changes with one document",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_families_that_cannot_are_refused(
+    tiny_lm: FrozenLM, family: str, settings: dict[str, Any], reason: str
+) -> None:
+    """Reference: soft caps, no interface, no attention at all, and sinks; the message names what is supported."""
+    lm = build(family, tiny_lm.tokenizer, **settings)
+    message = rf"LLM '{family}' \({family}ForCausalLM\): .*{reason}.*AttentionInterface.*Llama, SmolLM, Qwen"
+    with pytest.raises(NLTError, match=message):
+        enable_document_attention(lm)
+
+
+def test_half_precision(tiny_lm: FrozenLM) -> None:
+    """Reference: the float32 model, to the precision of bfloat16; the gradient is finite."""
+    enable_document_attention(tiny_lm)
+    weights = LOG_WEIGHTS.clone().requires_grad_()
+    injection = ScoreInjection(weights, DOCUMENTS, ROWS, all_heads(tiny_lm))
+    expected = states(tiny_lm, IDS, document_attention=injection).detach()
+    tiny_lm.model.bfloat16()
+    enable_document_attention(tiny_lm)
+    found = states(tiny_lm, IDS, document_attention=injection)
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - expected).abs().mean() < 0.1 * expected.abs().mean()
+    found[:, -1].float().sum().backward()
+    assert weights.grad is not None
+    assert weights.grad.isfinite().all()
+    assert weights.grad.abs().min() > 0

@@ -1,0 +1,155 @@
+"""DREAM: micro-batches, the encoder's gradient from known score gradients, and what is left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.models.document_prompts import DocumentPrompts, build_prompts
+from nlt_trainer.models.frozen_lm import FrozenLM
+from nlt_trainer.models.heads import HeadSet
+from nlt_trainer.models.prompt_tokens import PromptTokens
+from nlt_trainer.objectives.dream import DREAMLoss
+from nlt_trainer.objectives.similarity import candidate_scores
+from nlt_trainer.prompts import PromptTemplate
+
+QUERIES = ["how is tea made", "which bird hunts at night", "what makes the tides"]
+DOCUMENTS = [
+    ["Green tea is made from leaves.", "An owl hunts."],
+    ["Silk is spun by the larva of a moth.", "An owl hunts at night and hears a mouse."],
+    ["The moon pulls the water of the sea.", "Bread rises."],
+]
+
+
+def heads_of(lm: FrozenLM) -> HeadSet:
+    scores = ((0.5,) * lm.num_heads,) * lm.num_layers
+    return HeadSet(((1, 2), (0, 3), (1, 0)), scores, lm.name, lm.fingerprint, {})
+
+
+def loss_of(encoder: SentenceTransformer, lm: FrozenLM, *, micro_batch_size: int = 2) -> DREAMLoss:
+    return DREAMLoss(encoder, lm, heads=heads_of(lm), temperature=0.3, micro_batch_size=micro_batch_size)
+
+
+@pytest.fixture
+def prompts(tiny_lm: FrozenLM) -> DocumentPrompts:
+    tokens = PromptTokens(tiny_lm.tokenizer, PromptTemplate(), max_document_tokens=32)
+    return build_prompts(tokens, QUERIES, DOCUMENTS, target="query", context_length=256)
+
+
+def features(encoder: SentenceTransformer) -> list[dict[str, Tensor]]:
+    return [encoder.preprocess(QUERIES), encoder.preprocess([text for row in DOCUMENTS for text in row])]
+
+
+SCORES = torch.tensor([[0.5, -1.0], [2.0, 0.1], [-0.4, 0.3]])
+
+
+def joint_graph(loss: DREAMLoss, scores: Tensor, prompts: DocumentPrompts) -> Tensor:
+    """The reference: one graph from the scores through the LLM to the mean loss, no micro-batches."""
+    return loss.read(scores.log_softmax(-1), prompts).mean()
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 8])
+def test_micro_batches_change_nothing(
+    tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, prompts: DocumentPrompts, micro_batch_size: int
+) -> None:
+    """Reference: one graph over the whole batch; loss and gradient with respect to scores, an upstream factor too."""
+    loss = loss_of(tiny_encoder, tiny_lm, micro_batch_size=micro_batch_size)
+    ours, theirs = SCORES.clone().requires_grad_(), SCORES.clone().requires_grad_()
+    found, expected = loss.compute_loss_from_scores(ours, prompts), joint_graph(loss, theirs, prompts)
+    (3 * found).backward()
+    (3 * expected).backward()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5 * float(theirs.grad.abs().max()))
+    assert theirs.grad.abs().min() > 1e-5
+
+
+def test_the_encoders_gradient_is_that_of_the_joint_graph(
+    tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, prompts: DocumentPrompts
+) -> None:
+    """Reference: backward through LLM and encoder in one graph."""
+    loss = loss_of(tiny_encoder, tiny_lm)
+    parameters = [p for p in tiny_encoder.parameters() if p.requires_grad]
+    value = loss(features(tiny_encoder), prompts.as_dict())["dream"]
+    found = torch.autograd.grad(value, parameters, allow_unused=True)
+    scores = candidate_scores(tiny_encoder, features(tiny_encoder), 0.3)
+    expected = torch.autograd.grad(joint_graph(loss, scores, prompts), parameters, allow_unused=True)
+    largest = max(float(e.abs().max()) for e in expected if e is not None)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None and theirs is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * largest)
+    assert largest > 1e-5
+
+
+def test_only_the_encoder_changes(
+    tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, prompts: DocumentPrompts, tmp_path: Path
+) -> None:
+    """Reference: copies of all parameters before the step; names in the loss and in what is saved."""
+    loss = loss_of(tiny_encoder, tiny_lm)
+    assert {id(p) for p in loss.parameters()} == {id(p) for p in tiny_encoder.parameters()}
+    assert set(loss.state_dict()) == {f"model.{name}" for name in tiny_encoder.state_dict()}
+    frozen = {name: p.clone() for name, p in tiny_lm.model.named_parameters()}
+    trained = {name: p.detach().clone() for name, p in tiny_encoder.named_parameters()}
+    optimizer = torch.optim.SGD(loss.parameters(), lr=10.0)
+    loss(features(tiny_encoder), prompts.as_dict())["dream"].backward()
+    optimizer.step()
+    for name, parameter in tiny_lm.model.named_parameters():
+        assert parameter.grad is None
+        torch.testing.assert_close(parameter, frozen[name], rtol=0, atol=0)
+    moved = [name for name, p in tiny_encoder.named_parameters() if not torch.equal(p, trained[name])]
+    assert any("layer.0" in name for name in moved)
+    assert any("word_embeddings" in name for name in moved)
+    tiny_encoder.save_pretrained(str(tmp_path / "saved"))
+    size = sum(file.stat().st_size for file in (tmp_path / "saved").rglob("*.safetensors"))
+    assert size < 4.2 * sum(p.numel() for p in tiny_encoder.parameters())
+
+
+def test_steps_lower_the_loss(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, prompts: DocumentPrompts) -> None:
+    """Reference: the loss before; a gradient of the wrong sign would raise it."""
+    loss = loss_of(tiny_encoder, tiny_lm)
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.05)
+    values = []
+    for _ in range(4):
+        value = loss(features(tiny_encoder), prompts.as_dict())["dream"]
+        values.append(value.item())
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    assert values[-1] < values[0]
+
+
+def test_without_a_graph_the_loss_is_the_same(
+    tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, prompts: DocumentPrompts
+) -> None:
+    """Reference: the loss with a graph, as evaluation inside a trainer needs it."""
+    loss = loss_of(tiny_encoder, tiny_lm)
+    expected = loss.compute_loss_from_scores(SCORES.clone().requires_grad_(), prompts)
+    with torch.no_grad():
+        found = loss.compute_loss_from_scores(SCORES, prompts)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-6, atol=1e-6)
+    assert not found.requires_grad
+
+
+def test_wrong_settings_are_refused(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> None:
+    """Reference: the value and the remedy in each message; heads of another LLM."""
+    heads = heads_of(tiny_lm)
+    with pytest.raises(NLTError, match=r"temperature is 0; it must be greater than 0"):
+        DREAMLoss(tiny_encoder, tiny_lm, heads=heads, temperature=0)
+    with pytest.raises(NLTError, match=r"micro_batch_size is 0; it must be at least 1"):
+        DREAMLoss(tiny_encoder, tiny_lm, heads=heads, micro_batch_size=0)
+    other = HeadSet(heads.heads, heads.scores, "org/other", {**heads.llm_fingerprint, "weights": "x"}, {})
+    with pytest.raises(NLTError, match=r"found in LLM 'org/other', not in .*run `nlt detect_heads`"):
+        DREAMLoss(tiny_encoder, tiny_lm, heads=other)
+
+
+def test_settings_for_the_card(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> None:
+    """Reference: the settings that the loss was made with."""
+    settings = loss_of(tiny_encoder, tiny_lm).get_config_dict()
+    assert settings == {"temperature": 0.3, "llm": tiny_lm.name, "heads": [[0, 3], [1, 0], [1, 2]]}

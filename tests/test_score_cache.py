@@ -1,0 +1,107 @@
+"""The score cache against a dict: keys, files, several writers, damage."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import pytest
+
+from nlt_trainer.errors import DataError
+from nlt_trainer.models.score_cache import ScoreCache
+
+DESCRIPTION = {"llm": {"weights": "w", "dtype": "float32"}, "target": "query"}
+
+
+def test_what_was_put_is_found(tmp_path: Path) -> None:
+    """Reference: a dict; more keys than one SELECT takes, some of them asked for twice."""
+    values = {ScoreCache.key(str(i)): (-i / 3, i, i % 2 == 0) for i in range(1200)}
+    ScoreCache(tmp_path, DESCRIPTION).put(values)
+    cache = ScoreCache(tmp_path, DESCRIPTION)
+    assert len(cache) == 1200
+    assert cache.get([*values, *values, ScoreCache.key("missing")]) == values
+    assert cache.get([]) == {}
+    first = next(iter(values))
+    cache.put({first: (-9.0, 1, False)})
+    assert cache.get([first]) == {first: (-9.0, 1, False)}
+    assert len(cache) == 1200
+
+
+def test_another_description_is_another_file(tmp_path: Path) -> None:
+    """Reference: a score must never be read for another LLM or target; order of keys means nothing."""
+    cache = ScoreCache(tmp_path, DESCRIPTION)
+    cache.put({ScoreCache.key("a"): (-1.0, 1, False)})
+    other = ScoreCache(tmp_path, {**DESCRIPTION, "target": "joint"})
+    assert other.path != cache.path
+    assert other.get([ScoreCache.key("a")]) == {}
+    assert ScoreCache(tmp_path, dict(reversed(DESCRIPTION.items()))).path == cache.path
+
+
+def test_keys_tell_texts_apart() -> None:
+    """Reference: pairs of texts are equal as tuples or their keys differ."""
+    texts = [
+        (None, "a"),
+        ("", "a"),
+        ("a", ""),
+        ("a", None),
+        ("a",),
+        ("ab", "c"),
+        ("a", "bc"),
+        ("1:a",),
+        ("é", ""),
+        ("e", ""),
+    ]
+    assert len({ScoreCache.key(*pair) for pair in texts}) == len(texts)
+    assert ScoreCache.key("a", None) == ScoreCache.key("a", None)
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    """Reference: the message names the file and the remedy."""
+    path = ScoreCache(tmp_path, DESCRIPTION).path
+    path.write_bytes(b"this is not a database" * 100)
+    with pytest.raises(DataError, match=r"not a readable score cache .* remove the file") as caught:
+        ScoreCache(tmp_path, DESCRIPTION)
+    assert caught.value.path == path
+
+
+def test_a_file_of_another_scorer_under_this_name_is_refused(tmp_path: Path) -> None:
+    """Reference: the description that stands in the file."""
+    path = ScoreCache(tmp_path, DESCRIPTION).path
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE description SET text = '{}'")
+    connection.close()
+    with pytest.raises(DataError, match=r"belongs to another scorer"):
+        ScoreCache(tmp_path, DESCRIPTION)
+
+
+def write_some(folder: str, part: int, barrier: Barrier | None = None) -> None:
+    """Write 15 scores, one transaction each: 10 of this part's own and 5 that all parts share."""
+    cache = ScoreCache(folder, DESCRIPTION)
+    if barrier is not None:
+        barrier.wait(timeout=60)
+    for i in range(10):
+        cache.put({ScoreCache.key(f"own {part} {i}"): (-float(part * 100 + i), i, False)})
+        if i % 2:
+            cache.put({ScoreCache.key(f"shared {i}"): (-float(i), i, True)})
+
+
+def test_writers_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+    """Reference: the same writes one after the other."""
+    context = multiprocessing.get_context("fork")  # a spawned process would import torch first
+    barrier = context.Barrier(2)
+    arguments = [(str(tmp_path / "together"), part, barrier) for part in range(2)]
+    processes = [context.Process(target=write_some, args=given) for given in arguments]
+    for process in processes:
+        process.start()
+    for part in range(2):
+        write_some(str(tmp_path / "alone"), part)
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    keys = [ScoreCache.key(f"own {part} {i}") for part in range(2) for i in range(10)]
+    keys += [ScoreCache.key(f"shared {i}") for i in range(10)]
+    found = ScoreCache(tmp_path / "together", DESCRIPTION).get(keys)
+    assert len(found) == 25
+    assert found == ScoreCache(tmp_path / "alone", DESCRIPTION).get(keys)
