@@ -120,6 +120,12 @@ def _at_temperature(gain: np.ndarray, temperature: float) -> TeacherAudit:
 
 def _mean_spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Mean over rows of the rank correlation; rows in which one side is constant are left out."""
-    ranks = [np.argsort(np.argsort(x, axis=1), axis=1) for x in (a, b)]
+    ranks = [[_ranks(row) for row in x] for x in (a, b)]
     values = [np.corrcoef(x, y)[0, 1] for x, y in zip(*ranks, strict=True) if x.std() and y.std()]
     return round(float(np.mean(values)), 3) if values else 0.0
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 0 of `(K,)` numbers; equal ones share the mean of theirs, as random candidates with BM25 0 are."""
+    column = values[:, None]
+    return (values < column).sum(1) + ((values == column).sum(1) - 1) / 2

@@ -48,7 +48,9 @@ def load_encoder(
             encoder = SentenceTransformer(location, device=device)
         else:
             encoder = _with_pooling(location, pooling, device=device)
-    except OSError as error:
+    except NLTError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a folder without a model that transformers knows
         raise NLTError(f"encoder {name!r} cannot be loaded: {error}") from error
     if max_seq_length is not None and not isinstance(encoder[0], StaticEmbedding):
         encoder.max_seq_length = max_seq_length

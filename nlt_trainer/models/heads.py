@@ -51,15 +51,18 @@ class HeadSet:
         """Read a head file.
 
         Raises:
-            DataError: missing, malformed, or a head that its own score table does not have.
+            DataError: missing, malformed, without a head, or with one that its own score table does not have.
         """
         value = read_json(path)
         try:
             heads = tuple((int(layer), int(head)) for layer, head in value["heads"])
             scores = tuple(tuple(float(s) for s in row) for row in value["scores"])
-            found = cls(heads, scores, value["llm"], value["llm_fingerprint"], value["settings"])
+            fingerprint = {**value["llm_fingerprint"], "weights": value["llm_fingerprint"]["weights"]}
+            found = cls(heads, scores, value["llm"], fingerprint, value["settings"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(path, f"not a head file ({error!r}); make one with `nlt detect_heads`") from error
+        if not heads:
+            raise DataError(path, "holds no head; make one with `nlt detect_heads`")
         for layer, head in heads:
             if not (0 <= layer < len(scores) and 0 <= head < len(scores[layer])):
                 raise DataError(path, f"head [{layer}, {head}] lies outside its score table; detect the heads again")

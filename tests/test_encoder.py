@@ -1,0 +1,117 @@
+"""Encoders: loading, prompts, pooling, LoRA, and token embeddings of an LLM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.models.encoder import encoder_from_token_embeddings, load_encoder
+
+TEXTS = ["the blue whale", "an owl hunts at night"]
+
+
+def test_an_encoder_is_loaded_as_it_is(tiny_encoder_folder: Path) -> None:
+    """Reference: `SentenceTransformer(folder)`."""
+    encoder = load_encoder(str(tiny_encoder_folder), device="cpu")
+    expected = SentenceTransformer(str(tiny_encoder_folder), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(encoder.encode_query(TEXTS), expected, atol=1e-6)
+    assert encoder.prompts == {"query": "", "document": ""}
+
+
+def test_prompts_stand_before_texts_and_are_saved(tiny_encoder_folder: Path, tmp_path: Path) -> None:
+    """Reference: embeddings of texts with the prompt written out."""
+    prompts = {"query": "find: ", "document": "passage: "}
+    encoder = load_encoder(str(tiny_encoder_folder), prompts=prompts, max_seq_length=8, device="cpu")
+    assert encoder.max_seq_length == 8
+    encoder.save_pretrained(str(tmp_path / "saved"))
+    for loaded in (encoder, load_encoder(str(tmp_path / "saved"), device="cpu")):
+        assert loaded.prompts == prompts
+        np.testing.assert_allclose(
+            loaded.encode_query(TEXTS), encoder.encode([f"find: {text}" for text in TEXTS]), atol=1e-6
+        )
+        np.testing.assert_allclose(
+            loaded.encode_document(TEXTS), encoder.encode([f"passage: {text}" for text in TEXTS]), atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_plain_transformer_gets_pooling_and_unit_length(tiny_encoder_folder: Path, pooling: str) -> None:
+    """Reference: hidden states of the transformer, pooled by hand."""
+    folder = tiny_encoder_folder.parent / "bert"
+    encoder = load_encoder(str(folder), pooling=pooling, device="cpu")
+    inputs = AutoTokenizer.from_pretrained(folder)(
+        TEXTS, padding=True, return_tensors="pt", return_token_type_ids=False
+    )
+    with torch.no_grad():
+        states = AutoModel.from_pretrained(folder)(**inputs).last_hidden_state
+    mask = inputs["attention_mask"][..., None]
+    pooled = (states * mask).sum(1) / mask.sum(1) if pooling == "mean" else states[:, 0]
+    expected = torch.nn.functional.normalize(pooled, dim=-1).numpy()
+    np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=1e-5)
+
+
+def test_a_decoder_with_last_token_pooling(tiny_llm_folder: Path) -> None:
+    """Reference: the hidden state of each text's last token, one text at a time."""
+    encoder = load_encoder(str(tiny_llm_folder), pooling="lasttoken", device="cpu")
+    model, tokenizer = AutoModel.from_pretrained(tiny_llm_folder), AutoTokenizer.from_pretrained(tiny_llm_folder)
+    with torch.no_grad():
+        rows = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, -1] for text in TEXTS]
+    expected = torch.nn.functional.normalize(torch.stack(rows), dim=-1).numpy()
+    np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=1e-4)
+
+
+def test_lora_trains_the_adapter_alone(tiny_encoder_folder: Path, tmp_path: Path) -> None:
+    """Reference: names of the parameters that require a gradient; a saved adapter is loaded with its base."""
+    encoder = load_encoder(
+        str(tiny_encoder_folder), lora={"r": 4, "lora_alpha": 8, "target_modules": ["query", "value"]}, device="cpu"
+    )
+    trained = [name for name, p in encoder.named_parameters() if p.requires_grad]
+    assert len(trained) == 8
+    assert all("lora_" in name for name in trained)
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    encoder.save_pretrained(str(tmp_path / "adapted"))
+    expected = encoder.encode(TEXTS)
+    np.testing.assert_allclose(
+        SentenceTransformer(str(tmp_path / "adapted"), device="cpu").encode(TEXTS), expected, atol=1e-5
+    )
+    assert np.abs(expected - load_encoder(str(tiny_encoder_folder), device="cpu").encode(TEXTS)).max() > 1e-3
+
+
+def test_token_embeddings_of_an_llm(tiny_llm_folder: Path, tmp_path: Path) -> None:
+    """Reference: the mean of the LLM's input embeddings over a text's ids, at unit length; the LLM is a copy."""
+    encoder = encoder_from_token_embeddings(str(tiny_llm_folder))
+    table = AutoModelForCausalLM.from_pretrained(tiny_llm_folder).get_input_embeddings().weight.detach()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm_folder)
+    rows = [table[tokenizer(text, add_special_tokens=False).input_ids].mean(0) for text in TEXTS]
+    expected = torch.nn.functional.normalize(torch.stack(rows), dim=-1).numpy()
+    np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=1e-5)
+    encoder.save_pretrained(str(tmp_path / "static"))
+    loaded = load_encoder(str(tmp_path / "static"), max_seq_length=4, device="cpu")
+    np.testing.assert_allclose(loaded.encode(TEXTS), expected, atol=1e-5)
+    with pytest.raises(NLTError, match=r"is a table of token embeddings; LoRA needs a transformer"):
+        load_encoder(str(tmp_path / "static"), lora={"r": 4})
+
+
+def test_settings_that_do_not_fit_are_refused(tiny_encoder_folder: Path, tmp_path: Path) -> None:
+    """Reference: the value and the remedy in each message."""
+    folder, plain = str(tiny_encoder_folder), str(tiny_encoder_folder.parent / "bert")
+    with pytest.raises(NLTError, match=r"prompts has the keys \['passage'\]; only 'query' and 'document'"):
+        load_encoder(folder, prompts={"passage": "x"})
+    with pytest.raises(NLTError, match=r"with its own pooling; leave `pooling` out"):
+        load_encoder(folder, pooling="mean")
+    with pytest.raises(NLTError, match=r"pooling 'max' is unknown; choose mean, cls or lasttoken"):
+        load_encoder(plain, pooling="max")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NLTError, match=r"encoder .*empty' cannot be loaded"):
+        load_encoder(str(tmp_path / "empty"))
+    with pytest.raises(NLTError, match=r"encoder .*empty' cannot be loaded"):
+        load_encoder(str(tmp_path / "empty"), pooling="mean")

@@ -1,0 +1,105 @@
+"""Gain files and the teacher's audit against numpy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nlt_trainer.data.candidates import QueryCandidates
+from nlt_trainer.data.gains import AUDIT_TEMPERATURES, audit_teacher, read_gains, write_gains
+from nlt_trainer.errors import DataError, NLTError
+
+CANDIDATES = [
+    QueryCandidates("q1", "one", None, ("d1", "d2", "d3"), (3.0, 2.0, 1.0)),
+    QueryCandidates("q2", "two", None, ("d3", "d4", "d5"), (5.0, 0.5, 0.0)),
+]
+GAIN = np.array([[0.25, -0.5, 1.125], [0.0, 0.5, -0.125]])
+
+
+def test_gains_are_read_as_they_were_written(tmp_path: Path) -> None:
+    """Reference: the array; rows are found by query id, and queries that nobody asks for are left out."""
+    path = tmp_path / "gains.jsonl"
+    write_gains(path, CANDIDATES, GAIN)
+    np.testing.assert_array_equal(read_gains(path, CANDIDATES), GAIN)
+    np.testing.assert_array_equal(read_gains(path, CANDIDATES[::-1]), GAIN[::-1])
+    np.testing.assert_array_equal(read_gains(path, CANDIDATES[1:]), GAIN[1:])
+    assert json.loads(path.read_text().splitlines()[0]) == {
+        "query_id": "q1", "document_ids": ["d1", "d2", "d3"], "gain": [0.25, -0.5, 1.125]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"document_ids": ["d3", "d5", "d4"]}, "query 'q2' has other candidates here; run nlt score again"),
+        ({"gain": [0.1, float("nan"), 0.2]}, "query 'q2' needs 3 finite gains"),
+        ({"gain": [0.1, 0.2]}, "query 'q2' needs 3 finite gains"),
+        ({"gain": None}, "query 'q2' needs 3 finite gains"),
+        ({"gain": ["a", 0, 0]}, "gain of query 'q2' is not a list of numbers"),
+    ],
+)
+def test_a_bad_line_is_refused_with_file_and_line(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    """Reference: the rule that each message names."""
+    path = tmp_path / "gains.jsonl"
+    write_gains(path, CANDIDATES, GAIN)
+    lines = path.read_text().splitlines()
+    path.write_text(f"{lines[0]}\n{json.dumps({**json.loads(lines[1]), **change})}\n")
+    with pytest.raises(DataError, match=reason) as caught:
+        read_gains(path, CANDIDATES)
+    assert (caught.value.path, caught.value.line) == (path, 2)
+
+
+def test_missing_gains_are_refused(tmp_path: Path) -> None:
+    """Reference: the remedy in each message."""
+    path = tmp_path / "gains.jsonl"
+    with pytest.raises(DataError, match=r"file not found; compute gains first: nlt score"):
+        read_gains(path, CANDIDATES)
+    write_gains(path, CANDIDATES[:1], GAIN[:1])
+    with pytest.raises(DataError, match=r"no gains for 1 queries, e.g. 'q2'; run nlt score again"):
+        read_gains(path, CANDIDATES)
+
+
+def test_the_audit_is_the_arithmetic_it_names() -> None:
+    """Reference: numpy, and Spearman's correlation as Pearson's of ranks, by hand."""
+    audit = audit_teacher(GAIN, [c.bm25 for c in CANDIDATES])
+    assert (audit["queries"], audit["candidates"]) == (2, 3)
+    assert audit["share_of_queries_with_positive_gain"] == 1.0
+    assert audit["same_best_as_bm25"] == 0.0
+    # ranks of q1: gain (1, 0, 2) against (2, 1, 0): -0.5; of q2: (1, 2, 0) against (2, 1, 0): 0.5
+    assert audit["spearman_with_bm25"] == pytest.approx(0.0, abs=1e-3)
+    assert audit["gain_quantiles_5_25_50_75_95"] == pytest.approx(
+        np.quantile(GAIN, [0.05, 0.25, 0.5, 0.75, 0.95]), abs=1e-4
+    )
+    assert [row["teacher_temperature"] for row in audit["temperatures"]] == list(AUDIT_TEMPERATURES)
+    for row in audit["temperatures"]:
+        p = np.exp(GAIN / row["teacher_temperature"])
+        p /= p.sum(1, keepdims=True)
+        entropy = -(p * np.log(p)).sum(1)
+        assert row["effective_candidates"] == pytest.approx(np.exp(entropy).mean(), abs=1e-3)
+        assert row["top_probability"] == pytest.approx(p.max(1).mean(), abs=1e-3)
+    nearest = min(audit["temperatures"], key=lambda row: abs(row["effective_candidates"] - 1.0))
+    assert audit["proposed_teacher_temperature"] == nearest["teacher_temperature"]
+
+
+def test_the_audit_of_extremes() -> None:
+    """Reference: closed cases: equal gains are uniform, one huge gain is one candidate, equal scores have no rank."""
+    equal = audit_teacher(np.zeros((2, 4)), np.zeros((2, 4)).tolist())
+    assert all(row["effective_candidates"] == 4.0 for row in equal["temperatures"])
+    assert equal["share_of_queries_with_positive_gain"] == 0.0
+    assert equal["spearman_with_bm25"] == 0.0
+    huge = audit_teacher(np.array([[1e6, 0.0, -1e6]]), [[3.0, 2.0, 1.0]])
+    assert all(row["effective_candidates"] == 1.0 for row in huge["temperatures"])
+    assert (huge["same_best_as_bm25"], huge["spearman_with_bm25"]) == (1.0, 1.0)
+    with pytest.raises(NLTError, match=r"no gains to audit; mine candidates"):
+        audit_teacher(np.zeros((0, 3)), [])
+
+
+def test_equal_scores_do_not_agree_by_their_order() -> None:
+    """Reference: Spearman's correlation with mean ranks of ties: (2, 1, 0) against (2, 0.5, 0.5) is 0.866."""
+    scores = [[3.0, 0.0, 0.0], [0.0, 3.0, 0.0]]
+    audit = audit_teacher(np.array([[0.3, 0.2, 0.1], [0.2, 0.3, 0.1]]), scores)
+    assert audit["spearman_with_bm25"] == pytest.approx(0.866, abs=1e-3)

@@ -1,0 +1,194 @@
+"""Query-focused heads: calibrated attention against eager attention, ranking, and the head file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.models.attention import enable_document_attention
+from nlt_trainer.models.document_prompts import DocumentReader
+from nlt_trainer.models.frozen_lm import FrozenLM
+from nlt_trainer.models.heads import HeadSet, calibrated_mass, detect_query_focused_heads, relevant_by_gain
+from nlt_trainer.models.prompt_tokens import PromptTokens
+from nlt_trainer.prompts import PromptTemplate
+
+QUERIES = ["how is tea made", "which bird hunts at night", "what makes the tides of the sea"]
+DOCUMENTS = [
+    ["Green tea is made from leaves.", "An owl hunts.", "The moon pulls the sea."],
+    ["An owl hunts at night and hears a mouse.", "Silk is spun by the larva of a moth.", "Bread."],
+    ["Glass is made by melting sand.", "Yeast makes bread rise.", "The moon makes the tides."],
+]
+
+
+def tokens_of(lm: FrozenLM) -> PromptTokens:
+    return PromptTokens(lm.tokenizer, PromptTemplate(), max_document_tokens=32)
+
+
+@torch.no_grad()
+def eager_mass(lm: FrozenLM, query: str, documents: list[str]) -> np.ndarray:
+    """The reference: mean eager attention from the query's tokens, summed over each document: `(L, H, K)`."""
+
+    def ids(text: str) -> list[int]:
+        return list(lm.tokenizer(text, add_special_tokens=False).input_ids)
+
+    segments: list[tuple[list[int], int]] = []
+    for k, document in enumerate(documents):
+        segments += [(ids("Document: "), -1), (ids(document), k), (ids("\n\n"), -1)]
+    segments += [(ids("Question:"), -1), (ids(f" {query}"), -2)]
+    owners = np.array([owner for segment, owner in segments for _ in segment])
+    attentions = lm.model(
+        input_ids=torch.tensor([[i for segment, _ in segments for i in segment]]), output_attentions=True
+    ).attentions
+    rows = [a[0].numpy()[:, owners == -2] for a in attentions]  # L of (H, query tokens, T)
+    own = [[row[..., owners == k].sum(-1).mean(-1) for k in range(len(documents))] for row in rows]  # (L, K, H)
+    return np.array(own).transpose(0, 2, 1)
+
+
+def expected_mass(lm: FrozenLM) -> np.ndarray:
+    """Calibrated by the null query, one prompt at a time: `(B, L, H, K)`."""
+    lm.model.set_attn_implementation("eager")
+    rows = [eager_mass(lm, q, d) - eager_mass(lm, "N/A", d) for q, d in zip(QUERIES, DOCUMENTS, strict=True)]
+    return np.stack(rows)
+
+
+def test_calibrated_mass_is_that_of_eager_attention(tiny_lm: FrozenLM) -> None:
+    """Reference: `output_attentions` of eager attention, one unpadded prompt at a time, query minus "N/A"."""
+    expected = expected_mass(tiny_lm)
+    enable_document_attention(tiny_lm)
+    reader = DocumentReader(tiny_lm)
+    found = calibrated_mass(reader, QUERIES, documents=DOCUMENTS, tokens=tokens_of(tiny_lm))
+    assert found.shape == (3, tiny_lm.num_layers, tiny_lm.num_heads, 3)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_heads_are_ranked_by_the_rank_they_give_gold(
+    tiny_lm: FrozenLM, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    """Reference: a planted head (layer 1, head 2) that alone turns to gold, whatever the documents' order."""
+    gold = [DOCUMENTS[b][k] for b, k in enumerate((0, 0, 2))]
+
+    def planted(reader: object, queries: list[str], *, documents: list[list[str]], tokens: object) -> np.ndarray:
+        mass = np.zeros((len(queries), 2, 4, 3))
+        for b, texts in enumerate(documents):
+            right = np.array([text in gold for text in texts])
+            mass[b] = np.where(right, -1.0, 0.0)
+            mass[b, 1, 2] = np.where(right, 1.0, 0.0)
+            mass[b, 0, 1] = np.where(right, 0.5, np.arange(3))  # wins by position only
+        return mass
+
+    monkeypatch.setattr("nlt_trainer.models.heads.calibrated_mass", planted)
+    relevant = np.array([[True, False, False], [True, False, False], [False, False, True]])
+    found = detect_query_focused_heads(
+        tiny_lm,
+        QUERIES,
+        documents=DOCUMENTS,
+        relevant=relevant,
+        tokens=tokens_of(tiny_lm),
+        num_heads=2,
+        batch_size=batch_size,
+    )
+    assert found.heads[0] == (1, 2)
+    assert found.scores[1][2] == 1.0
+    assert found.scores[0][0] == pytest.approx(1 / 3, abs=1e-6)
+    assert len(found.heads) == 2
+    assert (found.llm, found.llm_fingerprint) == (tiny_lm.name, tiny_lm.fingerprint)
+    assert found.settings["num_queries"] == 3
+
+
+def test_scores_are_mean_reciprocal_ranks(tiny_lm: FrozenLM) -> None:
+    """Reference: ranks of the best relevant document under eager attention of the order that was read."""
+    relevant = np.array([[True, False, False], [False, False, False], [False, True, True]])
+    order = np.random.default_rng(5)
+    ranks = []
+    tiny_lm.model.set_attn_implementation("eager")
+    for b in (0, 2):
+        shuffled = order.permutation(3)
+        texts = [DOCUMENTS[b][k] for k in shuffled]
+        mass = eager_mass(tiny_lm, QUERIES[b], texts) - eager_mass(tiny_lm, "N/A", texts)
+        best = mass[..., relevant[b][shuffled]].max(-1)
+        ranks.append(1 / (1 + (mass[..., ~relevant[b][shuffled]] > best[..., None]).sum(-1)))
+    found = detect_query_focused_heads(
+        tiny_lm,
+        QUERIES,
+        documents=DOCUMENTS,
+        relevant=relevant,
+        tokens=tokens_of(tiny_lm),
+        num_heads=3,
+        batch_size=1,
+        seed=5,
+    )
+    np.testing.assert_allclose(found.scores, np.mean(ranks, axis=0), atol=1e-6)
+    values = [found.scores[layer][head] for layer, head in found.heads]
+    assert values == sorted(np.ravel(found.scores), reverse=True)[:3]
+
+
+def test_no_gold_is_refused(tiny_lm: FrozenLM) -> None:
+    """Reference: the remedy in the message."""
+    with pytest.raises(NLTError, match=r"no query has a relevant document.*give more queries or candidates"):
+        detect_query_focused_heads(
+            tiny_lm, QUERIES, documents=DOCUMENTS, relevant=np.zeros((3, 3), bool), tokens=tokens_of(tiny_lm)
+        )
+
+
+def test_the_file_is_a_round_trip(tiny_lm: FrozenLM, tmp_path: Path) -> None:
+    """Reference: the set that was saved."""
+    heads = HeadSet(
+        ((1, 2), (0, 3), (1, 0)), ((0.1, 0.2, 0.3, 0.4), (0.5, 0.6, 0.7, 0.8)), "llm", tiny_lm.fingerprint, {"a": 1}
+    )
+    heads.save(tmp_path / "heads.json")
+    assert HeadSet.load(tmp_path / "heads.json") == heads
+    layers = heads.by_layer(torch.device("cpu"))
+    assert {layer: indices.tolist() for layer, indices in layers.items()} == {0: [3], 1: [0, 2]}
+
+
+def test_heads_belong_to_the_weights_they_were_found_in(tiny_lm: FrozenLM) -> None:
+    """Reference: another dtype or adapter is the same LLM, other weights are not."""
+    heads = HeadSet(((0, 0),), ((1.0,),), "there", {**tiny_lm.fingerprint, "dtype": "bfloat16", "adapter": "x"}, {})
+    heads.check(tiny_lm)
+    other = dataclasses.replace(heads, llm_fingerprint={**tiny_lm.fingerprint, "weights": "y"})
+    with pytest.raises(NLTError, match=r"found in LLM 'there', not in .*; run `nlt detect_heads` with this LLM"):
+        other.check(tiny_lm)
+
+
+GOOD = {"heads": [[0, 0]], "scores": [[1.0, 0.5]], "llm": "x", "llm_fingerprint": {"weights": "w"}, "settings": {}}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "not a head file"),
+        (json.dumps({k: v for k, v in GOOD.items() if k != "scores"}), "not a head file .*scores"),
+        (json.dumps({**GOOD, "heads": [[0]]}), "not a head file"),
+        (json.dumps({**GOOD, "heads": [["a", 0]]}), "not a head file"),
+        (json.dumps({**GOOD, "heads": [[0, 2]]}), r"head \[0, 2\] lies outside its score table"),
+        (json.dumps({**GOOD, "heads": [[1, 0]]}), r"head \[1, 0\] lies outside"),
+        (json.dumps({**GOOD, "heads": [[-1, 0]]}), r"head \[-1, 0\] lies outside"),
+        (json.dumps({**GOOD, "llm_fingerprint": {}}), "not a head file .*weights"),
+        (json.dumps({**GOOD, "llm_fingerprint": None}), "not a head file"),
+        (json.dumps({**GOOD, "heads": []}), "holds no head"),
+    ],
+)
+def test_a_malformed_file_is_refused(tmp_path: Path, content: str, reason: str) -> None:
+    """Reference: the file and the remedy in the message; the good file is read."""
+    path = tmp_path / "heads.json"
+    path.write_text(json.dumps(GOOD))
+    assert HeadSet.load(path).heads == ((0, 0),)
+    path.write_text(content)
+    with pytest.raises(DataError, match=reason) as caught:
+        HeadSet.load(path)
+    assert caught.value.path == path
+
+
+def test_gold_by_gain() -> None:
+    """Reference: the best candidate of each row, where its gain is positive."""
+    found = relevant_by_gain([[0.1, 0.3, -0.2], [-0.1, -0.3, 0.0], [0.2, 0.2, 0.1]])
+    assert found.tolist() == [[False, True, False], [False, False, False], [True, True, False]]

@@ -1,0 +1,56 @@
+"""The training dataset: rows as collection, candidates, gains and judgements have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nlt_trainer.data.beir import Collection, load_collection
+from nlt_trainer.data.candidates import QueryCandidates
+from nlt_trainer.data.training import relevance, training_dataset
+from nlt_trainer.errors import NLTError
+
+CANDIDATES = [
+    QueryCandidates("q1", "which animal is the largest of all", "the blue whale", ("d02", "d01"), (1.0, 0.0)),
+    QueryCandidates("q2", "why does bread rise", None, ("d03", "d04"), (1.0, 0.0)),
+]
+QRELS = {"q1": {"d01": 1, "d05": 1}, "q2": {"d07": 1, "d03": 0}}
+
+
+@pytest.fixture
+def collection(tiny_collection_folder: Path) -> Collection:
+    return load_collection(tiny_collection_folder)
+
+
+def test_rows_hold_texts_and_gains(collection: Collection) -> None:
+    """Reference: contents of the collection's documents, in the candidates' order; all queries stay."""
+    gain = np.array([[0.5, -0.25], [0.0, 1.0]])
+    dataset = training_dataset(collection, CANDIDATES, gain=gain)
+    assert dataset.column_names == ["query", "answer", "documents", "gain"]
+    for row, candidates, values in zip(dataset, CANDIDATES, gain, strict=True):
+        assert (row["query"], row["answer"]) == (candidates.query, candidates.answer)
+        assert row["documents"] == [collection.corpus[d].content for d in candidates.document_ids]
+        assert row["gain"] == values.tolist()
+    assert training_dataset(collection, CANDIDATES).column_names == ["query", "answer", "documents"]
+
+
+def test_labels_name_the_best_judged_candidate(collection: Collection) -> None:
+    """Reference: the judgements; a query whose candidates are all judged 0 or not at all is left out."""
+    dataset = training_dataset(collection, CANDIDATES, qrels=QRELS)
+    assert dataset["query"][:] == [CANDIDATES[0].query]
+    assert dataset["positive"][:] == [1]
+    graded = training_dataset(collection, CANDIDATES, qrels={"q1": {"d02": 1, "d01": 2}, "q2": {"d03": 1}})
+    assert graded["positive"][:] == [1, 0]
+
+
+def test_no_labelled_query_is_refused(collection: Collection) -> None:
+    """Reference: the remedy in the message."""
+    with pytest.raises(NLTError, match=r"no query has a relevant candidate; mine more candidates or train without"):
+        training_dataset(collection, CANDIDATES, qrels={"q1": {"d05": 1}})
+
+
+def test_relevance_is_a_positive_grade() -> None:
+    """Reference: the judgements, by hand."""
+    assert relevance(CANDIDATES, QRELS).tolist() == [[False, True], [False, False]]
