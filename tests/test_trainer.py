@@ -1,0 +1,197 @@
+"""The trainer: resumed runs against uninterrupted ones, checkpoints, and what a step changes."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from nlt_trainer.arguments import DataArguments, ModelArguments, NLTTrainingArguments
+from nlt_trainer.data.collator import NLTCollator, PromptBuilder
+from nlt_trainer.errors import NLTError
+from nlt_trainer.files import write_json
+from nlt_trainer.models.encoder import load_encoder
+from nlt_trainer.models.frozen_lm import FrozenLM
+from nlt_trainer.models.heads import HeadSet
+from nlt_trainer.models.prompt_tokens import PromptTokens
+from nlt_trainer.objectives.dream import DREAMLoss
+from nlt_trainer.objectives.info_nce import InfoNCELoss
+from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
+from nlt_trainer.prompts import PromptTemplate
+from nlt_trainer.scripts.train import check_settings, last_checkpoint, run_settings
+from nlt_trainer.trainer import NLTTrainer
+
+TEXTS = ["green tea", "an owl hunts", "the moon", "bread rises", "silk", "a furnace of glass", "honey", "north"]
+ROWS = [
+    {
+        "query": f"query {b} {TEXTS[b]}",
+        "documents": [TEXTS[(b + k) % 8] for k in range(3)],
+        "gain": [0.5, 0.1 * b, -0.2],
+    }
+    for b in range(8)
+]
+
+
+class Interrupt(TrainerCallback):
+    """Stops after a step, as a kill does, the checkpoint of that step being whole."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def make_trainer(
+    encoder: SentenceTransformer, objective: str, folder: Path, *, lm: FrozenLM, interrupt: int | None = None
+) -> NLTTrainer:
+    """A trainer of 6 steps of 2 queries, with a checkpoint every 2 steps."""
+    args = NLTTrainingArguments(
+        output_dir=str(folder), max_steps=6, per_device_train_batch_size=2, learning_rate=1e-2, warmup_steps=2,
+        save_steps=2, logging_steps=1, report_to=[], use_cpu=True, disable_tqdm=True, seed=5, objective=objective,
+    )  # fmt: skip
+    prompts = None
+    if objective == "dream":
+        heads = HeadSet(((1, 2), (0, 3)), ((1.0,) * 4,) * 2, lm.name, lm.fingerprint, {})
+        loss: nn.Module = DREAMLoss(encoder, lm, heads=heads, temperature=0.3)
+        prompts = PromptBuilder(PromptTokens(lm.tokenizer, PromptTemplate(), max_document_tokens=16), "query", 256)
+    elif objective == "info_nce":
+        loss = InfoNCELoss(encoder)
+    else:
+        loss = LikelihoodGainLoss(encoder)
+    return NLTTrainer(
+        encoder,
+        args,
+        train_dataset=Dataset.from_list(ROWS),
+        loss=loss,
+        data_collator=NLTCollator(encoder, prompts=prompts, seed=args.seed),
+        callbacks=[Interrupt(interrupt)] if interrupt else [],
+    )
+
+
+def losses(trainer: NLTTrainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("objective", ["likelihood_gain", "dream"])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    tiny_encoder_folder: Path, tiny_lm: FrozenLM, tmp_path: Path, objective: str
+) -> None:
+    """Reference: weights and losses of a run of 6 steps that was not stopped after 4."""
+
+    def encoder() -> SentenceTransformer:
+        return load_encoder(str(tiny_encoder_folder), device="cpu")
+
+    whole = make_trainer(encoder(), objective, tmp_path / "whole", lm=tiny_lm)
+    whole.train()
+    stopped = make_trainer(encoder(), objective, tmp_path / "run", lm=tiny_lm, interrupt=4)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    torch.rand(5)
+    resumed = make_trainer(encoder(), objective, tmp_path / "run", lm=tiny_lm)
+    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "run"))
+    assert len(losses(whole)) == 6
+    assert losses(resumed) == pytest.approx(losses(whole), abs=1e-6)
+    start = encoder().state_dict()
+    for name, parameter in whole.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], parameter, rtol=1e-6, atol=1e-7)
+    assert any((whole.model.state_dict()[name] - start[name]).abs().max() > 1e-3 for name in start)
+
+
+def test_a_dream_run_changes_and_saves_the_encoder_alone(
+    tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, tmp_path: Path
+) -> None:
+    """Reference: a copy of the LLM's weights, and the encoder's number of parameters times 4 bytes."""
+    frozen = {name: p.clone() for name, p in tiny_lm.model.named_parameters()}
+    trainer = make_trainer(tiny_encoder, "dream", tmp_path, lm=tiny_lm)
+    trainer.train()
+    for name, parameter in tiny_lm.model.named_parameters():
+        assert parameter.grad is None
+        assert not parameter.requires_grad
+        torch.testing.assert_close(parameter, frozen[name], rtol=0, atol=0)
+    weights = list((tmp_path / "checkpoint-6").rglob("*.safetensors"))
+    assert sum(file.stat().st_size for file in weights) < 4.2 * sum(p.numel() for p in tiny_encoder.parameters())
+    saved = SentenceTransformer(str(tmp_path / "checkpoint-6"), device="cpu")
+    torch.testing.assert_close(
+        saved.encode(TEXTS, convert_to_tensor=True), tiny_encoder.encode(TEXTS, convert_to_tensor=True)
+    )
+
+
+def test_each_objective_reports_its_name(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, tmp_path: Path) -> None:
+    """Reference: the name of the only term, which equals the loss."""
+    trainer = make_trainer(tiny_encoder, "info_nce", tmp_path, lm=tiny_lm)
+    trainer.train()
+    assert len(losses(trainer)) == 6
+    features, labels = trainer.collect_features(trainer.data_collator(ROWS[:2]))
+    assert list(trainer.loss(features, labels)) == ["info_nce"]
+
+
+def test_features_are_queries_then_documents(
+    tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, tmp_path: Path
+) -> None:
+    """Reference: embeddings of the texts; everything else of the batch arrives by name."""
+    trainer = make_trainer(tiny_encoder, "dream", tmp_path, lm=tiny_lm)
+    batch = trainer.data_collator(ROWS[:2])
+    features, labels = trainer.collect_features(batch)
+    found = tiny_encoder(features[0])["sentence_embedding"].detach()
+    expected = tiny_encoder.encode([row["query"] for row in ROWS[:2]], convert_to_tensor=True)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert len(features[1]["input_ids"]) == 6
+    assert set(labels) == {name for name in batch if not name.startswith(("query_", "document_"))}
+    assert {"gain", "candidate_keys", "prompt_ids", "documents", "suffix_target"} <= set(labels)
+
+
+def test_batches_of_another_collator_are_refused(
+    tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, tmp_path: Path
+) -> None:
+    """Reference: the remedy in the message."""
+    trainer = make_trainer(tiny_encoder, "likelihood_gain", tmp_path, lm=tiny_lm)
+    with pytest.raises(NLTError, match=r"\['anchor_input_ids'\]; pass data_collator=NLTCollator"):
+        trainer.collect_features({"anchor_input_ids": torch.zeros(1, 3)})
+
+
+def make_checkpoint(folder: Path, step: int, *, whole: bool = True) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").touch()
+    if whole:
+        (checkpoint / "trainer_state.json").write_text("{}")
+    return checkpoint
+
+
+def test_a_half_written_checkpoint_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Reference: the last whole one by number, not by name; the warning names the folder."""
+    assert last_checkpoint(tmp_path) is None
+    expected = make_checkpoint(tmp_path, 100)
+    make_checkpoint(tmp_path, 20)
+    half = make_checkpoint(tmp_path, 120, whole=False)
+    with caplog.at_level(logging.WARNING):
+        assert last_checkpoint(tmp_path) == str(expected)
+    assert f"{half} is half-written and ignored" in caplog.text
+
+
+def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
+    """Reference: what decides the trajectory differs; where to report does not matter."""
+
+    def settings(*, data: dict[str, Any] | None = None, **trainer: Any) -> dict[str, Any]:
+        args = NLTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **trainer)
+        return run_settings(ModelArguments(), DataArguments(**(data or {})), args)
+
+    write_json(tmp_path / "settings.json", settings(learning_rate=1e-3))
+    check_settings(tmp_path, settings(learning_rate=1e-4))  # no checkpoint yet, nothing to mix
+    make_checkpoint(tmp_path, 2)
+    check_settings(tmp_path, settings(learning_rate=1e-3))
+    check_settings(tmp_path, settings(learning_rate=1e-3, data={"eval_split": "dev"}))
+    check_settings(tmp_path, settings(learning_rate=1e-3, save_steps=7))
+    with pytest.raises(NLTError, match=r"learning_rate: 0.001 there, 0.0001 now.*choose another output_dir"):
+        check_settings(tmp_path, settings(learning_rate=1e-4))
+    with pytest.raises(NLTError, match=r"num_candidates: 8 there, 4 now"):
+        check_settings(tmp_path, settings(learning_rate=1e-3, data={"num_candidates": 4}))
