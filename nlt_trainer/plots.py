@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ COLOURS = ("#1f5fa8", "#c8501e", "#3a7d44", "#7a4f9a")
 
 
 def learning_curve(logs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, *, metric: str) -> None:
-    """Draw an evaluated metric against training queries seen, one line a run.
+    """Draw an evaluated metric against optimizer steps, one line a run.
 
     Args:
         logs: run name to the trainer's log; entries with `metric` are drawn against their `step`.
@@ -30,7 +31,7 @@ def learning_curve(logs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
     drawn = 0
-    for colour, (name, log) in zip(COLOURS, logs.items(), strict=False):
+    for colour, (name, log) in zip(cycle(COLOURS), logs.items(), strict=False):
         points = [(entry["step"], entry[metric]) for entry in log if metric in entry]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=name)

@@ -1,0 +1,276 @@
+"""The demo in miniature: every stage by its `main`, from a BEIR folder to results and a card, and bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from sentence_transformers import SentenceTransformer
+
+from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.scripts import detect_heads, evaluate, make_encoder, mine, score, train
+
+OBJECTIVES = ("likelihood_gain", "dream", "info_nce")
+RESULT_KEYS = {
+    "name", "ndcg_at_10", "mrr_at_10", "recall_at_100", "train_seconds", "lm_tokens", "seed", "collection", "split"
+}  # fmt: skip
+
+
+class Project:
+    """A folder with a collection, a recipe for each objective, and the stages that run on them."""
+
+    def __init__(self, root: Path, llm: Path) -> None:
+        self.root, self.llm = root, llm
+
+    def recipe(self, objective: str) -> str:
+        """Write the YAML of an objective; returns its path."""
+        root = self.root
+        blocks: dict[str, dict[str, Any]] = {
+            "model": {
+                "encoder": f"{root}/encoder",
+                "llm": str(self.llm),
+                "heads": f"{root}/heads.json",
+                "num_heads": 3,
+            },
+            "data": {
+                "collection": f"{root}/collection",
+                "train_split": "train",
+                "dev_split": "dev",
+                "candidates": f"{root}/candidates.jsonl",
+                "num_candidates": 3,
+                "num_random_candidates": 1,
+                "gains": f"{root}/gains.jsonl",
+                "score_cache": f"{root}/scores",
+                "max_document_tokens": 24,
+            },
+            "trainer": {
+                "objective": objective,
+                "output_dir": f"{root}/{objective}",
+                "max_steps": 4,
+                "per_device_train_batch_size": 2,
+                "learning_rate": "1e-1",
+                "eval_strategy": "steps",
+                "eval_steps": 2,
+                "logging_steps": 2,
+                "save_steps": 2,
+                "report_to": "none",
+                "use_cpu": True,
+                "disable_tqdm": True,
+            },
+        }
+        path = root / f"{objective}.yaml"
+        path.write_text(yaml.safe_dump(blocks))
+        return str(path)
+
+    def run(self, stage: Any, objective: str = "likelihood_gain", *extra: str) -> None:
+        stage.main(["--config", self.recipe(objective), *extra])
+
+
+@pytest.fixture
+def project(tiny_llm_folder: Path, tiny_collection_folder: Path, tmp_path: Path) -> Project:
+    """A project with its encoder and candidates."""
+    project = Project(tmp_path, tiny_llm_folder)
+    project.run(make_encoder)
+    project.run(mine)
+    return project
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_all_stages(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """Reference: the files that each stage promises, and embeddings of the encoder that the training saved."""
+    root = project.root
+    start = SentenceTransformer(str(root / "encoder"), device="cpu")
+    assert [row["query_id"] for row in rows_of(root / "candidates.jsonl")] == ["q1", "q2", "q3", "q4"]
+    project.run(score)
+    assert np.isfinite([row["gain"] for row in rows_of(root / "gains.jsonl")]).all()
+    audit = json.loads((root / "gains.audit.json").read_text())
+    assert (audit["queries"], audit["candidates"], audit["target"]) == (4, 3, "joint")
+    project.run(detect_heads)
+    heads = json.loads((root / "heads.json").read_text())
+    assert len(heads["heads"]) == 3
+    assert heads["settings"]["gold"] == "candidate of the highest gain"
+    texts = ["the largest animal", "bread and gas"]
+    for objective in OBJECTIVES:
+        project.run(train, objective)
+        project.run(evaluate, objective)
+        encoder = SentenceTransformer(str(root / objective / "encoder"), device="cpu")
+        checkpoint = SentenceTransformer(str(root / objective / "checkpoint-4"), device="cpu")
+        np.testing.assert_allclose(encoder.encode(texts), checkpoint.encode(texts), atol=1e-6)
+        assert np.abs(encoder.encode(texts) - start.encode(texts)).max() > 1e-3
+        assert encoder.prompts == {"query": "", "document": ""}
+        check_results(root / objective, objective)
+        check_report(root / objective, objective, audit=audit, heads=heads)
+    assert "| collection test | dream |" in capsys.readouterr().out
+
+
+def check_results(run: Path, objective: str) -> None:
+    """Rows of BM25, start and the run, and the same figures in the card's metadata."""
+    results = json.loads((run / "results.json").read_text())
+    assert [row["name"] for row in results] == ["bm25", "start", objective]
+    assert all(set(row) == RESULT_KEYS for row in results)
+    assert all(0 <= row[metric] <= 1 for row in results for metric in ("ndcg_at_10", "mrr_at_10", "recall_at_100"))
+    assert all(row["recall_at_100"] == 1 for row in results[1:])  # 12 documents
+    assert [row["seed"] for row in results] == [None, None, 42]
+    card = ModelCard.load(run / "encoder" / "README.md")
+    metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert metrics == {
+        name: pytest.approx(results[2][name], abs=1e-4) for name in ("ndcg_at_10", "mrr_at_10", "recall_at_100")
+    }
+    assert f"objective `{objective}`" in card.text
+
+
+def check_report(run: Path, objective: str, *, audit: dict[str, Any], heads: dict[str, Any]) -> None:
+    """The cost of a run: the LLM stage before it, and for DREAM what training itself read."""
+    report = json.loads((run / "training.json").read_text())
+    assert (report["objective"], report["steps"], report["queries"], report["seed"]) == (objective, 4, 4, 42)
+    assert [entry["step"] for entry in report["log"] if "eval_dev_ndcg_at_10" in entry] == [2, 4]
+    if objective == "dream":
+        assert report["lm_tokens"] > heads["settings"]["lm_tokens"] > 0
+    else:
+        assert report["lm_tokens"] == audit["lm_tokens"] > 0
+    assert report["train_seconds"] > 0
+
+
+def test_a_second_run_of_each_stage_changes_nothing(project: Project) -> None:
+    """Reference: the files of the first run; scores come from the cache, training from its last checkpoint."""
+    project.run(score)
+    project.run(train)
+    names = ("candidates.jsonl", "gains.jsonl", "gains.audit.json", "likelihood_gain/settings.json")
+    first = [(project.root / name).read_bytes() for name in names]
+    weights = next((project.root / "likelihood_gain" / "encoder").rglob("model.safetensors")).read_bytes()
+    project.run(mine)
+    project.run(score)
+    project.run(train)
+    assert [(project.root / name).read_bytes() for name in names] == first
+    assert next((project.root / "likelihood_gain" / "encoder").rglob("model.safetensors")).read_bytes() == weights
+    assert json.loads((project.root / "likelihood_gain" / "training.json").read_text())["steps"] == 4
+    with pytest.raises(
+        NLTError, match=r"holds checkpoints of a run with other settings .*temperature: 0.05 there, 0.1"
+    ):
+        project.run(train, "likelihood_gain", "--temperature", "0.1")
+
+
+def test_labels_are_used_where_they_are_asked_for(project: Project) -> None:
+    """Reference: where gold comes from, and that no gains are needed then."""
+    project.run(detect_heads, "dream", "--head_qrels", "train")
+    heads = json.loads((project.root / "heads.json").read_text())
+    assert heads["settings"]["gold"] == "qrels/train.tsv"
+    project.run(train, "info_nce", "--labels", "true")
+    report = json.loads((project.root / "info_nce" / "training.json").read_text())
+    assert report["lm_tokens"] == 0
+    assert 1 <= report["queries"] <= 4
+
+
+def test_labels_are_read_nowhere_else(project: Project) -> None:
+    """Reference: the same stages with judgements that all name another document."""
+
+    def run_all(name: str) -> list[bytes]:
+        project.run(mine)
+        project.run(score)
+        project.run(detect_heads)
+        (project.root / name).mkdir()
+        weights = []
+        for objective in ("likelihood_gain", "info_nce"):
+            output = project.root / name / objective
+            project.run(train, objective, "--output_dir", str(output))
+            weights.append(next((output / "encoder").rglob("model.safetensors")).read_bytes())
+        heads = json.loads((project.root / "heads.json").read_text())["scores"]
+        files = [(project.root / file).read_bytes() for file in ("candidates.jsonl", "gains.jsonl")]
+        return [*files, *weights, json.dumps(heads).encode()]
+
+    expected = run_all("judged")
+    path = project.root / "collection" / "qrels" / "train.tsv"
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([header, *(f"{line.split()[0]}\td12\t1" for line in lines)]) + "\n")
+    assert run_all("misjudged") == expected
+
+
+def test_queries_without_answers_have_the_query_as_target(project: Project) -> None:
+    """Reference: the rule of the default target, and the refusal of a target that needs answers."""
+    path = project.root / "candidates.jsonl"
+    rows = rows_of(path)
+    rows[1]["answer"] = None
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    project.run(score)
+    assert json.loads((project.root / "gains.audit.json").read_text())["target"] == "query"
+    with pytest.raises(NLTError, match=r"target 'answer' needs answers, and 1 queries .* have none, e.g. 'q2'"):
+        project.run(score, "likelihood_gain", "--target", "answer")
+
+
+def test_evaluating_before_training_is_refused(project: Project) -> None:
+    """Reference: the remedy in each message, also for a folder that was left half-written."""
+    with pytest.raises(NLTError, match=r"likelihood_gain has no finished encoder; run `nlt train`"):
+        project.run(evaluate)
+    (project.root / "likelihood_gain" / "encoder").mkdir(parents=True)
+    with pytest.raises(NLTError, match=r"has no finished encoder"):
+        project.run(evaluate)
+
+
+@pytest.mark.parametrize("entry", ["data/scifact", ":test", "data/scifact:"])
+def test_malformed_eval_collections_are_refused(project: Project, entry: str) -> None:
+    """Reference: the form that the message shows; nothing is evaluated before."""
+    with pytest.raises(NLTError, match=rf"eval_collections has '{entry}'; write FOLDER:SPLIT"):
+        project.run(evaluate, "likelihood_gain", "--eval_collections", entry)
+
+
+def test_heads_of_another_llm_are_refused(project: Project) -> None:
+    """Reference: an LLM with other weights."""
+    project.run(score)
+    project.run(detect_heads)
+    path = project.root / "heads.json"
+    heads = json.loads(path.read_text())
+    path.write_text(json.dumps({**heads, "llm": "org/other", "llm_fingerprint": {"weights": "other"}}))
+    with pytest.raises(NLTError, match=r"found in LLM 'org/other', not in"):
+        project.run(train, "dream")
+
+
+def test_gains_of_other_candidates_are_refused(project: Project) -> None:
+    """Reference: candidates that were mined again with another seed after the scores."""
+    project.run(score)
+    project.run(mine, "likelihood_gain", "--num_candidates", "4")
+    with pytest.raises(DataError, match=r"gains.jsonl:1: query 'q1' has other candidates here; run nlt score again"):
+        project.run(train)
+
+
+@pytest.mark.parametrize(
+    ("stage", "objective", "missing", "message"),
+    [
+        (score, "likelihood_gain", "candidates.jsonl", "file not found; mine candidates first"),
+        (train, "likelihood_gain", "gains.jsonl", "file not found; compute gains first: nlt score"),
+        (detect_heads, "dream", "gains.jsonl", "file not found; compute gains first: nlt score"),
+        (train, "dream", "heads.json", "file not found"),
+        (mine, "likelihood_gain", "collection", "file not found; a collection is a folder"),
+        (train, "likelihood_gain", "encoder", "does not exist. Give a Hub id"),
+    ],
+)
+def test_a_stage_that_was_left_out_is_named(
+    project: Project, stage: Any, objective: str, missing: str, message: str
+) -> None:
+    """Reference: the remedy in each message."""
+    path = project.root / missing
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    with pytest.raises(NLTError, match=message):
+        project.run(stage, objective)
+
+
+def test_labels_need_a_split(project: Project) -> None:
+    """Reference: the remedy in the message."""
+    recipe = Path(project.recipe("info_nce"))
+    blocks = yaml.safe_load(recipe.read_text())
+    del blocks["data"]["train_split"]
+    recipe.write_text(yaml.safe_dump(blocks))
+    mine.main(["--config", str(recipe)])
+    with pytest.raises(NLTError, match=r"labels: true takes positives from qrels/<train_split>.tsv; set train_split"):
+        train.main(["--config", str(recipe), "--labels", "true"])
