@@ -1,17 +1,39 @@
 """Dense retrieval encoders trained from the next-token likelihood of a frozen LLM, without labels."""
 
-from nlt_trainer.arguments import NLTTrainingArguments
-from nlt_trainer.data.collator import NLTCollator
-from nlt_trainer.evaluation import BEIRFolderRetrieval, evaluate_encoder
-from nlt_trainer.models.encoder import load_encoder
-from nlt_trainer.models.frozen_lm import FrozenLM
-from nlt_trainer.models.heads import HeadSet, detect_query_focused_heads
-from nlt_trainer.models.score_cache import ScoreCache
-from nlt_trainer.models.scoring import LikelihoodScorer
-from nlt_trainer.objectives.dream import DREAMLoss
-from nlt_trainer.objectives.info_nce import InfoNCELoss
-from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
-from nlt_trainer.trainer import NLTTrainer
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nlt_trainer.arguments import NLTTrainingArguments
+    from nlt_trainer.data.collator import NLTCollator
+    from nlt_trainer.evaluation import BEIRFolderRetrieval, evaluate_encoder
+    from nlt_trainer.models.encoder import load_encoder
+    from nlt_trainer.models.frozen_lm import FrozenLM
+    from nlt_trainer.models.heads import HeadSet, detect_query_focused_heads
+    from nlt_trainer.models.score_cache import ScoreCache
+    from nlt_trainer.models.scoring import LikelihoodScorer
+    from nlt_trainer.objectives.dream import DREAMLoss
+    from nlt_trainer.objectives.info_nce import InfoNCELoss
+    from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
+    from nlt_trainer.trainer import NLTTrainer
+
+# Imported when first used (PEP 562): torch and transformers take seconds, and `nlt --help` needs neither.
+_MODULES = {
+    "BEIRFolderRetrieval": "nlt_trainer.evaluation",
+    "DREAMLoss": "nlt_trainer.objectives.dream",
+    "FrozenLM": "nlt_trainer.models.frozen_lm",
+    "HeadSet": "nlt_trainer.models.heads",
+    "InfoNCELoss": "nlt_trainer.objectives.info_nce",
+    "LikelihoodGainLoss": "nlt_trainer.objectives.likelihood_gain",
+    "LikelihoodScorer": "nlt_trainer.models.scoring",
+    "NLTCollator": "nlt_trainer.data.collator",
+    "NLTTrainer": "nlt_trainer.trainer",
+    "NLTTrainingArguments": "nlt_trainer.arguments",
+    "ScoreCache": "nlt_trainer.models.score_cache",
+    "detect_query_focused_heads": "nlt_trainer.models.heads",
+    "evaluate_encoder": "nlt_trainer.evaluation",
+    "load_encoder": "nlt_trainer.models.encoder",
+}
 
 __all__ = [
     "BEIRFolderRetrieval",
@@ -29,3 +51,9 @@ __all__ = [
     "evaluate_encoder",
     "load_encoder",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

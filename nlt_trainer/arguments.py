@@ -27,6 +27,10 @@ class ModelArguments:
     max_seq_length: int | None = field(
         default=None, metadata={"help": "Tokens that the encoder reads of a text; unset: what the encoder has."}
     )
+    train_max_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens that the encoder reads of a text in training; unset: as many as at inference."},
+    )
     encoder_prompts: dict[str, str] | None = field(
         default=None, metadata={"help": "Texts put before queries and documents, under the keys query and document."}
     )

@@ -14,8 +14,8 @@ from nlt_trainer.models.document_prompts import DocumentPrompts, build_prompts
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.models.prompt_tokens import PromptTokens
+from nlt_trainer.models.similarity import candidate_scores
 from nlt_trainer.objectives.dream import DREAMLoss
-from nlt_trainer.objectives.similarity import candidate_scores
 from nlt_trainer.prompts import PromptTemplate
 
 QUERIES = ["how is tea made", "which bird hunts at night", "what makes the tides"]

@@ -70,6 +70,7 @@ class NLTCollator:
         encoder: the encoder that is trained; its tokeniser and prompts are used.
         scorer: computes and stores the gains of rows that have none; `None` where gains are stored or not needed.
         prompts: builds DREAM's prompts; `None` where no objective reads them.
+        max_length: tokens that the encoder reads of a text in training; `None`: its `max_seq_length`.
         seed: of the candidates' order, drawn once a query, so that no position in a prompt means anything.
 
     Raises:
@@ -80,6 +81,7 @@ class NLTCollator:
     encoder: SentenceTransformer
     scorer: LikelihoodScorer | None = None
     prompts: PromptBuilder | None = None
+    max_length: int | None = None
     seed: int = 0
     # read by SentenceTransformerTrainer
     valid_label_columns: list[str] = field(default_factory=list)
@@ -115,7 +117,8 @@ class NLTCollator:
         return row
 
     def _encode(self, texts: list[str], kind: str) -> dict[str, Any]:
-        features = self.encoder.preprocess(texts, prompt=self.encoder.prompts.get(kind) or None, task=kind)
+        cut = {} if self.max_length is None else {"max_length": self.max_length}
+        features = self.encoder.preprocess(texts, prompt=self.encoder.prompts.get(kind) or None, task=kind, **cut)
         return {f"{kind}_{key}": value for key, value in features.items()}
 
     def _gain(self, rows: Sequence[dict[str, Any]]) -> Tensor | None:

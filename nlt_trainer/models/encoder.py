@@ -6,9 +6,11 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, TaskType
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding, Transformer
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer.errors import NLTError
@@ -45,7 +47,7 @@ def load_encoder(
     location = resolve_model(name)
     try:
         if pooling is None:
-            encoder = SentenceTransformer(location, device=device)
+            encoder = SentenceTransformer(location, device=device, model_kwargs={"use_safetensors": True})
         else:
             encoder = _with_pooling(location, pooling, device=device)
     except NLTError:
@@ -70,7 +72,7 @@ def _with_pooling(location: str, pooling: str, *, device: str | None) -> Sentenc
         raise NLTError(f"{location} is a Sentence-Transformers model with its own pooling; leave `pooling` out")
     if pooling not in {"mean", "cls", "lasttoken"}:
         raise NLTError(f"pooling {pooling!r} is unknown; choose mean, cls or lasttoken")
-    transformer = Transformer(location)
+    transformer = Transformer(location, model_kwargs={"use_safetensors": True})
     if pooling == "lasttoken" and transformer.tokenizer.pad_token is None:
         transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
     dimension = transformer.get_embedding_dimension()  # type: ignore[operator]  # a method, typed as a module entry
@@ -79,7 +81,11 @@ def _with_pooling(location: str, pooling: str, *, device: str | None) -> Sentenc
 
 
 def encoder_from_token_embeddings(llm: str) -> SentenceTransformer:
-    """An encoder that was never trained for retrieval: the mean of an LLM's token embeddings, normalised.
+    """An encoder that was never trained for retrieval: a weighted mean of an LLM's token embeddings, normalised.
+
+    The embeddings' mean and their D / 100 strongest directions, which all tokens share, are removed (all-but-the-top,
+    arXiv 1702.01417), and each token is weighted by log(1 + its id): byte-pair vocabularies are sorted by frequency,
+    so that this is an inverse frequency by Zipf's law, as in Model2Vec. No text is read.
 
     Args:
         llm: anything that `resolve_model` takes.
@@ -87,6 +93,17 @@ def encoder_from_token_embeddings(llm: str) -> SentenceTransformer:
     location = resolve_model(llm)
     embeddings = AutoModelForCausalLM.from_pretrained(location, dtype="float32").get_input_embeddings().weight
     tokenizer = AutoTokenizer.from_pretrained(location).backend_tokenizer
-    encoder = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embeddings.detach().clone()), Normalize()])
+    encoder = SentenceTransformer(
+        modules=[StaticEmbedding(tokenizer, all_but_the_top(embeddings.detach())), Normalize()]
+    )
     encoder.prompts = {"query": "", "document": ""}
     return encoder
+
+
+def all_but_the_top(embeddings: Tensor) -> Tensor:
+    """Token embeddings `(V, D)` without mean and D / 100 strongest directions, weighted by log(1 + id)."""
+    centred = embeddings - embeddings.mean(0)
+    _, directions = torch.linalg.eigh(centred.T @ centred)  # (D, D), weakest first
+    top = directions[:, -max(1, round(embeddings.shape[1] / 100)) :]
+    weight = torch.log1p(torch.arange(len(embeddings), dtype=embeddings.dtype))
+    return (centred - centred @ top @ top.T) * (weight / weight.mean())[:, None]

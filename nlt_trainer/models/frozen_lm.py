@@ -63,7 +63,9 @@ class FrozenLM:
         """
         location = resolve_model(name)
         try:
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(location, revision=revision, dtype=dtype)
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                location, revision=revision, dtype=dtype, use_safetensors=True
+            )
             tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
         except (OSError, ValueError) as error:  # ValueError: a folder without a model that transformers knows
             raise NLTError(f"LLM {name!r} cannot be loaded: {error}") from error

@@ -13,7 +13,7 @@ from nlt_trainer.models.attention import ScoreInjection, enable_document_attenti
 from nlt_trainer.models.document_prompts import DocumentPrompts, DocumentReader
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
-from nlt_trainer.objectives.similarity import Features, candidate_scores
+from nlt_trainer.models.similarity import Features, candidate_scores
 
 
 class DREAMLoss(nn.Module):

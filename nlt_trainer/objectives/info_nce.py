@@ -8,7 +8,7 @@ from sentence_transformers.util import all_gather, all_gather_with_grad
 from torch import Tensor, nn
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.objectives.similarity import Features, embed
+from nlt_trainer.models.similarity import Features, embed
 
 
 class InfoNCELoss(nn.Module):

@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.objectives.similarity import Features, candidate_scores
+from nlt_trainer.models.similarity import Features, candidate_scores
 
 QueryWeight = Literal["none", "positive", "gain"]
 

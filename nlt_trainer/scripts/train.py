@@ -67,17 +67,17 @@ def main(argv: list[str] | None = None) -> None:
     )
     dataset = make_dataset(collection, data, args, candidates=candidates)
     loss, prompts = make_loss(encoder, model, data, args=args, candidates=candidates)
-    clock = SecondsCallback()
+    collator = NLTCollator(encoder, prompts=prompts, max_length=model.train_max_length, seed=args.seed)
     trainer = NLTTrainer(
         encoder,
         args,
         train_dataset=dataset,
         loss=loss,
-        data_collator=NLTCollator(encoder, prompts=prompts, seed=args.seed),  # type: ignore[arg-type]  # any callable
+        data_collator=collator,  # type: ignore[arg-type]  # any callable
         evaluator=RetrievalEvaluator(load_collection(data.collection), split=data.dev_split)
         if data.dev_split
         else None,
-        callbacks=[clock],
+        callbacks=[SecondsCallback()],
     )
     if trainer.is_world_process_zero():
         write_json(Path(args.output_dir, "settings.json"), settings)
