@@ -87,7 +87,8 @@ class DREAMLoss(nn.Module):
         losses, gradients = [], []
         for start in range(0, len(prompts), self.micro_batch_size):
             part = slice(start, start + self.micro_batch_size)
-            loss = self.read(leaf[part], prompts.rows(part).to(device))  # (micro-batch,)
+            with torch.autocast(device.type, enabled=False):  # the LLM runs in its own dtype, whatever the encoder's
+                loss = self.read(leaf[part], prompts.rows(part).to(device))  # (micro-batch,)
             losses.append(loss.detach())
             if leaf.requires_grad:
                 # Only this micro-batch's graph is alive, and it is freed here.

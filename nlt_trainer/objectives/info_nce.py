@@ -8,7 +8,7 @@ from sentence_transformers.util import all_gather, all_gather_with_grad
 from torch import Tensor, nn
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.similarity import Features, embed
+from nlt_trainer.models.similarity import Features, all_cosines, embed, gain_of, own_cosines
 
 
 class InfoNCELoss(nn.Module):
@@ -55,15 +55,15 @@ class InfoNCELoss(nn.Module):
 
     def forward(self, sentence_features: Features, labels: dict[str, Tensor]) -> dict[str, Tensor]:
         queries, documents = embed(self.model, sentence_features)  # (B, D), (B, K, D)
-        positive = labels["positive"] if "positive" in labels else labels["gain"].argmax(-1)  # (B,)
+        positive = labels["positive"] if "positive" in labels else gain_of(labels).argmax(-1)  # (B,)
         if not self.in_batch_negatives:
-            scores = torch.einsum("bd,bkd->bk", queries, documents) / self.temperature
+            scores = own_cosines(queries, documents) / self.temperature
             return {"info_nce": self.compute_loss_from_scores(scores, positive, labels["candidate_keys"])}
         b, k = documents.shape[:2]
         rank, keys, documents = 0, labels["candidate_keys"].flatten(), documents.flatten(0, 1)  # (B * K,), (B * K, D)
         if torch.distributed.is_initialized():  # W processes: (W * B * K,), (W * B * K, D)
             rank, keys, documents = torch.distributed.get_rank(), all_gather(keys), all_gather_with_grad(documents)
-        scores = queries @ documents.T / self.temperature  # (B, W * B * K)
+        scores = all_cosines(queries, documents) / self.temperature  # (B, W * B * K)
         positive = positive + torch.arange(b, device=positive.device) * k + rank * b * k
         return {"info_nce": self.compute_loss_from_scores(scores, positive, keys.expand(b, -1))}
 

@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.similarity import Features, candidate_scores
+from nlt_trainer.models.similarity import Features, candidate_scores, gain_of
 
 QueryWeight = Literal["none", "positive", "gain"]
 
@@ -76,7 +76,7 @@ class LikelihoodGainLoss(nn.Module):
 
     def forward(self, sentence_features: Features, labels: dict[str, Tensor]) -> dict[str, Tensor]:
         scores = candidate_scores(self.model, sentence_features, self.temperature)
-        return {"likelihood_gain": self.compute_loss_from_scores(scores, labels["gain"])}
+        return {"likelihood_gain": self.compute_loss_from_scores(scores, gain_of(labels))}
 
     def compute_loss_from_scores(self, scores: Tensor, gain: Tensor) -> Tensor:
         """Loss of scores and gains, both `(B, K)`; a scalar in float32."""
