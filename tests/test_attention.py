@@ -95,7 +95,7 @@ def test_shares_are_the_weights_and_rows_sum_to_one() -> None:
     weights = attend(logits, log_weights, torch.ones_like(ROWS))
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, LENGTH, dtype=torch.float64))
     own = [(weights * (DOCUMENTS == d)[:, None, None]).sum(-1) for d in range(K)]
-    share = torch.stack(own, -1) / sum(own)[..., None]
+    share = torch.stack(own, -1) / torch.stack(own, -1).sum(-1, keepdim=True)
     torch.testing.assert_close(share, log_weights.exp()[:, None, None].expand_as(share), rtol=1e-9, atol=1e-12)
     outside = (DOCUMENTS == K)[:, None, None].expand_as(logits)
     torch.testing.assert_close(weights[outside], logits.softmax(-1)[outside])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from sentence_transformers import SentenceTransformer
 
 from nlt_trainer import plots
@@ -134,8 +135,8 @@ def test_the_learning_curve_shows_each_run(figures: list[Figure], tmp_path: Path
     assert image.shape[:2] == (588, 980)
     assert image[..., :3].std() > 0
     lines = figures[0].axes[0].get_lines()
-    points = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in lines}
-    assert points == {"gain": [(0, 0.1), (10, 0.3)], "dream": [(0, 0.1), (20, 0.2)]}
+    points = {line.get_label(): np.asarray(line.get_xydata()).tolist() for line in lines}
+    assert points == {"gain": [[0, 0.1], [10, 0.3]], "dream": [[0, 0.1], [20, 0.2]]}
     with pytest.raises(NLTError, match=r"no run has logged 'mrr'; set dev_split and eval_strategy"):
         plots.learning_curve(logs, tmp_path / "none.png", metric="mrr")
     assert not (tmp_path / "none.png").exists()
@@ -156,6 +157,7 @@ def test_the_heat_map_frames_the_chosen_heads(figures: list[Figure], tmp_path: P
     plots.head_heat_map(heads, tmp_path / "heads.png")
     assert matplotlib.image.imread(tmp_path / "heads.png")[..., :3].std() > 0
     axes = figures[0].axes[0]
-    np.testing.assert_allclose(axes.images[0].get_array(), scores)
-    centres = {(patch.get_y() + 0.5, patch.get_x() + 0.5) for patch in axes.patches}
+    np.testing.assert_allclose(np.asarray(axes.images[0].get_array()), scores.astype(np.float64))
+    frames = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    centres = {(frame.get_y() + 0.5, frame.get_x() + 0.5) for frame in frames}
     assert centres == {(float(layer), float(head)) for layer, head in chosen}

@@ -83,6 +83,15 @@ def test_prompts_stand_before_texts(tiny_encoder: SentenceTransformer) -> None:
     assert all(text.startswith("passage: ") for text in texts_of(tiny_encoder, batch, "document"))
 
 
+def test_texts_are_cut_in_training_alone(tiny_encoder: SentenceTransformer) -> None:
+    """Reference: the encoder's own length, which stays as it was."""
+    row = {"query": "how", "documents": ["the moon makes the tides of the sea " * 9, "silk"]}
+    own = tiny_encoder.max_seq_length
+    assert NLTCollator(tiny_encoder, max_length=8)([row])["document_input_ids"].shape == (2, 8)
+    assert NLTCollator(tiny_encoder)([row])["document_input_ids"].shape == (2, own)
+    assert tiny_encoder.max_seq_length == own == 64
+
+
 def test_missing_gains_are_computed_and_stored(
     tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, tmp_path: Path
 ) -> None:
@@ -140,7 +149,7 @@ def test_bad_rows_are_refused(tiny_encoder: SentenceTransformer, rows: list[dict
 def test_a_data_loader_worker_computes_no_gains(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> None:
     """Reference: the remedy in the message; a worker must not hold the LLM."""
     collator = NLTCollator(tiny_encoder, scorer=LikelihoodScorer(tiny_lm, target="query"))
-    loader = DataLoader(ROWS, batch_size=2, num_workers=1, collate_fn=collator)  # type: ignore[arg-type]
+    loader: DataLoader[Any] = DataLoader(ROWS, batch_size=2, num_workers=1, collate_fn=collator)  # type: ignore[arg-type]
     with pytest.raises(NLTError, match=r"set dataloader_num_workers to 0 or run nlt score"):
         next(iter(loader))
 

@@ -21,7 +21,9 @@ IDS = torch.arange(5, 17).reshape(2, 6)
 def adapter_folder(tiny_llm_folder: Path, tmp_path: Path) -> Path:
     """A LoRA adapter of the tiny LLM that changes its output."""
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llm_folder), config).save_pretrained(tmp_path / "adapter")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llm_folder), config).save_pretrained(
+        str(tmp_path / "adapter")
+    )
     return tmp_path / "adapter"
 
 

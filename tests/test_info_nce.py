@@ -49,10 +49,9 @@ def test_the_loss_is_the_formula(
     tiny_static_encoder: SentenceTransformer, labels: dict[str, Tensor], positive: list[int], in_batch: bool
 ) -> None:
     """Reference: numpy; "green tea" and "the moon" stand twice and are never negatives of themselves."""
-    options = {"normalize_embeddings": True}
     embeddings = (
-        tiny_static_encoder.encode(QUERIES, **options).astype(np.float64),
-        tiny_static_encoder.encode(DOCUMENTS, **options).astype(np.float64),
+        tiny_static_encoder.encode(QUERIES, normalize_embeddings=True).astype(np.float64),
+        tiny_static_encoder.encode(DOCUMENTS, normalize_embeddings=True).astype(np.float64),
     )
     expected = numpy_loss(embeddings, positive, in_batch=in_batch)
     assert float(run(tiny_static_encoder, labels, in_batch=in_batch)) == pytest.approx(expected, rel=1e-4)

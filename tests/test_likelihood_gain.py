@@ -70,7 +70,7 @@ def test_a_student_that_agrees_has_no_loss_and_no_gradient(
     scores = (gain / 0.2 + 5).requires_grad_()
     loss = LikelihoodGainLoss(tiny_static_encoder).compute_loss_from_scores(scores, gain)
     loss.backward()
-    assert float(loss) == pytest.approx(0, abs=1e-6)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
     assert scores.grad is not None
     torch.testing.assert_close(scores.grad, torch.zeros(4, 3), rtol=0, atol=1e-6)
 

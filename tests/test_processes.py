@@ -62,7 +62,7 @@ def train(objective: str, encoder_folder: str, *, llm_folder: str, output: Path,
         args,
         train_dataset=Dataset.from_list(ROWS),
         loss=loss[objective],
-        data_collator=NLTCollator(encoder, prompts=prompts),
+        data_collator=NLTCollator(encoder, prompts=prompts),  # type: ignore[arg-type]  # any callable
     )
     trainer.train()
     assert trainer.args.world_size == num_processes
@@ -73,7 +73,7 @@ def train(objective: str, encoder_folder: str, *, llm_folder: str, output: Path,
         save_file(weights, output / f"{objective}.safetensors")
 
 
-def work(encoder_folder: str, llm_folder: str, recipe: str, output: str, num_processes: int) -> None:
+def work(encoder_folder: str, llm_folder: str, recipe: str, *, output: str, num_processes: int) -> None:
     """Everything that is compared: scores, then each objective."""
     folder = Path(output)
     folder.mkdir(exist_ok=True)
@@ -104,7 +104,7 @@ def runs(
         f"trainer:\n  output_dir: {root}/run\n  use_cpu: true\n"
     )
     mine.main(["--config", str(recipe)])
-    given = [str(tiny_encoder_folder), str(tiny_llm_folder), str(recipe)]
+    given = (str(tiny_encoder_folder), str(tiny_llm_folder), str(recipe))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -115,7 +115,7 @@ def runs(
     launched = subprocess.Popen(
         [*command, __file__, *given, str(root / "two"), "2"], env=environment, stderr=subprocess.PIPE, text=True
     )
-    work(*given, str(root / "one"), 1)
+    work(*given, output=str(root / "one"), num_processes=1)
     _, errors = launched.communicate(timeout=300)
     assert launched.returncode == 0, errors[-3000:]
     return root / "one", root / "two"
@@ -146,4 +146,4 @@ def test_two_processes_score_as_one(runs: tuple[Path, Path]) -> None:
 
 
 if __name__ == "__main__":
-    work(*sys.argv[1:5], int(sys.argv[5]))
+    work(*sys.argv[1:4], output=sys.argv[4], num_processes=int(sys.argv[5]))

@@ -58,7 +58,7 @@ def test_a_missing_answer_is_refused_only_where_it_is_needed(tiny_lm: FrozenLM, 
     assert tokens.suffix("what is tea", answer, "query").target_tokens
     for target in ("answer", "joint"):
         with pytest.raises(NLTError, match=f"target '{target}' needs an answer, and query 'what is tea'"):
-            tokens.suffix("what is tea", answer, target)  # type: ignore[arg-type]
+            tokens.suffix("what is tea", answer, target)
 
 
 def test_nothing_to_read_is_refused(tiny_lm: FrozenLM) -> None:

@@ -185,7 +185,7 @@ def test_only_documents_are_cut_and_the_cut_is_reported(tiny_lm: FrozenLM) -> No
     scorer = LikelihoodScorer(tiny_lm, target="joint", max_document_tokens=4)
     assert_equals_plain_loop(scorer, PAIRS, start=[])
     ids = tiny_lm.tokenizer(DOCUMENTS[0], add_special_tokens=False).input_ids
-    short = tiny_lm.tokenizer.decode(ids[:4])
+    short = str(tiny_lm.tokenizer.decode(ids[:4]))
     assert tiny_lm.tokenizer(short, add_special_tokens=False).input_ids == ids[:4]
     pairs: list[Pair] = [(DOCUMENTS[0], "a", "b"), (short, "a", "b"), (DOCUMENTS[0], "c", "d"), (None, "a", "b")]
     assert scorer.log_likelihood(pairs).truncated.tolist() == [True, False, True, False]

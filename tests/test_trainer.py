@@ -72,7 +72,7 @@ def make_trainer(
         args,
         train_dataset=Dataset.from_list(ROWS),
         loss=loss,
-        data_collator=NLTCollator(encoder, prompts=prompts, seed=args.seed),
+        data_collator=NLTCollator(encoder, prompts=prompts, seed=args.seed),  # type: ignore[arg-type]  # any callable
         callbacks=[Interrupt(interrupt)] if interrupt else [],
     )
 
@@ -131,6 +131,7 @@ def test_each_objective_reports_its_name(tiny_encoder: SentenceTransformer, tiny
     trainer.train()
     assert len(losses(trainer)) == 6
     features, labels = trainer.collect_features(trainer.data_collator(ROWS[:2]))
+    assert isinstance(trainer.loss, InfoNCELoss)
     assert list(trainer.loss(features, labels)) == ["info_nce"]
 
 
