@@ -10,7 +10,6 @@ work.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     state.wait_for_everyone()
     if state.is_main_process:
         report = write_results(scorer, data, candidates, texts, seconds=time.monotonic() - start)
-        print(json.dumps(report, indent=2))
+        print(summary(report))
         print(f"{data.gains}: gains of {report['queries']} queries x {report['candidates']} candidates")
 
 
@@ -82,6 +81,20 @@ def write_results(
     write_gains(data.gains, candidates, gain)
     write_json(path, report)
     return report
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The audit as a few lines for people; the whole of it stands in the audit file."""
+    temperatures = ", ".join(
+        f"{t['teacher_temperature']}: {t['effective_candidates']:.1f}" for t in report["temperatures"]
+    )
+    return (
+        f"Teacher audit: {report['share_of_queries_with_positive_gain']:.0%} of the queries have a helpful candidate; "
+        f"the LLM and BM25 agree on the best candidate for {report['same_best_as_bm25']:.0%} "
+        f"(rank correlation {report['spearman_with_bm25']:.2f}); {report['truncated_documents']:.0%} of the documents "
+        f"were cut.\nEffective candidates by teacher temperature: {temperatures}; "
+        f"proposed: {report['proposed_teacher_temperature']}"
+    )
 
 
 if __name__ == "__main__":
