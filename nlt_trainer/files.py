@@ -65,7 +65,7 @@ def read_json(path: str | Path) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(path, "file not found")
+        raise DataError(path, "file not found; run the stage that writes it")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

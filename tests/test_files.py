@@ -117,6 +117,7 @@ def test_read_jsonl_names_file_line_and_reason(tmp_path: Path, line: bytes, reas
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    for read in (read_json, lambda path: list(read_jsonl(path))):
-        with pytest.raises(DataError, match=r"absent\.jsonl: file not found$"):
-            read(tmp_path / "absent.jsonl")
+    with pytest.raises(DataError, match=r"absent\.json: file not found; run the stage that writes it$"):
+        read_json(tmp_path / "absent.json")
+    with pytest.raises(DataError, match=r"absent\.jsonl: file not found$"):
+        list(read_jsonl(tmp_path / "absent.jsonl"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf
@@ -13,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.models import locations
 from nlt_trainer.models.locations import cache_folder, content_hash, resolve_model
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
@@ -143,3 +145,24 @@ def test_a_gguf_file_is_converted_once(tiny_llm_folder: Path, tmp_path: Path, mo
     written = Path(folder, "model.safetensors").stat().st_mtime_ns
     assert resolve_model(str(path)) == folder
     assert Path(folder, "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_gguf_file_is_converted_by_one_of_several(
+    tiny_llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: the number of conversions when four ask at once; threads hold the lock file as processes do."""
+    monkeypatch.setenv("NLT_CACHE", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "tiny.gguf", tiny_llm_folder)
+    convert = locations._write_converted
+    conversions: list[Path] = []
+
+    def counted(path: Path, target: Path) -> None:
+        conversions.append(target)
+        convert(path, target)
+
+    monkeypatch.setattr(locations, "_write_converted", counted)
+    with ThreadPoolExecutor(4) as pool:
+        folders = set(pool.map(resolve_model, [str(tmp_path / "tiny.gguf")] * 4))
+    assert folders == {str(conversions[0])}
+    assert len(conversions) == 1
+    assert not list(conversions[0].parent.glob(".*.partial"))

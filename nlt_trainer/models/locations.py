@@ -8,6 +8,7 @@ import logging
 import os
 from pathlib import Path
 
+from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer.errors import NLTError
@@ -71,8 +72,14 @@ def convert_gguf(path: Path) -> Path:
     with path.open("rb") as handle:
         digest = hashlib.file_digest(handle, "blake2b").hexdigest()[:12]
     target = cache_folder() / "models" / f"{path.stem}-{digest}"
-    if target.is_dir():
-        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{target.name}.lock")):  # of several processes one converts, the others wait
+        if not target.is_dir():
+            _write_converted(path, target)
+    return target
+
+
+def _write_converted(path: Path, target: Path) -> None:
     logger.info("converting %s to %s", path.name, target)
     loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32")
     config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
@@ -83,7 +90,6 @@ def convert_gguf(path: Path) -> Path:
     with atomic_folder(target) as folder:
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
-    return target
 
 
 def content_hash(folder: str | Path) -> str:
