@@ -50,5 +50,9 @@ def check_target(target: str) -> TargetKind:
 
 
 def default_target(*, has_answers: bool) -> TargetKind:
-    """`joint` where every query has an answer, else `query`: the two that rank gold passages best (see the README)."""
+    """`joint` where every query has an answer, else `query`: the two that rank gold passages best.
+
+    Mean reciprocal rank of the gold passage on 47 Natural Questions queries with 8 BM25 candidates under
+    SmolLM2-135M-Instruct: 0.905 with the answer as target, 0.971 with the query, 0.982 with both.
+    """
     return "joint" if has_answers else "query"
