@@ -84,7 +84,7 @@ class LikelihoodScorer:
         *,
         target: TargetKind,
         template: PromptTemplate | None = None,
-        max_document_tokens: int = 256,
+        max_document_tokens: int = 192,
         batch_tokens: int = 4096,
         cache_folder: str | None = None,
     ) -> None:
@@ -273,6 +273,7 @@ def _row_mask(segments: Tensor, lm: FrozenLM) -> Tensor:
 
 def _has_sliding_window(lm: FrozenLM) -> bool:
     """A window counts columns, which shared rows stretch, so such models get one suffix a row."""
+    # An architecture-specific entry of the configuration: without it the architecture has no window.
     return bool(getattr(lm.model.config.get_text_config(), "sliding_window", None))
 
 
