@@ -87,7 +87,7 @@ def test_lora_trains_the_adapter_alone(tiny_encoder_folder: Path, tmp_path: Path
 
 
 def test_token_embeddings_of_an_llm(tiny_llm_folder: Path, tmp_path: Path) -> None:
-    """Reference: numpy in float64: mean and strongest principal direction removed, weight log(1 + id), mean, length 1."""
+    """Reference: numpy in float64: without mean and strongest direction, weighted by log(1 + id)."""
     encoder = encoder_from_token_embeddings(str(tiny_llm_folder))
     state = AutoModelForCausalLM.from_pretrained(tiny_llm_folder).state_dict()
     table = state["model.embed_tokens.weight"].double().numpy()

@@ -54,7 +54,7 @@ def test_the_loss_is_the_formula(
         tiny_static_encoder.encode(DOCUMENTS, normalize_embeddings=True).astype(np.float64),
     )
     expected = numpy_loss(embeddings, positive, in_batch=in_batch)
-    assert float(run(tiny_static_encoder, labels, in_batch=in_batch)) == pytest.approx(expected, rel=1e-4)
+    assert run(tiny_static_encoder, labels, in_batch=in_batch).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_equal_texts_are_masked_and_the_positive_is_not(tiny_static_encoder: SentenceTransformer) -> None:

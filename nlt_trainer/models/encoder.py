@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType
@@ -72,11 +73,10 @@ def _with_pooling(location: str, pooling: str, *, device: str | None) -> Sentenc
         raise NLTError(f"{location} is a Sentence-Transformers model with its own pooling; leave `pooling` out")
     if pooling not in {"mean", "cls", "lasttoken"}:
         raise NLTError(f"pooling {pooling!r} is unknown; choose mean, cls or lasttoken")
-    transformer = Transformer(location, model_kwargs={"use_safetensors": True})
+    transformer: Any = Transformer(location, model_kwargs={"use_safetensors": True})
     if pooling == "lasttoken" and transformer.tokenizer.pad_token is None:
         transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
-    dimension = transformer.get_embedding_dimension()  # type: ignore[operator]  # a method, typed as a module entry
-    modules = [transformer, Pooling(dimension, pooling_mode=pooling), Normalize()]
+    modules = [transformer, Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling), Normalize()]
     return SentenceTransformer(modules=modules, device=device)
 
 
@@ -91,11 +91,10 @@ def encoder_from_token_embeddings(llm: str) -> SentenceTransformer:
         llm: anything that `resolve_model` takes.
     """
     location = resolve_model(llm)
-    embeddings = AutoModelForCausalLM.from_pretrained(location, dtype="float32").get_input_embeddings().weight
+    model: Any = AutoModelForCausalLM.from_pretrained(location, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(location).backend_tokenizer
-    encoder = SentenceTransformer(
-        modules=[StaticEmbedding(tokenizer, all_but_the_top(embeddings.detach())), Normalize()]
-    )
+    embeddings = all_but_the_top(model.get_input_embeddings().weight.detach())
+    encoder = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embeddings), Normalize()])
     encoder.prompts = {"query": "", "document": ""}
     return encoder
 
