@@ -17,10 +17,9 @@ MARK = "<!-- nlt_trainer -->"
 
 SECTION = Template("""
 $mark
-## Trained without labels by nlt_trainer
+## Trained by nlt_trainer
 
-This encoder was trained with the objective `$objective` from the next-token likelihood of a frozen LLM; no relevance
-judgement was read.
+This encoder was trained with the objective `$objective`. $labels
 
 | | |
 |---|---|
@@ -95,12 +94,12 @@ def write_card(run: Path, results: Sequence[Result]) -> None:
 
 def _section(report: dict[str, Any], settings: dict[str, Any], results: Sequence[Result]) -> str:
     model, data = settings["model"], settings["data"]
-    lines = [
-        f"- {key}: `{value!r}`" for block in settings.values() for key, value in block.items() if value is not None
-    ]
+    blocks = [model, data, settings["trainer"]]
+    lines = [f"- {key}: `{value!r}`" for block in blocks for key, value in block.items() if value is not None]
     return SECTION.substitute(
         mark=MARK,
         objective=report["objective"],
+        labels=_labels(report["objective"], data),
         encoder=model["encoder"],
         llm=model["llm"],
         queries=report["queries"],
@@ -112,3 +111,16 @@ def _section(report: dict[str, Any], settings: dict[str, Any], results: Sequence
         table=results_table(results),
         settings="\n".join(lines),
     )
+
+
+def _labels(objective: str, data: dict[str, Any]) -> str:
+    """What relevance judgements, if any, had a part in the run."""
+    if objective == "info_nce" and data["labels"]:
+        sentence = f"Its positives are the relevance judgements of `qrels/{data['train_split']}.tsv`."
+    elif objective == "dream" and data["head_qrels"]:
+        sentence = f"Relevance judgements of `qrels/{data['head_qrels']}.tsv` chose the LLM's heads, no more."
+    else:
+        sentence = "It learnt from the next-token likelihood of a frozen LLM and from no relevance judgement."
+    if data["dev_split"]:
+        sentence += f" Judgements of `qrels/{data['dev_split']}.tsv` measured its progress."
+    return sentence

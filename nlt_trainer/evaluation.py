@@ -22,6 +22,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 
 from nlt_trainer.data.beir import Collection, Query, load_collection
 from nlt_trainer.data.candidates import bm25_rankings
+from nlt_trainer.errors import NLTError
 from nlt_trainer.retrieval_metric import RetrievalMetric
 
 logger = logging.getLogger(__name__)
@@ -124,8 +125,10 @@ def evaluate_encoder(
 
     Raises:
         DataError: a malformed folder.
-        NLTError: the collection has no such split.
+        NLTError: the collection has no such split, or an embedding is not finite.
     """
+    if not torch.isfinite(encoder.encode_query("probe", convert_to_tensor=True)).all():
+        raise NLTError("the encoder gives infinite or NaN embeddings; train it again with a lower learning rate")
     return _run_mteb(encoder, BEIRFolderRetrieval(collection, split=split), batch_size=batch_size)
 
 

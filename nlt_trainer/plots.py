@@ -17,12 +17,15 @@ from nlt_trainer.models.heads import HeadSet
 COLOURS = ("#1f5fa8", "#c8501e", "#3a7d44", "#7a4f9a")
 
 
-def learning_curve(logs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, *, metric: str) -> None:
-    """Draw an evaluated metric against optimizer steps, one line a run.
+def learning_curve(
+    logs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, *, metric: str, queries: int
+) -> None:
+    """Draw an evaluated metric against training queries seen, one line a run.
 
     Args:
-        logs: run name to the trainer's log; entries with `metric` are drawn against their `step`.
+        logs: run name to the trainer's log; entries with `metric` are drawn against their `epoch`.
         path: PNG file.
+        queries: training queries in one epoch.
         metric: key of the log, e.g. `eval_dev_ndcg_at_10`.
 
     Raises:
@@ -32,13 +35,13 @@ def learning_curve(logs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | 
     axes = figure.add_subplot()
     drawn = 0
     for colour, (name, log) in zip(cycle(COLOURS), logs.items(), strict=False):
-        points = [(entry["step"], entry[metric]) for entry in log if metric in entry]
+        points = [(entry["epoch"] * queries, entry[metric]) for entry in log if metric in entry]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=name)
             drawn += 1
     if not drawn:
         raise NLTError(f"no run has logged {metric!r}; set dev_split and eval_strategy in the recipe")
-    axes.set(xlabel="optimizer steps", ylabel="nDCG@10, dev queries", title="Learning curve")
+    axes.set(xlabel="training queries seen", ylabel="nDCG@10, dev queries", title="Learning curve")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="center right")

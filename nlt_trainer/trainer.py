@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from sentence_transformers import SentenceTransformerTrainer
 from torch import Tensor
 
@@ -52,3 +53,20 @@ class NLTTrainer(SentenceTransformerTrainer):
         if len(features) != len(ENCODER_INPUTS):
             raise NLTError(f"a batch has the entries {sorted(inputs)}; pass data_collator=NLTCollator(encoder, ...)")
         return features, {name: value for name, value in inputs.items() if name not in texts}
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The objective's loss of a batch.
+
+        Raises:
+            NLTError: it is infinite or NaN, which the trainer's log would show as 0.
+        """
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = result[0] if isinstance(result, tuple) else result
+        if not torch.isfinite(loss):
+            raise NLTError(
+                f"the loss is {float(loss)} after {self.state.global_step} steps; lower learning_rate "
+                f"({self.args.learning_rate}) or raise temperature ({self.args.temperature})"
+            )
+        return result

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from sentence_transformers import SentenceTransformer
 
-from nlt_trainer import plots
+from nlt_trainer import cards, plots
 from nlt_trainer.cards import write_card
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import write_json
@@ -27,6 +27,14 @@ RESULTS = [
     Result("dream", 0.123456, 0.2, 0.6, 1234.5, 7654321, 7, "stdlib", "test"),
     Result("dream", 0.3, 0.2, 0.6, 1234.5, 7654321, 7, "scifact", "test"),
 ]
+DATA = {
+    "num_candidates": 5,
+    "target": None,
+    "labels": False,
+    "head_qrels": None,
+    "dev_split": None,
+    "train_split": "train",
+}
 
 
 @pytest.fixture
@@ -42,7 +50,7 @@ def run(tiny_static_encoder: SentenceTransformer, tmp_path: Path) -> Path:
         "seed": 7,
     }
     model = {"encoder": "org/start", "llm": "org/llm", "adapter": None}
-    settings: dict[str, Any] = {"model": model, "data": {"num_candidates": 5, "target": None}, "trainer": {"seed": 7}}
+    settings: dict[str, Any] = {"model": model, "data": DATA, "trainer": {"seed": 7}}
     write_json(tmp_path / "run" / "training.json", report)
     write_json(tmp_path / "run" / "settings.json", settings)
     return tmp_path / "run"
@@ -97,9 +105,23 @@ def test_a_second_card_replaces_the_first(run: Path) -> None:
     write_card(run, RESULTS)
     write_card(run, RESULTS[:3])
     text = (run / "encoder" / "README.md").read_text()
-    assert text.count("## Trained without labels") == 1
+    assert text.count("## Trained by nlt_trainer") == 1
     assert "scifact" not in text
     assert SentenceTransformer(str(run / "encoder"), device="cpu").encode("a").shape == (32,)
+
+
+@pytest.mark.parametrize(
+    ("objective", "data", "sentence"),
+    [
+        ("info_nce", {"labels": True}, "Its positives are the relevance judgements of `qrels/train.tsv`."),
+        ("info_nce", {"labels": False}, "from no relevance judgement."),
+        ("dream", {"head_qrels": "dev"}, "Relevance judgements of `qrels/dev.tsv` chose the LLM's heads, no more."),
+        ("likelihood_gain", {"dev_split": "dev"}, "Judgements of `qrels/dev.tsv` measured its progress."),
+    ],
+)
+def test_the_card_says_which_judgements_were_read(objective: str, data: dict[str, Any], sentence: str) -> None:
+    """Reference: the settings that name judgements."""
+    assert sentence in cards._labels(objective, {**DATA, **data})
 
 
 def test_an_encoder_without_a_card_is_refused(run: Path) -> None:
@@ -126,11 +148,11 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 def test_the_learning_curve_shows_each_run(figures: list[Figure], tmp_path: Path) -> None:
     """Reference: the logged points."""
     logs = {
-        "gain": [{"step": 0, "ndcg": 0.1}, {"step": 5, "loss": 1.0}, {"step": 10, "ndcg": 0.3}],
-        "dream": [{"step": 0, "ndcg": 0.1}, {"step": 20, "ndcg": 0.2}],
-        "silent": [{"step": 1, "loss": 2.0}],
+        "gain": [{"epoch": 0, "ndcg": 0.1}, {"epoch": 0.5, "loss": 1.0}, {"epoch": 1.0, "ndcg": 0.3}],
+        "dream": [{"epoch": 0, "ndcg": 0.1}, {"epoch": 2, "ndcg": 0.2}],
+        "silent": [{"epoch": 1, "loss": 2.0}],
     }
-    plots.learning_curve(logs, tmp_path / "figures" / "curve.png", metric="ndcg")
+    plots.learning_curve(logs, tmp_path / "figures" / "curve.png", metric="ndcg", queries=10)
     image = matplotlib.image.imread(tmp_path / "figures" / "curve.png")
     assert image.shape[:2] == (588, 980)
     assert image[..., :3].std() > 0
@@ -138,14 +160,14 @@ def test_the_learning_curve_shows_each_run(figures: list[Figure], tmp_path: Path
     points = {line.get_label(): np.asarray(line.get_xydata()).tolist() for line in lines}
     assert points == {"gain": [[0, 0.1], [10, 0.3]], "dream": [[0, 0.1], [20, 0.2]]}
     with pytest.raises(NLTError, match=r"no run has logged 'mrr'; set dev_split and eval_strategy"):
-        plots.learning_curve(logs, tmp_path / "none.png", metric="mrr")
+        plots.learning_curve(logs, tmp_path / "none.png", metric="mrr", queries=10)
     assert not (tmp_path / "none.png").exists()
 
 
 def test_more_runs_than_colours_are_all_drawn(figures: list[Figure], tmp_path: Path) -> None:
     """Reference: one line a run."""
-    logs = {f"seed {i}": [{"step": i, "ndcg": 0.1}] for i in range(6)}
-    plots.learning_curve(logs, tmp_path / "curve.png", metric="ndcg")
+    logs = {f"seed {i}": [{"epoch": i, "ndcg": 0.1}] for i in range(6)}
+    plots.learning_curve(logs, tmp_path / "curve.png", metric="ndcg", queries=10)
     assert [line.get_label() for line in figures[0].axes[0].get_lines()] == list(logs)
 
 

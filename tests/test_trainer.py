@@ -25,7 +25,7 @@ from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.objectives.info_nce import InfoNCELoss
 from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
 from nlt_trainer.prompts import PromptTemplate
-from nlt_trainer.scripts.train import check_settings, last_checkpoint, run_settings
+from nlt_trainer.resume import check_settings, last_checkpoint, run_settings
 from nlt_trainer.trainer import NLTTrainer
 
 TEXTS = ["green tea", "an owl hunts", "the moon", "bread rises", "silk", "a furnace of glass", "honey", "north"]
@@ -190,9 +190,14 @@ def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
     check_settings(tmp_path, settings(learning_rate=1e-4))  # no checkpoint yet, nothing to mix
     make_checkpoint(tmp_path, 2)
     check_settings(tmp_path, settings(learning_rate=1e-3))
-    check_settings(tmp_path, settings(learning_rate=1e-3, data={"eval_split": "dev"}))
+    check_settings(tmp_path, settings(learning_rate=1e-3, data={"eval_split": "dev", "batch_tokens": 7}))
     check_settings(tmp_path, settings(learning_rate=1e-3, save_steps=7))
     with pytest.raises(NLTError, match=r"learning_rate: 0.001 there, 0.0001 now.*choose another output_dir"):
         check_settings(tmp_path, settings(learning_rate=1e-4))
-    with pytest.raises(NLTError, match=r"num_candidates: 8 there, 4 now"):
-        check_settings(tmp_path, settings(learning_rate=1e-3, data={"num_candidates": 4}))
+    gains = tmp_path / "gains.jsonl"
+    gains.write_text("a")
+    write_json(tmp_path / "settings.json", settings(learning_rate=1e-3, data={"gains": str(gains)}))
+    check_settings(tmp_path, settings(learning_rate=1e-3, data={"gains": str(gains)}))
+    gains.write_text("b")
+    with pytest.raises(NLTError, match=r"content of .*gains.jsonl: '\w+' there, '\w+' now"):
+        check_settings(tmp_path, settings(learning_rate=1e-3, data={"gains": str(gains)}))

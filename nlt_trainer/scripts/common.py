@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+
+from accelerate import PartialState
+from transformers import TrainingArguments
 
 from nlt_trainer.arguments import DataArguments, ModelArguments
 from nlt_trainer.data.beir import Collection, Query, load_collection, training_queries
@@ -12,6 +16,23 @@ from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.models.scoring import LikelihoodScorer
 from nlt_trainer.prompts import TargetKind, check_target, default_target
+
+
+def processes(args: TrainingArguments) -> PartialState:
+    """The processes that `accelerate launch` or `torchrun` started; waiting for one another ends after `ddp_timeout`.
+
+    Raises:
+        NLTError: several were started and do not know of each other, as on a CPU without `use_cpu`.
+    """
+    _ = args.device  # sets accelerate's state up as the trainer wants it
+    state = PartialState()
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != state.num_processes:
+        raise NLTError(
+            f"{started} processes were started, and each believes that it is one of {state.num_processes}; "
+            "without an accelerator add --use_cpu true"
+        )
+    return state
 
 
 def load_training_collection(data: DataArguments) -> Collection:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from nlt_trainer.arguments import RECIPE_BLOCKS
 from nlt_trainer.data.beir import load_collection
+from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation import evaluate_encoder
 from nlt_trainer.files import read_json, write_json
 from nlt_trainer.models.encoder import load_encoder
@@ -41,12 +43,14 @@ class Stage:
         run: the stage's `main`.
         recipe: YAML file.
         output: what exists when it is done.
+        checkpoints: folder in which a killed run goes on; removed when the recipe has changed.
     """
 
     name: str
     run: Callable[[list[str] | None], None]
     recipe: Path
     output: Path
+    checkpoints: Path | None = None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,6 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--recipes", type=Path, default=Path("recipes/demo"), help="folder with the two recipes")
     recipes = parser.parse_args(argv).recipes
     gain, dream = recipes / "likelihood_gain.yaml", recipes / "dream.yaml"
+    if not (gain.is_file() and dream.is_file()):
+        raise NLTError(f"{recipes} has no demo recipes; run in the repository's root or give their folder: --recipes")
     model, data, gain_args = parse_recipe(RECIPE_BLOCKS, ["--config", str(gain)])
     dream_model, _, dream_args = parse_recipe(RECIPE_BLOCKS, ["--config", str(dream)])
     runs = [Path(gain_args.output_dir), Path(dream_args.output_dir)]
@@ -64,9 +70,9 @@ def main(argv: list[str] | None = None) -> None:
         Stage("make_encoder", make_encoder.main, gain, Path(model.encoder)),
         Stage("mine", mine.main, gain, Path(data.candidates)),
         Stage("score", score.main, gain, Path(data.gains)),
-        Stage("train_likelihood_gain", train.main, gain, runs[0] / "encoder"),
+        Stage("train_likelihood_gain", train.main, gain, runs[0] / "encoder", runs[0]),
         Stage("detect_heads", detect_heads.main, dream, Path(dream_model.heads)),
-        Stage("train_dream", train.main, dream, runs[1] / "encoder"),
+        Stage("train_dream", train.main, dream, runs[1] / "encoder", runs[1]),
         Stage("evaluate_likelihood_gain", evaluate.main, gain, runs[0] / "results.json"),
         Stage("evaluate_dream", evaluate.main, dream, runs[1] / "results.json"),
     ]
@@ -75,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
         earlier = run_stage(stage, folder / "stamps", earlier=earlier, place=f"{number}/{len(stages)}")
     results = collect(runs)
     write_results(folder / "results.json", results)
-    draw(folder, runs, results=results, start=model.encoder, collection=data.collection)
+    draw(folder, runs, start=model.encoder, collection=data.collection)
     finish(folder, runs, results=results, seconds=time.monotonic() - start)
 
 
@@ -83,14 +89,17 @@ def run_stage(stage: Stage, stamps: Path, *, earlier: str, place: str) -> str:
     """Run a stage unless its stamp says that it was done with this recipe after the same stages; returns its key."""
     content = f"{earlier}\n{stage.name}\n{sys.version}\n{stage.recipe.read_text(encoding='utf-8')}"
     key = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
-    stamp = stamps / f"{stage.name}.json"
-    if stamp.is_file() and stage.output.exists() and read_json(stamp)["key"] == key:
+    path = stamps / f"{stage.name}.json"
+    stamp = read_json(path) if path.is_file() else {"key": key, "done": False}
+    if stamp == {"key": key, "done": True} and stage.output.exists():
         print(f"[{place}] {stage.name}: done before", flush=True)
         return key
+    if stamp["key"] != key and stage.checkpoints is not None:
+        shutil.rmtree(stage.checkpoints, ignore_errors=True)  # of another recipe; this one starts anew
     print(f"[{place}] {stage.name} ...", flush=True)
-    start = time.monotonic()
+    write_json(path, {"key": key, "done": False})
     stage.run(["--config", str(stage.recipe)])
-    write_json(stamp, {"key": key, "seconds": round(time.monotonic() - start, 1)})
+    write_json(path, {"key": key, "done": True})
     return key
 
 
@@ -100,14 +109,15 @@ def collect(runs: list[Path]) -> list[Result]:
     return list({(row.name, row.collection): row for row in rows}.values())
 
 
-def draw(folder: Path, runs: list[Path], *, results: list[Result], start: str, collection: str) -> None:
+def draw(folder: Path, runs: list[Path], *, start: str, collection: str) -> None:
     """Write the learning curve on dev queries and the heads' heat map as PNG."""
     before = evaluate_encoder(load_encoder(start), load_collection(collection, splits=["dev"]), split="dev")
-    logs = {}
+    logs, queries = {}, 0
     for run in runs:
         report = read_json(run / "training.json")
-        logs[report["objective"]] = [{"step": 0, DEV_METRIC: before["ndcg_at_10"]}, *report["log"]]
-    learning_curve(logs, folder / "learning_curve.png", metric=DEV_METRIC)
+        logs[report["objective"]] = [{"epoch": 0, DEV_METRIC: before["ndcg_at_10"]}, *report["log"]]
+        queries = report["queries"]
+    learning_curve(logs, folder / "learning_curve.png", metric=DEV_METRIC, queries=queries)
     heads = read_json(runs[1] / "settings.json")["model"]["heads"]
     head_heat_map(HeadSet.load(heads), folder / "heads.png")
 

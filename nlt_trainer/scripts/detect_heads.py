@@ -14,29 +14,26 @@ import dataclasses
 import time
 
 import numpy as np
-from accelerate import PartialState
 
 from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments
 from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates, read_candidates
 from nlt_trainer.data.gains import read_gains
 from nlt_trainer.data.training import relevance
-from nlt_trainer.files import read_json
 from nlt_trainer.models.heads import detect_query_focused_heads, relevant_by_gain
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.scripts import run_main
-from nlt_trainer.scripts.common import load_llm, load_training_collection, prompt_tokens
-from nlt_trainer.scripts.score import audit_file
+from nlt_trainer.scripts.common import load_llm, load_training_collection, processes, prompt_tokens
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write the recipe's `heads` file."""
     model, data, args = parse_recipe(RECIPE_BLOCKS, argv)
-    if not PartialState().is_main_process:
+    if not processes(args).is_main_process:
         return
     collection = load_training_collection(data)
     candidates = read_candidates(data.candidates, collection)
-    relevant, source, tokens_of_gold = gold(collection, data, candidates)
+    relevant, source = gold(collection, data, candidates)
     usable = np.flatnonzero(relevant.any(1))
     drawn = np.random.default_rng(args.seed).permutation(usable)[: data.head_queries]
     lm = load_llm(model)
@@ -50,23 +47,17 @@ def main(argv: list[str] | None = None) -> None:
         num_heads=model.num_heads,
         seed=args.seed,
     )
-    cost = {
-        "lm_tokens": found.settings["lm_tokens"] + int(tokens_of_gold * len(drawn) / len(candidates)),
-        "seconds": round(time.monotonic() - start, 1),
-    }
-    dataclasses.replace(found, settings={**found.settings, "gold": source, **cost}).save(model.heads)
+    seconds = round(time.monotonic() - start, 1)
+    dataclasses.replace(found, settings={**found.settings, "gold": source, "seconds": seconds}).save(model.heads)
     best = ", ".join(f"{layer}.{head} ({found.scores[layer][head]:.2f})" for layer, head in found.heads[:4])
     print(f"{model.heads}: {len(found.heads)} heads, best (mean reciprocal rank of gold): {best}")
 
 
-def gold(
-    collection: Collection, data: DataArguments, candidates: list[QueryCandidates]
-) -> tuple[np.ndarray, str, int]:
-    """Which candidates count as right `(B, K)`, where that comes from, and what it cost the LLM in tokens."""
+def gold(collection: Collection, data: DataArguments, candidates: list[QueryCandidates]) -> tuple[np.ndarray, str]:
+    """Which candidates count as right, `(B, K)` bool, and where that comes from."""
     if data.head_qrels is not None:
-        return relevance(candidates, collection.split_qrels(data.head_qrels)), f"qrels/{data.head_qrels}.tsv", 0
-    relevant = relevant_by_gain(read_gains(data.gains, candidates))
-    return relevant, "candidate of the highest gain", int(read_json(audit_file(data.gains))["lm_tokens"])
+        return relevance(candidates, collection.split_qrels(data.head_qrels)), f"qrels/{data.head_qrels}.tsv"
+    return relevant_by_gain(read_gains(data.gains, candidates)), "candidate of the highest gain"
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from accelerate import PartialState
-
 from nlt_trainer.arguments import RECIPE_BLOCKS, ModelArguments
 from nlt_trainer.cards import write_card
 from nlt_trainer.data.beir import Collection, load_collection
@@ -24,12 +22,13 @@ from nlt_trainer.models.encoder import load_encoder
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.results import Result, results_table, write_results
 from nlt_trainer.scripts import run_main
+from nlt_trainer.scripts.common import processes
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write results and card; prints the table."""
     model, data, args = parse_recipe(RECIPE_BLOCKS, argv)
-    if not PartialState().is_main_process:
+    if not processes(args).is_main_process:
         return
     run = Path(args.output_dir)
     results = []

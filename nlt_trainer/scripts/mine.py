@@ -7,19 +7,17 @@ nlt mine --config recipes/demo/likelihood_gain.yaml
 
 from __future__ import annotations
 
-from accelerate import PartialState
-
 from nlt_trainer.arguments import RECIPE_BLOCKS
 from nlt_trainer.data.candidates import mine_candidates, write_candidates
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.scripts import run_main
-from nlt_trainer.scripts.common import chosen_queries, load_training_collection
+from nlt_trainer.scripts.common import chosen_queries, load_training_collection, processes
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write the recipe's `candidates` file."""
     _, data, args = parse_recipe(RECIPE_BLOCKS, argv)
-    if not PartialState().is_main_process:
+    if not processes(args).is_main_process:
         return
     collection = load_training_collection(data)
     candidates = mine_candidates(

@@ -14,8 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments
 from nlt_trainer.data.candidates import QueryCandidates, read_candidates
 from nlt_trainer.data.gains import audit_teacher, write_gains
@@ -23,7 +21,7 @@ from nlt_trainer.files import read_json, write_json
 from nlt_trainer.models.scoring import LikelihoodScorer
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.scripts import run_main
-from nlt_trainer.scripts.common import load_llm, load_training_collection, make_scorer, target_of
+from nlt_trainer.scripts.common import load_llm, load_training_collection, make_scorer, processes, target_of
 
 
 def audit_file(gains: str) -> Path:
@@ -33,8 +31,8 @@ def audit_file(gains: str) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     """Write the recipe's `gains` file and the audit beside it."""
-    model, data, _ = parse_recipe(RECIPE_BLOCKS, argv)
-    state = PartialState()
+    model, data, args = parse_recipe(RECIPE_BLOCKS, argv)
+    state = processes(args)
     collection = load_training_collection(data)
     candidates = read_candidates(data.candidates, collection)
     texts = [[collection.corpus[d].content for d in c.document_ids] for c in candidates]
@@ -44,7 +42,8 @@ def main(argv: list[str] | None = None) -> None:
         score(scorer, [candidates[i] for i in share], [texts[i] for i in share])
     state.wait_for_everyone()
     if state.is_main_process:
-        report = write_results(scorer, data, candidates, texts, seconds=time.monotonic() - start)
+        seconds = time.monotonic() - start
+        report = write_results(scorer, data, candidates, texts, seconds=seconds * state.num_processes)
         print(summary(report))
         print(f"{data.gains}: gains of {report['queries']} queries x {report['candidates']} candidates")
 
@@ -62,20 +61,24 @@ def write_results(
     *,
     seconds: float,
 ) -> dict[str, Any]:
-    """Write gains and audit; everything comes out of the cache by now."""
+    """Write gains and audit; everything comes out of the cache by now.
+
+    Where a part was in the cache already, the seconds of this call are scaled up to all tokens.
+    """
+    computed = scorer.lm_tokens
     with_document, without = score(scorer, candidates, texts)
     gain = scorer.gain([c.query for c in candidates], texts, [c.answer for c in candidates])
     path = audit_file(data.gains)
     earlier = read_json(path) if path.is_file() else {}
-    nothing_new = scorer.lm_tokens == 0 and earlier
     pairs = [(text, c.query, c.answer) for c, row in zip(candidates, texts, strict=True) for text in row]
+    tokens = scorer.count_tokens(pairs + [(None, c.query, c.answer) for c in candidates])
     report = {
         **audit_teacher(gain, [c.bm25 for c in candidates]),
         "target": scorer.target,
         "truncated_documents": round(float(with_document.truncated.mean()), 4),
         "mean_target_tokens": round(float(without.target_tokens.mean()), 2),
-        "lm_tokens": scorer.count_tokens(pairs + [(None, c.query, c.answer) for c in candidates]),
-        "seconds": earlier["seconds"] if nothing_new else round(seconds, 1),
+        "lm_tokens": tokens,
+        "seconds": round(seconds * tokens / computed, 1) if computed else earlier.get("seconds", 0.0),
         "scorer": scorer.description,
     }
     write_gains(data.gains, candidates, gain)

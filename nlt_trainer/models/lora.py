@@ -1,0 +1,17 @@
+"""LoRA adapters of an encoder, merged into its weights."""
+
+from __future__ import annotations
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from sentence_transformers import SentenceTransformer
+
+
+def merge_lora(encoder: SentenceTransformer) -> None:
+    """Add each adapter's product to the weight that it adapts and remove the adapter; without one nothing happens."""
+    layers = [(name, module) for name, module in encoder.named_modules() if isinstance(module, BaseTunerLayer)]
+    for name, layer in layers:
+        layer.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(encoder.get_submodule(parent), child, layer.get_base_layer())
+    if layers:
+        encoder.delete_adapter(encoder.active_adapters())

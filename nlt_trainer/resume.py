@@ -1,0 +1,121 @@
+"""Runs that go on where they stopped, and refuse to go on as another run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from nlt_trainer.arguments import DataArguments, ModelArguments, NLTTrainingArguments
+from nlt_trainer.errors import NLTError
+from nlt_trainer.files import read_json
+from nlt_trainer.models.locations import content_hash, resolve_model
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_FILE = "settings.json"
+
+ENCODER_KEYS = ("encoder", "pooling", "max_seq_length", "train_max_length", "encoder_prompts", "lora")
+LLM_KEYS = ("llm", "llm_revision", "adapter", "llm_dtype")
+PROMPT_KEYS = (
+    "target",
+    "document_prefix",
+    "document_suffix",
+    "query_prefix",
+    "answer_prefix",
+    "max_document_tokens",
+)
+TRAINER_KEYS = (
+    "objective temperature teacher_temperature null_candidate null_similarity query_weight in_batch_negatives seed "
+    "data_seed learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay optim adam_beta1 "
+    "adam_beta2 adam_epsilon max_grad_norm num_train_epochs max_steps per_device_train_batch_size "
+    "gradient_accumulation_steps dataloader_drop_last bf16 fp16"
+).split()
+
+
+def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> dict[str, Any]:
+    """What a run is made of: the recipe for the model card, and the trajectory, which a resume must share.
+
+    The trajectory holds the settings that the objective reads, and hashes of the files that it reads, so that a run
+    whose gains, candidates or start have changed is not taken for the same run.
+    """
+    reads_llm = args.objective == "dream"
+    values = args.to_dict()
+    files = [data.candidates, str(Path(data.collection, "corpus.jsonl")), *([model.heads] if reads_llm else [])]
+    if not reads_llm and not data.labels:
+        files.append(data.gains)
+    trajectory = {key: values[key] for key in TRAINER_KEYS}
+    trajectory |= {key: getattr(model, key) for key in (*ENCODER_KEYS, *(LLM_KEYS if reads_llm else ()))}
+    trajectory |= {key: getattr(data, key) for key in ("labels", *(PROMPT_KEYS if reads_llm else ()))}
+    trajectory |= {f"content of {file}": _file_hash(file) for file in files}
+    start = resolve_model(model.encoder)
+    trajectory["content of encoder"] = content_hash(start) if Path(start).is_dir() else start
+    return {
+        "model": dataclasses.asdict(model),
+        "data": dataclasses.asdict(data),
+        "trainer": {key: values[key] for key in TRAINER_KEYS},
+        "trajectory": trajectory,
+    }
+
+
+def _file_hash(path: str) -> str | None:
+    """Hash of a file's content; a missing file is reported by whoever reads it."""
+    if not Path(path).is_file():
+        return None
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "blake2b").hexdigest()[:16]
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuse to go on with a run that had another trajectory.
+
+    Raises:
+        NLTError: the folder has checkpoints of another run; names what differs.
+    """
+    if not (folder / SETTINGS_FILE).is_file() or last_checkpoint(folder) is None:
+        return
+    found = read_json(folder / SETTINGS_FILE).get("trajectory", {})
+    different = [
+        f"{key}: {found.get(key)!r} there, {value!r} now"
+        for key, value in settings["trajectory"].items()
+        if found.get(key) != value
+    ]
+    if different:
+        raise NLTError(
+            f"{folder} holds checkpoints of a run with other settings ({'; '.join(different)}); "
+            "choose another output_dir or remove the folder"
+        )
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The last whole checkpoint; the trainer's state is written last, so a folder without it was cut short."""
+    numbered = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    for checkpoint in sorted(numbered, key=lambda path: -int(path.name.rpartition("-")[2])):
+        if (checkpoint / "trainer_state.json").is_file():
+            return str(checkpoint)
+        logger.warning("%s is half-written and ignored; remove it", checkpoint)
+    return None
+
+
+class SecondsCallback(TrainerCallback):
+    """Writes the seconds of training so far, those before a resume included, into each entry of the log."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.earlier = train_seconds(state)
+        self.begin = time.monotonic()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.log_history:
+            state.log_history[-1]["train_seconds"] = round(self.earlier + time.monotonic() - self.begin, 1)
+
+
+def train_seconds(state: TrainerState) -> float:
+    """Seconds of training that the log has recorded."""
+    return max((entry.get("train_seconds", 0.0) for entry in state.log_history), default=0.0)

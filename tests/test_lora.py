@@ -1,0 +1,35 @@
+"""Merged adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+from nlt_trainer.models.encoder import load_encoder
+from nlt_trainer.models.lora import merge_lora
+from nlt_trainer.scripts.train import save_encoder
+
+
+def test_a_merged_encoder_equals_the_adapted_one_and_stands_alone(tiny_encoder_folder: Path, tmp_path: Path) -> None:
+    """Against the embeddings of the encoder with its adapter."""
+    start = load_encoder(str(tiny_encoder_folder), device="cpu").encode(["green tea", "an owl"])
+    encoder = load_encoder(str(tiny_encoder_folder), lora={"r": 2, "target_modules": ["query", "value"]}, device="cpu")
+    for name, parameter in encoder.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    adapted = encoder.encode(["green tea", "an owl"])
+    assert np.abs(adapted - start).max() > 1e-3
+    save_encoder(tmp_path / "encoder", encoder)
+    assert not list((tmp_path / "encoder").glob("**/adapter*"))
+    alone = SentenceTransformer(str(tmp_path / "encoder"), device="cpu")
+    np.testing.assert_allclose(alone.encode(["green tea", "an owl"]), adapted, atol=1e-5)
+
+
+def test_an_encoder_without_an_adapter_is_left_alone(tiny_encoder: SentenceTransformer) -> None:
+    """Against its state before."""
+    before = {name: value.clone() for name, value in tiny_encoder.state_dict().items()}
+    merge_lora(tiny_encoder)
+    assert all(torch.equal(value, before[name]) for name, value in tiny_encoder.state_dict().items())
