@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.heads import HeadSet
 
+FRAMED = 16  # heads that stand out in the heat map, as many as DREAM's paper injects
 COLOURS = ("#1f5fa8", "#c8501e", "#3a7d44", "#7a4f9a")
 
 
@@ -49,16 +50,16 @@ def learning_curve(
 
 
 def head_heat_map(heads: HeadSet, path: str | Path) -> None:
-    """Draw every head's score (mean reciprocal rank of gold) by layer and head; the chosen heads are framed."""
+    """Draw every head's score (mean reciprocal rank of gold) by layer and head; the best are framed."""
     scores = np.array(heads.scores)  # (L, H)
     figure = Figure(
         figsize=(max(4.0, 0.42 * scores.shape[1] + 2), max(4.0, 0.22 * scores.shape[0] + 1)), layout="constrained"
     )
     axes = figure.add_subplot()
     image = axes.imshow(scores, aspect="auto", cmap="viridis")
-    for layer, head in heads.heads:
+    for layer, head in heads.heads[:FRAMED]:
         axes.add_patch(_frame(head, layer))
-    axes.set(xlabel="head", ylabel="layer", title=f"Query-focused heads, the best {len(heads.heads)} framed")
+    axes.set(xlabel="head", ylabel="layer", title=f"Query-focused heads, the best {min(FRAMED, len(heads.heads))} framed")
     axes.set_xticks(range(scores.shape[1]))
     axes.set_yticks(range(0, scores.shape[0], 2 if scores.shape[0] > 12 else 1))
     figure.colorbar(image, label="mean reciprocal rank of gold")
