@@ -101,6 +101,7 @@ def test_heads_are_ranked_by_the_rank_they_give_gold(
     assert len(found.heads) == 2
     assert (found.llm, found.llm_fingerprint) == (tiny_lm.name, tiny_lm.fingerprint)
     assert found.settings["num_queries"] == 3
+    assert found.settings["seconds"] >= 0
 
 
 def test_scores_are_mean_reciprocal_ranks(tiny_lm: FrozenLM) -> None:
@@ -136,6 +137,14 @@ def test_no_gold_is_refused(tiny_lm: FrozenLM) -> None:
         detect_query_focused_heads(
             tiny_lm, QUERIES, documents=DOCUMENTS, relevant=np.zeros((3, 3), bool), tokens=tokens_of(tiny_lm)
         )
+
+
+def test_attention_that_is_not_finite_is_refused(tiny_lm: FrozenLM) -> None:
+    """Reference: NaN has no rank; one head's query weights are NaN, as after an overflow."""
+    enable_document_attention(tiny_lm)
+    tiny_lm.model.get_parameter("model.layers.1.self_attn.q_proj.weight")[:8] = torch.nan
+    with pytest.raises(NLTError, match=r"attention to the documents is not finite.*use dtype float32 or bfloat16"):
+        calibrated_mass(DocumentReader(tiny_lm), QUERIES, documents=DOCUMENTS, tokens=tokens_of(tiny_lm))
 
 
 def test_the_file_is_a_round_trip(tiny_lm: FrozenLM, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -111,25 +112,21 @@ def detect_query_focused_heads(
         seed: of the documents' order.
 
     Raises:
-        NLTError: no query has a relevant document, or the LLM's attention cannot be observed.
+        NLTError: no query has a relevant document, or the LLM's attention cannot be observed or is not finite.
     """
+    begin = time.monotonic()
     keep = [b for b in range(len(queries)) if relevant[b].any()]
     if not keep:
         raise NLTError("no query has a relevant document, so heads cannot be ranked; give more queries or candidates")
     enable_document_attention(lm)
-    generator = np.random.default_rng(seed)
+    orders = np.random.default_rng(seed)
     ranks, reader = [], DocumentReader(lm)
     for start in tqdm(range(0, len(keep), batch_size), desc="detecting heads", disable=len(keep) < 16):
         chosen = keep[start : start + batch_size]
-        orders = [generator.permutation(len(documents[b])) for b in chosen]
-        shuffled = [[documents[b][k] for k in order] for b, order in zip(chosen, orders, strict=True)]
+        order = [orders.permutation(len(documents[b])) for b in chosen]
+        shuffled = [[documents[b][k] for k in ks] for b, ks in zip(chosen, order, strict=True)]
         mass = calibrated_mass(reader, [queries[b] for b in chosen], documents=shuffled, tokens=tokens)
-        ranks += [
-            _reciprocal_rank(mass[i], relevant[b][order])
-            for i, (b, order) in enumerate(zip(chosen, orders, strict=True))
-        ]
-    scores = np.mean(ranks, axis=0)  # (L, H)
-    best = [divmod(int(i), scores.shape[1]) for i in np.argsort(-scores, axis=None, kind="stable")[:num_heads]]
+        ranks += [_reciprocal_rank(m, relevant[b][ks]) for m, b, ks in zip(mass, chosen, order, strict=True)]
     settings = {
         "num_queries": len(keep),
         "num_candidates": len(documents[0]),
@@ -137,7 +134,14 @@ def detect_query_focused_heads(
         "template": tokens.template.as_dict(),
         "seed": seed,
         "lm_tokens": reader.lm_tokens,
+        "seconds": round(time.monotonic() - begin, 1),
     }
+    return _best_heads(lm, np.mean(ranks, axis=0), num_heads, settings)
+
+
+def _best_heads(lm: FrozenLM, scores: np.ndarray, num_heads: int, settings: dict[str, Any]) -> HeadSet:
+    """The heads of the highest scores `(L, H)`."""
+    best = [divmod(int(i), scores.shape[1]) for i in np.argsort(-scores, axis=None, kind="stable")[:num_heads]]
     table = tuple(tuple(round(float(s), 6) for s in row) for row in scores)
     return HeadSet(tuple(best), table, lm.name, lm.fingerprint, settings)
 
@@ -148,6 +152,9 @@ def calibrated_mass(
     """Attention mass of each document from the query's tokens minus that from the null query: `(B, L, H, K)`.
 
     The documents are read once for both.
+
+    Raises:
+        NLTError: the attention is not finite.
     """
     lm = reader.lm
 
@@ -165,7 +172,13 @@ def calibrated_mass(
 
     asked, null = prompts_of(queries), prompts_of([NULL_QUERY] * len(queries))
     cache = reader.read_documents(asked)
-    return mass_of(asked) - mass_of(null)
+    mass = mass_of(asked) - mass_of(null)
+    if not np.isfinite(mass).all():
+        raise NLTError(
+            f"LLM {lm.name!r} ({lm.model.dtype}): its attention to the documents is not finite, so its heads cannot "
+            "be ranked; use dtype float32 or bfloat16 (float16 overflows), or check the weights"
+        )
+    return mass
 
 
 def _reciprocal_rank(mass: np.ndarray, relevant: np.ndarray) -> np.ndarray:
