@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.attention import (
+    MASKED,
     AttentionMass,
     ScoreInjection,
     document_attention,
@@ -108,6 +109,55 @@ def test_natural_shares_change_nothing() -> None:
     rows = torch.zeros_like(ROWS)
     rows[:, -1] = True
     torch.testing.assert_close(attend(logits, mass.log_softmax(-1), rows), logits.softmax(-1))
+
+
+def hide(logits: Tensor, document: int) -> Tensor:
+    """Mask a document in the last row, as a sliding window does."""
+    hidden = (DOCUMENTS == document)[:, None, None, :] & (torch.arange(LENGTH) == LENGTH - 1)[:, None]
+    return logits.masked_fill(hidden, MASKED)
+
+
+def test_a_document_that_a_row_does_not_see_gets_nothing() -> None:
+    """Reference: closed cases of two documents: the one that is left has share 1, so its row is stock softmax."""
+    logits = torch.randn(2, 3, LENGTH, LENGTH, requires_grad=True)
+    log_weights = LOG_WEIGHTS.clone().requires_grad_()
+    everything = torch.ones_like(ROWS)
+    weights = attend(hide(logits, 0), log_weights, everything)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, LENGTH))
+    assert (weights * (DOCUMENTS == 0)[:, None, None])[:, :, -1].abs().max() == 0
+    torch.testing.assert_close(weights[:, :, -1], hide(logits, 0).softmax(-1)[:, :, -1])
+    torch.testing.assert_close(weights[:, :, :-1], attend(logits, log_weights, everything)[:, :, :-1])
+    none = attend(hide(hide(logits, 0), 1), log_weights, everything)[:, :, -1]  # of both documents
+    torch.testing.assert_close(none, hide(hide(logits, 0), 1).softmax(-1)[:, :, -1])
+    (weights.square().sum() + none.square().sum()).backward()
+    for tensor in (logits, log_weights):
+        assert tensor.grad is not None
+        assert tensor.grad.isfinite().all()
+        assert tensor.grad.abs().max() > 0
+
+
+def test_shares_among_three_documents_leave_out_the_hidden_one() -> None:
+    """Reference: w of the two documents that are seen, divided by their sum."""
+    documents = torch.tensor([[0, 0, 1, 1, 2, 3]])
+    logits = torch.randn(1, 1, 1, 6, dtype=torch.float64).masked_fill(documents == 1, MASKED)
+    injection = ScoreInjection(torch.tensor([[0.2, 0.5, 0.3]]).log(), documents, torch.ones(1, 1).bool(), {})
+    weights = injection.attend(logits, 0).softmax(-1)[0, 0, 0]
+    mass = torch.stack([weights[documents[0] == d].sum() for d in range(4)])
+    torch.testing.assert_close((mass[:3] / mass[:3].sum()).float(), torch.tensor([0.4, 0.0, 0.6]))
+    torch.testing.assert_close(mass[3], logits.softmax(-1)[0, 0, 0, -1])
+
+
+@torch.no_grad()
+def test_a_sliding_window_hides_documents(tiny_lm: FrozenLM) -> None:
+    """Reference: stock attention in rows whose window of eight keys holds no document, or one alone."""
+    lm = build("Mistral", tiny_lm.tokenizer, sliding_window=8)
+    ids = torch.arange(20, 44)[None]
+    documents = torch.full_like(ids, K)
+    documents[:, 1:4], documents[:, 4:12] = 0, 1
+    stock = states(lm, ids)
+    enable_document_attention(lm)
+    injection = ScoreInjection(LOG_WEIGHTS[:1], documents, torch.arange(24)[None] >= 14, all_heads(lm))
+    torch.testing.assert_close(states(lm, ids, document_attention=injection), stock, rtol=1e-4, atol=1e-4)
 
 
 def test_log_mass_is_a_grouped_log_sum_exp() -> None:
@@ -274,6 +324,15 @@ def test_families_that_cannot_are_refused(
     lm = build(family, tiny_lm.tokenizer, **settings)
     message = rf"LLM '{family}' \({family}ForCausalLM\): .*{reason}.*AttentionInterface.*Llama, SmolLM, Qwen"
     with pytest.raises(NLTError, match=message):
+        enable_document_attention(lm)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_configuration_without_heads_is_refused(tiny_lm: FrozenLM) -> None:
+    """Reference: Mamba's configuration, which has no number of attention heads."""
+    lm = build("Mamba", tiny_lm.tokenizer)
+    del lm.model.config.num_attention_heads
+    with pytest.raises(NLTError, match=r"LLM 'Mamba' .*num_attention_heads.*AttentionInterface"):
         enable_document_attention(lm)
 
 

@@ -17,6 +17,9 @@ from nlt_trainer.models.frozen_lm import FrozenLM
 
 IMPLEMENTATION = "nlt_document_attention"
 
+MASKED = torch.finfo(torch.float32).min
+"""Attention logit of a key that a row does not see; -inf would make a row without any key NaN."""
+
 INTERFACE_HELP = (
     "Score injection needs a decoder whose attention goes through transformers' AttentionInterface "
     "(set_attn_implementation), without soft-capped attention logits or attention sinks: "
@@ -29,7 +32,8 @@ class ScoreInjection:
     """Replace, in selected heads and rows, how attention is shared among documents (DREAM, arXiv 2606.24667).
 
     A head's softmax row p with mass m_k on document k becomes `p'_t = p_t * w_k * (sum_j m_j) / m_k` for a token t of
-    document k and stays p_t elsewhere, so that it still sums to 1.
+    document k and stays p_t elsewhere, so that it still sums to 1. In a row that sees no key of some document, as
+    under a sliding window, w is normalised over the documents that it sees.
 
     Args:
         log_weights: `(B, K)` float32, logarithms of the documents' shares; each row's exponentials sum to 1.
@@ -49,9 +53,11 @@ class ScoreInjection:
     def attend(self, logits: Tensor, layer: int) -> Tensor:
         """Add to masked attention logits `(B, h, S, T)` what turns their softmax into p'."""
         document_logits = log_mass(logits, self.documents, self.log_weights.shape[1])  # (B, h, S, K)
-        log_share = document_logits - document_logits.logsumexp(-1, keepdim=True)
-        bias = self.log_weights[:, None, None, :] - log_share  # (B, h, S, K)
-        bias = torch.where(self.rows[:, None, :, None], bias, 0.0)
+        seen = document_logits > MASKED
+        log_share = document_logits.masked_fill(~seen, MASKED).log_softmax(-1)
+        log_weights = self.log_weights[:, None, None, :].masked_fill(~seen, MASKED).log_softmax(-1)
+        # A document's masked keys stay masked: MASKED takes in a bias of ordinary size by rounding.
+        bias = torch.where(seen & self.rows[:, None, :, None], log_weights - log_share, 0.0)
         bias = nn.functional.pad(bias, (0, 1))  # column K: no document, no bias
         return logits + bias.gather(-1, self.documents[:, None, None, :].expand_as(logits))
 
@@ -137,7 +143,7 @@ def _logits(query: Tensor, key: Tensor, mask: Tensor | None, heads: Tensor, scal
     if mask is None:
         length = logits.shape[-1]
         mask = torch.ones(length, length, dtype=torch.bool, device=logits.device).tril()[-logits.shape[-2] :]
-    return logits.masked_fill(~mask, torch.finfo(torch.float32).min)
+    return logits.masked_fill(~mask, MASKED)
 
 
 def enable_document_attention(lm: FrozenLM) -> None:
@@ -150,11 +156,11 @@ def enable_document_attention(lm: FrozenLM) -> None:
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
     ids = torch.arange(12, device=lm.device)[None]
     documents = torch.tensor([[2, 0, 0, 0, 2, 1, 1, 1, 1, 2, 2, 2]], device=lm.device)
-    heads = {layer: torch.arange(lm.num_heads, device=lm.device) for layer in range(lm.num_layers)}
     rows = torch.arange(12, device=lm.device)[None] >= 9
 
     def probe(log_weights: list[float], documents: Tensor) -> Tensor:
         weights = torch.tensor([log_weights], device=lm.device)
+        heads = {layer: torch.arange(lm.num_heads, device=lm.device) for layer in range(lm.num_layers)}
         injection = ScoreInjection(weights, documents, rows, heads)
         return lm.model.base_model(input_ids=ids, document_attention=injection).last_hidden_state[0, -3:].float()
 
