@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, CohereConfig, CohereForCausalLM, GraniteConfig, GraniteForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.frozen_lm import FrozenLM
+from nlt_trainer.models.frozen_lm import FrozenLM, _merge_adapter
 
 IDS = torch.arange(5, 17).reshape(2, 6)
 
@@ -103,6 +113,79 @@ def test_an_adapter_that_does_not_fit_or_exist_is_refused(tiny_llm_folder: Path,
         FrozenLM.from_pretrained(str(tiny_llm_folder), adapter=str(adapter_folder))
     with pytest.raises(NLTError, match=r"adapter '/nowhere/adapter' cannot be loaded"):
         FrozenLM.from_pretrained(str(tiny_llm_folder), adapter="/nowhere/adapter")
+
+
+def put_on_hub(folder: Path, cache: Path, commit: str) -> None:
+    """Put a folder into the Hub's local cache as `org/adapter`, branch `main`."""
+    root = cache / "models--org--adapter"
+    (root / "refs").mkdir(parents=True, exist_ok=True)
+    (root / "refs" / "main").write_text(commit)
+    shutil.copytree(folder, root / "snapshots" / commit)
+
+
+def test_an_adapter_on_the_hub_is_known_by_its_content(
+    tiny_llm_folder: Path, adapter_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: the same adapter as a folder; a branch that moved on is another adapter. The Hub is offline."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def load(adapter: str) -> FrozenLM:
+        return FrozenLM.from_pretrained(str(tiny_llm_folder), adapter=adapter, device="cpu")
+
+    local = load(str(adapter_folder))
+    put_on_hub(adapter_folder, tmp_path / "hub", "a" * 40)
+    first = load("org/adapter")
+    assert first.id == local.id
+    torch.testing.assert_close(logits(first.model), logits(local.model))
+    rewrite(adapter_folder / "adapter_config.json", lora_alpha=16)
+    put_on_hub(adapter_folder, tmp_path / "hub", "b" * 40)
+    assert load("org/adapter").id != first.id
+    with pytest.raises(NLTError, match=r"adapter 'org/absent' cannot be loaded"):
+        load("org/absent")
+
+
+def test_a_pickled_adapter_is_refused(tiny_llm_folder: Path, adapter_folder: Path) -> None:
+    """Reference: the remedy in the message."""
+    (adapter_folder / "adapter_model.safetensors").rename(adapter_folder / "adapter_model.bin")
+    with pytest.raises(NLTError, match=r"has no adapter_model.safetensors; save the adapter as safetensors"):
+        FrozenLM.from_pretrained(str(tiny_llm_folder), adapter=str(adapter_folder))
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "base", "location", "same"),
+    [
+        ("org/llm", "org/llm", "org/llm", True),
+        ("other/llm", "org/llm", "org/llm", False),  # two Hub ids
+        ("/elsewhere/llm", "org/llm", "org/llm", True),
+        ("org/llm", "./models/llm", "models/2026/llm", True),
+        ("", "org/llm", "org/llm", True),
+    ],
+)
+def test_which_base_an_adapter_fits(
+    tiny_lm: FrozenLM, adapter_folder: Path, trained_on: str, base: str, location: str, same: bool
+) -> None:
+    """Reference: two Hub ids are compared as a whole, a folder by its last name."""
+    rewrite(adapter_folder / "adapter_config.json", base_model_name_or_path=trained_on)
+    with nullcontext() if same else pytest.raises(NLTError, match=r"was trained on 'other/llm', not on 'org/llm'"):
+        _merge_adapter(tiny_lm.model, str(adapter_folder), base=base, base_location=location)
+
+
+def test_weights_that_give_nan_are_refused(tiny_lm: FrozenLM) -> None:
+    """Reference: the reason is the weights and not the projection."""
+    tiny_lm.model.get_parameter("model.norm.weight")[0] = torch.nan
+    with pytest.raises(NLTError, match=r"its weights give NaN or infinite logits; use dtype float32"):
+        FrozenLM(tiny_lm.model, tiny_lm.tokenizer, "broken", {})
+
+
+def test_a_configuration_without_a_context_length_is_refused(tiny_lm: FrozenLM) -> None:
+    """Reference: Bloom has no limit of positions; with the entry that the message names the length is known."""
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=4)
+    lm = FrozenLM(BloomForCausalLM(config), tiny_lm.tokenizer, "bloom", {})
+    with pytest.raises(NLTError, match=r"'bloom': its BloomConfig has no max_position_embeddings.*config.json"):
+        _ = lm.context_length
+    lm.model.config.max_position_embeddings = 128
+    assert lm.context_length == 128
 
 
 def test_the_fingerprint_tells_weights_adapter_tokenizer_and_dtype_apart(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +18,8 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.models.locations import content_hash, resolve_model
 
 logger = logging.getLogger(__name__)
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass(eq=False)
@@ -87,7 +90,20 @@ class FrozenLM:
 
     @property
     def context_length(self) -> int:
-        return int(self.model.config.get_text_config().max_position_embeddings)
+        """Tokens that the LLM reads at most.
+
+        Raises:
+            NLTError: its configuration does not say.
+        """
+        config = self.model.config.get_text_config()
+        # An architecture-specific entry: Bloom, MPT and Mamba have no such limit.
+        length = getattr(config, "max_position_embeddings", None)
+        if length is None:
+            raise NLTError(
+                f"LLM {self.name!r}: its {type(config).__name__} has no max_position_embeddings, so that nothing says "
+                "how long a prompt may be; add the entry to its config.json or choose another decoder"
+            )
+        return int(length)
 
     @property
     def num_heads(self) -> int:
@@ -110,7 +126,8 @@ class FrozenLM:
         """
         config = self.model.config.get_text_config()
         logits = self.model.get_output_embeddings()(hidden).float()
-        scaling = getattr(config, "logits_scaling", None)  # architecture-specific entries of the configuration
+        # Architecture-specific entries of the configuration: without one the architecture has no such step.
+        scaling = getattr(config, "logits_scaling", None)
         softcap = getattr(config, "final_logit_softcapping", None)
         if scaling:
             logits = logits / scaling
@@ -139,6 +156,11 @@ def _check_projection(lm: FrozenLM) -> None:
     with torch.no_grad():
         expected = lm.model(input_ids=ids).logits.float()
         ours = lm.project(lm.model.base_model(input_ids=ids).last_hidden_state)
+    if not expected.isfinite().all():
+        raise NLTError(
+            f"LLM {lm.name!r} ({lm.model.dtype}): its weights give NaN or infinite logits; use dtype float32 or "
+            "bfloat16 (float16 overflows), or check the weights"
+        )
     if not torch.allclose(expected, ours, atol=1e-2, rtol=1e-2):
         raise NLTError(
             f"LLM {lm.name!r} ({type(lm.model).__name__}): its logits are not its output embedding applied to its "
@@ -165,21 +187,40 @@ def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 def _merge_adapter(
     model: PreTrainedModel, adapter: str, *, base: str, base_location: str
 ) -> tuple[PreTrainedModel, str]:
-    location = str(Path(adapter).expanduser()) if adapter.startswith((".", "/", "~")) else adapter
     try:
-        config = PeftConfig.from_pretrained(location)
+        folder = _adapter_folder(adapter)
+        trained_on = PeftConfig.from_pretrained(folder).base_model_name_or_path or ""
     except (ValueError, OSError) as error:
         raise NLTError(f"adapter {adapter!r} cannot be loaded: {error}") from error
-    trained_on = config.base_model_name_or_path or ""
-    if trained_on and Path(trained_on).name not in {Path(base).name, Path(base_location).name}:
+    if _is_hub_id(trained_on) and _is_hub_id(base_location):
+        same = trained_on == base_location
+    else:  # the same weights may lie elsewhere on another machine
+        same = not trained_on or Path(trained_on).name in {Path(base).name, Path(base_location).name}
+    if not same:
         raise NLTError(
             f"adapter {adapter!r} was trained on {trained_on!r}, not on {base!r}. Set the LLM to its base or leave "
             "the adapter out; if both names mean the same weights, correct base_model_name_or_path in "
             "adapter_config.json."
         )
     try:
-        merged = PeftModel.from_pretrained(model, location).merge_and_unload()
+        merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
     except (ValueError, RuntimeError) as error:
         raise NLTError(f"adapter {adapter!r} does not fit {base!r}: {error}") from error
-    identity = content_hash(location) if Path(location).is_dir() else f"{adapter}@{config.revision or 'main'}"
-    return merged, identity
+    return merged, content_hash(folder)
+
+
+def _adapter_folder(adapter: str) -> str:
+    """The adapter's local folder, inside the Hub's cache for a Hub id."""
+    folder = Path(adapter).expanduser()
+    if _is_hub_id(adapter):
+        folder = Path(snapshot_download(adapter, allow_patterns=list(ADAPTER_FILES)))
+    if missing := [name for name in ADAPTER_FILES if not (folder / name).is_file()]:
+        raise NLTError(
+            f"{folder} has no {' and no '.join(missing)}; save the adapter as safetensors with save_pretrained "
+            "(adapter_model.bin is a pickle, which is not loaded)"
+        )
+    return str(folder)
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
