@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -99,10 +100,21 @@ def test_token_embeddings_of_an_llm(tiny_llm_folder: Path, tmp_path: Path) -> No
     expected = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=1e-5)
     encoder.save_pretrained(str(tmp_path / "static"))
-    loaded = load_encoder(str(tmp_path / "static"), max_seq_length=4, device="cpu")
+    loaded = load_encoder(str(tmp_path / "static"), device="cpu")
     np.testing.assert_allclose(loaded.encode(TEXTS), expected, atol=1e-5)
     with pytest.raises(NLTError, match=r"is a table of token embeddings; LoRA needs a transformer"):
         load_encoder(str(tmp_path / "static"), lora={"r": 4})
+    with pytest.raises(NLTError, match=r"reads texts of any length; leave `max_seq_length` out"):
+        load_encoder(str(tmp_path / "static"), max_seq_length=4)
+
+
+def test_a_pickled_llm_is_not_read(tiny_llm_folder: Path, tmp_path: Path) -> None:
+    """Reference: the same weights as a pickle instead of safetensors."""
+    folder = shutil.copytree(tiny_llm_folder, tmp_path / "pickled")
+    torch.save(AutoModelForCausalLM.from_pretrained(folder).state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(NLTError, match=r"LLM .*pickled' cannot be loaded: .*safetensors"):
+        encoder_from_token_embeddings(str(folder))
 
 
 def test_settings_that_do_not_fit_are_refused(tiny_encoder_folder: Path, tmp_path: Path) -> None:

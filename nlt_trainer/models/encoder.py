@@ -55,7 +55,12 @@ def load_encoder(
         raise
     except (OSError, ValueError) as error:  # ValueError: a folder without a model that transformers knows
         raise NLTError(f"encoder {name!r} cannot be loaded: {error}") from error
-    if max_seq_length is not None and not isinstance(encoder[0], StaticEmbedding):
+    if max_seq_length is not None:
+        if isinstance(encoder[0], StaticEmbedding):
+            raise NLTError(
+                f"encoder {name!r} is a table of token embeddings, which reads texts of any length; leave "
+                "`max_seq_length` out"
+            )
         encoder.max_seq_length = max_seq_length
     # MTEB and encode_query/encode_document look prompts up under these two names.
     encoder.prompts = {"query": "", "document": "", **encoder.prompts, **(prompts or {})}
@@ -89,10 +94,16 @@ def encoder_from_token_embeddings(llm: str) -> SentenceTransformer:
 
     Args:
         llm: anything that `resolve_model` takes.
+
+    Raises:
+        NLTError: the LLM cannot be loaded.
     """
     location = resolve_model(llm)
-    model: Any = AutoModelForCausalLM.from_pretrained(location, dtype="float32")
-    tokenizer = AutoTokenizer.from_pretrained(location).backend_tokenizer
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(location, dtype="float32", use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(location).backend_tokenizer
+    except (OSError, ValueError) as error:  # ValueError: a folder without a model that transformers knows
+        raise NLTError(f"LLM {llm!r} cannot be loaded: {error}") from error
     embeddings = all_but_the_top(model.get_input_embeddings().weight.detach())
     encoder = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embeddings), Normalize()])
     encoder.prompts = {"query": "", "document": ""}
