@@ -133,15 +133,26 @@ def test_rows_and_dict_are_round_trips(tiny_lm: FrozenLM) -> None:
     assert [len(part) for part in parts] == [1, 1]
 
 
-def test_a_prompt_longer_than_the_context_names_a_length_that_fits(tiny_lm: FrozenLM) -> None:
-    """Reference: the proposed `max_document_tokens` is accepted, the one above it is not."""
-    documents = [["the moon makes the tides of the sea " * 20] * 3]
-    options = {"target": "query", "context_length": 100}
+@pytest.mark.parametrize("lengths", [[20, 20, 20], [20, 1, 1], [1, 9, 3]])
+def test_a_prompt_longer_than_the_context_names_a_length_that_fits(tiny_lm: FrozenLM, lengths: list[int]) -> None:
+    """Reference: the proposed `max_document_tokens` is accepted for all prompts, the one above it is not."""
+    documents = [["the moon makes the tides of the sea " * n for n in lengths], ["an owl", "silk", "tea " * 30]]
+
+    def build(max_document_tokens: int) -> DocumentPrompts:
+        tokens = tokens_of(tiny_lm, max_document_tokens=max_document_tokens)
+        return build_prompts(tokens, QUERIES, documents, target="query", context_length=100)
+
     with pytest.raises(
         NLTError, match=r"the prompt of query 'how is tea made' has .* max_document_tokens (\d+)"
     ) as caught:
-        build_prompts(tokens_of(tiny_lm, max_document_tokens=60), QUERIES[:1], documents, **options)  # type: ignore[arg-type]
+        build(200)
     fits = int(str(caught.value).split("max_document_tokens ")[1].split()[0])
-    build_prompts(tokens_of(tiny_lm, max_document_tokens=fits), QUERIES[:1], documents, **options)  # type: ignore[arg-type]
+    build(fits)
     with pytest.raises(NLTError, match=r"use fewer candidates"):
-        build_prompts(tokens_of(tiny_lm, max_document_tokens=fits + 1), QUERIES[:1], documents, **options)  # type: ignore[arg-type]
+        build(fits + 1)
+
+
+def test_a_prompt_that_no_length_makes_fit(tiny_lm: FrozenLM) -> None:
+    """Reference: frames and query alone exceed the context, so that no `max_document_tokens` is proposed."""
+    with pytest.raises(NLTError, match=r"context 20; use fewer candidates or a shorter query and target$"):
+        build_prompts(tokens_of(tiny_lm), QUERIES, DOCUMENTS, target="query", context_length=20)

@@ -78,20 +78,32 @@ def build_prompts(
     """Tokenise B queries with K documents each.
 
     Raises:
-        NLTError: a prompt does not fit the context; the message names a `max_document_tokens` that would.
+        NLTError: a prompt does not fit the context; the message names the largest `max_document_tokens` that would.
     """
     given = answers or [None] * len(queries)
     suffixes = [tokens.suffix(q, a, target) for q, a in zip(queries, given, strict=True)]
     prompts = [_prompt(tokens, texts) for texts in documents]
-    for query, (ids, _), suffix, texts in zip(queries, prompts, suffixes, documents, strict=True):
-        excess = len(ids) + len(suffix.ids) - context_length
-        if excess > 0:
-            fits = tokens.max_document_tokens - -(-excess // len(texts))
-            raise NLTError(
-                f"the prompt of query {query[:60]!r} has {len(ids) + len(suffix.ids)} tokens and the LLM's context "
-                f"{context_length}; use fewer candidates or max_document_tokens {max(fits, 1)} at most"
-            )
+    lengths = [len(ids) + len(suffix.ids) for (ids, _), suffix in zip(prompts, suffixes, strict=True)]
+    longest = max(range(len(queries)), key=lengths.__getitem__)
+    if lengths[longest] > context_length:
+        fits = _fitting_document_tokens(prompts, [length - context_length for length in lengths], len(documents[0]))
+        remedy = f"max_document_tokens {fits} at most" if fits else "a shorter query and target"
+        raise NLTError(
+            f"the prompt of query {queries[longest][:60]!r} has {lengths[longest]} tokens and the LLM's context "
+            f"{context_length}; use fewer candidates or {remedy}"
+        )
     return DocumentPrompts(*_pad_left(prompts, len(documents[0])), *_pad_right(suffixes))
+
+
+def _fitting_document_tokens(prompts: list[tuple[list[int], list[int]]], excess: list[int], num_documents: int) -> int:
+    """The largest `max_document_tokens` at which every prompt loses its excess tokens; 0 where none is."""
+    lengths = [[owners.count(k) for k in range(num_documents)] for _, owners in prompts]
+    fits = max(map(max, lengths))
+    while fits and any(
+        sum(max(length - fits, 0) for length in row) < over for row, over in zip(lengths, excess, strict=True)
+    ):
+        fits -= 1
+    return fits
 
 
 def _prompt(tokens: PromptTokens, texts: Sequence[str]) -> tuple[list[int], list[int]]:
