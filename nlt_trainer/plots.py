@@ -59,7 +59,8 @@ def head_heat_map(heads: HeadSet, path: str | Path) -> None:
     image = axes.imshow(scores, aspect="auto", cmap="viridis")
     for layer, head in heads.heads[:FRAMED]:
         axes.add_patch(_frame(head, layer))
-    axes.set(xlabel="head", ylabel="layer", title=f"Query-focused heads, the best {min(FRAMED, len(heads.heads))} framed")
+    title = f"Query-focused heads, the best {min(FRAMED, len(heads.heads))} framed"
+    axes.set(xlabel="head", ylabel="layer", title=title)
     axes.set_xticks(range(scores.shape[1]))
     axes.set_yticks(range(0, scores.shape[0], 2 if scores.shape[0] > 12 else 1))
     figure.colorbar(image, label="mean reciprocal rank of gold")
