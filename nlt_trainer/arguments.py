@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 
 from nlt_trainer.errors import NLTError
@@ -157,6 +158,8 @@ class NLTTrainingArguments(SentenceTransformerTrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # torch warns at every epoch where there is no accelerator to pin memory for
+        self.dataloader_pin_memory &= torch.cuda.is_available()
         if self.objective not in OBJECTIVES:
             raise NLTError(f"objective {self.objective!r} is unknown; choose one of {', '.join(OBJECTIVES)}")
 
