@@ -125,10 +125,11 @@ def evaluate_encoder(
 
     Raises:
         DataError: a malformed folder.
-        NLTError: the collection has no such split, or an embedding is not finite.
+        NLTError: the collection has no such split, or a weight of the encoder is not finite.
     """
-    if not torch.isfinite(encoder.encode_query("probe", convert_to_tensor=True)).all():
-        raise NLTError("the encoder gives infinite or NaN embeddings; train it again with a lower learning rate")
+    for name, parameter in encoder.named_parameters():
+        if not parameter.isfinite().all():
+            raise NLTError(f"the encoder's {name} is infinite or NaN; train it again with a lower learning rate")
     return _run_mteb(encoder, BEIRFolderRetrieval(collection, split=split), batch_size=batch_size)
 
 

@@ -244,3 +244,12 @@ def test_no_network_is_used_without_any_offline_switch(
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "mteb" / "results").exists()
+
+
+def test_an_encoder_that_diverged_is_refused(
+    tiny_collection_folder: Path, tiny_static_encoder: SentenceTransformer
+) -> None:
+    """Against the message; mteb would rank NaN scores and report a figure."""
+    tiny_static_encoder[0].embedding.weight.data[0, 0] = float("nan")
+    with pytest.raises(NLTError, match="infinite or NaN.*lower learning rate"):
+        evaluate_encoder(tiny_static_encoder, tiny_collection_folder, split="test")

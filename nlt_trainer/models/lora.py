@@ -9,9 +9,10 @@ from sentence_transformers import SentenceTransformer
 def merge_lora(encoder: SentenceTransformer) -> None:
     """Add each adapter's product to the weight that it adapts and remove the adapter; without one nothing happens."""
     layers = [(name, module) for name, module in encoder.named_modules() if isinstance(module, BaseTunerLayer)]
+    adapters = encoder.active_adapters() if layers else []
     for name, layer in layers:
         layer.merge()
         parent, _, child = name.rpartition(".")
         setattr(encoder.get_submodule(parent), child, layer.get_base_layer())
-    if layers:
-        encoder.delete_adapter(encoder.active_adapters())
+    if adapters:
+        encoder.delete_adapter(adapters)
