@@ -66,7 +66,7 @@ class NLTTrainer(SentenceTransformerTrainer):
         loss = result[0] if isinstance(result, tuple) else result
         if not torch.isfinite(loss):
             raise NLTError(
-                f"the loss is {float(loss)} after {self.state.global_step} steps; lower learning_rate "
+                f"the loss is {loss.item()} after {self.state.global_step} steps; lower learning_rate "
                 f"({self.args.learning_rate}) or raise temperature ({self.args.temperature})"
             )
         return result
