@@ -43,7 +43,7 @@ def learning_curve(
     if not drawn:
         raise NLTError(f"no run has logged {metric!r}; set dev_split and eval_strategy in the recipe")
     axes.set(xlabel="training queries seen", ylabel="nDCG@10, dev queries", title="Learning curve")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="center right")
     _save(figure, path)
