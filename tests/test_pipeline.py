@@ -108,6 +108,8 @@ def test_all_stages(project: Project, capsys: pytest.CaptureFixture[str]) -> Non
         assert np.abs(encoder.encode(texts) - start.encode(texts)).max() > 1e-3
         assert encoder.prompts == {"query": "", "document": ""}
         check_results(root / objective, objective)
+        card = (root / objective / "encoder" / "README.md").read_text()
+        assert not [row["query"] for row in rows_of(root / "candidates.jsonl") if row["query"] in card]
         check_report(root / objective, objective, audit=audit, heads=heads)
     assert "| collection test | dream |" in capsys.readouterr().out
 

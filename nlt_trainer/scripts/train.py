@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         evaluator=dev_evaluator(data),
         callbacks=[SecondsCallback()],
     )
-    encoder.model_card_data.train_datasets = []  # the card would show the first rows, which are the user's texts
+    encoder.model_card_data.train_datasets, encoder.model_card_data.widget = [], []  # both would show the user's texts
     if trainer.is_world_process_zero():
         write_json(folder / SETTINGS_FILE, settings)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
@@ -109,7 +109,7 @@ def load_start(model: ModelArguments) -> SentenceTransformer:
             f"encoder {model.encoder!r} is a table of token embeddings and reads whole texts; leave "
             "train_max_length out"
         )
-    encoder.model_card_data.generate_widget_examples = False
+    encoder.model_card_data.widget = [{}]  # where it is empty, the trainer fills it with the user's texts
     return encoder
 
 
