@@ -44,9 +44,16 @@ class ModelArguments:
     )
     llm_revision: str | None = field(default=None, metadata={"help": "Revision of an LLM from the Hub."})
     adapter: str | None = field(
-        default=None, metadata={"help": "LoRA adapter of the LLM, Hub id or folder; merged into it and frozen."}
+        default=None,
+        metadata={
+            "help": "LoRA adapter of the LLM, Hub id or folder (adapt_scorer makes one); merged into it and frozen."
+        },
     )
     llm_dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
+    adapter_lora: dict[str, int | float | str | list[str]] = field(
+        default_factory=lambda: {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+        metadata={"help": "Arguments of peft.LoraConfig for the adapter of the LLM that adapt_scorer fits."},
+    )
     heads: str = field(
         default="heads.json", metadata={"help": "File of query-focused heads: detect_heads writes it, dream reads it."}
     )
@@ -59,7 +66,11 @@ class DataArguments:
 
     collection: str = field(default="collection", metadata={"help": "BEIR folder: corpus.jsonl, queries.jsonl."})
     train_split: str | None = field(
-        default=None, metadata={"help": "Train on the queries that qrels/<split>.tsv names; unset: on all queries."}
+        default=None,
+        metadata={
+            "help": "Train on the queries that qrels/<split>.tsv names (its judgements go into score's audit alone); "
+            "unset: on all queries."
+        },
     )
     max_queries: int | None = field(
         default=None, metadata={"help": "Train on this many of them, drawn by seed; unset: on all."}
@@ -98,6 +109,13 @@ class DataArguments:
         metadata={"help": "Tokens that the LLM reads of a document; longer documents are cut and counted."},
     )
     batch_tokens: int = field(default=4096, metadata={"help": "Tokens, with padding, in one forward pass of scoring."})
+    adapt_documents: int | None = field(
+        default=None, metadata={"help": "Documents, drawn by seed, that adapt_scorer reads alone; unset: all."}
+    )
+    adapt_pairs: bool = field(
+        default=False,
+        metadata={"help": "Let adapt_scorer also read each query after its candidate of the highest gain."},
+    )
     head_queries: int = field(default=64, metadata={"help": "Queries that detect_heads looks at."})
     head_qrels: str | None = field(
         default=None,

@@ -63,6 +63,18 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     }
 
 
+def adaptation_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> dict[str, Any]:
+    """The same for a run of `adapt_scorer`, which reads no encoder and no objective."""
+    values = args.to_dict()
+    inherited = {f.name for f in dataclasses.fields(TrainingArguments)}
+    files = [str(Path(data.collection, "corpus.jsonl")), *([data.candidates, data.gains] if data.adapt_pairs else [])]
+    trajectory = {key: values[key] for key in (*TRAINER_KEYS, "train_sampling_strategy") if key in inherited}
+    trajectory |= {key: getattr(model, key) for key in ("adapter_lora", *LLM_KEYS)}
+    trajectory |= {key: getattr(data, key) for key in ("adapt_documents", "adapt_pairs", *PROMPT_KEYS)}
+    trajectory |= {f"content of {file}": _file_hash(file) for file in files}
+    return {"trajectory": trajectory}
+
+
 def _file_hash(path: str) -> str | None:
     """Hash of a file's content; a missing file is reported by whoever reads it."""
     if not Path(path).is_file():
@@ -104,6 +116,9 @@ def last_checkpoint(folder: Path) -> str | None:
 
 class SecondsCallback(TrainerCallback):
     """Writes the seconds of training so far, those before a resume included, into each entry of the log."""
+
+    def __init__(self) -> None:
+        self.earlier, self.begin = 0.0, time.monotonic()  # an evaluation before training is logged, too
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -43,6 +43,7 @@ from nlt_trainer.resume import (
     train_seconds,
 )
 from nlt_trainer.scripts import run_main
+from nlt_trainer.scripts.adapt_scorer import report_file
 from nlt_trainer.scripts.common import load_llm, load_training_collection, processes, prompt_tokens, target_of
 from nlt_trainer.scripts.score import audit_file
 from nlt_trainer.trainer import NLTTrainer
@@ -121,13 +122,15 @@ def dev_evaluator(data: DataArguments) -> RetrievalEvaluator | None:
 
 
 def cost_before_training(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> dict[str, Any]:
-    """Seconds and LLM tokens of the stages before: scoring, and head detection for DREAM; 0 where nothing is known."""
+    """Seconds and LLM tokens of the stages before: adaptation, scoring, head detection; 0 where nothing is known."""
     cost = {"seconds": 0.0, "lm_tokens": 0}
     sources = []
     if not data.labels and data.head_qrels is None:
         sources.append(read_json(audit_file(data.gains)) if audit_file(data.gains).is_file() else {})
     if args.objective == "dream":
         sources.append(HeadSet.load(model.heads).settings)
+    if model.adapter is not None and report_file(model.adapter).is_file():
+        sources.append(read_json(report_file(model.adapter)))
     for source in sources:
         cost["seconds"] += source.get("seconds", 0.0)
         cost["lm_tokens"] += source.get("lm_tokens", 0)
