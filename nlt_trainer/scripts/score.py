@@ -104,8 +104,7 @@ def summary(report: dict[str, Any]) -> str:
         f"the LLM and BM25 agree on the best candidate for {report['same_best_as_bm25']:.0%} "
         f"(rank correlation {report['spearman_with_bm25']:.2f}); {report['truncated_documents']:.0%} of the documents "
         f"were cut.\nEffective candidates by teacher temperature: {temperatures}; "
-        f"proposed: {report['proposed_teacher_temperature']}"
-        + (gold_line(**report["gold"]) if "gold" in report else "")
+        f"proposed: {report['proposed_teacher_temperature']}{gold}"
     )
 
 
