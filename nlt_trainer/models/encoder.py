@@ -15,7 +15,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.locations import resolve_model
+from nlt_trainer.models.shared_backbone import share_weights
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ def load_encoder(
     pooling: str | None = None,
     lora: Mapping[str, object] | None = None,
     device: str | None = None,
+    backbone: FrozenLM | None = None,
 ) -> SentenceTransformer:
     """Load an encoder to train or to use.
 
@@ -39,6 +42,7 @@ def load_encoder(
         pooling: for a plain transformer: `mean`, `cls` or `lasttoken`.
         lora: arguments of `peft.LoraConfig`, e.g. `{"r": 16, "lora_alpha": 32}`; then only the adapter is trained.
         device: default CUDA where there is one, else CPU.
+        backbone: the LLM of the same name, whose weights the encoder uses in place of a copy; needs pooling and LoRA.
 
     Raises:
         NLTError: the model cannot be loaded, or a setting does not fit it.
@@ -46,11 +50,13 @@ def load_encoder(
     if unknown := set(prompts or {}) - {"query", "document"}:
         raise NLTError(f"prompts has the keys {sorted(unknown)}; only 'query' and 'document' are used by MTEB")
     location = resolve_model(name)
+    if backbone is not None:
+        _check_backbone(name, backbone, pooling=pooling, lora=lora)
     try:
         if pooling is None:
             encoder = SentenceTransformer(location, device=device, model_kwargs={"use_safetensors": True})
         else:
-            encoder = _with_pooling(location, pooling, device=device)
+            encoder = _with_pooling(location, pooling, device=device, backbone=backbone)
     except NLTError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a folder without a model that transformers knows
@@ -70,15 +76,41 @@ def load_encoder(
                 f"encoder {name!r} is a table of token embeddings; LoRA needs a transformer, leave `lora` out"
             )
         encoder.add_adapter(LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, **lora))  # type: ignore[arg-type]
+        base = str(Path(location).absolute()) if Path(location).is_dir() else location
+        encoder.transformers_model.peft_config["default"].base_model_name_or_path = base
+        for parameter in encoder.parameters():
+            if parameter.requires_grad:  # made in the base's dtype; bfloat16 would round small steps away
+                parameter.data = parameter.data.float()
     return encoder
 
 
-def _with_pooling(location: str, pooling: str, *, device: str | None) -> SentenceTransformer:
+def _check_backbone(
+    name: str, backbone: FrozenLM, *, pooling: str | None, lora: Mapping[str, object] | None
+) -> None:
+    if resolve_model(name) != resolve_model(backbone.name):
+        raise NLTError(
+            f"shared_backbone: encoder {name!r} and LLM {backbone.name!r} are two models; give both the same name"
+        )
+    if pooling is None or not lora:
+        raise NLTError(
+            "shared_backbone: the encoder is a LoRA adapter on the LLM; set pooling (lasttoken for a decoder) and lora"
+        )
+
+
+def _with_pooling(
+    location: str, pooling: str, *, device: str | None, backbone: FrozenLM | None = None
+) -> SentenceTransformer:
     if Path(location, "modules.json").is_file():
         raise NLTError(f"{location} is a Sentence-Transformers model with its own pooling; leave `pooling` out")
     if pooling not in {"mean", "cls", "lasttoken"}:
         raise NLTError(f"pooling {pooling!r} is unknown; choose mean, cls or lasttoken")
-    transformer: Any = Transformer(location, model_kwargs={"use_safetensors": True})
+    loading: dict[str, Any] = {"use_safetensors": True}
+    if backbone is not None:
+        loading |= {"device_map": "meta", "dtype": backbone.model.dtype}  # the shape of the model, without memory
+        device = str(backbone.device)
+    transformer: Any = Transformer(location, model_kwargs=loading)
+    if backbone is not None:
+        share_weights(transformer.model, backbone)
     if pooling == "lasttoken" and transformer.tokenizer.pad_token is None:
         transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
     modules = [transformer, Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling), Normalize()]
