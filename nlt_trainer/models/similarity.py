@@ -33,11 +33,6 @@ def all_cosines(queries: Tensor, documents: Tensor) -> Tensor:
         return queries @ documents.T
 
 
-def candidate_scores(model: nn.Module, features: Features, temperature: float) -> Tensor:
-    """Cosine of each query with its own candidates over the temperature, float32: `(B, K)`."""
-    return own_cosines(*embed(model, features)) / temperature
-
-
 def gain_of(labels: Mapping[str, Tensor]) -> Tensor:
     """The batch's likelihood gains, `(B, K)`, nats per target token.
 

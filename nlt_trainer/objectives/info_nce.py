@@ -7,11 +7,11 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import all_gather, all_gather_with_grad
 from torch import Tensor, nn
 
-from nlt_trainer.errors import NLTError
-from nlt_trainer.models.similarity import Features, all_cosines, embed, gain_of, own_cosines
+from nlt_trainer.models.objective import Objective
+from nlt_trainer.models.similarity import all_cosines, gain_of
 
 
-class InfoNCELoss(nn.Module):
+class InfoNCELoss(Objective):
     r"""Cross-entropy of a query's positive candidate against the other candidates of the batch.
 
     .. math:: L = -\frac{1}{B} \sum_b \log \frac{\exp(s(q_b, d_b^+))}{\sum_d \exp(s(q_b, d))}
@@ -46,18 +46,15 @@ class InfoNCELoss(nn.Module):
     def __init__(
         self, model: SentenceTransformer, *, temperature: float = 0.05, in_batch_negatives: bool = True
     ) -> None:
-        super().__init__()
-        if temperature <= 0:
-            raise NLTError(f"temperature is {temperature}; it must be greater than 0")
-        self.model = model
-        self.temperature = temperature
+        super().__init__(model, temperature=temperature)
         self.in_batch_negatives = in_batch_negatives
 
-    def forward(self, sentence_features: Features, labels: dict[str, Tensor]) -> dict[str, Tensor]:
-        queries, documents = embed(self.model, sentence_features)  # (B, D), (B, K, D)
+    def compute_loss_from_embeddings(
+        self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         positive = labels["positive"] if "positive" in labels else gain_of(labels).argmax(-1)  # (B,)
         if not self.in_batch_negatives:
-            scores = own_cosines(queries, documents) / self.temperature
+            scores = self.own_scores(queries, documents)
             return {"info_nce": self.compute_loss_from_scores(scores, positive, labels["candidate_keys"])}
         b, k = documents.shape[:2]
         rank, keys, documents = 0, labels["candidate_keys"].flatten(), documents.flatten(0, 1)  # (B * K,), (B * K, D)

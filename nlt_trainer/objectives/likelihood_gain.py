@@ -9,12 +9,13 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.similarity import Features, candidate_scores, gain_of
+from nlt_trainer.models.objective import Objective
+from nlt_trainer.models.similarity import gain_of
 
 QueryWeight = Literal["none", "positive", "gain"]
 
 
-class LikelihoodGainLoss(nn.Module):
+class LikelihoodGainLoss(Objective):
     r"""KL divergence from the LLM's distribution over a query's candidates to the encoder's.
 
     With :math:`g_{bk}` the likelihood gain of candidate k and :math:`s_{bk} = \cos(e(q_b), e(d_{bk})) / \tau`,
@@ -61,21 +62,20 @@ class LikelihoodGainLoss(nn.Module):
         null_similarity: float = 0.0,
         query_weight: QueryWeight = "none",
     ) -> None:
-        super().__init__()
-        for name, value in (("temperature", temperature), ("teacher_temperature", teacher_temperature)):
-            if value <= 0:
-                raise NLTError(f"{name} is {value}; it must be greater than 0")
+        super().__init__(model, temperature=temperature)
+        if teacher_temperature <= 0:
+            raise NLTError(f"teacher_temperature is {teacher_temperature}; it must be greater than 0")
         if query_weight not in {"none", "positive", "gain"}:
             raise NLTError(f"query_weight {query_weight!r} is unknown; choose none, positive or gain")
-        self.model = model
-        self.temperature = temperature
         self.teacher_temperature = teacher_temperature
         self.null_candidate = null_candidate
         self.null_similarity = null_similarity
         self.query_weight = query_weight
 
-    def forward(self, sentence_features: Features, labels: dict[str, Tensor]) -> dict[str, Tensor]:
-        scores = candidate_scores(self.model, sentence_features, self.temperature)
+    def compute_loss_from_embeddings(
+        self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        scores = self.own_scores(queries, documents)
         return {"likelihood_gain": self.compute_loss_from_scores(scores, gain_of(labels))}
 
     def compute_loss_from_scores(self, scores: Tensor, gain: Tensor) -> Tensor:
