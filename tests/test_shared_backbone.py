@@ -29,7 +29,10 @@ from nlt_trainer.prompts import PromptTemplate
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], "lora_dropout": 0.5}
 QUERIES = ["how is tea made", "which bird hunts at night"]
-DOCUMENTS = [["Green tea is made from leaves.", "An owl hunts."], ["Silk is spun by a moth.", "An owl hunts at night."]]
+DOCUMENTS = [
+    ["Green tea is made from leaves.", "An owl hunts."],
+    ["Silk is spun by a moth.", "An owl hunts at night."],
+]
 TEXTS = [text for row in DOCUMENTS for text in row]
 IDS = torch.arange(5, 17).reshape(2, 6)
 
@@ -88,7 +91,7 @@ def test_the_encoder_is_the_one_with_a_copy_of_its_own(lm: FrozenLM) -> None:
     gradients = []
     for encoder, checkpointing in ((separate, False), (shared, False), (shared, True)):
         if checkpointing:
-            encoder[0].model.activation_checkpointing_enable()
+            encoder[0].model.gradient_checkpointing_enable()
         encoder.train().zero_grad()
         encoder(encoder.preprocess(TEXTS))["sentence_embedding"][:, :3].sum().backward()
         gradients.append({name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None})

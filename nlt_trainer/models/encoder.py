@@ -84,9 +84,7 @@ def load_encoder(
     return encoder
 
 
-def _check_backbone(
-    name: str, backbone: FrozenLM, *, pooling: str | None, lora: Mapping[str, object] | None
-) -> None:
+def _check_backbone(name: str, backbone: FrozenLM, *, pooling: str | None, lora: Mapping[str, object] | None) -> None:
     if resolve_model(name) != resolve_model(backbone.name):
         raise NLTError(
             f"shared_backbone: encoder {name!r} and LLM {backbone.name!r} are two models; give both the same name"
