@@ -152,7 +152,7 @@ def test_each_term_has_its_own_gradient(worker: RemoteObjective) -> None:
 
 def test_an_error_in_the_worker_is_raised_here_and_the_worker_goes_on(worker: RemoteObjective) -> None:
     """Reference: the kind and text of each error; the next call is answered."""
-    with pytest.raises(NLTError, match="^do is 1; set it to 0$"):
+    with pytest.raises(NLTError, match=r"^do is 1; set it to 0$"):
         worker.compute_loss_from_embeddings(*EMBEDDINGS, {"do": torch.tensor(1)})
     with pytest.raises(RuntimeError, match=r"(?s)ZeroDivisionError in the LLM's process:.*test_remote.py.*a mistake"):
         worker.compute_loss_from_embeddings(*EMBEDDINGS, {"do": torch.tensor(2)})
@@ -169,7 +169,7 @@ def test_a_dead_worker_is_reported(worker: RemoteObjective) -> None:
 def test_what_cannot_be_built_is_refused() -> None:
     """Reference: the message of the worker's own error."""
     with pytest.raises(
-        NLTError, match="the objective trains weight, which no optimizer reaches there; set llm_process"
+        NLTError, match="trains weight, which no optimizer reaches there; set llm_process: false"
     ):
         RemoteObjective(nn.Identity(), functools.partial(odd, trained=True), temperature=1.0)  # type: ignore[arg-type]
 

@@ -26,10 +26,11 @@ GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MAST
 class RemoteObjective(Objective):
     """An objective that is computed in a worker process, which holds the LLM.
 
-    Encoder and LLM meet in the embeddings of a batch. They go to the worker with the labels, as plain arrays; each term
-    and its gradient with respect to the embeddings come back, and one backward pass of the encoder goes on from there,
-    so that the gradient is that of one joint graph. The worker is started by `spawn`, reads nothing but what `build`
-    reads, and ends with this process, also when this one is killed. Several training processes have a worker each.
+    Encoder and LLM meet in the embeddings of a batch. They go to the worker with the labels, as plain arrays; each
+    term and its gradient with respect to the embeddings come back, and one backward pass of the encoder goes on from
+    there, so that the gradient is that of one joint graph. The worker is started by `spawn`, reads nothing but what
+    `build` reads, and ends with this process, also when this one is killed. Several training processes have a worker
+    each. Not run so far: encoder or LLM on an accelerator.
 
     Inputs: those of the objective that `build` makes.
 
@@ -39,8 +40,8 @@ class RemoteObjective(Objective):
             function of a module, or a `functools.partial` of one.
         temperature: of the encoder's cosines; what this object has at a call is what the worker uses.
 
-    When to use it: where the LLM shall have a device, threads or an address space of its own. Relation to its siblings:
-    in one process the same objective gives the same loss and gradient.
+    When to use it: where the LLM shall have threads, memory or a device of its own. Relation to its siblings: in one
+    process the same objective gives the same loss and gradient.
 
     Raises:
         NLTError: the worker cannot make the objective, or the objective trains parameters of its own.

@@ -11,10 +11,10 @@ from nlt_trainer.models.frozen_lm import FrozenLM
 def share_weights(model: PreTrainedModel, lm: FrozenLM) -> None:
     """Let a model without weights use the memory of the LLM's weights, all of them frozen.
 
-    The two remain two trees of modules over one set of tensors. Adapters, dropout, attention implementation, caches and
-    checkpointing belong to one tree, so that the LLM reads without the adapter while the encoder has it, at any time
-    and after any exception: nothing is switched. Moving one of them to another device or dtype gives it weights of its
-    own, which costs memory and changes no result.
+    The two remain two trees of modules over one set of tensors. Adapters, dropout, attention implementation, caches
+    and checkpointing belong to one tree, so that the LLM reads without the adapter while the encoder has it, at any
+    time and after any exception: nothing is switched. Moving one of them to another device or dtype gives it weights
+    of its own, which costs memory and changes no result.
 
     Args:
         model: the LLM's decoder without its head, on the meta device, without adapters.
