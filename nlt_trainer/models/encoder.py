@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.locations import resolve_model
+from nlt_trainer.models.locations import reason, resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 def load_encoder(
     name: str,
     *,
+    revision: str | None = None,
+    dtype: str = "float32",
     prompts: Mapping[str, str] | None = None,
     max_seq_length: int | None = None,
     pooling: str | None = None,
@@ -34,6 +36,8 @@ def load_encoder(
     Args:
         name: anything that `resolve_model` takes: a Sentence-Transformers model, or a plain transformer
             (BERT-like or decoder), to which pooling and normalisation are added.
+        revision: of a Hub model.
+        dtype: `float32` or `bfloat16`, of the weights, whatever the checkpoint has; an adapter is always float32.
         prompts: put in front of texts; only the keys `query` and `document` (MTEB drops others).
         max_seq_length: tokens, longer texts are cut; default what the model has.
         pooling: for a plain transformer: `mean`, `cls` or `lasttoken`.
@@ -45,16 +49,19 @@ def load_encoder(
     """
     if unknown := set(prompts or {}) - {"query", "document"}:
         raise NLTError(f"prompts has the keys {sorted(unknown)}; only 'query' and 'document' are used by MTEB")
+    if dtype not in {"float32", "bfloat16"}:
+        raise NLTError(f"encoder dtype {dtype!r} is unknown; choose float32 or bfloat16")
     location = resolve_model(name)
+    loading: dict[str, Any] = {"use_safetensors": True, "dtype": dtype}
     try:
         if pooling is None:
-            encoder = SentenceTransformer(location, device=device, model_kwargs={"use_safetensors": True})
+            encoder = SentenceTransformer(location, revision=revision, device=device, model_kwargs=loading)
         else:
-            encoder = _with_pooling(location, pooling, device=device)
+            encoder = _with_pooling(location, pooling, revision=revision, loading=loading, device=device)
     except NLTError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a folder without a model that transformers knows
-        raise NLTError(f"encoder {name!r} cannot be loaded: {error}") from error
+        raise NLTError(f"encoder {name!r} cannot be loaded: {reason(error, name)}") from error
     if max_seq_length is not None:
         if isinstance(encoder[0], StaticEmbedding):
             raise NLTError(
@@ -70,15 +77,21 @@ def load_encoder(
                 f"encoder {name!r} is a table of token embeddings; LoRA needs a transformer, leave `lora` out"
             )
         encoder.add_adapter(LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, **lora))  # type: ignore[arg-type]
+        for parameter in encoder.parameters():
+            if parameter.requires_grad:  # made in the base's dtype; bfloat16 would round small steps away
+                parameter.data = parameter.data.float()
     return encoder
 
 
-def _with_pooling(location: str, pooling: str, *, device: str | None) -> SentenceTransformer:
+def _with_pooling(
+    location: str, pooling: str, *, revision: str | None, loading: dict[str, Any], device: str | None
+) -> SentenceTransformer:
     if Path(location, "modules.json").is_file():
         raise NLTError(f"{location} is a Sentence-Transformers model with its own pooling; leave `pooling` out")
     if pooling not in {"mean", "cls", "lasttoken"}:
         raise NLTError(f"pooling {pooling!r} is unknown; choose mean, cls or lasttoken")
-    transformer: Any = Transformer(location, model_kwargs={"use_safetensors": True})
+    at: dict[str, Any] = {"revision": revision}
+    transformer: Any = Transformer(location, model_kwargs=loading | at, config_kwargs=at, processor_kwargs=dict(at))
     if pooling == "lasttoken" and transformer.tokenizer.pad_token is None:
         transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
     modules = [transformer, Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling), Normalize()]
@@ -103,7 +116,7 @@ def encoder_from_token_embeddings(llm: str) -> SentenceTransformer:
         model: Any = AutoModelForCausalLM.from_pretrained(location, dtype="float32", use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(location).backend_tokenizer
     except (OSError, ValueError) as error:  # ValueError: a folder without a model that transformers knows
-        raise NLTError(f"LLM {llm!r} cannot be loaded: {error}") from error
+        raise NLTError(f"LLM {llm!r} cannot be loaded: {reason(error, llm)}") from error
     embeddings = all_but_the_top(model.get_input_embeddings().weight.detach())
     encoder = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embeddings), Normalize()])
     encoder.prompts = {"query": "", "document": ""}
