@@ -24,6 +24,10 @@ class ModelArguments:
         default="sentence-transformers/all-MiniLM-L6-v2",
         metadata={"help": "Encoder to start from: Hub id, folder, or package:<module>/<path>."},
     )
+    encoder_revision: str | None = field(default=None, metadata={"help": "Revision of an encoder from the Hub."})
+    encoder_dtype: str = field(
+        default="float32", metadata={"help": "float32, or bfloat16 for a base that only carries a LoRA adapter."}
+    )
     pooling: str | None = field(
         default=None,
         metadata={"help": "Pooling added to a plain transformer: mean, cls or lasttoken; unset for an encoder."},
@@ -134,7 +138,9 @@ class DataArguments:
     dev_split: str | None = field(
         default=None, metadata={"help": "Split evaluated during training, where eval_strategy says so."}
     )
-    eval_split: str = field(default="test", metadata={"help": "Split that evaluate reports on."})
+    eval_split: str | None = field(
+        default="test", metadata={"help": "Split that evaluate reports on; null: only on eval_collections."}
+    )
     eval_collections: list[str] = field(
         default_factory=list, metadata={"help": "Further collections to report on, each FOLDER:SPLIT."}
     )

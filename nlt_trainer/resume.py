@@ -9,18 +9,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nlt_trainer.arguments import DataArguments, ModelArguments, NLTTrainingArguments
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json
 from nlt_trainer.models.locations import content_hash, resolve_model
+from nlt_trainer.models.lora import ADAPTER_WEIGHTS, load_lora
 
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "settings.json"
 
-ENCODER_KEYS = ("encoder", "pooling", "max_seq_length", "train_max_length", "encoder_prompts", "lora")
+ENCODER_KEYS = (
+    "encoder encoder_revision encoder_dtype pooling max_seq_length train_max_length encoder_prompts lora"
+).split()
 LLM_KEYS = ("llm", "llm_revision", "adapter", "llm_dtype")
 PROMPT_KEYS = (
     "target",
@@ -130,6 +134,35 @@ class SecondsCallback(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.log_history:
             state.log_history[-1]["train_seconds"] = round(self.earlier + time.monotonic() - self.begin, 1)
+
+
+class AdapterCallback(TrainerCallback):
+    """Lets a LoRA run go on with the weights that it had.
+
+    The trainer reads a checkpoint's base anew, as the Hub's main branch has it, and the adapter in the base's dtype:
+    another revision, or an adapter rounded to bfloat16. This puts both back.
+
+    Args:
+        encoder: the encoder that is trained, as it was loaded.
+        checkpoint: what the run goes on from; `None` or one without an adapter: nothing happens.
+    """
+
+    def __init__(self, encoder: SentenceTransformer, checkpoint: str | None) -> None:
+        self.encoder = encoder
+        self.checkpoint = checkpoint if checkpoint and Path(checkpoint, ADAPTER_WEIGHTS).is_file() else None
+        frozen = encoder.named_parameters() if self.checkpoint else ()
+        self.base = {name: p.detach().cpu().clone() for name, p in frozen if not p.requires_grad}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.checkpoint is None:
+            return
+        for name, parameter in self.encoder.named_parameters():
+            if name in self.base:
+                parameter.data.copy_(self.base[name])
+        load_lora(self.encoder, self.checkpoint)
+        self.base.clear()
 
 
 def train_seconds(state: TrainerState) -> float:

@@ -168,9 +168,7 @@ def test_a_dead_worker_is_reported(worker: RemoteObjective) -> None:
 
 def test_what_cannot_be_built_is_refused() -> None:
     """Reference: the message of the worker's own error."""
-    with pytest.raises(
-        NLTError, match="trains weight, which no optimizer reaches there; set llm_process: false"
-    ):
+    with pytest.raises(NLTError, match="trains weight, which no optimizer reaches there; set llm_process: false"):
         RemoteObjective(nn.Identity(), functools.partial(odd, trained=True), temperature=1.0)  # type: ignore[arg-type]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.locations import content_hash, resolve_model
+from nlt_trainer.models.locations import content_hash, reason, resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class FrozenLM:
             )
             tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
         except (OSError, ValueError) as error:  # ValueError: a folder without a model that transformers knows
-            raise NLTError(f"LLM {name!r} cannot be loaded: {error}") from error
+            raise NLTError(f"LLM {name!r} cannot be loaded: {reason(error, name)}") from error
         fingerprint = {
             "weights": _weights_id(location, model),
             "adapter": None,

@@ -32,6 +32,7 @@ from nlt_trainer.models.lora import merge_lora
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.resume import (
     SETTINGS_FILE,
+    AdapterCallback,
     SecondsCallback,
     check_settings,
     last_checkpoint,
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         loss=loss,
         data_collator=collator,  # type: ignore[arg-type]  # any callable
         evaluator=dev_evaluator(data),
-        callbacks=[SecondsCallback()],
+        callbacks=[SecondsCallback(), AdapterCallback(encoder, last_checkpoint(folder))],
     )
     encoder.model_card_data.train_datasets, encoder.model_card_data.widget = [], []  # both would show the user's texts
     if trainer.is_world_process_zero():
@@ -93,10 +94,17 @@ def load_start(model: ModelArguments) -> SentenceTransformer:
     """The encoder to train.
 
     Raises:
-        NLTError: `train_max_length` is set for an encoder that reads whole texts.
+        NLTError: `train_max_length` is set for an encoder that reads whole texts, or bfloat16 weights would be
+            trained.
     """
+    if model.encoder_dtype == "bfloat16" and not model.lora:
+        raise NLTError(
+            "encoder_dtype bfloat16 rounds small steps of its weights away; set lora, or float32 with bf16: true"
+        )
     encoder = load_encoder(
         model.encoder,
+        revision=model.encoder_revision,
+        dtype=model.encoder_dtype,
         prompts=model.encoder_prompts,
         max_seq_length=model.max_seq_length,
         pooling=model.pooling,
@@ -153,7 +161,8 @@ def make_dataset(
 
 
 def save_encoder(folder: Path, encoder: SentenceTransformer) -> None:
-    """Write a Sentence-Transformers folder, whole or not at all; LoRA adapters are merged, so that it stands alone.
+    """Write a Sentence-Transformers folder, whole or not at all; LoRA adapters are merged, so that it stands alone, in
+    float32.
 
     Raises:
         NLTError: a weight is not finite.
@@ -161,6 +170,7 @@ def save_encoder(folder: Path, encoder: SentenceTransformer) -> None:
     for name, parameter in encoder.named_parameters():
         if not parameter.isfinite().all():
             raise NLTError(f"training has made {name} infinite or NaN, nothing is saved; lower learning_rate")
+    encoder.float()  # a bfloat16 base would round the adapter's product away when it is added
     merge_lora(encoder)
     with atomic_folder(folder) as partial:
         encoder.save_pretrained(str(partial))
