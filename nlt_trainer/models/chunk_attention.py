@@ -33,7 +33,7 @@ class ChunkAttention:
     def added(self, query: Tensor, layer: int, scaling: float) -> Tensor:
         """What a layer's heads get on top, `(G * C, S, H, head size)`, for its queries `(G * C, H, S, head size)`."""
         cached = self.cache.layers[layer]
-        # Weights of C * S rows by C * T keys are made again in the backward pass: over all layers they fill the memory.
+        # C * S rows by C * T keys over all layers would fill the memory, so they are made again in the backward pass.
         return checkpoint(
             self._added, query, cached.keys, cached.values, scaling, use_reentrant=False, preserve_rng_state=False
         )
@@ -43,10 +43,11 @@ class ChunkAttention:
         repeats = query.shape[1] // key.shape[1]
         q = self._by_group(query)  # (G, H, C * S, head size)
         k, v = (self._by_group(repeat_kv(x, repeats)) for x in (key, value))  # (G, H, C * T, head size)
-        logits = (q @ k.transpose(2, 3)).float() * scaling  # (G, H, C * S, C * T)
+        precision = torch.promote_types(query.dtype, torch.float32)
+        logits = (q @ k.transpose(2, 3)).to(precision) * scaling  # (G, H, C * S, C * T)
         logits = logits.masked_fill(~self.mask.flatten(1)[:, None, None, :], -torch.inf)
         p = logits.unflatten(-1, (c, t)).softmax(-1)  # (G, H, C * S, C, T)
-        norms = v.float().norm(dim=-1).unflatten(-1, (c, t))  # (G, H, C, T)
+        norms = v.to(precision).norm(dim=-1).unflatten(-1, (c, t))  # (G, H, C, T)
         normaliser = torch.einsum("ghsct,ghct->ghsc", p, norms).clamp(min=1e-6)  # values may all be 0
         weights = self.weights.repeat_interleave(query.shape[2], dim=1)[:, None]  # (G, 1, C * S, C)
         shares = (p * (weights / normaliser)[..., None]).flatten(3)  # (G, H, C * S, C * T)

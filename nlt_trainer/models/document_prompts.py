@@ -207,7 +207,9 @@ class DocumentReader:
         steps = torch.arange(prompts.suffix_ids.shape[1], device=prompts.suffix_ids.device)
         return self.lm.model.base_model(
             input_ids=prompts.suffix_ids,
-            attention_mask=torch.cat([prompts.prompt_mask if visible is None else visible, prompts.suffix_mask], dim=1),
+            attention_mask=torch.cat(
+                [prompts.prompt_mask if visible is None else visible, prompts.suffix_mask], dim=1
+            ),
             position_ids=prompts.prompt_mask.sum(1, keepdim=True) + steps,
             past_key_values=cache,
             use_cache=True,

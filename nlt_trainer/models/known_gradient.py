@@ -1,4 +1,4 @@
-"""Where encoder and LLM meet in a few numbers: the LLM's gradient first, in micro-batches, then one encoder backward."""
+"""Encoder and LLM meet in a few numbers: the LLM's gradient first, in micro-batches, then one encoder backward."""
 
 from __future__ import annotations
 
