@@ -23,8 +23,9 @@ class NLTTrainer(SentenceTransformerTrainer):
 
     The encoder is all that is wrapped and saved: an objective that reads an LLM holds it as a plain object. What an
     objective trains beside the encoder, as Revela an adapter of its LLM, has its gradients averaged over processes
-    here and stands in a checkpoint under `OBJECTIVE_FILE`; `max_grad_norm` leaves it alone. Losses are means over queries of terms that do not depend on the rest of the batch (or, with in-batch
-    negatives, on the global batch), so that one process and several give the same loss for the same global batch.
+    here and stands in a checkpoint under `OBJECTIVE_FILE`; `max_grad_norm` leaves it alone. Losses are means over
+    queries of terms that do not depend on the rest of the batch (or, with in-batch negatives, on the global batch), so
+    that one process and several give the same loss for the same global batch.
 
     Args are those of `SentenceTransformerTrainer`; `data_collator` is an `NLTCollator`, `loss` one of
     `nlt_trainer.objectives`.
@@ -79,7 +80,7 @@ class NLTTrainer(SentenceTransformerTrainer):
     def objective_parameters(self) -> dict[str, nn.Parameter]:
         """What the objective trains beside the encoder, by name."""
         encoder = {id(parameter) for parameter in self.model.parameters()}
-        parameters = self.loss.named_parameters()  # type: ignore[union-attr]  # one objective, not one a data set
+        parameters = self.loss.named_parameters()  # type: ignore[attr-defined]  # one loss, not a dict
         return {name: parameter for name, parameter in parameters if id(parameter) not in encoder}
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -110,7 +111,9 @@ class NLTTrainer(SentenceTransformerTrainer):
         if isinstance(resume_from_checkpoint, str) and parameters:
             file = Path(resume_from_checkpoint, OBJECTIVE_FILE)
             if not file.is_file():
-                raise NLTError(f"{file} not found: in that run the encoder was trained alone; choose another output_dir")
+                raise NLTError(
+                    f"{file} not found: in that run the encoder was trained alone; choose another output_dir"
+                )
             tensors = load_file(file)
             for name, parameter in parameters.items():
                 parameter.data.copy_(tensors[name])

@@ -146,7 +146,7 @@ def test_wrong_settings_are_refused(tiny_static_encoder: SentenceTransformer, ti
     """Reference: the value and the remedy in each message."""
     for name in ("temperature", "teacher_temperature"):
         with pytest.raises(NLTError, match=rf"^{name} is 0; it must be greater than 0"):
-            LOOPLoss(tiny_static_encoder, tiny_lm, **{name: 0})  # type: ignore[arg-type]
+            LOOPLoss(tiny_static_encoder, tiny_lm, **{name: 0})
     with pytest.raises(NLTError, match=r"micro_batch_size is 0; it must be at least 1"):
         LOOPLoss(tiny_static_encoder, tiny_lm, micro_batch_size=0)
 

@@ -316,7 +316,7 @@ def test_chunks_token_by_token(tiny_lm: FrozenLM, tiny_bos_lm: FrozenLM, bos: bo
         assert lm.tokenizer.decode(ids[groups.chunk_mask[0, c]]) == start + text
         assert not target[0]
         predicted = lm.tokenizer.decode(ids[target])
-        first = "" if bos else lm.tokenizer.decode(ids[:1])
+        first = "" if bos else str(lm.tokenizer.decode(ids[:1]))
         assert predicted == (f" {QUERIES[0]} from leaves" if c == 0 else text.removeprefix(first))
     assert (
         groups.num_tokens

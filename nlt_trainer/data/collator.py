@@ -39,9 +39,7 @@ class PromptBuilder:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> DocumentPrompts:
         """Prompts of rows with `query`, `documents` and, where the target needs it, `answer`."""
-        return build_prompts(
-            self.tokens, **_texts(rows), target=self.target, context_length=self.context_length
-        )
+        return build_prompts(self.tokens, **_texts(rows), target=self.target, context_length=self.context_length)
 
     def count_tokens(self, rows: Iterable[Mapping[str, Any]], *, suffixes: int = 1) -> int:
         """Tokens that the LLM reads in one pass over the rows, without padding, the suffix so many times."""
@@ -59,12 +57,10 @@ class ChunkBuilder:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> ChunkGroups:
         """Groups of rows with `query`, `documents` and, where the target needs it, `answer`."""
-        return build_chunks(
-            self.tokens, **_texts(rows), target=self.target, context_length=self.context_length
-        )
+        return build_chunks(self.tokens, **_texts(rows), target=self.target, context_length=self.context_length)
 
     def count_tokens(self, rows: Iterable[Mapping[str, Any]]) -> int:
-        """Tokens that the LLM reads in one pass over the rows, without padding: each chunk alone, then all together."""
+        """Tokens that the LLM reads in one pass over the rows, without padding: chunks alone, then together."""
         return sum(2 * self([row]).num_tokens for row in rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class ChunkAttention:
 
     def added(self, query: Tensor, layer: int, scaling: float) -> Tensor:
         """What a layer's heads get on top, `(G * C, S, H, head size)`, for its queries `(G * C, H, S, head size)`."""
-        cached = self.cache.layers[layer]
+        cached: Any = self.cache.layers[layer]
         # C * S rows by C * T keys over all layers would fill the memory, so they are made again in the backward pass.
         return checkpoint(
             self._added, query, cached.keys, cached.values, scaling, use_reentrant=False, preserve_rng_state=False
