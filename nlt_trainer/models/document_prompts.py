@@ -54,6 +54,10 @@ class DocumentPrompts:
         """Some of the prompts, for micro-batches."""
         return DocumentPrompts(**{name: tensor[part] for name, tensor in self.as_dict().items()})
 
+    def repeat(self, times: int) -> DocumentPrompts:
+        """Every prompt `times` times in a row: row `b * times + i`."""
+        return DocumentPrompts(**{name: t.repeat_interleave(times, dim=0) for name, t in self.as_dict().items()})
+
     def to(self, device: torch.device) -> DocumentPrompts:
         return DocumentPrompts(**{name: tensor.to(device) for name, tensor in self.as_dict().items()})
 
@@ -61,9 +65,21 @@ class DocumentPrompts:
     def num_tokens(self) -> int:
         return int(self.prompt_mask.sum() + self.suffix_mask.sum())
 
+    @property
+    def suffix_predicts(self) -> Tensor:
+        """`(B, S)` bool, True at the tokens whose successor belongs to the target."""
+        return self.suffix_target.roll(-1, dims=1)  # a suffix never begins with its target
+
     def key_documents(self, num_documents: int) -> Tensor:
         """The document of every key of the two parts, `(B, P + S)`: the suffix belongs to none."""
         return torch.cat([self.documents, torch.full_like(self.suffix_ids, num_documents)], dim=1)
+
+    def document_parts(self, num_documents: int) -> Tensor:
+        """`(B, P)` int64: the document of each prompt token; what follows a document up to the next belongs to it.
+
+        Tokens before the first document have -1.
+        """
+        return torch.where(self.documents < num_documents, self.documents, -1).cummax(1).values
 
 
 def build_prompts(
@@ -172,14 +188,28 @@ class DocumentReader:
         return cache
 
     def read_suffix(
-        self, prompts: DocumentPrompts, cache: DynamicCache, attention: ScoreInjection | AttentionMass
+        self,
+        prompts: DocumentPrompts,
+        cache: DynamicCache,
+        attention: ScoreInjection | AttentionMass | None = None,
+        *,
+        visible: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states `(B, S, hidden)` of the suffix; the cache grows by S columns."""
+        """Final hidden states `(B, S, hidden)` of the suffix; the cache grows by S columns.
+
+        Args:
+            prompts: B prompts.
+            cache: keys and values of their documents' part.
+            attention: what the attention does with documents; `None`: nothing.
+            visible: `(B, P)` bool, the prompt's tokens that the suffix sees, at unchanged positions; `None`: all.
+        """
         self.lm_tokens += int(prompts.suffix_mask.sum())
         steps = torch.arange(prompts.suffix_ids.shape[1], device=prompts.suffix_ids.device)
         return self.lm.model.base_model(
             input_ids=prompts.suffix_ids,
-            attention_mask=torch.cat([prompts.prompt_mask, prompts.suffix_mask], dim=1),
+            attention_mask=torch.cat(
+                [prompts.prompt_mask if visible is None else visible, prompts.suffix_mask], dim=1
+            ),
             position_ids=prompts.prompt_mask.sum(1, keepdim=True) + steps,
             past_key_values=cache,
             use_cache=True,
