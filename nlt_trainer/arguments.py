@@ -57,6 +57,28 @@ class ModelArguments:
         },
     )
     llm_dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
+    llm_device: str | None = field(
+        default=None,
+        metadata={"help": "Device of the LLM, e.g. cuda:1 or cpu; unset: the current accelerator, else the CPU."},
+    )
+    llm_process: bool = field(
+        default=False,
+        metadata={"help": "Keep the LLM that training reads in a process of its own; changes no loss, no gradient."},
+    )
+    shared_backbone: bool = field(
+        default=False,
+        metadata={
+            "help": "Let the encoder be a LoRA adapter on the weights of the LLM that training reads, one copy in "
+            "memory, in llm_dtype; encoder and llm name the same model, pooling and lora are set."
+        },
+    )
+    merge_lora: bool = field(
+        default=True,
+        metadata={
+            "help": "Save the encoder with its adapter merged, a folder that stands alone; false: save the adapter "
+            "alone, a small folder that names its base."
+        },
+    )
     adapter_lora: dict[str, int | float | str | list[str]] = field(
         default_factory=lambda: {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
         metadata={"help": "Arguments of peft.LoraConfig for the adapter of the LLM that adapt_scorer fits."},
@@ -65,6 +87,22 @@ class ModelArguments:
         default="heads.json", metadata={"help": "File of query-focused heads: detect_heads writes it, dream reads it."}
     )
     num_heads: int = field(default=16, metadata={"help": "Heads that detect_heads keeps (DREAM's paper has 16)."})
+
+    def __post_init__(self) -> None:
+        if self.shared_backbone and (self.llm_device is not None or self.llm_process):
+            raise NLTError("shared_backbone keeps encoder and LLM on one device; leave llm_device and llm_process out")
+        if self.shared_backbone and self.encoder_revision != self.llm_revision:
+            raise NLTError(
+                f"shared_backbone: encoder_revision is {self.encoder_revision!r} and llm_revision "
+                f"{self.llm_revision!r}; set both to one"
+            )
+        if not self.merge_lora and not self.lora:
+            raise NLTError("merge_lora: false saves the encoder's adapter alone, and there is none; set lora")
+        if not self.merge_lora and (self.encoder_revision or (self.shared_backbone and self.adapter)):
+            raise NLTError(
+                "merge_lora: false saves an adapter that names its base and neither a revision nor another adapter; "
+                "set merge_lora: true"
+            )
 
 
 @dataclass

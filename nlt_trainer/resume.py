@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 SETTINGS_FILE = "settings.json"
 
 ENCODER_KEYS = (
-    "encoder encoder_revision encoder_dtype pooling max_seq_length train_max_length encoder_prompts lora"
+    "encoder encoder_revision encoder_dtype shared_backbone pooling max_seq_length train_max_length encoder_prompts "
+    "lora"
 ).split()
 LLM_KEYS = ("llm", "llm_revision", "adapter", "llm_dtype")
 PROMPT_KEYS = (
