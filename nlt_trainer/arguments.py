@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.models.document_prompts import DocumentLayout
 from nlt_trainer.prompts import PromptTemplate
 
 OBJECTIVES = ("likelihood_gain", "dream", "info_nce")
@@ -97,6 +99,13 @@ class DataArguments:
         default=192,
         metadata={"help": "Tokens that the LLM reads of a document; longer documents are cut and counted."},
     )
+    document_layout: str = field(
+        default="sequential",
+        metadata={
+            "help": "Documents in the LLM's prompt (dream, detect_heads): sequential (one after the other) or "
+            "independent (none sees another, so that each is read once)."
+        },
+    )
     batch_tokens: int = field(default=4096, metadata={"help": "Tokens, with padding, in one forward pass of scoring."})
     head_queries: int = field(default=64, metadata={"help": "Queries that detect_heads looks at."})
     head_qrels: str | None = field(
@@ -117,6 +126,11 @@ class DataArguments:
     def __post_init__(self) -> None:
         if self.num_candidates < 2:
             raise NLTError(f"num_candidates is {self.num_candidates}; a distribution needs at least 2 candidates")
+        if self.document_layout not in get_args(DocumentLayout):
+            raise NLTError(
+                f"document_layout {self.document_layout!r} is unknown; "
+                f"choose one of {', '.join(get_args(DocumentLayout))}"
+            )
         if not 0 <= self.num_random_candidates <= self.num_candidates:
             raise NLTError(
                 f"num_random_candidates is {self.num_random_candidates}; "
@@ -151,6 +165,20 @@ class NLTTrainingArguments(SentenceTransformerTrainingArguments):
     )
     lm_micro_batch_size: int = field(
         default=2, metadata={"help": "Queries that the LLM reads at once (dream); changes memory, not the gradient."}
+    )
+    document_cache_gib: float = field(
+        default=0.0,
+        metadata={"help": "Memory for documents' keys and values from step to step (dream, independent layout), GiB."},
+    )
+    share_floor: float = field(
+        default=0.0,
+        metadata={"help": "Part of the documents' shares that all of them get alike, 0 to below 1 (dream)."},
+    )
+    contrast_targets: int = field(
+        default=0,
+        metadata={
+            "help": "Other queries' targets, a query, whose mean loss after the same documents is subtracted (dream)."
+        },
     )
     in_batch_negatives: bool = field(
         default=True, metadata={"help": "Use the other queries' candidates as negatives (info_nce)."}

@@ -12,7 +12,7 @@ import torch
 
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.models.attention import enable_document_attention
-from nlt_trainer.models.document_prompts import DocumentReader
+from nlt_trainer.models.document_reader import DocumentReader
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet, calibrated_mass, detect_query_focused_heads, relevant_by_gain
 from nlt_trainer.models.prompt_tokens import PromptTokens
@@ -75,7 +75,7 @@ def test_heads_are_ranked_by_the_rank_they_give_gold(
     """Reference: a planted head (layer 1, head 2) that alone turns to gold, whatever the documents' order."""
     gold = [DOCUMENTS[b][k] for b, k in enumerate((0, 0, 2))]
 
-    def planted(reader: object, queries: list[str], *, documents: list[list[str]], tokens: object) -> np.ndarray:
+    def planted(reader: object, queries: list[str], *, documents: list[list[str]], **options: object) -> np.ndarray:
         mass = np.zeros((len(queries), 2, 4, 3))
         for b, texts in enumerate(documents):
             right = np.array([text in gold for text in texts])

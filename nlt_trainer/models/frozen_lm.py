@@ -106,6 +106,12 @@ class FrozenLM:
         return int(length)
 
     @property
+    def sliding_window(self) -> int | None:
+        """Tokens that some layer looks back at most; `None` where all see everything."""
+        # An architecture-specific entry: without it the architecture has no window.
+        return getattr(self.model.config.get_text_config(), "sliding_window", None)
+
+    @property
     def num_heads(self) -> int:
         return int(self.model.config.get_text_config().num_attention_heads)
 

@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import read_json, write_json
 from nlt_trainer.models.attention import AttentionMass, enable_document_attention
-from nlt_trainer.models.document_prompts import DocumentPrompts, DocumentReader, build_prompts
+from nlt_trainer.models.document_prompts import DocumentLayout, DocumentPrompts, build_prompts
+from nlt_trainer.models.document_reader import DocumentReader
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.prompt_tokens import PromptTokens
 
@@ -91,6 +92,7 @@ def detect_query_focused_heads(
     documents: Sequence[Sequence[str]],
     relevant: np.ndarray,
     tokens: PromptTokens,
+    layout: DocumentLayout = "sequential",
     num_heads: int = 16,
     batch_size: int = 2,
     seed: int = 0,
@@ -107,6 +109,7 @@ def detect_query_focused_heads(
         documents: B lists of K documents.
         relevant: `(B, K)` bool; queries without a relevant document are left out.
         tokens: tokeniser of the prompt's segments.
+        layout: whether documents see each other; heads are best found in the layout in which they are used.
         num_heads: how many of the best to keep.
         batch_size: queries in one forward pass.
         seed: of the documents' order.
@@ -125,13 +128,14 @@ def detect_query_focused_heads(
         chosen = keep[start : start + batch_size]
         order = [orders.permutation(len(documents[b])) for b in chosen]
         shuffled = [[documents[b][k] for k in ks] for b, ks in zip(chosen, order, strict=True)]
-        mass = calibrated_mass(reader, [queries[b] for b in chosen], documents=shuffled, tokens=tokens)
+        mass = calibrated_mass(reader, [queries[b] for b in chosen], documents=shuffled, tokens=tokens, layout=layout)
         ranks += [_reciprocal_rank(m, relevant[b][ks]) for m, b, ks in zip(mass, chosen, order, strict=True)]
     settings = {
         "num_queries": len(keep),
         "num_candidates": len(documents[0]),
         "max_document_tokens": tokens.max_document_tokens,
         "template": tokens.template.as_dict(),
+        "layout": layout,
         "seed": seed,
         "lm_tokens": reader.lm_tokens,
         "seconds": round(time.monotonic() - begin, 1),
@@ -147,7 +151,12 @@ def _best_heads(lm: FrozenLM, scores: np.ndarray, num_heads: int, settings: dict
 
 
 def calibrated_mass(
-    reader: DocumentReader, queries: Sequence[str], *, documents: Sequence[Sequence[str]], tokens: PromptTokens
+    reader: DocumentReader,
+    queries: Sequence[str],
+    *,
+    documents: Sequence[Sequence[str]],
+    tokens: PromptTokens,
+    layout: DocumentLayout = "sequential",
 ) -> np.ndarray:
     """Attention mass of each document from the query's tokens minus that from the null query: `(B, L, H, K)`.
 
@@ -159,8 +168,10 @@ def calibrated_mass(
     lm = reader.lm
 
     def prompts_of(texts: Sequence[str]) -> DocumentPrompts:
-        length = lm.context_length
-        return build_prompts(tokens, texts, documents, target="query", context_length=length).to(lm.device)
+        prompts = build_prompts(
+            tokens, texts, documents, target="query", context_length=lm.context_length, layout=layout
+        )
+        return prompts.to(lm.device)
 
     def mass_of(prompts: DocumentPrompts) -> np.ndarray:
         k = len(documents[0])

@@ -189,7 +189,7 @@ class LikelihoodScorer:
         """Put pairs of the same document into shared rows; longest row first."""
         open_rows: dict[tuple[tuple[int, ...], bool], _Row] = {}
         rows: list[_Row] = []
-        share = not _has_sliding_window(self.lm)
+        share = self.lm.sliding_window is None  # a window counts columns, which shared rows stretch
         for index, (document, query, answer) in enumerate(pairs):
             suffix = self.tokens.suffix(query, answer, self.target)
             prefix, truncated = self._prefix(document, suffix, query)
@@ -269,12 +269,6 @@ def _row_mask(segments: Tensor, lm: FrozenLM) -> Tensor:
     if lm.model.config._attn_implementation == "eager":  # adds its mask, where sdpa takes a boolean one
         return torch.where(visible, 0.0, torch.finfo(lm.model.dtype).min)[:, None].to(lm.model.dtype)
     return visible[:, None]
-
-
-def _has_sliding_window(lm: FrozenLM) -> bool:
-    """A window counts columns, which shared rows stretch, so such models get one suffix a row."""
-    # An architecture-specific entry of the configuration: without it the architecture has no window.
-    return bool(getattr(lm.model.config.get_text_config(), "sliding_window", None))
 
 
 def token_batches(rows: list[_Row], batch_tokens: int) -> Iterator[list[_Row]]:

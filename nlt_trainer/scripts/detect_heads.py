@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         documents=[[collection.corpus[d].content for d in candidates[i].document_ids] for i in drawn],
         relevant=relevant[drawn],
         tokens=prompt_tokens(lm, data),
+        layout=data.document_layout,  # type: ignore[arg-type]  # checked by DataArguments
         num_heads=model.num_heads,
         seed=args.seed,
     )

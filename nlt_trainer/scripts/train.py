@@ -173,8 +173,25 @@ def make_loss(
         loss = InfoNCELoss(encoder, temperature=args.temperature, in_batch_negatives=args.in_batch_negatives)
         return loss, None
     heads, lm = HeadSet.load(model.heads), load_llm(model)
-    loss = DREAMLoss(encoder, lm, heads=heads, temperature=args.temperature, micro_batch_size=args.lm_micro_batch_size)
-    return loss, PromptBuilder(prompt_tokens(lm, data), target_of(data, candidates), lm.context_length)
+    loss = DREAMLoss(
+        encoder,
+        lm,
+        heads=heads,
+        temperature=args.temperature,
+        share_floor=args.share_floor,
+        micro_batch_size=args.lm_micro_batch_size,
+        document_cache_bytes=int(args.document_cache_gib * 2**30),
+    )
+    prompts = PromptBuilder(
+        prompt_tokens(lm, data),
+        target_of(data, candidates),
+        lm.context_length,
+        layout=data.document_layout,  # type: ignore[arg-type]  # checked by DataArguments
+        foreign=[(c.query, c.answer) for c in candidates],
+        contrast_targets=args.contrast_targets,
+        seed=args.seed,
+    )
+    return loss, prompts
 
 
 def save_encoder(folder: Path, encoder: SentenceTransformer) -> None:
