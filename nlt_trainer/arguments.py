@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -12,7 +13,9 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.models.document_prompts import DocumentLayout
 from nlt_trainer.prompts import PromptTemplate
 
-OBJECTIVES = ("likelihood_gain", "dream", "info_nce")
+OBJECTIVES = ("likelihood_gain", "dream", "emdr2", "info_nce")
+LLM_OBJECTIVES = frozenset({"dream"})
+"""Those that read the LLM at every step."""
 
 
 @dataclass
@@ -75,6 +78,10 @@ class DataArguments:
     )
     gains: str = field(
         default="gains.jsonl", metadata={"help": "File of likelihood gains: score writes it, later stages read it."}
+    )
+    token_likelihoods: bool = field(
+        default=False,
+        metadata={"help": "Let score write the log-likelihood of each target token too (emdr2_level: token)."},
     )
     score_cache: str = field(default="scores", metadata={"help": "Folder of the score cache."})
     target: str | None = field(
@@ -147,11 +154,32 @@ class NLTTrainingArguments(SentenceTransformerTrainingArguments):
     """Parameters that control the objective and the trainer."""
 
     objective: str = field(
-        default="likelihood_gain", metadata={"help": f"What trains the encoder: {', '.join(OBJECTIVES)}."}
+        default="likelihood_gain",
+        metadata={
+            "help": f"What trains the encoder: {', '.join(OBJECTIVES)}, or a weighted sum of them such as "
+            "likelihood_gain + 0.5*dream; the log shows each term times its weight."
+        },
     )
     temperature: float = field(default=0.05, metadata={"help": "Temperature of the encoder's cosines."})
+    temperatures: dict[str, float] | None = field(
+        default=None,
+        metadata={
+            "help": "Other temperatures for objectives of a sum, e.g. {dream: 0.2}; the rest has `temperature`."
+        },
+    )
     teacher_temperature: float = field(
-        default=0.2, metadata={"help": "Temperature of the gains in nats per token (likelihood_gain)."}
+        default=0.2, metadata={"help": "Temperature of the gains in nats per token, or nats (likelihood_gain)."}
+    )
+    divergence: str = field(
+        default="forward_kl",
+        metadata={
+            "help": "What fits scores to gains: forward_kl, reverse_kl, jensen_shannon, margin_mse or listwise "
+            "(likelihood_gain)."
+        },
+    )
+    gain_score: str = field(
+        default="mean",
+        metadata={"help": "Gain in nats per target token (mean) or of the whole target (sum) (likelihood_gain)."},
     )
     null_candidate: bool = field(
         default=False, metadata={"help": "Let 'no document' compete with the candidates (likelihood_gain)."}
@@ -162,6 +190,9 @@ class NLTTrainingArguments(SentenceTransformerTrainingArguments):
     query_weight: str = field(
         default="none",
         metadata={"help": "Weight of a query by its best gain: none, positive or gain (likelihood_gain)."},
+    )
+    emdr2_level: str = field(
+        default="sequence", metadata={"help": "What is marginalised over candidates: sequence or token (emdr2)."}
     )
     lm_micro_batch_size: int = field(
         default=2, metadata={"help": "Queries that the LLM reads at once (dream); changes memory, not the gradient."}
@@ -183,13 +214,85 @@ class NLTTrainingArguments(SentenceTransformerTrainingArguments):
     in_batch_negatives: bool = field(
         default=True, metadata={"help": "Use the other queries' candidates as negatives (info_nce)."}
     )
+    false_negative_margin: float | None = field(
+        default=None,
+        metadata={
+            "help": "No negatives are candidates whose gain is above the positive's less this, nats per token; unset: "
+            "all but equal texts are (info_nce)."
+        },
+    )
+    encoder_micro_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Texts that the encoder embeds at once, each twice (gradient caching); unset: the batch, once. "
+            "Changes memory, not the gradient."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         # torch warns at every epoch where there is no accelerator to pin memory for
         self.dataloader_pin_memory &= torch.cuda.is_available()
-        if self.objective not in OBJECTIVES:
-            raise NLTError(f"objective {self.objective!r} is unknown; choose one of {', '.join(OBJECTIVES)}")
+        names = self.objectives  # refuses unknown ones
+        if strange := set(self.temperatures or {}) - set(names):
+            raise NLTError(
+                f"temperatures names {sorted(strange)}, which objective {self.objective!r} does not have; remove them"
+            )
+
+    @property
+    def objectives(self) -> dict[str, float]:
+        """Weight of each objective."""
+        return parse_objective(self.objective)
+
+    @property
+    def reads_llm(self) -> bool:
+        """Whether an objective reads the LLM at every step."""
+        return not LLM_OBJECTIVES.isdisjoint(self.objectives)
+
+    def reads_labels(self, data: DataArguments) -> bool:
+        """Whether an objective reads relevance judgements."""
+        return data.labels and "info_nce" in self.objectives
+
+    def reads_gains(self, data: DataArguments) -> bool:
+        """Whether an objective reads the gains file."""
+        readers = {"likelihood_gain", "emdr2"}
+        if not data.labels or self.false_negative_margin is not None:
+            readers.add("info_nce")
+        return not readers.isdisjoint(self.objectives)
+
+    @property
+    def reads_likelihoods(self) -> list[str]:
+        """Further columns of the gains file that the objectives read."""
+        names = set()
+        if "likelihood_gain" in self.objectives and self.gain_score == "sum":
+            names |= {"target_tokens"}
+        if "emdr2" in self.objectives:
+            names |= {"target_tokens", "token_log_likelihoods" if self.emdr2_level == "token" else "log_likelihood"}
+        return sorted(names)
+
+
+def parse_objective(text: str) -> dict[str, float]:
+    """Weight of each objective in `likelihood_gain + 0.5*dream`.
+
+    Raises:
+        NLTError: an unknown name, a weight that is no positive number, or an objective that stands twice.
+    """
+    weights: dict[str, float] = {}
+    for term in text.split("+"):
+        factor, _, name = (part.strip() for part in term.rpartition("*"))
+        if name not in OBJECTIVES:
+            near = difflib.get_close_matches(name, OBJECTIVES, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"choose of {', '.join(OBJECTIVES)}"
+            raise NLTError(f"objective {name!r} in {text!r} is unknown; {remedy}")
+        if name in weights:
+            raise NLTError(f"objective {name!r} stands twice in {text!r}; add its weights")
+        try:
+            weights[name] = float(factor or 1)
+        except ValueError as error:
+            raise NLTError(f"weight {factor!r} in {text!r} is not a number; write for example 0.5*{name}") from error
+        if not 0 < weights[name] < float("inf"):
+            raise NLTError(f"weight {factor} in {text!r} is not a positive number; leave {name} out")
+    return weights
 
 
 RECIPE_BLOCKS: dict[str, type] = {"model": ModelArguments, "data": DataArguments, "trainer": NLTTrainingArguments}

@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
+from nlt_trainer.arguments import parse_objective
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_write, read_json
 from nlt_trainer.results import Result, results_table
@@ -115,12 +116,14 @@ def _section(report: dict[str, Any], settings: dict[str, Any], results: Sequence
 
 def _labels(objective: str, data: dict[str, Any]) -> str:
     """What relevance judgements, if any, had a part in the run."""
-    if objective == "info_nce" and data["labels"]:
-        sentence = f"Its positives are the relevance judgements of `qrels/{data['train_split']}.tsv`."
-    elif objective == "dream" and data["head_qrels"]:
-        sentence = f"Relevance judgements of `qrels/{data['head_qrels']}.tsv` chose the LLM's heads, no more."
-    else:
-        sentence = "It learnt from the next-token likelihood of a frozen LLM and from no relevance judgement."
+    names = parse_objective(objective)
+    sentences = []
+    if "info_nce" in names and data["labels"]:
+        sentences.append(f"Its positives are the relevance judgements of `qrels/{data['train_split']}.tsv`.")
+    if "dream" in names and data["head_qrels"]:
+        sentences.append(f"Relevance judgements of `qrels/{data['head_qrels']}.tsv` chose the LLM's heads, no more.")
+    if not sentences:
+        sentences.append("It learnt from the next-token likelihood of a frozen LLM and from no relevance judgement.")
     if data["dev_split"]:
-        sentence += f" Judgements of `qrels/{data['dev_split']}.tsv` measured its progress."
-    return sentence
+        sentences.append(f"Judgements of `qrels/{data['dev_split']}.tsv` measured its progress.")
+    return " ".join(sentences)

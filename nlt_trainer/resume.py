@@ -31,10 +31,11 @@ PROMPT_KEYS = (
     "max_document_tokens",
 )
 TRAINER_KEYS = (
-    "objective temperature teacher_temperature null_candidate null_similarity query_weight in_batch_negatives seed "
-    "data_seed learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay optim adam_beta1 "
-    "adam_beta2 adam_epsilon max_grad_norm num_train_epochs max_steps per_device_train_batch_size "
-    "gradient_accumulation_steps dataloader_drop_last bf16 fp16"
+    "objective temperature temperatures teacher_temperature divergence gain_score null_candidate null_similarity "
+    "query_weight emdr2_level in_batch_negatives false_negative_margin seed data_seed learning_rate "
+    "lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay optim adam_beta1 adam_beta2 adam_epsilon "
+    "max_grad_norm num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps "
+    "dataloader_drop_last bf16 fp16"
 ).split()
 
 
@@ -44,10 +45,10 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     The trajectory holds the settings that the objective reads, and hashes of the files that it reads, so that a run
     whose gains, candidates or start have changed is not taken for the same run.
     """
-    reads_llm = args.objective == "dream"
+    reads_llm = args.reads_llm
     values = args.to_dict()
     files = [data.candidates, str(Path(data.collection, "corpus.jsonl")), *([model.heads] if reads_llm else [])]
-    if not reads_llm and not data.labels:
+    if args.reads_gains(data):
         files.append(data.gains)
     trajectory = {key: values[key] for key in TRAINER_KEYS}
     trajectory |= {key: getattr(model, key) for key in (*ENCODER_KEYS, *(LLM_KEYS if reads_llm else ()))}

@@ -14,7 +14,7 @@ from nlt_trainer.models.document_prompts import DocumentPrompts, build_prompts
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.models.prompt_tokens import PromptTokens
-from nlt_trainer.models.similarity import candidate_scores
+from nlt_trainer.models.similarity import embed, own_cosines
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.prompts import PromptTemplate
 
@@ -78,7 +78,7 @@ def test_the_encoders_gradient_is_that_of_the_joint_graph(
     parameters = [p for p in tiny_encoder.parameters() if p.requires_grad]
     value = loss(features(tiny_encoder), prompts.as_dict())["dream"]
     found = torch.autograd.grad(value, parameters, allow_unused=True)
-    scores = candidate_scores(tiny_encoder, features(tiny_encoder), 0.3)
+    scores = own_cosines(*embed(tiny_encoder, features(tiny_encoder))) / 0.3
     expected = torch.autograd.grad(joint_graph(loss, scores, prompts), parameters, allow_unused=True)
     largest = max(float(e.abs().max()) for e in expected if e is not None)
     for ours, theirs in zip(found, expected, strict=True):

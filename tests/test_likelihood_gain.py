@@ -1,6 +1,9 @@
-"""The likelihood-gain loss against ten lines of numpy and closed cases."""
+"""The likelihood-gain loss, under each divergence, against numpy in loops and closed cases."""
 
 from __future__ import annotations
+
+import itertools
+import math
 
 import numpy as np
 import pytest
@@ -9,25 +12,53 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss, QueryWeight
+from nlt_trainer.objectives.likelihood_gain import DIVERGENCES, Divergence, LikelihoodGainLoss, QueryWeight
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+def numpy_divergence(name: str, teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
+    """The reference, in loops over queries and candidates where the loss has tensor operations: `(B,)`."""
+    p, w = softmax(teacher), softmax(student)
+    m = (p + w) / 2
+    kl = {
+        "forward_kl": p * np.log(p / w),
+        "reverse_kl": w * np.log(w / p),
+        "jensen_shannon": p * np.log(p / m) / 2 + w * np.log(w / m) / 2,
+    }
+    if name in kl:
+        return kl[name].sum(1)
+    values = []
+    for t, s in zip(teacher, student, strict=True):
+        order = sorted(range(len(t)), key=lambda k: -t[k])
+        if name == "margin_mse":
+            margins = [((t[order[0]] - t[k]) - (s[order[0]] - s[k])) ** 2 for k in order[1:]]
+            values.append(sum(margins) / len(margins))
+        else:  # choose the best, then the best of the rest, ...
+            steps = [np.exp(s[k]) / sum(np.exp(s[j]) for j in order[i:]) for i, k in enumerate(order)]
+            values.append(-sum(np.log(steps)))
+    return np.array(values)
 
 
 def numpy_loss(
-    scores: np.ndarray, gain: np.ndarray, *, null_score: float | None, query_weight: str, temperature: float = 0.2
+    scores: np.ndarray,
+    gain: np.ndarray,
+    *,
+    divergence: str = "forward_kl",
+    null_score: float | None,
+    query_weight: str,
+    temperature: float = 0.2,
 ) -> float:
-    """The reference: KL(softmax(gain / temperature) || softmax(scores)), weighted, mean over queries."""
-
-    def softmax(x: np.ndarray) -> np.ndarray:
-        e = np.exp(x - x.max(1, keepdims=True))
-        return e / e.sum(1, keepdims=True)
-
+    """The reference: the divergence of gain / temperature and scores, weighted, mean over queries."""
     column = np.zeros((len(gain), 1))
     better = 1 - softmax(np.hstack([gain / temperature, column]))[:, -1]
     weight = {"none": np.ones(len(gain)), "positive": (gain.max(1) > 0) * 1.0, "gain": better}[query_weight]
     if null_score is not None:
         gain, scores = np.hstack([gain, column]), np.hstack([scores, column + null_score])
-    p, q = softmax(gain / temperature), softmax(scores)
-    return float((weight * (p * np.log(p / q)).sum(1)).mean())
+    return float((weight * numpy_divergence(divergence, gain / temperature, scores)).mean())
 
 
 @pytest.fixture
@@ -39,36 +70,60 @@ def numbers() -> tuple[Tensor, Tensor]:
     return scores, gain
 
 
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("query_weight", ["none", "positive", "gain"])
 @pytest.mark.parametrize("null_candidate", [False, True])
 def test_the_loss_is_the_formula(
     tiny_static_encoder: SentenceTransformer,
     numbers: tuple[Tensor, Tensor],
+    divergence: Divergence,
     query_weight: QueryWeight,
     null_candidate: bool,
 ) -> None:
     """Reference: numpy in float64."""
     loss = LikelihoodGainLoss(
-        tiny_static_encoder, null_candidate=null_candidate, null_similarity=0.1, query_weight=query_weight
+        tiny_static_encoder,
+        divergence=divergence,
+        null_candidate=null_candidate,
+        null_similarity=0.1,
+        query_weight=query_weight,
     )
     scores, gain = numbers
     expected = numpy_loss(
         scores.double().numpy(),
         gain.double().numpy(),
+        divergence=divergence,
         null_score=0.1 / 0.05 if null_candidate else None,
         query_weight=query_weight,
     )
     assert float(loss.compute_loss_from_scores(scores, gain)) == pytest.approx(expected, rel=1e-5)
-    assert expected > 0.1
+    assert expected > 0.05
 
 
-def test_a_student_that_agrees_has_no_loss_and_no_gradient(
-    tiny_static_encoder: SentenceTransformer, numbers: tuple[Tensor, Tensor]
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("null_candidate", [False, True])
+def test_gradients_against_finite_differences(
+    tiny_static_encoder: SentenceTransformer,
+    numbers: tuple[Tensor, Tensor],
+    divergence: Divergence,
+    null_candidate: bool,
 ) -> None:
-    """Reference: KL(p || p) = 0, its minimum; a shift of the scores does not matter."""
+    """Reference: `torch.autograd.gradcheck` on scores in float64."""
+    loss = LikelihoodGainLoss(
+        tiny_static_encoder, divergence=divergence, null_candidate=null_candidate, query_weight="gain"
+    )
+    scores, gain = numbers[0].double().requires_grad_(), numbers[1].double()
+    assert torch.autograd.gradcheck(lambda s: loss.compute_loss_from_scores(s, gain), scores)
+
+
+@pytest.mark.parametrize("divergence", [name for name in DIVERGENCES if name != "listwise"])
+def test_a_student_that_agrees_has_no_loss_and_no_gradient(
+    tiny_static_encoder: SentenceTransformer, numbers: tuple[Tensor, Tensor], divergence: Divergence
+) -> None:
+    """Reference: a divergence of equal distributions is 0, its minimum; a shift of the scores does not matter."""
     gain = numbers[1]
     scores = (gain / 0.2 + 5).requires_grad_()
-    loss = LikelihoodGainLoss(tiny_static_encoder).compute_loss_from_scores(scores, gain)
+    loss = LikelihoodGainLoss(tiny_static_encoder, divergence=divergence).compute_loss_from_scores(scores, gain)
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-6)
     assert scores.grad is not None
@@ -84,22 +139,88 @@ def test_a_one_hot_teacher_gives_cross_entropy(
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(scores, gain.argmax(1)), rtol=1e-5, atol=1e-6)
 
 
-def test_a_constant_matters_only_to_the_null_candidate(
+def test_a_one_hot_teacher_under_jensen_shannon(
     tiny_static_encoder: SentenceTransformer, numbers: tuple[Tensor, Tensor]
 ) -> None:
-    """Reference: softmax is invariant under a constant a query; the null candidate's gain stays 0."""
+    """Reference: with w the best candidate's share, log 2 + (w log w - (1 + w) log(1 + w)) / 2, at most log 2."""
     scores, gain = numbers
-    shifted = gain + torch.tensor([[0.5], [-0.2], [0.1], [1.0]])
-    plain = LikelihoodGainLoss(tiny_static_encoder)
-    torch.testing.assert_close(
-        plain.compute_loss_from_scores(scores, gain),
-        plain.compute_loss_from_scores(scores, shifted),
-        rtol=1e-5,
-        atol=1e-6,
-    )
-    with_null = LikelihoodGainLoss(tiny_static_encoder, null_candidate=True)
-    difference = with_null.compute_loss_from_scores(scores, gain) - with_null.compute_loss_from_scores(scores, shifted)
-    assert abs(float(difference)) > 0.01
+    loss = LikelihoodGainLoss(tiny_static_encoder, divergence="jensen_shannon", teacher_temperature=1e-4)
+    found = loss.compute_loss_from_scores(scores, gain)
+    w = scores.softmax(1).gather(1, gain.argmax(1, keepdim=True))
+    expected = (math.log(2) + (w * w.log() - (1 + w) * (1 + w).log()) / 2).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert 0 < float(found) < math.log(2)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "expected"),
+    [("forward_kl", 0), ("reverse_kl", 0), ("jensen_shannon", 0), ("margin_mse", 0), ("listwise", 3 * math.log(3))],
+)
+def test_a_uniform_teacher_and_a_uniform_student(
+    tiny_static_encoder: SentenceTransformer, divergence: Divergence, expected: float
+) -> None:
+    """Reference: nothing to learn; under `listwise` each of 3 equal gains is the first of all 3: 3 log 3."""
+    scores = torch.full((2, 3), 0.7, requires_grad=True)
+    loss = LikelihoodGainLoss(tiny_static_encoder, divergence=divergence)
+    value = loss.compute_loss_from_scores(scores, torch.full((2, 3), 0.4))
+    value.backward()
+    assert value.item() == pytest.approx(expected, abs=1e-6)
+    assert scores.grad is not None
+    torch.testing.assert_close(scores.grad, torch.zeros(2, 3), rtol=0, atol=1e-6)
+
+
+def test_equal_gains_share_a_place(tiny_static_encoder: SentenceTransformer, numbers: tuple[Tensor, Tensor]) -> None:
+    """Reference: any order of the candidates gives the same list loss, also with equal texts among them."""
+    scores, gain = numbers[0][:, [0, 1, 2, 2]], numbers[1][:, [0, 1, 2, 2]]
+    loss = LikelihoodGainLoss(tiny_static_encoder, divergence="listwise")
+    expected = loss.compute_loss_from_scores(scores, gain)
+    for order in itertools.permutations(range(4)):
+        torch.testing.assert_close(loss.compute_loss_from_scores(scores[:, order], gain[:, order]), expected)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_single_candidate_teaches_nothing(tiny_static_encoder: SentenceTransformer, divergence: Divergence) -> None:
+    """Reference: one candidate has all of both distributions, whatever its score."""
+    scores = torch.tensor([[3.0], [-1.0]], requires_grad=True)
+    loss = LikelihoodGainLoss(tiny_static_encoder, divergence=divergence)
+    value = loss.compute_loss_from_scores(scores, torch.tensor([[0.5], [-0.2]]))
+    value.backward()
+    assert value.item() == 0
+    torch.testing.assert_close(scores.grad, torch.zeros(2, 1), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_constant_matters_only_to_the_null_candidate(
+    tiny_static_encoder: SentenceTransformer, numbers: tuple[Tensor, Tensor], divergence: Divergence
+) -> None:
+    """Reference: differences alone count, of gains and of scores; the null candidate's gain stays 0."""
+    scores, gain = numbers
+    shift = torch.tensor([[0.5], [-0.2], [0.1], [1.0]])
+    plain = LikelihoodGainLoss(tiny_static_encoder, divergence=divergence)
+    expected = plain.compute_loss_from_scores(scores, gain)
+    for found in (
+        plain.compute_loss_from_scores(scores, gain + shift),
+        plain.compute_loss_from_scores(scores + shift, gain),
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    with_null = LikelihoodGainLoss(tiny_static_encoder, divergence=divergence, null_candidate=True)
+    expected = with_null.compute_loss_from_scores(scores, gain)
+    assert abs(float(with_null.compute_loss_from_scores(scores, gain + shift) - expected)) > 1e-3
+    assert abs(float(with_null.compute_loss_from_scores(scores + shift, gain) - expected)) > 1e-3
+
+
+def test_a_sum_is_the_mean_times_the_targets_tokens(tiny_static_encoder: SentenceTransformer) -> None:
+    """Reference: gains multiplied by hand; a batch without the number of tokens names the remedy."""
+    embeddings = torch.nn.functional.normalize(torch.randn(3, 3, 8), dim=-1)
+    queries, documents = embeddings[:, 0], embeddings[:, 1:]
+    gain, tokens = torch.tensor([[0.3, 0.0], [0.2, -0.1], [0.0, 0.1]]), torch.tensor([2, 7, 1])
+    mean, whole = (LikelihoodGainLoss(tiny_static_encoder, gain_score=score) for score in ("mean", "sum"))
+    found = whole.compute_loss_from_embeddings(queries, documents, {"gain": gain, "target_tokens": tokens})
+    by_hand = torch.tensor([[0.6, 0.0], [1.4, -0.7], [0.0, 0.1]])
+    expected = mean.compute_loss_from_embeddings(queries, documents, {"gain": by_hand})
+    torch.testing.assert_close(found["likelihood_gain"], expected["likelihood_gain"])
+    with pytest.raises(NLTError, match=r"the batch has no target_tokens; run `nlt score` again"):
+        whole.compute_loss_from_embeddings(queries, documents, {"gain": gain})
 
 
 @pytest.mark.parametrize("query_weight", ["none", "positive", "gain"])
@@ -134,6 +255,8 @@ def test_forward_takes_cosines(tiny_static_encoder: SentenceTransformer) -> None
         ({"temperature": 0}, "temperature is 0; it must be greater than 0"),
         ({"teacher_temperature": -1.0}, "teacher_temperature is -1.0; it must be greater than 0"),
         ({"query_weight": "best"}, "query_weight 'best' is unknown; choose none, positive or gain"),
+        ({"divergence": "kl"}, "divergence 'kl' is unknown; choose one of forward_kl, reverse_kl, jensen_shannon, "),
+        ({"gain_score": "total"}, "gain_score 'total' is unknown; choose mean or sum"),
     ],
 )
 def test_wrong_settings_are_refused(

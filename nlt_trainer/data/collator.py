@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.document_prompts import DocumentLayout, DocumentPrompts, build_prompts
 from nlt_trainer.models.prompt_tokens import PromptTokens
-from nlt_trainer.models.scoring import LikelihoodScorer
+from nlt_trainer.models.scoring import LikelihoodScorer, likelihood_gain
 from nlt_trainer.prompts import TargetKind
 
 
@@ -81,9 +82,13 @@ class PromptBuilder:
         return sum(self([row]).num_tokens for row in rows)
 
 
+BY_CANDIDATE = ("gain", "log_likelihood", "token_log_likelihoods")
+"""Columns that hold K values in the order of the documents."""
+
+
 @dataclass
 class NLTCollator:
-    """Collate rows of `query`, `documents` (K texts), and optionally `answer`, `gain`, `positive`.
+    """Collate rows of `query`, `documents` (K texts), and optionally `answer`, `positive` and what the LLM says.
 
     The encoder's prompts stand before the texts, as they do at inference. Out comes a plain dict of tensors:
 
@@ -93,6 +98,9 @@ class NLTCollator:
     | `document_*` | `(B * K, ...)` | tokenised candidates, query-major: row `b * K + k` |
     | `candidate_keys` | `(B, K)` int64 | equal for equal texts |
     | `gain` | `(B, K)` float32 | likelihood gain, nats per target token: the rows' own, else what `scorer` says |
+    | `log_likelihood` | `(B, K)` float32 | of the target, nats, where the rows have it or the scorer has run |
+    | `target_tokens` | `(B,)` int64 | the target's length, as above |
+    | `token_log_likelihoods` | `(B, K, T)` float32 | of its tokens, nats, 0 after its end, where the rows have it |
     | `positive` | `(B,)` int64 | index of the labelled candidate, where the rows have one |
     | fields of `DocumentPrompts` | `(B, ...)` | the LLM's prompts, with `prompts` |
 
@@ -125,8 +133,7 @@ class NLTCollator:
         batch = self._encode(queries, "query") | self._encode(documents, "document")
         shape = (len(rows), -1)
         batch["candidate_keys"] = torch.tensor([text_key(text) for text in documents]).reshape(shape)
-        if (gain := self._gain(rows)) is not None:
-            batch["gain"] = gain
+        batch |= self._likelihoods(rows)
         if "positive" in rows[0]:
             batch["positive"] = torch.tensor([row["positive"] for row in rows])
         if self.prompts is not None:
@@ -140,8 +147,7 @@ class NLTCollator:
             raise NLTError(f"query {row['query'][:60]!r} has no candidates; mine candidates for it or remove it")
         order = random.Random(f"{self.seed} {row['query']}").sample(range(k), k)
         row = {**row, "documents": [row["documents"][i] for i in order]}
-        if row.get("gain") is not None:
-            row["gain"] = [row["gain"][i] for i in order]
+        row |= {name: [row[name][i] for i in order] for name in BY_CANDIDATE if row.get(name) is not None}
         if "positive" in row:
             row["positive"] = order.index(row["positive"])
         return row
@@ -151,27 +157,43 @@ class NLTCollator:
         features = self.encoder.preprocess(texts, prompt=self.encoder.prompts.get(kind) or None, task=kind, **cut)
         return {f"{kind}_{key}": value for key, value in features.items()}
 
-    def _gain(self, rows: Sequence[dict[str, Any]]) -> Tensor | None:
+    def _likelihoods(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """What the LLM says of the candidates, as far as all rows have it; it computes missing gains."""
         missing = [row for row in rows if row.get("gain") is None]
         if missing and self.scorer is not None:
-            if get_worker_info() is not None:
+            self._score(missing)
+        batch = {}
+        for name in (*BY_CANDIDATE, "target_tokens"):
+            values = [row.get(name) for row in rows]
+            if any(value is None for value in values):
+                continue
+            if name == "token_log_likelihoods":  # K x T numbers a query, T its own; padded along T as (T, K)
+                by_token = [torch.tensor(value, dtype=torch.float32).T for value in values]
+                batch[name] = pad_sequence(by_token, batch_first=True).mT  # (B, K, T)
+            else:
+                batch[name] = torch.tensor(values, dtype=torch.int64 if name == "target_tokens" else torch.float32)
+        for row in rows if "gain" in batch else ():
+            if not np.isfinite(row["gain"]).all():
                 raise NLTError(
-                    "gains are computed in the main process; set dataloader_num_workers to 0 or run nlt score"
+                    f"query {row['query'][:60]!r} has the gains {row['gain']}; compute them again: nlt score"
                 )
-            computed = self.scorer.gain(
-                [row["query"] for row in missing],
-                [row["documents"] for row in missing],
-                [row.get("answer") for row in missing],
-            )
-            for row, values in zip(missing, computed, strict=True):
-                row["gain"] = list(values)
-        elif missing:
-            return None
-        gain = np.array([row["gain"] for row in rows], np.float32)
-        if not np.isfinite(gain).all():
-            bad = rows[int(np.argwhere(~np.isfinite(gain))[0][0])]
-            raise NLTError(f"query {bad['query'][:60]!r} has the gains {bad['gain']}; compute them again: nlt score")
-        return torch.from_numpy(gain)
+        return batch
+
+    def _score(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Put the scorer's gains and likelihoods into the rows."""
+        if get_worker_info() is not None:
+            raise NLTError("gains are computed in the main process; set dataloader_num_workers to 0 or run nlt score")
+        assert self.scorer is not None
+        with_document, without = self.scorer.candidate_likelihoods(
+            [row["query"] for row in rows],
+            [row["documents"] for row in rows],
+            [row.get("answer") for row in rows],
+        )
+        gain = likelihood_gain(with_document, without)  # (B, K)
+        for b, row in enumerate(rows):
+            row["gain"] = gain[b].tolist()
+            row["log_likelihood"] = with_document.log_likelihood.reshape(gain.shape)[b].tolist()
+            row["target_tokens"] = int(without.target_tokens[b])
 
 
 def text_key(text: str) -> int:

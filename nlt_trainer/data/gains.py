@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,38 @@ from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import read_jsonl, write_jsonl
 
 
-def write_gains(path: str | Path, candidates: Sequence[QueryCandidates], gain: np.ndarray) -> None:
+def write_gains(
+    path: str | Path,
+    candidates: Sequence[QueryCandidates],
+    gain: np.ndarray,
+    *,
+    further: Mapping[str, Sequence[Any]] | None = None,
+) -> None:
     """Write one line a query: `query_id`, `document_ids` and `gain`, K numbers in nats per target token.
 
     Args:
         path: the file.
         candidates: B queries with K candidates each.
         gain: `(B, K)`.
+        further: B values each of what `read_likelihoods` reads: `target_tokens` (a number), `log_likelihood` (K
+            numbers, nats of the whole target) and `token_log_likelihoods` (K lists of a number for each target token).
     """
+    columns = {"gain": gain, **(further or {})}
     write_jsonl(
         path,
         (
-            {"query_id": c.query_id, "document_ids": list(c.document_ids), "gain": [round(float(g), 6) for g in row]}
-            for c, row in zip(candidates, gain, strict=True)
+            {"query_id": c.query_id, "document_ids": list(c.document_ids)}
+            | {name: _rounded(values[b]) for name, values in columns.items()}
+            for b, c in enumerate(candidates)
         ),
     )
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers as JSON has them, with 6 decimals: a millionth of a nat decides nothing."""
+    if isinstance(value, int | np.integer):
+        return int(value)
+    return [_rounded(v) for v in value] if np.ndim(value) else round(float(value), 6)
 
 
 def read_gains(path: str | Path, candidates: Sequence[QueryCandidates]) -> np.ndarray:
@@ -38,27 +55,75 @@ def read_gains(path: str | Path, candidates: Sequence[QueryCandidates]) -> np.nd
         DataError: missing or malformed, a number is not finite, or the file was made for other candidates.
     """
     path = Path(path)
+    gains = []
+    for c, (line, row) in zip(candidates, _rows(path, candidates), strict=True):
+        try:
+            gain = np.array(row.get("gain"), np.float64)
+        except (TypeError, ValueError) as error:
+            raise DataError(path, f"gain of query {c.query_id!r} is not a list of numbers", line=line) from error
+        if gain.shape != (len(c.document_ids),) or not np.isfinite(gain).all():
+            raise DataError(
+                path,
+                f"query {c.query_id!r} needs {len(c.document_ids)} finite gains, found {row.get('gain')}",
+                line=line,
+            )
+        gains.append(gain)
+    return np.stack(gains)
+
+
+LIKELIHOODS = ("target_tokens", "log_likelihood", "token_log_likelihoods")
+
+
+def read_likelihoods(
+    path: str | Path, candidates: Sequence[QueryCandidates], names: Iterable[str]
+) -> dict[str, list[Any]]:
+    """Read further columns of a gains file: a list of B values for each name out of `LIKELIHOODS`.
+
+    Raises:
+        DataError: as `read_gains`; or the file lacks a column, because it was written before there was one or without
+            `token_likelihoods`.
+    """
+    path = Path(path)
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for c, (line, row) in zip(candidates, _rows(path, candidates), strict=True):
+        for name, values in columns.items():
+            if name not in row:
+                option = " with token_likelihoods: true" if name == "token_log_likelihoods" else ""
+                raise DataError(path, f"the file has no {name}; run nlt score again{option}", line=line)
+            if not _is_likelihood(name, row[name], len(c.document_ids)):
+                raise DataError(path, f"{name} of query {c.query_id!r} is malformed; run nlt score again", line=line)
+            values.append(row[name])
+    return columns
+
+
+def _is_likelihood(name: str, value: Any, k: int) -> bool:
+    """Whether a value has the form that `write_gains` gives it, for K candidates."""
+    if name == "target_tokens":
+        return isinstance(value, int) and value > 0
+    try:
+        numbers = np.array(value, np.float64)
+    except (TypeError, ValueError):
+        return False
+    dimensions = 1 if name == "log_likelihood" else 2
+    return numbers.ndim == dimensions and len(numbers) == k and bool(np.isfinite(numbers).all())
+
+
+def _rows(path: Path, candidates: Sequence[QueryCandidates]) -> list[tuple[int, dict[str, Any]]]:
+    """Line number and content of the line of each query."""
     if not path.is_file():
         raise DataError(path, "file not found; compute gains first: nlt score")
-    rows: dict[str, np.ndarray] = {}
+    rows: dict[str, tuple[int, dict[str, Any]]] = {}
     expected = {c.query_id: list(c.document_ids) for c in candidates}
     for line, row in read_jsonl(path):
-        query_id, values = row.get("query_id"), row.get("gain")
+        query_id = row.get("query_id")
         if query_id not in expected:
             continue
         if row.get("document_ids") != expected[query_id]:
             raise DataError(path, f"query {query_id!r} has other candidates here; run nlt score again", line=line)
-        try:
-            rows[query_id] = np.array(values, np.float64)
-        except (TypeError, ValueError) as error:
-            raise DataError(path, f"gain of query {query_id!r} is not a list of numbers", line=line) from error
-        if rows[query_id].shape != (len(expected[query_id]),) or not np.isfinite(rows[query_id]).all():
-            raise DataError(
-                path, f"query {query_id!r} needs {len(expected[query_id])} finite gains, found {values}", line=line
-            )
+        rows[query_id] = (line, row)
     if missing := [query_id for query_id in expected if query_id not in rows]:
         raise DataError(path, f"no gains for {len(missing)} queries, e.g. {missing[0]!r}; run nlt score again")
-    return np.stack([rows[c.query_id] for c in candidates])
+    return [rows[c.query_id] for c in candidates]
 
 
 @dataclass(frozen=True)

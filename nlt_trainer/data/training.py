@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -17,14 +18,17 @@ def training_dataset(
     candidates: Sequence[QueryCandidates],
     *,
     gain: np.ndarray | None = None,
+    likelihoods: Mapping[str, Sequence[Any]] | None = None,
     qrels: Qrels | None = None,
 ) -> Dataset:
-    """Rows of `query`, `answer`, `documents` (K texts) and, where given, `gain` (K numbers) and `positive` (an index).
+    """Rows of `query`, `answer`, `documents` (K texts) and, where given, `gain` (K numbers), the columns of
+    `likelihoods` and `positive` (an index).
 
     Args:
         collection: where the documents' texts come from.
         candidates: B queries with K candidates each.
         gain: `(B, K)`, nats per target token.
+        likelihoods: B values a column, as `read_likelihoods` reads them.
         qrels: judgements; queries without a relevant candidate are left out. Only labelled baselines take them.
 
     Raises:
@@ -39,6 +43,7 @@ def training_dataset(
         }
         if gain is not None:
             row["gain"] = [float(g) for g in gain[b]]
+        row |= {name: values[b] for name, values in (likelihoods or {}).items()}
         if qrels is not None:
             grades = [qrels.get(c.query_id, {}).get(document_id, 0) for document_id in c.document_ids]
             if max(grades) <= 0:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nlt_trainer.errors import DataError
 
 SQLITE_VARIABLES = 500  # keys in one SELECT; every SQLite build takes 999
@@ -17,6 +19,9 @@ SQLITE_VARIABLES = 500  # keys in one SELECT; every SQLite build takes 999
 
 class ScoreCache:
     """One SQLite file a scorer: keys are hashes of the texts, values `(log-likelihood, target tokens, truncated)`.
+
+    A second table holds the log-likelihood of each target token under the same keys; rows of a file that was written
+    before there was such a table lack them and are computed again only where tokens are asked for.
 
     Each `put` is one transaction: a killed run loses at most the batch it was computing, and processes that write at
     the same time wait for one another. The file's name is a hash of `description`, everything besides the texts that
@@ -40,6 +45,9 @@ class ScoreCache:
                 connection.execute(
                     "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, log_likelihood REAL, "
                     "target_tokens INTEGER, truncated INTEGER) WITHOUT ROWID"
+                )
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS tokens (key BLOB PRIMARY KEY, log_likelihoods BLOB) WITHOUT ROWID"
                 )
                 connection.execute("CREATE TABLE IF NOT EXISTS description (text TEXT PRIMARY KEY)")
                 connection.execute("INSERT OR IGNORE INTO description VALUES (?)", (text,))
@@ -73,21 +81,29 @@ class ScoreCache:
 
     def get(self, keys: Iterable[bytes]) -> dict[bytes, tuple[float, int, bool]]:
         """Values of the keys that are stored."""
+        return {key: (value, tokens, bool(cut)) for key, value, tokens, cut in self._rows("scores", keys)}
+
+    def get_tokens(self, keys: Iterable[bytes]) -> dict[bytes, np.ndarray]:
+        """Log-likelihoods of the target's tokens, `(T,)` float32, of the keys for which they are stored."""
+        return {key: np.frombuffer(data, "<f4") for key, data in self._rows("tokens", keys)}
+
+    def _rows(self, table: str, keys: Iterable[bytes]) -> Iterator[tuple[Any, ...]]:
         wanted = list(dict.fromkeys(keys))
-        found: dict[bytes, tuple[float, int, bool]] = {}
         with self._transaction() as connection:
             for i in range(0, len(wanted), SQLITE_VARIABLES):
                 part = wanted[i : i + SQLITE_VARIABLES]
                 marks = ",".join("?" * len(part))
-                rows = connection.execute(f"SELECT * FROM scores WHERE key IN ({marks})", part)
-                found.update((key, (value, tokens, bool(cut))) for key, value, tokens, cut in rows)
-        return found
+                yield from connection.execute(f"SELECT * FROM {table} WHERE key IN ({marks})", part)
 
-    def put(self, values: Mapping[bytes, tuple[float, int, bool]]) -> None:
-        """Store values in one transaction."""
-        rows = [(key, value, tokens, int(cut)) for key, (value, tokens, cut) in values.items()]
+    def put(
+        self, values: Mapping[bytes, tuple[float, int, bool]], tokens: Mapping[bytes, np.ndarray] | None = None
+    ) -> None:
+        """Store values, and the log-likelihoods of their tokens, `(T,)` each, in one transaction."""
+        rows = [(key, value, count, int(cut)) for key, (value, count, cut) in values.items()]
+        blobs = [(key, array.astype("<f4").tobytes()) for key, array in (tokens or {}).items()]
         with self._transaction() as connection:
             connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", rows)
+            connection.executemany("INSERT OR REPLACE INTO tokens VALUES (?, ?)", blobs)
 
     def __len__(self) -> int:
         with self._transaction() as connection:

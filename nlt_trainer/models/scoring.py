@@ -41,6 +41,12 @@ class Likelihoods:
     truncated: np.ndarray
 
 
+def likelihood_gain(with_document: Likelihoods, without: Likelihoods) -> np.ndarray:
+    """Nats per target token, `(B, K)`, from likelihoods with each candidate, `(B * K,)`, and without one, `(B,)`."""
+    log_likelihood = with_document.log_likelihood.reshape(len(without.log_likelihood), -1)  # (B * K,) -> (B, K)
+    return (log_likelihood - without.log_likelihood[:, None]) / without.target_tokens[:, None]
+
+
 @dataclass
 class _Row:
     """One sequence: a document's prefix, then the suffixes of its pairs, which do not see each other."""
@@ -119,10 +125,7 @@ class LikelihoodScorer:
         Returns:
             `(B, K)` float64: `(log p(target | document) - log p(target)) / target tokens`.
         """
-        with_document, without = self.candidate_likelihoods(queries, candidates, answers)
-        shape = (len(queries), -1)
-        difference = with_document.log_likelihood.reshape(shape) - without.log_likelihood[:, None]  # (B, K)
-        return difference / without.target_tokens[:, None]
+        return likelihood_gain(*self.candidate_likelihoods(queries, candidates, answers))
 
     def candidate_likelihoods(
         self, queries: Sequence[str], candidates: Sequence[Sequence[str]], answers: Sequence[str | None] | None = None
@@ -141,42 +144,58 @@ class LikelihoodScorer:
         Raises:
             NLTError: a target does not fit the LLM's context, an answer is missing, or a likelihood is not finite.
         """
-        keys = [ScoreCache.key(d, q, a if self.target != "query" else None) for d, q, a in pairs]
+        keys = self._keys(pairs)
         values = {} if self.cache is None else self.cache.get(keys)
-        missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in values}
-        for result in self._compute(missing):
-            values.update(result)
-            if self.cache is not None:
-                self.cache.put(result)
+        for scores, _ in self._compute({k: p for k, p in zip(keys, pairs, strict=True) if k not in values}):
+            values.update(scores)
         columns = list(zip(*(values[key] for key in keys), strict=True)) or [(), (), ()]
         return Likelihoods(
             np.array(columns[0], np.float64), np.array(columns[1], np.int64), np.array(columns[2], bool)
         )
+
+    def token_log_likelihoods(self, pairs: Sequence[Pair]) -> list[np.ndarray]:
+        """Log-likelihood of each token of each pair's target given all tokens before it: float32, nats.
+
+        They come out of the cache too, unless it was written before it held them.
+
+        Raises:
+            NLTError: as `log_likelihood`.
+        """
+        keys = self._keys(pairs)
+        values = {} if self.cache is None else self.cache.get_tokens(keys)
+        for _, tokens in self._compute({k: p for k, p in zip(keys, pairs, strict=True) if k not in values}):
+            values.update(tokens)
+        return [values[key] for key in keys]
+
+    def _keys(self, pairs: Sequence[Pair]) -> list[bytes]:
+        return [ScoreCache.key(d, q, a if self.target != "query" else None) for d, q, a in pairs]
 
     def count_tokens(self, pairs: Sequence[Pair]) -> int:
         """Tokens that the LLM reads to score these pairs when nothing is cached, without padding."""
         unique = dict.fromkeys((d, q, a if self.target != "query" else None) for d, q, a in pairs)
         return sum(row.length for row in self._rows(list(unique)))
 
-    def _compute(self, missing: dict[bytes, Pair]) -> Iterator[dict[bytes, tuple[float, int, bool]]]:
-        """Score pairs batch by batch; yields `key -> (log-likelihood, target tokens, truncated)` of each batch."""
+    def _compute(
+        self, missing: dict[bytes, Pair]
+    ) -> Iterator[tuple[dict[bytes, tuple[float, int, bool]], dict[bytes, np.ndarray]]]:
+        """Score and store pairs batch by batch; yields each batch's values as `ScoreCache.put` takes them."""
         keys = list(missing)
         rows = self._rows(list(missing.values()))
         with tqdm(total=sum(row.length for row in rows), unit="tok", unit_scale=True, disable=len(keys) < 64) as bar:
             bar.set_description(f"scoring {len(keys)} pairs")
             for batch in token_batches(rows, self.batch_tokens):
-                sums = self._score(batch)
-                result, at = {}, 0
-                for row in batch:
-                    for index, suffix in zip(row.pairs, row.suffixes, strict=True):
-                        if not np.isfinite(sums[at]):
-                            self._refuse(missing[keys[index]], sums[at])
-                        result[keys[index]] = (float(sums[at]), suffix.target_tokens, row.truncated)
-                        at += 1
-                tokens = sum(row.length for row in batch)
-                self.lm_tokens += tokens
-                bar.update(tokens)
-                yield result
+                cut = {keys[index]: row.truncated for row in batch for index in row.pairs}
+                tokens = dict(zip(cut, self._score(batch), strict=True))
+                scores = {k: (float(t.sum(dtype=np.float64)), len(t), cut[k]) for k, t in tokens.items()}
+                for key, (value, *_) in scores.items():
+                    if not np.isfinite(value):
+                        self._refuse(missing[key], value)
+                if self.cache is not None:
+                    self.cache.put(scores, tokens)
+                read = sum(row.length for row in batch)
+                self.lm_tokens += read
+                bar.update(read)
+                yield scores, tokens
 
     def _refuse(self, pair: Pair, value: float) -> None:
         document, query, _ = pair
@@ -218,22 +237,21 @@ class LikelihoodScorer:
         return (*start, *before, *ids[:room], *after), truncated or len(ids) > room
 
     @torch.inference_mode()
-    def _score(self, rows: list[_Row]) -> np.ndarray:
-        """Log-likelihood of every suffix of the rows, in order."""
+    def _score(self, rows: list[_Row]) -> list[np.ndarray]:
+        """Log-likelihoods of the target tokens of every suffix of the rows, in order: float32."""
         batch = _collate(rows, self.lm)
         hidden = self.lm.model.base_model(**batch.inputs, use_cache=False).last_hidden_state  # (R, L, hidden)
         labels = batch.inputs["input_ids"][batch.rows, batch.columns]
-        loss = self.lm.target_loss(hidden[batch.rows, batch.columns - 1], labels).double()
-        sums = torch.zeros(sum(len(row.suffixes) for row in rows), dtype=torch.float64, device=loss.device)
-        return -sums.index_add(0, batch.owners, loss).cpu().numpy()
+        loss = self.lm.target_loss(hidden[batch.rows, batch.columns - 1], labels)  # (T,), suffix by suffix
+        ends = np.cumsum([suffix.target_tokens for row in rows for suffix in row.suffixes])
+        return np.split(-loss.cpu().numpy(), ends[:-1])
 
 
 @dataclass
 class _Batch:
     inputs: dict[str, Tensor]
-    rows: Tensor  # (T,) row of each target token
+    rows: Tensor  # (T,) row of each target token, suffix by suffix
     columns: Tensor  # (T,) its column
-    owners: Tensor  # (T,) number of its suffix in the batch
 
 
 def _collate(rows: list[_Row], lm: FrozenLM) -> _Batch:
@@ -241,8 +259,7 @@ def _collate(rows: list[_Row], lm: FrozenLM) -> _Batch:
     ids = np.zeros((len(rows), length), np.int64)
     positions = np.zeros_like(ids)
     segments = np.full_like(ids, -1)  # 0: prefix, 1, 2, ...: suffixes, -1: padding
-    targets: list[tuple[int, int, int]] = []
-    owner = 0
+    targets: list[tuple[int, int]] = []
     for r, row in enumerate(rows):
         start = len(row.prefix)
         ids[r, :start], positions[r, :start], segments[r, :start] = row.prefix, np.arange(start), 0
@@ -251,14 +268,14 @@ def _collate(rows: list[_Row], lm: FrozenLM) -> _Batch:
             end = at + len(suffix.ids)
             ids[r, at:end], segments[r, at:end] = suffix.ids, number
             positions[r, at:end] = np.arange(start, start + len(suffix.ids))
-            targets += [(r, at + i, owner) for i, marked in enumerate(suffix.target) if marked]
-            owner, at = owner + 1, end
+            targets += [(r, at + i) for i, marked in enumerate(suffix.target) if marked]
+            at = end
     inputs = {"input_ids": torch.from_numpy(ids)}
     if any(len(row.suffixes) > 1 for row in rows):  # else causality alone is right: padding comes last
         inputs["position_ids"] = torch.from_numpy(positions)
         inputs["attention_mask"] = _row_mask(torch.from_numpy(segments), lm)
     index = torch.tensor(targets).T.to(lm.device)
-    return _Batch({k: v.to(lm.device) for k, v in inputs.items()}, index[0], index[1], index[2])
+    return _Batch({k: v.to(lm.device) for k, v in inputs.items()}, index[0], index[1])
 
 
 def _row_mask(segments: Tensor, lm: FrozenLM) -> Tensor:

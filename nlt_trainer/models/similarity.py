@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ Features = Iterable[dict[str, Tensor]]
 """Tokenised queries (B texts), then tokenised candidates (B * K texts, query-major: row `b * K + k`)."""
 
 
-def embed(model: nn.Module, features: Features) -> tuple[Tensor, Tensor]:
+def embed(model: Callable[[dict[str, Any]], Any], features: Features) -> tuple[Tensor, Tensor]:
     """Unit-length embeddings in float32: queries `(B, D)` and candidates `(B, K, D)`."""
     queries, documents = (
         nn.functional.normalize(model(dict(f))["sentence_embedding"].float(), dim=-1) for f in features
@@ -33,17 +34,21 @@ def all_cosines(queries: Tensor, documents: Tensor) -> Tensor:
         return queries @ documents.T
 
 
-def candidate_scores(model: nn.Module, features: Features, temperature: float) -> Tensor:
-    """Cosine of each query with its own candidates over the temperature, float32: `(B, K)`."""
-    return own_cosines(*embed(model, features)) / temperature
-
-
 def gain_of(labels: Mapping[str, Tensor]) -> Tensor:
     """The batch's likelihood gains, `(B, K)`, nats per target token.
 
     Raises:
         NLTError: the batch has none.
     """
-    if "gain" not in labels:
-        raise NLTError("the batch has no gains; run `nlt score` first or give NLTCollator a scorer")
-    return labels["gain"]
+    return label_of(labels, "gain", remedy="run `nlt score` first or give NLTCollator a scorer")
+
+
+def label_of(labels: Mapping[str, Tensor], name: str, *, remedy: str) -> Tensor:
+    """An entry of the batch that is no encoder input.
+
+    Raises:
+        NLTError: the batch does not have it.
+    """
+    if name not in labels:
+        raise NLTError(f"the batch has no {name}; {remedy}")
+    return labels[name]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.attention import ScoreInjection, enable_document_attention
@@ -15,10 +15,10 @@ from nlt_trainer.models.document_prompts import DocumentPrompts
 from nlt_trainer.models.document_reader import DocumentReader
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
-from nlt_trainer.models.similarity import Features, candidate_scores
+from nlt_trainer.models.objective import Objective
 
 
-class DREAMLoss(nn.Module):
+class DREAMLoss(Objective):
     r"""Next-token loss of the target under a frozen LLM whose selected heads share attention as the encoder scores.
 
     With :math:`w_{bk} = \mathrm{softmax}_k(\cos(e(q_b), e(d_{bk})) / \tau)`, a selected head's attention p, from every
@@ -76,9 +76,7 @@ class DREAMLoss(nn.Module):
         micro_batch_size: int = 2,
         document_cache_bytes: int = 0,
     ) -> None:
-        super().__init__()
-        if temperature <= 0:
-            raise NLTError(f"temperature is {temperature}; it must be greater than 0")
+        super().__init__(model, temperature=temperature)
         if not 0 <= share_floor < 1:
             raise NLTError(
                 f"share_floor is {share_floor}; it must be at least 0 and below 1, where nothing would train"
@@ -87,15 +85,15 @@ class DREAMLoss(nn.Module):
             raise NLTError(f"micro_batch_size is {micro_batch_size}; it must be at least 1")
         heads.check(lm)
         enable_document_attention(lm)
-        self.model = model
-        self.temperature = temperature
         self.share_floor = share_floor
         self.micro_batch_size = micro_batch_size
         self.reader = DocumentReader(lm, cache_bytes=document_cache_bytes)
         self.heads = heads.by_layer(lm.device)
 
-    def forward(self, sentence_features: Features, labels: dict[str, Tensor]) -> dict[str, Tensor]:
-        scores = candidate_scores(self.model, sentence_features, self.temperature)
+    def compute_loss_from_embeddings(
+        self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        scores = self.own_scores(queries, documents)
         prompts = DocumentPrompts.from_dict(labels)
         return {"dream": self.compute_loss_from_scores(scores, prompts)}
 

@@ -8,22 +8,25 @@ from sentence_transformers.util import all_gather, all_gather_with_grad
 from torch import Tensor, nn
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.similarity import Features, all_cosines, embed, gain_of, own_cosines
+from nlt_trainer.models.objective import Objective
+from nlt_trainer.models.similarity import all_cosines, gain_of
 
 
-class InfoNCELoss(nn.Module):
+class InfoNCELoss(Objective):
     r"""Cross-entropy of a query's positive candidate against the other candidates of the batch.
 
     .. math:: L = -\frac{1}{B} \sum_b \log \frac{\exp(s(q_b, d_b^+))}{\sum_d \exp(s(q_b, d))}
 
     where d runs over the query's own K candidates and, with `in_batch_negatives`, over those of all queries of the
-    global batch. A candidate with the same text as the positive is never its negative.
+    global batch. A candidate with the same text as the positive is never its negative. With `false_negative_margin` m
+    neither is one whose gain for this query is at least the positive's less m: the LLM finds it as helpful, or more.
+    A gain is known for the query's own candidates, and so for any candidate of the batch with the text of one.
 
     Inputs:
         | Texts              | Labels                                     |
         |--------------------|--------------------------------------------|
         | B queries, B x K documents | `positive` of shape `(B,)`, index of the labelled candidate, or else `gain` |
-        |                    | of shape `(B, K)`, whose best candidate is taken                                  |
+        |                    | of shape `(B, K)`, whose best candidate is taken; `gain` also for the margin       |
         |                    | `candidate_keys` of shape `(B, K)`, equal for equal texts                          |
 
     Args:
@@ -31,6 +34,7 @@ class InfoNCELoss(nn.Module):
         temperature: of the encoder's cosines.
         in_batch_negatives: whether other queries' candidates are negatives too, across processes where there are
             several (then every process needs the same batch size: set `dataloader_drop_last`).
+        false_negative_margin: m, nats per target token; `None` masks nothing but equal texts.
 
     When to use it: with labels, or to compare. Relation to its siblings: `LikelihoodGainLoss` with a teacher
     temperature near 0 and no in-batch negatives is this loss with the best candidate by gain as positive.
@@ -39,37 +43,59 @@ class InfoNCELoss(nn.Module):
 
     Example:
         ```python
-        loss = InfoNCELoss(encoder, temperature=0.05)
+        loss = InfoNCELoss(encoder, temperature=0.05, false_negative_margin=0.1)
         ```
     """
 
     def __init__(
-        self, model: SentenceTransformer, *, temperature: float = 0.05, in_batch_negatives: bool = True
+        self,
+        model: SentenceTransformer,
+        *,
+        temperature: float = 0.05,
+        in_batch_negatives: bool = True,
+        false_negative_margin: float | None = None,
     ) -> None:
-        super().__init__()
-        if temperature <= 0:
-            raise NLTError(f"temperature is {temperature}; it must be greater than 0")
-        self.model = model
-        self.temperature = temperature
+        super().__init__(model, temperature=temperature)
+        if false_negative_margin is not None and false_negative_margin < 0:
+            raise NLTError(
+                f"false_negative_margin is {false_negative_margin}; it must be at least 0, or unset for no margin"
+            )
         self.in_batch_negatives = in_batch_negatives
+        self.false_negative_margin = false_negative_margin
 
-    def forward(self, sentence_features: Features, labels: dict[str, Tensor]) -> dict[str, Tensor]:
-        queries, documents = embed(self.model, sentence_features)  # (B, D), (B, K, D)
-        positive = labels["positive"] if "positive" in labels else gain_of(labels).argmax(-1)  # (B,)
+    def compute_loss_from_embeddings(
+        self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        own_positive = labels["positive"] if "positive" in labels else gain_of(labels).argmax(-1)  # (B,)
+        not_negative = self.not_negative(labels, own_positive)  # (B, K)
+        own_keys = labels["candidate_keys"]
         if not self.in_batch_negatives:
-            scores = own_cosines(queries, documents) / self.temperature
-            return {"info_nce": self.compute_loss_from_scores(scores, positive, labels["candidate_keys"])}
+            scores, excluded = self.own_scores(queries, documents), _same_text(own_keys, own_keys, not_negative)
+            return {"info_nce": self.compute_loss_from_scores(scores, own_positive, excluded)}
         b, k = documents.shape[:2]
-        rank, keys, documents = 0, labels["candidate_keys"].flatten(), documents.flatten(0, 1)  # (B * K,), (B * K, D)
+        rank, keys, documents = 0, own_keys.flatten(), documents.flatten(0, 1)  # (B * K,), (B * K, D)
         if torch.distributed.is_initialized():  # W processes: (W * B * K,), (W * B * K, D)
             rank, keys, documents = torch.distributed.get_rank(), all_gather(keys), all_gather_with_grad(documents)
         scores = all_cosines(queries, documents) / self.temperature  # (B, W * B * K)
-        positive = positive + torch.arange(b, device=positive.device) * k + rank * b * k
-        return {"info_nce": self.compute_loss_from_scores(scores, positive, keys.expand(b, -1))}
+        positive = own_positive + torch.arange(b, device=own_positive.device) * k + rank * b * k
+        excluded = _same_text(keys.expand(b, -1), own_keys, not_negative)
+        return {"info_nce": self.compute_loss_from_scores(scores, positive, excluded)}
 
-    def compute_loss_from_scores(self, scores: Tensor, positive: Tensor, keys: Tensor) -> Tensor:
-        """Loss of scores `(B, N)`, the positives' columns `(B,)` and the candidates' keys `(B, N)`; a scalar."""
+    def not_negative(self, labels: dict[str, Tensor], positive: Tensor) -> Tensor:
+        """Which of a query's own candidates are no negatives, the positive `(B,)` included: `(B, K)` bool."""
         column = positive[:, None]
-        same_text = keys == keys.gather(1, column)  # (B, N)
-        same_text.scatter_(1, column, False)
-        return nn.functional.cross_entropy(scores.masked_fill(same_text, -torch.inf), positive)
+        if self.false_negative_margin is None:
+            return torch.zeros_like(labels["candidate_keys"], dtype=torch.bool).scatter_(1, column, True)
+        gain = gain_of(labels)
+        return gain >= gain.gather(1, column) - self.false_negative_margin
+
+    def compute_loss_from_scores(self, scores: Tensor, positive: Tensor, excluded: Tensor) -> Tensor:
+        """Loss of scores `(B, N)`, the positives' columns `(B,)` and which columns are no negatives `(B, N)`."""
+        excluded = excluded.scatter(1, positive[:, None], False)
+        return nn.functional.cross_entropy(scores.masked_fill(excluded, -torch.inf), positive)
+
+
+def _same_text(keys: Tensor, own_keys: Tensor, chosen: Tensor) -> Tensor:
+    """Which of the candidates `(B, N)` have the text of a chosen one of the query's own, `(B, K)`: `(B, N)` bool."""
+    equal = keys[:, :, None] == own_keys[:, None, :]  # (B, N, K)
+    return (equal & chosen[:, None, :]).any(-1)

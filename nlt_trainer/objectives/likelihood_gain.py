@@ -1,7 +1,8 @@
-"""Likelihood gain, distilled: the encoder's score distribution is fitted to the frozen LLM's."""
+"""Likelihood gain, distilled: the encoder's scores are fitted to the frozen LLM's gains by one of five divergences."""
 
 from __future__ import annotations
 
+from math import log
 from typing import Literal
 
 import torch
@@ -9,40 +10,58 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.similarity import Features, candidate_scores, gain_of
+from nlt_trainer.models.objective import Objective
+from nlt_trainer.models.similarity import gain_of, label_of
 
+Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "margin_mse", "listwise"]
+GainScore = Literal["mean", "sum"]
 QueryWeight = Literal["none", "positive", "gain"]
 
 
-class LikelihoodGainLoss(nn.Module):
-    r"""KL divergence from the LLM's distribution over a query's candidates to the encoder's.
+class LikelihoodGainLoss(Objective):
+    r"""Divergence of the encoder's scores over a query's candidates from the LLM's likelihood gains.
 
-    With :math:`g_{bk}` the likelihood gain of candidate k and :math:`s_{bk} = \cos(e(q_b), e(d_{bk})) / \tau`,
+    With :math:`t_{bk} = g_{bk} / \tau_T` the likelihood gain of candidate k over the teacher's temperature,
+    :math:`s_{bk} = \cos(e(q_b), e(d_{bk})) / \tau`, :math:`p = \mathrm{softmax}_k(t_b)` and
+    :math:`w = \mathrm{softmax}_k(s_b)`, the loss is :math:`\frac{1}{B} \sum_b u_b D(t_b, s_b)` with D one of
 
-    .. math:: L = \frac{1}{B} \sum_b u_b \,
-              \mathrm{KL}\left(\mathrm{softmax}_k(g_{bk} / \tau_T) \,\|\, \mathrm{softmax}_k(s_{bk})\right)
+    - `forward_kl`: :math:`\mathrm{KL}(p \| w)`
+    - `reverse_kl`: :math:`\mathrm{KL}(w \| p)`
+    - `jensen_shannon`: :math:`\frac{1}{2} \mathrm{KL}(p \| m) + \frac{1}{2} \mathrm{KL}(w \| m)`,
+      :math:`m = \frac{1}{2} (p + w)`
+    - `margin_mse`: :math:`\frac{1}{K-1} \sum_{k \neq +} ((t_+ - t_k) - (s_+ - s_k))^2` with + the candidate of the
+      highest gain, which stands where the paper has the labelled passage
+    - `listwise`: :math:`-\sum_k \log (e^{s_k} / \sum_{j: g_j \le g_k} e^{s_j})`, the Plackett-Luce likelihood of the
+      order by gain (ListMLE); equal gains share a place
 
-    Adding a constant to a query's gains changes nothing, unless the null candidate takes part: a further candidate of
-    gain 0 (no document), whose score is `null_similarity / temperature`.
+    A constant added to a query's gains, or to its scores, changes none of them, unless the null candidate takes part:
+    a further candidate of gain 0 (no document), whose score is `null_similarity / temperature`. Of the gains
+    `listwise` reads the order alone, so that the teacher's temperature reaches it by `query_weight="gain"` only.
 
     Inputs:
         | Texts              | Labels                                     |
         |--------------------|--------------------------------------------|
         | B queries, B x K documents | `gain` of shape `(B, K)`, nats per target token |
+        |                    | `target_tokens` of shape `(B,)`, for `gain_score="sum"` |
 
     Args:
         model: the encoder.
         temperature: of the encoder's cosines.
-        teacher_temperature: of the gains, nats per token.
+        teacher_temperature: of the gains, nats per target token (`mean`) or nats (`sum`).
+        divergence: D above.
+        gain_score: `mean`: nats per target token; `sum`: nats of the whole target.
         null_candidate: whether "no document" competes with the candidates; teaches the encoder's cosine a threshold.
         null_similarity: cosine at which the encoder is held to find a document no better than none.
-        query_weight: `none`: every query counts 1; `positive`: 0 where no candidate has a positive gain, else 1;
-            `gain`: the teacher's probability that some candidate is better than none.
+        query_weight: u above. `none`: every query counts 1; `positive`: 0 where no candidate has a positive gain, else
+            1; `gain`: the teacher's probability that some candidate is better than none.
 
     When to use it: first; gains are computed once, kept, and cost the training nothing. Relation to its siblings:
-    `DREAMLoss` needs the LLM at every step and no stored gains; `InfoNCELoss` keeps only the best candidate.
+    `DREAMLoss` needs the LLM at every step and no stored gains; `InfoNCELoss` keeps only the best candidate;
+    `EMDR2Loss` marginalises likelihoods instead of copying their distribution.
 
-    Source: the perplexity distillation of Atlas (arXiv 2208.03299); RePlug (arXiv 2301.12652) has the other direction.
+    Source: the perplexity distillation of Atlas (arXiv 2208.03299) has forward_kl, RePlug (arXiv 2301.12652)
+    reverse_kl, ART (arXiv 2206.10658) forward_kl with the query as target; margin_mse is of arXiv 2010.02666, listwise
+    of Xia et al., "Listwise approach to learning to rank" (ICML 2008).
 
     Example:
         ```python
@@ -57,37 +76,45 @@ class LikelihoodGainLoss(nn.Module):
         *,
         temperature: float = 0.05,
         teacher_temperature: float = 0.2,
+        divergence: Divergence = "forward_kl",
+        gain_score: GainScore = "mean",
         null_candidate: bool = False,
         null_similarity: float = 0.0,
         query_weight: QueryWeight = "none",
     ) -> None:
-        super().__init__()
-        for name, value in (("temperature", temperature), ("teacher_temperature", teacher_temperature)):
-            if value <= 0:
-                raise NLTError(f"{name} is {value}; it must be greater than 0")
+        super().__init__(model, temperature=temperature)
+        if teacher_temperature <= 0:
+            raise NLTError(f"teacher_temperature is {teacher_temperature}; it must be greater than 0")
+        if divergence not in DIVERGENCES:
+            raise NLTError(f"divergence {divergence!r} is unknown; choose one of {', '.join(DIVERGENCES)}")
+        if gain_score not in {"mean", "sum"}:
+            raise NLTError(f"gain_score {gain_score!r} is unknown; choose mean or sum")
         if query_weight not in {"none", "positive", "gain"}:
             raise NLTError(f"query_weight {query_weight!r} is unknown; choose none, positive or gain")
-        self.model = model
-        self.temperature = temperature
         self.teacher_temperature = teacher_temperature
+        self.divergence = divergence
+        self.gain_score = gain_score
         self.null_candidate = null_candidate
         self.null_similarity = null_similarity
         self.query_weight = query_weight
 
-    def forward(self, sentence_features: Features, labels: dict[str, Tensor]) -> dict[str, Tensor]:
-        scores = candidate_scores(self.model, sentence_features, self.temperature)
-        return {"likelihood_gain": self.compute_loss_from_scores(scores, gain_of(labels))}
+    def compute_loss_from_embeddings(
+        self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        gain = gain_of(labels)
+        if self.gain_score == "sum":
+            remedy = "run `nlt score` again; it writes them into the gains file"
+            gain = gain * label_of(labels, "target_tokens", remedy=remedy)[:, None]
+        return {"likelihood_gain": self.compute_loss_from_scores(self.own_scores(queries, documents), gain)}
 
     def compute_loss_from_scores(self, scores: Tensor, gain: Tensor) -> Tensor:
-        """Loss of scores and gains, both `(B, K)`; a scalar in float32."""
+        """Loss of scores and gains (mean or sum, as they come), both `(B, K)`; a scalar in the scores' dtype."""
         teacher = gain.to(scores) / self.teacher_temperature
         weight = self._weight(teacher)
         if self.null_candidate:
             teacher = nn.functional.pad(teacher, (0, 1), value=0.0)  # (B, K + 1)
             scores = nn.functional.pad(scores, (0, 1), value=self.null_similarity / self.temperature)
-        log_teacher, log_student = teacher.log_softmax(-1), scores.log_softmax(-1)
-        divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(-1)  # (B,)
-        return (weight * divergence).mean()
+        return (weight * DIVERGENCES[self.divergence](teacher, scores)).mean()
 
     def _weight(self, teacher: Tensor) -> Tensor:
         """Weight of each query, `(B,)`, between 0 and 1; the same whatever else is in the batch."""
@@ -96,3 +123,42 @@ class LikelihoodGainLoss(nn.Module):
         if self.query_weight == "gain":
             return 1 - nn.functional.pad(teacher, (0, 1)).softmax(-1)[:, -1]
         return torch.ones_like(teacher[:, 0])
+
+
+# Each takes the logits of teacher and student, `(B, K)`, and returns `(B,)`.
+
+
+def forward_kl(teacher: Tensor, student: Tensor) -> Tensor:
+    log_p, log_w = teacher.log_softmax(-1), student.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_w)).sum(-1)
+
+
+def reverse_kl(teacher: Tensor, student: Tensor) -> Tensor:
+    return forward_kl(student, teacher)
+
+
+def jensen_shannon(teacher: Tensor, student: Tensor) -> Tensor:
+    log_p, log_w = teacher.log_softmax(-1), student.log_softmax(-1)
+    log_m = torch.logaddexp(log_p, log_w) - log(2)
+    return 0.5 * (log_p.exp() * (log_p - log_m) + log_w.exp() * (log_w - log_m)).sum(-1)
+
+
+def margin_mse(teacher: Tensor, student: Tensor) -> Tensor:
+    difference = teacher - student
+    best = difference.gather(-1, teacher.argmax(-1, keepdim=True))  # (B, 1)
+    return (best - difference).square().sum(-1) / max(teacher.shape[-1] - 1, 1)
+
+
+def listwise(teacher: Tensor, student: Tensor) -> Tensor:
+    not_better = teacher[:, None, :] <= teacher[:, :, None]  # (B, K, K): candidate j may follow candidate k
+    rest = student[:, None, :].masked_fill(~not_better, -torch.inf).logsumexp(-1)  # (B, K)
+    return (rest - student).sum(-1)
+
+
+DIVERGENCES = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jensen_shannon": jensen_shannon,
+    "margin_mse": margin_mse,
+    "listwise": listwise,
+}

@@ -14,11 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments
 from nlt_trainer.data.candidates import QueryCandidates, read_candidates
 from nlt_trainer.data.gains import audit_teacher, write_gains
 from nlt_trainer.files import read_json, write_json
-from nlt_trainer.models.scoring import LikelihoodScorer
+from nlt_trainer.models.scoring import Likelihoods, LikelihoodScorer, likelihood_gain
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.scripts import run_main
 from nlt_trainer.scripts.common import load_llm, load_training_collection, make_scorer, processes, target_of
@@ -39,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     scorer = make_scorer(load_llm(model), data, target=target_of(data, candidates))
     start = time.monotonic()
     with state.split_between_processes(list(range(len(candidates)))) as share:
-        score(scorer, [candidates[i] for i in share], [texts[i] for i in share])
+        score(scorer, [candidates[i] for i in share], [texts[i] for i in share], tokens=data.token_likelihoods)
     state.wait_for_everyone()
     if state.is_main_process:
         seconds = time.monotonic() - start
@@ -48,9 +50,20 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{data.gains}: gains of {report['queries']} queries x {report['candidates']} candidates")
 
 
-def score(scorer: LikelihoodScorer, candidates: list[QueryCandidates], texts: list[list[str]]) -> Any:
-    """Likelihoods with and without documents, from the cache where it has them."""
-    return scorer.candidate_likelihoods([c.query for c in candidates], texts, [c.answer for c in candidates])
+def score(
+    scorer: LikelihoodScorer, candidates: list[QueryCandidates], texts: list[list[str]], *, tokens: bool
+) -> tuple[Likelihoods, Likelihoods, list[np.ndarray]]:
+    """Likelihoods with and without documents and, with `tokens`, those of single tokens with each document.
+
+    They come from the cache where it has them. Single tokens come first: an older cache has none, and what is then
+    computed replaces its sums.
+    """
+    pairs = [(text, c.query, c.answer) for c, row in zip(candidates, texts, strict=True) for text in row]
+    by_token = scorer.token_log_likelihoods(pairs) if tokens else []
+    with_document, without = scorer.candidate_likelihoods(
+        [c.query for c in candidates], texts, [c.answer for c in candidates]
+    )
+    return with_document, without, by_token
 
 
 def write_results(
@@ -66,8 +79,15 @@ def write_results(
     Where a part was in the cache already, the seconds of this call are scaled up to all tokens.
     """
     computed = scorer.lm_tokens
-    with_document, without = score(scorer, candidates, texts)
-    gain = scorer.gain([c.query for c in candidates], texts, [c.answer for c in candidates])
+    with_document, without, by_token = score(scorer, candidates, texts, tokens=data.token_likelihoods)
+    gain = likelihood_gain(with_document, without)
+    further = {
+        "target_tokens": without.target_tokens,
+        "log_likelihood": with_document.log_likelihood.reshape(gain.shape),  # (B * K,) -> (B, K)
+    }
+    k = gain.shape[1]
+    if data.token_likelihoods:
+        further["token_log_likelihoods"] = [by_token[start : start + k] for start in range(0, len(by_token), k)]
     path = audit_file(data.gains)
     earlier = read_json(path) if path.is_file() else {}
     pairs = [(text, c.query, c.answer) for c, row in zip(candidates, texts, strict=True) for text in row]
@@ -81,7 +101,7 @@ def write_results(
         "seconds": round(seconds * tokens / computed, 1) if computed else earlier.get("seconds", 0.0),
         "scorer": scorer.description,
     }
-    write_gains(data.gains, candidates, gain)
+    write_gains(data.gains, candidates, gain, further=further)
     write_json(path, report)
     return report
 

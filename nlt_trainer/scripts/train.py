@@ -16,13 +16,12 @@ from typing import Any
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from torch import nn
 
 from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments, ModelArguments, NLTTrainingArguments
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.candidates import QueryCandidates, read_candidates
-from nlt_trainer.data.collator import NLTCollator, PromptBuilder
-from nlt_trainer.data.gains import read_gains
+from nlt_trainer.data.collator import NLTCollator
+from nlt_trainer.data.gains import read_gains, read_likelihoods
 from nlt_trainer.data.training import training_dataset
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation import RetrievalEvaluator
@@ -30,9 +29,6 @@ from nlt_trainer.files import atomic_folder, read_json, write_json
 from nlt_trainer.models.encoder import load_encoder
 from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.models.lora import merge_lora
-from nlt_trainer.objectives.dream import DREAMLoss
-from nlt_trainer.objectives.info_nce import InfoNCELoss
-from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.resume import (
     SETTINGS_FILE,
@@ -43,7 +39,8 @@ from nlt_trainer.resume import (
     train_seconds,
 )
 from nlt_trainer.scripts import run_main
-from nlt_trainer.scripts.common import load_llm, load_training_collection, processes, prompt_tokens, target_of
+from nlt_trainer.scripts.common import load_training_collection, processes
+from nlt_trainer.scripts.losses import Parts, make_loss
 from nlt_trainer.scripts.score import audit_file
 from nlt_trainer.trainer import NLTTrainer
 
@@ -60,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     before = cost_before_training(model, data, args)
     encoder = load_start(model)
     dataset = make_dataset(collection, data, args, candidates=candidates)
-    loss, prompts = make_loss(encoder, model, data, args=args, candidates=candidates)
+    loss, prompts = make_loss(Parts(encoder, model, data, args, candidates))
     lm_tokens = 0 if prompts is None else prompts.count_tokens(dataset)  # also finds prompts that do not fit, now
     collator = NLTCollator(encoder, prompts=prompts, max_length=model.train_max_length, seed=args.seed)
     trainer = NLTTrainer(
@@ -124,9 +121,10 @@ def cost_before_training(model: ModelArguments, data: DataArguments, args: NLTTr
     """Seconds and LLM tokens of the stages before: scoring, and head detection for DREAM; 0 where nothing is known."""
     cost = {"seconds": 0.0, "lm_tokens": 0}
     sources = []
-    if not data.labels and data.head_qrels is None:
+    reads_heads = "dream" in args.objectives
+    if args.reads_gains(data) or (reads_heads and data.head_qrels is None):
         sources.append(read_json(audit_file(data.gains)) if audit_file(data.gains).is_file() else {})
-    if args.objective == "dream":
+    if reads_heads:
         sources.append(HeadSet.load(model.heads).settings)
     for source in sources:
         cost["seconds"] += source.get("seconds", 0.0)
@@ -138,60 +136,17 @@ def make_dataset(
     collection: Collection, data: DataArguments, args: NLTTrainingArguments, *, candidates: list[QueryCandidates]
 ) -> Dataset:
     """The objective's training rows: gains only where it reads them, labels only where the recipe asks for them."""
-    labelled = args.objective == "info_nce" and data.labels
+    labelled = args.reads_labels(data)
     if labelled and data.train_split is None:
         raise NLTError("labels: true takes positives from qrels/<train_split>.tsv; set train_split")
-    needs_gain = args.objective == "likelihood_gain" or (args.objective == "info_nce" and not labelled)
+    names = args.reads_likelihoods
     return training_dataset(
         collection,
         candidates,
-        gain=read_gains(data.gains, candidates) if needs_gain else None,
+        gain=read_gains(data.gains, candidates) if args.reads_gains(data) else None,
+        likelihoods=read_likelihoods(data.gains, candidates, names) if names else None,
         qrels=collection.split_qrels(str(data.train_split)) if labelled else None,
     )
-
-
-def make_loss(
-    encoder: SentenceTransformer,
-    model: ModelArguments,
-    data: DataArguments,
-    *,
-    args: NLTTrainingArguments,
-    candidates: list[QueryCandidates],
-) -> tuple[nn.Module, PromptBuilder | None]:
-    """The objective and, where it reads the LLM, what builds its prompts."""
-    if args.objective == "likelihood_gain":
-        loss: nn.Module = LikelihoodGainLoss(
-            encoder,
-            temperature=args.temperature,
-            teacher_temperature=args.teacher_temperature,
-            null_candidate=args.null_candidate,
-            null_similarity=args.null_similarity,
-            query_weight=args.query_weight,  # type: ignore[arg-type]  # checked by the loss
-        )
-        return loss, None
-    if args.objective == "info_nce":
-        loss = InfoNCELoss(encoder, temperature=args.temperature, in_batch_negatives=args.in_batch_negatives)
-        return loss, None
-    heads, lm = HeadSet.load(model.heads), load_llm(model)
-    loss = DREAMLoss(
-        encoder,
-        lm,
-        heads=heads,
-        temperature=args.temperature,
-        share_floor=args.share_floor,
-        micro_batch_size=args.lm_micro_batch_size,
-        document_cache_bytes=int(args.document_cache_gib * 2**30),
-    )
-    prompts = PromptBuilder(
-        prompt_tokens(lm, data),
-        target_of(data, candidates),
-        lm.context_length,
-        layout=data.document_layout,  # type: ignore[arg-type]  # checked by DataArguments
-        foreign=[(c.query, c.answer) for c in candidates],
-        contrast_targets=args.contrast_targets,
-        seed=args.seed,
-    )
-    return loss, prompts
 
 
 def save_encoder(folder: Path, encoder: SentenceTransformer) -> None:

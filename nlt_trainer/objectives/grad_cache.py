@@ -1,0 +1,107 @@
+"""Gradient caching: large batches of texts in the memory of a small one, for any objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.models.objective import Objective
+from nlt_trainer.models.similarity import Features, embed
+
+
+class GradCacheLoss(Objective):
+    r"""An objective whose encoder embeds a few texts at a time, with the gradient of the whole batch.
+
+    Texts are embedded part by part and only their embeddings kept; the objective is computed on all of them; backward,
+    its gradient with respect to the embeddings comes first, and from there each part is embedded again, with the same
+    random numbers, and differentiated before the next one. Loss and gradient are those of the objective itself; a
+    step encodes every text twice, and its memory holds the activations of one part.
+
+    Inputs: those of the objective.
+
+    Args:
+        objective: any, a `MixtureLoss` too.
+        micro_batch_size: texts that the encoder embeds at once.
+
+    When to use it: where B queries with K candidates do not fit in memory. Relation to its siblings: `DREAMLoss` has a
+    `micro_batch_size` of its own, for the LLM; both hold at once.
+
+    Source: GradCache (arXiv 2101.06983). Here autograd does the bookkeeping: each part is a `torch.utils.checkpoint`,
+    whose backward passes run one after another because a later part of the forward pass comes first.
+
+    Example:
+        ```python
+        loss = GradCacheLoss(InfoNCELoss(encoder), micro_batch_size=32)
+        ```
+    """
+
+    def __init__(self, objective: Objective, *, micro_batch_size: int) -> None:
+        if micro_batch_size < 1:
+            raise NLTError(f"encoder_micro_batch_size is {micro_batch_size}; it must be at least 1")
+        if isinstance(objective.model[0], StaticEmbedding):
+            raise NLTError(
+                "the encoder is a table of token embeddings, which keeps no activations; leave "
+                "encoder_micro_batch_size out"
+            )
+        super().__init__(objective.model, temperature=objective.temperature)
+        self.objective = objective
+        self.micro_batch_size = micro_batch_size
+
+    def forward(self, sentence_features: Features, labels: dict[str, Tensor]) -> dict[str, Tensor]:
+        embeddings = embed(_EncoderInParts(self.model, self.micro_batch_size), sentence_features)
+        return self.compute_loss_from_embeddings(*embeddings, labels)
+
+    def compute_loss_from_embeddings(
+        self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = self.objective.compute_loss_from_embeddings(queries, documents, labels)
+        return terms
+
+
+@dataclass(eq=False)
+class _EncoderInParts:
+    """Stands for the encoder where texts are embedded; `size` of them at a time, without keeping activations."""
+
+    model: nn.Module
+    size: int
+
+    def __call__(self, features: dict[str, Any]) -> dict[str, Tensor]:
+        tensors = {name: value for name, value in features.items() if isinstance(value, Tensor)}
+        lengths = {len(value) for value in tensors.values()}
+        if len(lengths) != 1:
+            raise NLTError(
+                "the encoder's inputs are packed and cannot be cut into parts; leave encoder_micro_batch_size out"
+            )
+        parts = [
+            checkpoint(
+                _Part(self.model),
+                {**features, **{name: value[start : start + self.size] for name, value in tensors.items()}},
+                use_reentrant=False,
+            )
+            for start in range(0, lengths.pop(), self.size)
+        ]
+        return {"sentence_embedding": torch.cat(parts)}
+
+
+@dataclass(eq=False)
+class _Part:
+    """Embeds one part: first by the wrapped encoder, then, in the backward pass, by the encoder inside.
+
+    DistributedDataParallel awaits the gradients of a forward pass of its own; another one amid a backward pass would
+    start its count anew.
+    """
+
+    model: nn.Module
+
+    def __call__(self, features: dict[str, Any]) -> Tensor:
+        embedding: Tensor = self.model(dict(features))["sentence_embedding"]
+        if isinstance(self.model, DistributedDataParallel):
+            self.model = self.model.module
+        return embedding

@@ -1,0 +1,201 @@
+"""Gradient caching against one graph over the whole batch: gradients, dropout, memory, evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.models.document_prompts import build_prompts
+from nlt_trainer.models.frozen_lm import FrozenLM
+from nlt_trainer.models.heads import HeadSet
+from nlt_trainer.models.objective import Objective
+from nlt_trainer.models.prompt_tokens import PromptTokens
+from nlt_trainer.models.similarity import Features
+from nlt_trainer.objectives.dream import DREAMLoss
+from nlt_trainer.objectives.emdr2 import EMDR2Loss
+from nlt_trainer.objectives.grad_cache import GradCacheLoss
+from nlt_trainer.objectives.info_nce import InfoNCELoss
+from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
+from nlt_trainer.objectives.mixture import MixtureLoss
+from nlt_trainer.prompts import PromptTemplate
+
+QUERIES = ["how is tea made", "which bird hunts at night", "what makes the tides"]
+DOCUMENTS = ["leaves", "an owl", "silk of a moth", "an owl hunts", "the moon pulls the sea", "bread rises"]
+
+
+@pytest.fixture
+def batch(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    """Encoder inputs and labels of 3 queries with 2 candidates, enough for every objective."""
+    tokens = PromptTokens(tiny_lm.tokenizer, PromptTemplate(), max_document_tokens=16)
+    rows = [DOCUMENTS[2 * b : 2 * b + 2] for b in range(3)]
+    labels = {
+        "gain": torch.tensor([[0.4, 0.1], [0.2, 0.3], [-0.1, 0.5]]),
+        "candidate_keys": torch.arange(6).reshape(3, 2),
+        "target_tokens": torch.tensor([3, 2, 4]),
+        "log_likelihood": torch.tensor([[-4.0, -6.0], [-3.0, -2.0], [-9.0, -7.5]]),
+        **build_prompts(tokens, QUERIES, rows, target="query", context_length=256).as_dict(),
+    }
+    return [tiny_encoder.preprocess(QUERIES), tiny_encoder.preprocess(DOCUMENTS)], labels
+
+
+def dream(encoder: SentenceTransformer, lm: FrozenLM) -> DREAMLoss:
+    heads = HeadSet(((1, 2), (0, 3)), ((1.0,) * 4,) * 2, lm.name, lm.fingerprint, {})
+    return DREAMLoss(encoder, lm, heads=heads, temperature=0.3, micro_batch_size=2)
+
+
+OBJECTIVES: dict[str, Callable[[SentenceTransformer, FrozenLM], Objective]] = {
+    "likelihood_gain": lambda encoder, lm: LikelihoodGainLoss(encoder),
+    "info_nce": lambda encoder, lm: InfoNCELoss(encoder),
+    "emdr2": lambda encoder, lm: EMDR2Loss(encoder),
+    "dream": dream,
+    "mixture": lambda encoder, lm: MixtureLoss([LikelihoodGainLoss(encoder), dream(encoder, lm)], weights=[1.0, 0.5]),
+}
+
+
+def gradients(loss: nn.Module, features: Features, labels: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """Named terms, and the gradient of their sum as one vector."""
+    loss.zero_grad()
+    terms = loss(features, labels)
+    torch.stack(list(terms.values())).sum().backward()
+    flat = [p.grad.flatten() for p in loss.parameters() if p.grad is not None]
+    return {name: value.detach() for name, value in terms.items()}, torch.cat(flat).clone()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("micro_batch_size", [1, 4, 100])
+def test_loss_and_gradient_are_those_of_the_objective(
+    tiny_encoder: SentenceTransformer,
+    tiny_lm: FrozenLM,
+    batch: tuple[list[dict[str, Tensor]], dict[str, Tensor]],
+    objective: str,
+    micro_batch_size: int,
+) -> None:
+    """Reference: the objective itself, one graph over the whole batch; parts of one text, of some, of all."""
+    plain = OBJECTIVES[objective](tiny_encoder, tiny_lm)
+    expected, expected_gradient = gradients(plain, *batch)
+    found, gradient = gradients(GradCacheLoss(plain, micro_batch_size=micro_batch_size), *batch)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-6)
+    scale = float(expected_gradient.abs().max())
+    assert float((gradient - expected_gradient).abs().max()) < min(1e-6 * max(scale, 1), 1e-5 * scale)
+    assert scale > 1e-3
+
+
+@pytest.fixture
+def encoder_with_dropout(tiny_encoder_folder: Path) -> SentenceTransformer:
+    """The tiny encoder's tokenizer and shape with dropout of 0.2 everywhere, in training mode."""
+    torch.manual_seed(0)
+    config = BertConfig.from_pretrained(tiny_encoder_folder.parent / "bert", hidden_dropout_prob=0.2)
+    transformer = Transformer(str(tiny_encoder_folder.parent / "bert"), max_seq_length=64)
+    transformer.model = BertModel(config)
+    return SentenceTransformer(modules=[transformer, Pooling(32, pooling_mode="mean")], device="cpu").train()
+
+
+class InPartsWithGraph(nn.Module):
+    """The reference for dropout: the same parts and hence the same random numbers, all in one graph."""
+
+    def __init__(self, model: SentenceTransformer, size: int) -> None:
+        super().__init__()
+        self.model, self.size = model, size
+
+    def __call__(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        parts = []
+        for start in range(0, len(features["input_ids"]), self.size):
+            part = {k: v[start : start + self.size] if isinstance(v, Tensor) else v for k, v in features.items()}
+            parts.append(self.model(part)["sentence_embedding"])
+        return {"sentence_embedding": torch.cat(parts)}
+
+
+def test_dropout_is_replayed(
+    encoder_with_dropout: SentenceTransformer, batch: tuple[list[dict[str, Tensor]], dict[str, Tensor]]
+) -> None:
+    """Reference: the same parts in one graph from the same seed; another seed gives another gradient."""
+    plain = LikelihoodGainLoss(encoder_with_dropout)
+    in_parts = LikelihoodGainLoss(encoder_with_dropout)
+    in_parts.model = InPartsWithGraph(encoder_with_dropout, 2)  # type: ignore[assignment]
+    found, expected = [], []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        expected.append(gradients(in_parts, *batch)[1])
+        torch.manual_seed(seed)
+        found.append(gradients(GradCacheLoss(plain, micro_batch_size=2), *batch)[1])
+        assert float((found[-1] - expected[-1]).abs().max()) < 1e-6 * max(1, float(expected[-1].abs().max()))
+    assert float((found[0] - found[1]).abs().max()) > 1e-2
+
+
+def test_the_random_state_goes_on_as_without(
+    encoder_with_dropout: SentenceTransformer, batch: tuple[list[dict[str, Tensor]], dict[str, Tensor]]
+) -> None:
+    """Reference: the generator after the forward pass alone; the replay must not draw from it."""
+    loss = GradCacheLoss(LikelihoodGainLoss(encoder_with_dropout), micro_batch_size=2)
+    terms = loss(*batch)
+    state = torch.get_rng_state()
+    terms["likelihood_gain"].backward()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_one_part_is_alive_at_a_time(
+    tiny_encoder: SentenceTransformer, batch: tuple[list[dict[str, Tensor]], dict[str, Tensor]]
+) -> None:
+    """Reference: the order of passes, first all parts forward, then each part forward and backward before the next."""
+    order: list[str] = []
+    module = tiny_encoder[0].auto_model.embeddings  # the first to go forward, the last to go backward
+
+    def forward(module: nn.Module, arguments: object, output: Tensor) -> None:
+        order.append("forward")
+        if output.requires_grad:
+            output.register_hook(lambda gradient: order.append("backward"))
+
+    handle = module.register_forward_hook(forward)
+    loss = GradCacheLoss(LikelihoodGainLoss(tiny_encoder), micro_batch_size=3)
+    loss(*batch)["likelihood_gain"].backward()
+    handle.remove()
+    assert order == ["forward"] * 3 + ["forward", "backward"] * 3
+
+
+def test_without_a_graph_the_loss_is_the_same(
+    tiny_encoder: SentenceTransformer, batch: tuple[list[dict[str, Tensor]], dict[str, Tensor]]
+) -> None:
+    """Reference: the objective, as evaluation inside a trainer calls it."""
+    plain = LikelihoodGainLoss(tiny_encoder)
+    with torch.no_grad():
+        found = GradCacheLoss(plain, micro_batch_size=2)(*batch)["likelihood_gain"]
+        torch.testing.assert_close(found, plain(*batch)["likelihood_gain"], rtol=1e-6, atol=1e-6)
+    assert not found.requires_grad
+
+
+def test_autocast_is_replayed(
+    tiny_encoder: SentenceTransformer, batch: tuple[list[dict[str, Tensor]], dict[str, Tensor]]
+) -> None:
+    """Reference: the objective in bfloat16, whose backward pass runs outside the autocast block."""
+    plain = LikelihoodGainLoss(tiny_encoder)
+    vectors = []
+    for loss in (plain, GradCacheLoss(plain, micro_batch_size=100)):
+        loss.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            value = loss(*batch)["likelihood_gain"]
+        value.backward()
+        vectors.append(torch.cat([p.grad.flatten() for p in loss.parameters() if p.grad is not None]))
+    torch.testing.assert_close(vectors[1], vectors[0], rtol=1e-5, atol=1e-6)
+
+
+def test_wrong_settings_are_refused(
+    tiny_encoder: SentenceTransformer, tiny_static_encoder: SentenceTransformer
+) -> None:
+    """Reference: the value and the remedy in each message."""
+    with pytest.raises(NLTError, match="encoder_micro_batch_size is 0; it must be at least 1"):
+        GradCacheLoss(LikelihoodGainLoss(tiny_encoder), micro_batch_size=0)
+    with pytest.raises(NLTError, match=r"table of token embeddings.*leave encoder_micro_batch_size out"):
+        GradCacheLoss(LikelihoodGainLoss(tiny_static_encoder), micro_batch_size=2)
+    packed = {"input_ids": torch.zeros(1, 9, dtype=torch.int64), "cu_seq_lens_q": torch.tensor([0, 4, 9])}
+    with pytest.raises(NLTError, match="packed and cannot be cut into parts"):
+        GradCacheLoss(LikelihoodGainLoss(tiny_encoder), micro_batch_size=2)([packed, packed], {})
