@@ -13,8 +13,10 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.models.document_prompts import DocumentLayout
 from nlt_trainer.prompts import PromptTemplate
 
-OBJECTIVES = ("likelihood_gain", "dream", "emdr2", "info_nce")
-LLM_OBJECTIVES = frozenset({"dream"})
+OBJECTIVES = ("likelihood_gain", "dream", "emdr2", "loop", "adist", "revela", "info_nce")
+PROMPT_OBJECTIVES = frozenset({"dream", "loop", "adist"})
+"""Those that read the LLM at every step, in one prompt of K documents a query."""
+LLM_OBJECTIVES = PROMPT_OBJECTIVES | {"revela"}
 """Those that read the LLM at every step."""
 
 
@@ -50,6 +52,13 @@ class ModelArguments:
     llm_revision: str | None = field(default=None, metadata={"help": "Revision of an LLM from the Hub."})
     adapter: str | None = field(
         default=None, metadata={"help": "LoRA adapter of the LLM, Hub id or folder; merged into it and frozen."}
+    )
+    llm_lora: dict[str, int | float | str | list[str]] | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of peft.LoraConfig for an adapter of the LLM that is trained with the encoder and then "
+            "dropped (revela); unset: the LLM is frozen."
+        },
     )
     llm_dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
     heads: str = field(
@@ -168,7 +177,11 @@ class NLTTrainingArguments(SentenceTransformerTrainingArguments):
         },
     )
     teacher_temperature: float = field(
-        default=0.2, metadata={"help": "Temperature of the gains in nats per token, or nats (likelihood_gain)."}
+        default=0.2,
+        metadata={
+            "help": "Temperature of the teacher: gains in nats per token, or nats (likelihood_gain), losses in nats "
+            "per token (loop), attention over its mean (adist)."
+        },
     )
     divergence: str = field(
         default="forward_kl",
@@ -195,7 +208,11 @@ class NLTTrainingArguments(SentenceTransformerTrainingArguments):
         default="sequence", metadata={"help": "What is marginalised over candidates: sequence or token (emdr2)."}
     )
     lm_micro_batch_size: int = field(
-        default=2, metadata={"help": "Queries that the LLM reads at once (dream); changes memory, not the gradient."}
+        default=2,
+        metadata={
+            "help": "Queries that the LLM reads at once in training, in prompts of K documents (dream, adist), K such "
+            "prompts each (loop) or K + 1 chunks each (revela); changes memory, not the gradient."
+        },
     )
     document_cache_gib: float = field(
         default=0.0,

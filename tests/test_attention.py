@@ -16,6 +16,7 @@ from nlt_trainer.models.attention import (
     MASKED,
     AttentionMass,
     ScoreInjection,
+    ValueMass,
     document_attention,
     enable_document_attention,
     log_mass,
@@ -268,6 +269,23 @@ def test_recorded_mass_is_that_of_eager_attention(tiny_lm: FrozenLM) -> None:
         for d in range(K):
             own = (attentions[layer] * (DOCUMENTS == d)[:, None, None]).sum(-1)[:, :, 7:].mean(-1)  # (B, H)
             torch.testing.assert_close(recorder.mass[layer][..., d], own, rtol=1e-4, atol=1e-5)
+
+
+def test_recorded_values_are_those_of_the_formula(projections: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Reference: attention times norm of the value in numpy float64, token by token, with grouped-query heads."""
+    _, weights = numpy_attention(projections, LOG_WEIGHTS, [])
+    norms = np.linalg.norm(projections[2].double().numpy(), axis=-1)  # (B, key heads, T)
+    rows = ROWS[0].numpy()
+    expected = np.zeros((2, HEADS, K))
+    for b in range(2):
+        for h in range(HEADS):
+            for t in range(LENGTH):
+                if (d := int(DOCUMENTS[b, t])) < K:
+                    expected[b, h, d] += weights[b, h, rows, t].mean() * norms[b, h // 2, t]
+    recorder = ValueMass(DOCUMENTS, ROWS, K)
+    options: dict[str, Any] = {"scaling": SIZE**-0.5, "document_attention": recorder}
+    document_attention(LAYER, *projections, None, **options)  # type: ignore[arg-type]
+    np.testing.assert_allclose(recorder.mass[0].numpy(), expected, rtol=1e-5)
 
 
 SETTINGS: dict[str, Any] = {

@@ -13,6 +13,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.models.chunk_attention import ChunkAttention
 from nlt_trainer.models.frozen_lm import FrozenLM
 
 IMPLEMENTATION = "nlt_document_attention"
@@ -81,11 +82,28 @@ class AttentionMass:
     def heads_of(self, layer: int) -> None:
         return None
 
-    def record(self, logits: Tensor, layer: int) -> None:
-        """Take in a layer's masked attention logits `(B, H, S, T)`."""
+    def record(self, logits: Tensor, value: Tensor, layer: int) -> None:
+        """Take in a layer's masked attention logits `(B, H, S, T)` and values `(B, key-value heads, T, head size)`."""
         log_share = log_mass(logits, self.documents, self.num_documents) - logits.logsumexp(-1, keepdim=True)
         rows = self.rows[:, None, :, None]
         self.mass[layer] = (log_share.exp() * rows).sum(2) / rows.sum(2)  # (B, H, K)
+
+
+@dataclass(frozen=True)
+class ValueMass(AttentionMass):
+    """Record attention times the norm of what is attended to: the sum of p_t |v_t| over each document's tokens.
+
+    Args are those of `AttentionMass`; `mass` holds the sums, averaged over `rows`.
+    """
+
+    def record(self, logits: Tensor, value: Tensor, layer: int) -> None:
+        rows = self.rows[:, None, :, None]
+        share = (logits.softmax(-1) * rows).sum(2) / rows.sum(2)  # (B, H, T)
+        norm = value.float().norm(dim=-1)  # (B, key-value heads, T)
+        weighted = share * norm.repeat_interleave(share.shape[1] // norm.shape[1], dim=1)  # (B, H, T)
+        total = weighted.new_zeros(*weighted.shape[:2], self.num_documents + 1)
+        index = self.documents[:, None, :].expand_as(weighted)
+        self.mass[layer] = total.scatter_add(-1, index, weighted)[..., : self.num_documents]  # (B, H, K)
 
 
 def log_mass(logits: Tensor, documents: Tensor, num_documents: int) -> Tensor:
@@ -105,7 +123,7 @@ def document_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    document_attention: ScoreInjection | AttentionMass | None = None,
+    document_attention: ScoreInjection | AttentionMass | ChunkAttention | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention function for `AttentionInterface`: fused attention, with explicit weights for selected heads only.
@@ -117,7 +135,7 @@ def document_attention(
         value: shaped as `key`.
         attention_mask: `(B, 1, S, T)` bool, True where a key is seen; `None` means causal.
         scaling: factor of the attention logits.
-        document_attention: what to do with documents; `None` is fused attention alone.
+        document_attention: what to do with documents or chunks; `None` is fused attention alone.
         **kwargs: passed on to the fused attention, which refuses what it cannot do (a soft cap of the logits).
 
     Returns:
@@ -125,9 +143,11 @@ def document_attention(
     """
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # every attention module of transformers has an integer here
-    if isinstance(document_attention, AttentionMass):
+    if isinstance(document_attention, ChunkAttention):
+        output = output + document_attention.added(query, layer, scaling)
+    elif isinstance(document_attention, AttentionMass):
         everything = torch.arange(query.shape[1], device=query.device)
-        document_attention.record(_logits(query, key, attention_mask, everything, scaling), layer)
+        document_attention.record(_logits(query, key, attention_mask, everything, scaling), value, layer)
     elif document_attention is not None and (heads := document_attention.heads_of(layer)) is not None:
         logits = document_attention.attend(_logits(query, key, attention_mask, heads, scaling), layer)
         weights = logits.softmax(-1).to(query.dtype)  # (B, h, S, T)

@@ -64,6 +64,10 @@ class DocumentPrompts:
         """Some of the prompts, for micro-batches."""
         return DocumentPrompts(**{name: tensor[part] for name, tensor in self.as_dict().items()})
 
+    def repeat(self, times: int) -> DocumentPrompts:
+        """Every prompt `times` times in a row: row `b * times + i`."""
+        return DocumentPrompts(**{name: t.repeat_interleave(times, dim=0) for name, t in self.as_dict().items()})
+
     def to(self, device: torch.device) -> DocumentPrompts:
         return DocumentPrompts(**{name: tensor.to(device) for name, tensor in self.as_dict().items()})
 
@@ -71,9 +75,21 @@ class DocumentPrompts:
     def num_tokens(self) -> int:
         return int(self.prompt_mask.sum() + self.suffix_mask.sum())
 
+    @property
+    def suffix_predicts(self) -> Tensor:
+        """`(B, S)` bool, True at the tokens whose successor belongs to the prompt's own target."""
+        return (self.suffix_target & (self.suffix_queries == 0)).roll(-1, dims=1)  # no suffix begins with its target
+
     def key_documents(self, num_documents: int) -> Tensor:
         """The document of every key of the two parts, `(B, P + S)`: the suffix belongs to none."""
         return torch.cat([self.documents, torch.full_like(self.suffix_ids, num_documents)], dim=1)
+
+    def document_parts(self, num_documents: int) -> Tensor:
+        """`(B, P)` int64: the document of each prompt token; what follows a document up to the next belongs to it.
+
+        Tokens before the first document have -1.
+        """
+        return torch.where(self.documents < num_documents, self.documents, -1).cummax(1).values
 
 
 def build_prompts(
@@ -152,11 +168,12 @@ def _prompt(tokens: PromptTokens, texts: Sequence[str], layout: DocumentLayout) 
     before, after = tokens.document_frame
     none, independent = len(texts), layout == "independent"
     start = [*tokens.start, *(before if independent else ())]
-    prompt = _Prompt(start, list(range(len(start))), [0] * len(start), [none] * len(start))
+    begin = len(start)
+    prompt = _Prompt(start, list(range(begin)), [0] * begin, [none] * begin)
     for k, text in enumerate(texts):
         own, _ = tokens.document(text)
         front = () if independent else before
-        at = len(start) if independent else len(prompt.ids)
+        at = begin if independent else len(prompt.ids)
         ids = [*front, *own, *after]
         prompt.ids.extend(ids)
         prompt.positions.extend(range(at, at + len(ids)))

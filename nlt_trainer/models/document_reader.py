@@ -94,11 +94,23 @@ class DocumentReader:
         return read
 
     def read_suffix(
-        self, prompts: DocumentPrompts, cache: DynamicCache, attention: ScoreInjection | AttentionMass
+        self,
+        prompts: DocumentPrompts,
+        cache: DynamicCache,
+        attention: ScoreInjection | AttentionMass | None = None,
+        *,
+        visible: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states `(B, S, hidden)` of the suffix; the cache grows by S columns."""
+        """Final hidden states `(B, S, hidden)` of the suffix; the cache grows by S columns.
+
+        Args:
+            prompts: B prompts.
+            cache: keys and values of their documents' part.
+            attention: what the attention does with documents; `None`: nothing.
+            visible: `(B, P)` bool, the prompt's tokens that the suffix sees, at unchanged positions; `None`: all.
+        """
         self.lm_tokens += int(prompts.suffix_mask.sum())
-        mask, positions = self._suffix_mask(prompts)
+        mask, positions = self._suffix_mask(prompts, prompts.prompt_mask if visible is None else visible)
         return self.lm.model.base_model(
             input_ids=prompts.suffix_ids,
             attention_mask=mask,
@@ -117,7 +129,7 @@ class DocumentReader:
         total = loss.new_zeros(len(prompts) * each).index_add(0, slot, loss)
         return (total / slot.bincount(minlength=len(total))).view(-1, each)  # (B * (1 + M),) -> (B, 1 + M)
 
-    def _suffix_mask(self, prompts: DocumentPrompts) -> tuple[Tensor, Tensor]:
+    def _suffix_mask(self, prompts: DocumentPrompts, visible: Tensor) -> tuple[Tensor, Tensor]:
         """Attention mask of a suffix over both parts, and its tokens' positions `(B, S)`.
 
         The mask is `(B, P + S)` where columns and positions run alike, which leaves causality and sliding windows to
@@ -130,10 +142,10 @@ class DocumentReader:
         queries = prompts.suffix_queries
         begin = torch.where(prompts.prompt_mask, prompts.prompt_positions, -1).amax(1, keepdim=True) + 1  # (B, 1)
         if not queries.any() and not prompts.prompt_segments.any():
-            return torch.cat([prompts.prompt_mask, prompts.suffix_mask], dim=1), begin + steps
+            return torch.cat([visible, prompts.suffix_mask], dim=1), begin + steps
         same = queries[:, :, None] == queries[:, None, :]  # (B, S, S)
         own = same & (steps[:, None] >= steps) & prompts.suffix_mask[:, None, :]
-        documents = prompts.prompt_mask[:, None, :].expand(-1, len(steps), -1)  # (B, S, P)
+        documents = visible[:, None, :].expand(-1, len(steps), -1)  # (B, S, P)
         positions = begin + steps - same.int().argmax(-1)  # the token's own query begins at its first column
         window = self.lm.sliding_window
         if window is not None and int(positions.max()) >= window:

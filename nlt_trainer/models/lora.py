@@ -1,9 +1,37 @@
-"""LoRA adapters of an encoder, merged into its weights."""
+"""LoRA adapters: those of an encoder merged into its weights, and one added to an LLM to train it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
+from peft import LoraConfig, TaskType
 from peft.tuners.tuners_utils import BaseTunerLayer
 from sentence_transformers import SentenceTransformer
+from torch import nn
+
+from nlt_trainer.models.frozen_lm import FrozenLM
+
+
+def add_llm_lora(lm: FrozenLM, lora: Mapping[str, object], *, seed: int) -> dict[str, nn.Parameter]:
+    """Put an adapter on an LLM and return its parameters, in float32, by name; all others stay frozen.
+
+    Args:
+        lm: the LLM; nobody else should read it afterwards.
+        lora: arguments of `peft.LoraConfig`, e.g. `{"r": 16, "target_modules": "all-linear"}`.
+        seed: of the adapter's random start, equal on all processes.
+    """
+    with torch.random.fork_rng(devices=[]):  # adapters are drawn on the CPU
+        torch.manual_seed(seed)
+        lm.model.add_adapter(LoraConfig(task_type=TaskType.CAUSAL_LM, **lora))  # type: ignore[arg-type]
+    lm.model.eval()
+    for module in lm.model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.train()  # for lora_dropout; the LLM's own dropout stays off
+    adapter = {name: p for name, p in lm.model.named_parameters() if p.requires_grad}
+    for parameter in adapter.values():
+        parameter.data = parameter.data.float()  # steps are smaller than what bfloat16 tells apart
+    return adapter
 
 
 def merge_lora(encoder: SentenceTransformer) -> None:

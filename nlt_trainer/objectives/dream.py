@@ -15,6 +15,7 @@ from nlt_trainer.models.document_prompts import DocumentPrompts
 from nlt_trainer.models.document_reader import DocumentReader
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
+from nlt_trainer.models.known_gradient import micro_batched_loss
 from nlt_trainer.models.objective import Objective
 
 
@@ -100,22 +101,12 @@ class DREAMLoss(Objective):
     def compute_loss_from_scores(self, scores: Tensor, prompts: DocumentPrompts) -> Tensor:
         """Loss of scores `(B, K)` and their prompts; a scalar in float32 with a gradient to the scores."""
         device = self.reader.lm.device
-        log_weights = self.log_shares(scores)
-        leaf = log_weights.detach().to(device).requires_grad_(torch.is_grad_enabled())
-        losses, gradients = [], []
-        for start in range(0, len(prompts), self.micro_batch_size):
-            part = slice(start, start + self.micro_batch_size)
-            with torch.autocast(device.type, enabled=False):  # the LLM runs in its own dtype, whatever the encoder's
-                loss = self.read(leaf[part], prompts.rows(part).to(device))  # (micro-batch,)
-            losses.append(loss.detach())
-            if leaf.requires_grad:
-                # Only this micro-batch's graph is alive, and it is freed here.
-                gradients.append(torch.autograd.grad(loss.sum(), leaf)[0])
-        loss = torch.cat(losses).mean().to(scores.device)
-        if not gradients:
-            return loss
-        gradient = torch.stack(gradients).sum(0).to(scores) / len(prompts)  # (B, K)
-        return _KnownGradient.apply(log_weights, loss, gradient)
+        return micro_batched_loss(
+            lambda log_weights, part: self.read(log_weights, prompts.rows(part).to(device)),
+            self.log_shares(scores),
+            micro_batch_size=self.micro_batch_size,
+            device=device,
+        )
 
     def log_shares(self, scores: Tensor) -> Tensor:
         """Logarithms of the documents' shares, `(B, K)`."""
@@ -142,17 +133,3 @@ class DREAMLoss(Objective):
             "llm": self.reader.lm.name,
             "heads": heads,
         }
-
-
-class _KnownGradient(torch.autograd.Function):
-    """A loss whose gradient with respect to the log-weights is known already."""
-
-    @staticmethod
-    def forward(ctx: Any, log_weights: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return upstream * gradient, None, None

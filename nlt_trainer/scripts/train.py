@@ -57,9 +57,11 @@ def main(argv: list[str] | None = None) -> None:
     before = cost_before_training(model, data, args)
     encoder = load_start(model)
     dataset = make_dataset(collection, data, args, candidates=candidates)
-    loss, prompts = make_loss(Parts(encoder, model, data, args, candidates))
-    lm_tokens = 0 if prompts is None else prompts.count_tokens(dataset)  # also finds prompts that do not fit, now
-    collator = NLTCollator(encoder, prompts=prompts, max_length=model.train_max_length, seed=args.seed)
+    loss, reading = make_loss(Parts(encoder, model, data, args, candidates))
+    lm_tokens = reading.count_tokens(args.objectives, dataset)  # also finds prompts that do not fit, now
+    collator = NLTCollator(
+        encoder, prompts=reading.prompts, chunks=reading.chunks, max_length=model.train_max_length, seed=args.seed
+    )
     trainer = NLTTrainer(
         encoder,
         args,
