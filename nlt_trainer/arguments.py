@@ -28,6 +28,10 @@ class ModelArguments:
         default="sentence-transformers/all-MiniLM-L6-v2",
         metadata={"help": "Encoder to start from: Hub id, folder, or package:<module>/<path>."},
     )
+    encoder_revision: str | None = field(default=None, metadata={"help": "Revision of an encoder from the Hub."})
+    encoder_dtype: str = field(
+        default="float32", metadata={"help": "float32, or bfloat16 for a base that only carries a LoRA adapter."}
+    )
     pooling: str | None = field(
         default=None,
         metadata={"help": "Pooling added to a plain transformer: mean, cls or lasttoken; unset for an encoder."},
@@ -51,7 +55,10 @@ class ModelArguments:
     )
     llm_revision: str | None = field(default=None, metadata={"help": "Revision of an LLM from the Hub."})
     adapter: str | None = field(
-        default=None, metadata={"help": "LoRA adapter of the LLM, Hub id or folder; merged into it and frozen."}
+        default=None,
+        metadata={
+            "help": "LoRA adapter of the LLM, Hub id or folder (adapt_scorer makes one); merged into it and frozen."
+        },
     )
     llm_lora: dict[str, int | float | str | list[str]] | None = field(
         default=None,
@@ -61,10 +68,52 @@ class ModelArguments:
         },
     )
     llm_dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
+    llm_device: str | None = field(
+        default=None,
+        metadata={"help": "Device of the LLM, e.g. cuda:1 or cpu; unset: the current accelerator, else the CPU."},
+    )
+    llm_process: bool = field(
+        default=False,
+        metadata={"help": "Keep the LLM that training reads in a process of its own; changes no loss, no gradient."},
+    )
+    shared_backbone: bool = field(
+        default=False,
+        metadata={
+            "help": "Let the encoder be a LoRA adapter on the weights of the LLM that training reads, one copy in "
+            "memory, in llm_dtype; encoder and llm name the same model, pooling and lora are set."
+        },
+    )
+    merge_lora: bool = field(
+        default=True,
+        metadata={
+            "help": "Save the encoder with its adapter merged, a folder that stands alone; false: save the adapter "
+            "alone, a small folder that names its base."
+        },
+    )
+    adapter_lora: dict[str, int | float | str | list[str]] = field(
+        default_factory=lambda: {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+        metadata={"help": "Arguments of peft.LoraConfig for the adapter of the LLM that adapt_scorer fits."},
+    )
     heads: str = field(
         default="heads.json", metadata={"help": "File of query-focused heads: detect_heads writes it, dream reads it."}
     )
     num_heads: int = field(default=16, metadata={"help": "Heads that detect_heads keeps (DREAM's paper has 16)."})
+
+    def __post_init__(self) -> None:
+        if self.shared_backbone and (self.llm_device is not None or self.llm_process):
+            raise NLTError("shared_backbone keeps encoder and LLM on one device; leave llm_device and llm_process out")
+        if self.shared_backbone and self.encoder_revision != self.llm_revision:
+            raise NLTError(
+                f"shared_backbone: encoder_revision is {self.encoder_revision!r} and llm_revision "
+                f"{self.llm_revision!r}; set both to one"
+            )
+        if not self.merge_lora and not self.lora:
+            raise NLTError("merge_lora: false saves the encoder's adapter alone, and there is none; set lora")
+        if not self.merge_lora and (self.encoder_revision or (self.shared_backbone and self.adapter)):
+            raise NLTError(
+                "merge_lora: false saves an adapter that names its base and neither a revision nor another adapter; "
+                "set merge_lora: true"
+            )
 
 
 @dataclass
@@ -73,7 +122,11 @@ class DataArguments:
 
     collection: str = field(default="collection", metadata={"help": "BEIR folder: corpus.jsonl, queries.jsonl."})
     train_split: str | None = field(
-        default=None, metadata={"help": "Train on the queries that qrels/<split>.tsv names; unset: on all queries."}
+        default=None,
+        metadata={
+            "help": "Train on the queries that qrels/<split>.tsv names (its judgements go into score's audit alone); "
+            "unset: on all queries."
+        },
     )
     max_queries: int | None = field(
         default=None, metadata={"help": "Train on this many of them, drawn by seed; unset: on all."}
@@ -123,6 +176,13 @@ class DataArguments:
         },
     )
     batch_tokens: int = field(default=4096, metadata={"help": "Tokens, with padding, in one forward pass of scoring."})
+    adapt_documents: int | None = field(
+        default=None, metadata={"help": "Documents, drawn by seed, that adapt_scorer reads alone; unset: all."}
+    )
+    adapt_pairs: bool = field(
+        default=False,
+        metadata={"help": "Let adapt_scorer also read each query after its candidate of the highest gain."},
+    )
     head_queries: int = field(default=64, metadata={"help": "Queries that detect_heads looks at."})
     head_qrels: str | None = field(
         default=None,
@@ -134,7 +194,9 @@ class DataArguments:
     dev_split: str | None = field(
         default=None, metadata={"help": "Split evaluated during training, where eval_strategy says so."}
     )
-    eval_split: str = field(default="test", metadata={"help": "Split that evaluate reports on."})
+    eval_split: str | None = field(
+        default="test", metadata={"help": "Split that evaluate reports on; null: only on eval_collections."}
+    )
     eval_collections: list[str] = field(
         default_factory=list, metadata={"help": "Further collections to report on, each FOLDER:SPLIT."}
     )

@@ -12,10 +12,16 @@ import torch
 from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.locations import content_hash, resolve_model
+from nlt_trainer.models.locations import content_hash, reason, resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +77,7 @@ class FrozenLM:
             )
             tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
         except (OSError, ValueError) as error:  # ValueError: a folder without a model that transformers knows
-            raise NLTError(f"LLM {name!r} cannot be loaded: {error}") from error
+            raise NLTError(f"LLM {name!r} cannot be loaded: {reason(error, name)}") from error
         fingerprint = {
             "weights": _weights_id(location, model),
             "adapter": None,
@@ -95,15 +101,7 @@ class FrozenLM:
         Raises:
             NLTError: its configuration does not say.
         """
-        config = self.model.config.get_text_config()
-        # An architecture-specific entry: Bloom, MPT and Mamba have no such limit.
-        length = getattr(config, "max_position_embeddings", None)
-        if length is None:
-            raise NLTError(
-                f"LLM {self.name!r}: its {type(config).__name__} has no max_position_embeddings, so that nothing says "
-                "how long a prompt may be; add the entry to its config.json or choose another decoder"
-            )
-        return int(length)
+        return context_length(self.model.config, self.name)
 
     @property
     def sliding_window(self) -> int | None:
@@ -154,6 +152,23 @@ class FrozenLM:
             for h, y in zip(hidden.split(slice_size), labels.split(slice_size), strict=True)
         ]
         return torch.cat(pieces) if pieces else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def context_length(config: PreTrainedConfig, name: str) -> int:
+    """Tokens that an LLM of this configuration reads at most.
+
+    Raises:
+        NLTError: the configuration does not say.
+    """
+    config = config.get_text_config()
+    # An architecture-specific entry: Bloom, MPT and Mamba have no such limit.
+    length = getattr(config, "max_position_embeddings", None)
+    if length is None:
+        raise NLTError(
+            f"LLM {name!r}: its {type(config).__name__} has no max_position_embeddings, so that nothing says how long "
+            "a prompt may be; add the entry to its config.json or choose another decoder"
+        )
+    return int(length)
 
 
 def _check_projection(lm: FrozenLM) -> None:

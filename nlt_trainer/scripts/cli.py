@@ -17,6 +17,7 @@ STAGES = {
     "build_stdlib": ("nlt_trainer.scripts.build_stdlib", "write Python's standard library as a BEIR folder"),
     "make_encoder": ("nlt_trainer.scripts.make_encoder", "make an encoder that was never trained for retrieval"),
     "mine": ("nlt_trainer.scripts.mine", "find candidate documents for each query"),
+    "adapt_scorer": ("nlt_trainer.scripts.adapt_scorer", "fit an adapter of the frozen LLM to a collection"),
     "score": ("nlt_trainer.scripts.score", "compute the gain of each candidate with the frozen LLM"),
     "detect_heads": ("nlt_trainer.scripts.detect_heads", "find the attention heads that read the right document"),
     "train": ("nlt_trainer.scripts.train", "train an encoder"),
