@@ -18,6 +18,7 @@ PROMPT_OBJECTIVES = frozenset({"dream", "loop", "adist"})
 """Those that read the LLM at every step, in one prompt of K documents a query."""
 LLM_OBJECTIVES = PROMPT_OBJECTIVES | {"revela"}
 """Those that read the LLM at every step."""
+HEAD_METHODS = ("gain", "correlation", "needle", "qrels")
 
 
 @dataclass
@@ -98,6 +99,14 @@ class ModelArguments:
         default="heads.json", metadata={"help": "File of query-focused heads: detect_heads writes it, dream reads it."}
     )
     num_heads: int = field(default=16, metadata={"help": "Heads that detect_heads keeps (DREAM's paper has 16)."})
+    head_selection: str = field(
+        default="best",
+        metadata={"help": "Heads that detect_heads keeps: best, or as a control worst or random (from all, by seed)."},
+    )
+    head_scores: str | None = field(
+        default=None,
+        metadata={"help": "Head file whose scores detect_heads selects from; unset: it observes the LLM's attention."},
+    )
 
     def __post_init__(self) -> None:
         if self.shared_backbone and (self.llm_device is not None or self.llm_process):
@@ -184,9 +193,16 @@ class DataArguments:
         metadata={"help": "Let adapt_scorer also read each query after its candidate of the highest gain."},
     )
     head_queries: int = field(default=64, metadata={"help": "Queries that detect_heads looks at."})
+    head_method: str = field(
+        default="gain",
+        metadata={
+            "help": "What detect_heads scores heads by: the rank of the candidate with the highest gain (gain), the "
+            "correlation with all gains (correlation), the rank of the document that a sentence was cut out of "
+            "(needle: needs a corpus alone) or the rank of what head_qrels judges relevant (qrels)."
+        },
+    )
     head_qrels: str | None = field(
-        default=None,
-        metadata={"help": "Split whose judgements name gold for detect_heads; unset: the best gain stands for gold."},
+        default=None, metadata={"help": "Split whose judgements name gold for head_method qrels."}
     )
     labels: bool = field(
         default=False, metadata={"help": "Take info_nce's positives from qrels/<train_split>.tsv, not from the gain."}
@@ -202,6 +218,13 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.head_method not in HEAD_METHODS:
+            raise NLTError(f"head_method {self.head_method!r} is unknown; choose one of {', '.join(HEAD_METHODS)}")
+        if (self.head_method == "qrels") != (self.head_qrels is not None):
+            raise NLTError(
+                f"head_method is {self.head_method!r} and head_qrels {self.head_qrels!r}; judgements are read where "
+                "head_method is qrels and head_qrels names their split"
+            )
         if self.num_candidates < 2:
             raise NLTError(f"num_candidates is {self.num_candidates}; a distribution needs at least 2 candidates")
         if self.document_layout not in get_args(DocumentLayout):
