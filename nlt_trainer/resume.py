@@ -26,7 +26,7 @@ ENCODER_KEYS = (
     "encoder encoder_revision encoder_dtype shared_backbone pooling max_seq_length train_max_length encoder_prompts "
     "lora"
 ).split()
-LLM_KEYS = ("llm", "llm_revision", "adapter", "llm_dtype")
+LLM_KEYS = ("llm", "llm_revision", "adapter", "llm_lora", "llm_dtype")
 PROMPT_KEYS = (
     "target",
     "document_prefix",
@@ -38,9 +38,9 @@ PROMPT_KEYS = (
 TRAINER_KEYS = (
     "objective temperature temperatures teacher_temperature divergence gain_score null_candidate null_similarity "
     "query_weight emdr2_level in_batch_negatives false_negative_margin seed data_seed learning_rate "
-    "lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay optim adam_beta1 adam_beta2 adam_epsilon "
-    "max_grad_norm num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps "
-    "dataloader_drop_last bf16 fp16"
+    "learning_rate_mapping lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay optim adam_beta1 "
+    "adam_beta2 adam_epsilon max_grad_norm num_train_epochs max_steps per_device_train_batch_size "
+    "gradient_accumulation_steps dataloader_drop_last bf16 fp16"
 ).split()
 
 
@@ -52,7 +52,11 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     """
     reads_llm = args.reads_llm
     values = args.to_dict()
-    files = [data.candidates, str(Path(data.collection, "corpus.jsonl")), *([model.heads] if reads_llm else [])]
+    files = [
+        data.candidates,
+        str(Path(data.collection, "corpus.jsonl")),
+        *([model.heads] if "dream" in args.objectives else []),
+    ]
     if args.reads_gains(data):
         files.append(data.gains)
     trajectory = {key: values[key] for key in TRAINER_KEYS}

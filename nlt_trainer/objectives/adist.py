@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.attention import ValueMass, enable_document_attention
-from nlt_trainer.models.document_prompts import DocumentPrompts, DocumentReader
+from nlt_trainer.models.document_prompts import DocumentPrompts
+from nlt_trainer.models.document_reader import DocumentReader
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.objective import Objective
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.attention import enable_document_attention
-from nlt_trainer.models.document_prompts import DocumentPrompts, DocumentReader
+from nlt_trainer.models.document_prompts import DocumentPrompts
+from nlt_trainer.models.document_reader import DocumentReader
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.objective import Objective
 
@@ -102,7 +103,7 @@ class LOOPLoss(Objective):
         left_out = torch.arange(num_documents, device=prompts.documents.device).repeat(len(prompts))  # (B * K,)
         visible = repeated.prompt_mask & (repeated.document_parts(num_documents) != left_out[:, None])
         hidden = self.reader.read_suffix(repeated, cache, visible=visible)  # (B * K, S, hidden)
-        return self.reader.target_loss(hidden, repeated).unflatten(0, (-1, num_documents))
+        return self.reader.target_losses(hidden, repeated)[:, 0].unflatten(0, (-1, num_documents))
 
     def get_config_dict(self) -> dict[str, Any]:
         """Settings for the model card."""

@@ -20,6 +20,7 @@ STAGES = {
     "adapt_scorer": ("nlt_trainer.scripts.adapt_scorer", "fit an adapter of the frozen LLM to a collection"),
     "score": ("nlt_trainer.scripts.score", "compute the gain of each candidate with the frozen LLM"),
     "detect_heads": ("nlt_trainer.scripts.detect_heads", "find the attention heads that read the right document"),
+    "compare_heads": ("nlt_trainer.scripts.compare_heads", "say how far several head files agree"),
     "train": ("nlt_trainer.scripts.train", "train an encoder"),
     "evaluate": ("nlt_trainer.scripts.evaluate", "score an encoder on a BEIR folder"),
     "demo": ("nlt_trainer.scripts.demo", "run everything on the embedded default"),

@@ -64,9 +64,11 @@ def main(argv: list[str] | None = None) -> None:
     backbone = load_llm(model) if model.shared_backbone else None
     encoder = load_start(model, backbone)
     dataset = make_dataset(collection, data, args, candidates=candidates)
-    loss, prompts = make_loss(Parts(encoder, model, data, args, candidates, backbone))
-    lm_tokens = 0 if prompts is None else prompts.count_tokens(dataset)  # also finds prompts that do not fit, now
-    collator = NLTCollator(encoder, prompts=prompts, max_length=model.train_max_length, seed=args.seed)
+    loss, reading = make_loss(Parts(encoder, model, data, args, candidates, backbone))
+    lm_tokens = reading.count_tokens(args.objectives, dataset)  # also finds prompts that do not fit, now
+    collator = NLTCollator(
+        encoder, prompts=reading.prompts, chunks=reading.chunks, max_length=model.train_max_length, seed=args.seed
+    )
     trainer = NLTTrainer(
         encoder,
         args,
@@ -104,6 +106,8 @@ def check_llm_options(model: ModelArguments, args: NLTTrainingArguments) -> None
     for key in ("shared_backbone", "llm_process"):
         if getattr(model, key) and not args.reads_llm:
             raise NLTError(f"{key}: objective {args.objective!r} reads no LLM in training; leave {key} out")
+        if getattr(model, key) and model.llm_lora is not None:
+            raise NLTError(f"{key}: llm_lora trains the LLM in the trainer's own process; leave one of the two out")
 
 
 def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> SentenceTransformer:
