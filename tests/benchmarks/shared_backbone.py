@@ -40,7 +40,7 @@ MIB = 1 << 20
 SIZE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
 
 
-def write_model(folder: Path, *, vocabulary: int = 32_000, **size: int) -> None:
+def write_model(folder: Path, *, vocabulary: int = 32_000, **size: Any) -> None:
     """A random Llama and a tokenizer with a token for each of the words w0, w1, ..."""
     words = {f"w{i}": i for i in range(vocabulary)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
