@@ -127,9 +127,6 @@ def last_checkpoint(folder: Path) -> str | None:
 class SecondsCallback(TrainerCallback):
     """Writes the seconds of training so far, those before a resume included, into each entry of the log."""
 
-    def __init__(self) -> None:
-        self.earlier, self.begin = 0.0, time.monotonic()  # an evaluation before training is logged, too
-
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

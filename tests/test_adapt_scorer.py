@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,17 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from nlt_trainer.arguments import RECIPE_BLOCKS
+from nlt_trainer.data.beir import load_collection
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.scoring import LikelihoodScorer
@@ -58,8 +67,25 @@ def report_of(run: Path) -> dict[str, Any]:
     return report
 
 
+def held_out_losses(llm: Path, adapter: Path, collection: Path) -> list[float]:
+    """Nats per token, without and with the adapter, of the document that seed 42 holds out."""
+    corpus = load_collection(collection).corpus
+    held_out = corpus[random.Random(42).sample(list(corpus), len(corpus))[0]]
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    frame, own = (tokenizer(text).input_ids for text in ("Document: ", held_out.content))
+    ids = torch.tensor([frame + own[:24]])
+    losses = []
+    for with_adapter in (False, True):
+        model = AutoModelForCausalLM.from_pretrained(llm)
+        model = PeftModel.from_pretrained(model, str(adapter)) if with_adapter else model
+        with torch.no_grad():
+            log_p = model.eval()(input_ids=ids).logits.log_softmax(-1)[0, len(frame) - 1 : -1]
+        losses.append(-log_p.gather(-1, ids[0, len(frame) :, None]).mean().item())
+    return losses
+
+
 def test_an_adapter_is_fitted_and_is_an_ordinary_peft_folder(
-    recipe: str, tiny_llm_folder: Path, tmp_path: Path
+    recipe: str, tiny_llm_folder: Path, tiny_collection_folder: Path, tmp_path: Path
 ) -> None:
     """Reference: peft's own loader, the base's files before, and the loss that the model has by hand."""
     before = {file: file.read_bytes() for file in tiny_llm_folder.iterdir()}
@@ -77,6 +103,8 @@ def test_an_adapter_is_fitted_and_is_an_ordinary_peft_folder(
     assert (report["documents"], report["pairs"], report["held_out_documents"], report["steps"]) == (11, 0, 1, 12)
     assert report["held_out_loss_after"] < report["held_out_loss_before"]
     assert report["lm_tokens"] > 0
+    by_hand = held_out_losses(tiny_llm_folder, adapter, tiny_collection_folder)
+    assert [report["held_out_loss_before"], report["held_out_loss_after"]] == pytest.approx(by_hand, abs=1e-3)
     lm = FrozenLM.from_pretrained(str(tiny_llm_folder), adapter=str(adapter), device="cpu")
     plain = AutoModelForCausalLM.from_pretrained(tiny_llm_folder)
     ids = torch.arange(5, 17)[None]

@@ -14,12 +14,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Trainer, set_seed
 
 from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments, ModelArguments
-from nlt_trainer.data.adaptation import AdaptationTexts, adaptation_rows, best_pairs, choose_texts, pad_rows
+from nlt_trainer.data.adaptation import (
+    IGNORED,
+    AdaptationTexts,
+    adaptation_rows,
+    best_pairs,
+    choose_texts,
+    pad_rows,
+)
 from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates, read_candidates
 from nlt_trainer.data.gains import read_gains
@@ -62,22 +70,19 @@ def main(argv: list[str] | None = None) -> None:
     rows, held_out = make_rows(lm, data, collection, texts=texts, candidates=candidates)
     set_seed(args.seed)  # the adapter's random start
     adapted = add_adapter(lm, model)
-    trainer = Trainer(
-        adapted, args, train_dataset=rows, eval_dataset=held_out, data_collator=pad_rows, callbacks=[SecondsCallback()]
-    )
-    before = trainer.evaluate()["eval_loss"]  # the adapter still does nothing
+    before = mean_loss(adapted, held_out)  # the adapter does nothing yet
+    trainer = Trainer(adapted, args, train_dataset=rows, data_collator=pad_rows, callbacks=[SecondsCallback()])
     if trainer.is_world_process_zero():
         write_json(folder / SETTINGS_FILE, settings)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    seconds = train_seconds(trainer.state)
-    after = trainer.evaluate()["eval_loss"]
     if trainer.is_world_process_zero():
         save_adapter(folder / "adapter", adapted)
+        after = mean_loss(adapted, held_out)
         report = {
             "documents": len(texts.documents),
             "pairs": len(texts.pairs),
             "steps": trainer.state.global_step,
-            "seconds": seconds,
+            "seconds": train_seconds(trainer.state),
             "lm_tokens": round(sum(rows["length"]) * float(trainer.state.epoch or 0)),
             "held_out_documents": len(texts.held_out),
             "held_out_loss_before": round(before, 4),
@@ -120,6 +125,19 @@ def add_adapter(lm: FrozenLM, model: ModelArguments) -> PeftModel:
     config.base_model_name_or_path = str(Path(location).absolute()) if Path(location).is_dir() else location
     config.revision = model.llm_revision
     return adapted
+
+
+@torch.no_grad()
+def mean_loss(model: PeftModel, rows: Dataset) -> float:
+    """Mean negative log-likelihood of the rows' labels, nats per token."""
+    model.eval()
+    total, count = 0.0, 0
+    for row in rows:
+        batch = {name: tensor.to(model.device) for name, tensor in pad_rows([row]).items()}
+        number = int((batch["labels"][:, 1:] != IGNORED).sum())
+        total += float(model(**batch).loss) * number
+        count += number
+    return total / count
 
 
 def save_adapter(folder: Path, adapted: PeftModel) -> None:
