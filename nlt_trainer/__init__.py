@@ -13,19 +13,25 @@ if TYPE_CHECKING:
     from nlt_trainer.models.score_cache import ScoreCache
     from nlt_trainer.models.scoring import LikelihoodScorer
     from nlt_trainer.objectives.dream import DREAMLoss
+    from nlt_trainer.objectives.emdr2 import EMDR2Loss
+    from nlt_trainer.objectives.grad_cache import GradCacheLoss
     from nlt_trainer.objectives.info_nce import InfoNCELoss
     from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
+    from nlt_trainer.objectives.mixture import MixtureLoss
     from nlt_trainer.trainer import NLTTrainer
 
 # Imported when first used (PEP 562): torch and transformers take seconds, and `nlt --help` needs neither.
 _MODULES = {
     "BEIRFolderRetrieval": "nlt_trainer.evaluation",
     "DREAMLoss": "nlt_trainer.objectives.dream",
+    "EMDR2Loss": "nlt_trainer.objectives.emdr2",
     "FrozenLM": "nlt_trainer.models.frozen_lm",
+    "GradCacheLoss": "nlt_trainer.objectives.grad_cache",
     "HeadSet": "nlt_trainer.models.heads",
     "InfoNCELoss": "nlt_trainer.objectives.info_nce",
     "LikelihoodGainLoss": "nlt_trainer.objectives.likelihood_gain",
     "LikelihoodScorer": "nlt_trainer.models.scoring",
+    "MixtureLoss": "nlt_trainer.objectives.mixture",
     "NLTCollator": "nlt_trainer.data.collator",
     "NLTTrainer": "nlt_trainer.trainer",
     "NLTTrainingArguments": "nlt_trainer.arguments",
@@ -38,11 +44,14 @@ _MODULES = {
 __all__ = [
     "BEIRFolderRetrieval",
     "DREAMLoss",
+    "EMDR2Loss",
     "FrozenLM",
+    "GradCacheLoss",
     "HeadSet",
     "InfoNCELoss",
     "LikelihoodGainLoss",
     "LikelihoodScorer",
+    "MixtureLoss",
     "NLTCollator",
     "NLTTrainer",
     "NLTTrainingArguments",
