@@ -100,7 +100,7 @@ def _section(report: dict[str, Any], settings: dict[str, Any], results: Sequence
     return SECTION.substitute(
         mark=MARK,
         objective=report["objective"],
-        labels=_labels(report["objective"], data),
+        labels=_labels(report["objective"], data, llm_trained=model.get("llm_lora") is not None),
         encoder=model["encoder"],
         llm=model["llm"],
         queries=report["queries"],
@@ -114,7 +114,7 @@ def _section(report: dict[str, Any], settings: dict[str, Any], results: Sequence
     )
 
 
-def _labels(objective: str, data: dict[str, Any]) -> str:
+def _labels(objective: str, data: dict[str, Any], *, llm_trained: bool) -> str:
     """What relevance judgements, if any, had a part in the run."""
     names = parse_objective(objective)
     sentences = []
@@ -123,7 +123,8 @@ def _labels(objective: str, data: dict[str, Any]) -> str:
     if "dream" in names and data["head_qrels"]:
         sentences.append(f"Relevance judgements of `qrels/{data['head_qrels']}.tsv` chose the LLM's heads, no more.")
     if not sentences:
-        sentences.append("It learnt from the next-token likelihood of a frozen LLM and from no relevance judgement.")
+        llm = "an LLM with an adapter that was trained too" if llm_trained else "a frozen LLM"
+        sentences.append(f"It learnt from {llm} and from no relevance judgement.")
     if data["dev_split"]:
         sentences.append(f"Judgements of `qrels/{data['dev_split']}.tsv` measured its progress.")
     return " ".join(sentences)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from nlt_trainer.arguments import NLTTrainingArguments
 from nlt_trainer.errors import NLTError
+from nlt_trainer.resume import last_checkpoint
 
 ENCODER_INPUTS = ("query_", "document_")
+OBJECTIVE_FILE = "objective.safetensors"
 
 
 class NLTTrainer(SentenceTransformerTrainer):
     """`SentenceTransformerTrainer` for batches of queries with K candidates each.
 
-    The encoder is all that is trained, wrapped and saved: an objective that reads a frozen LLM holds it as a
-    plain object. Losses are means over queries of terms that do not depend on the rest of the batch (or, with in-batch
-    negatives, on the global batch), so that one process and several give the same loss for the same global batch.
+    The encoder is all that is wrapped and saved: an objective that reads an LLM holds it as a plain object. What an
+    objective trains beside the encoder, as Revela an adapter of its LLM, has its gradients averaged over processes
+    here and stands in a checkpoint under `OBJECTIVE_FILE`; `max_grad_norm` leaves it alone. Losses are means over
+    queries of terms that do not depend on the rest of the batch (or, with in-batch negatives, on the global batch), so
+    that one process and several give the same loss for the same global batch.
 
     Args are those of `SentenceTransformerTrainer`; `data_collator` is an `NLTCollator`, `loss` one of
     `nlt_trainer.objectives`.
@@ -70,3 +76,45 @@ class NLTTrainer(SentenceTransformerTrainer):
                 f"({self.args.learning_rate}) or raise temperature ({self.args.temperature})"
             )
         return result
+
+    def objective_parameters(self) -> dict[str, nn.Parameter]:
+        """What the objective trains beside the encoder, by name."""
+        encoder = {id(parameter) for parameter in self.model.parameters()}
+        parameters = self.loss.named_parameters()  # type: ignore[attr-defined]  # one loss, not a dict
+        return {name: parameter for name, parameter in parameters if id(parameter) not in encoder}
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Loss and gradients of a batch; those that `DistributedDataParallel` does not know are averaged here."""
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            for parameter in self.objective_parameters().values():
+                parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
+        return loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the encoder; in a checkpoint also what the objective trains beside it."""
+        super().save_model(output_dir, _internal_call)
+        parameters = self.objective_parameters()
+        if _internal_call and parameters and self.args.should_save:
+            tensors = {name: parameter.detach().contiguous() for name, parameter in parameters.items()}
+            save_file(tensors, Path(str(output_dir), OBJECTIVE_FILE))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, from a checkpoint if one is given; `True` takes the last whole one.
+
+        Raises:
+            NLTError: the checkpoint lacks what the objective trains beside the encoder.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(Path(str(self.args.output_dir))) or True
+        parameters = self.objective_parameters()
+        if isinstance(resume_from_checkpoint, str) and parameters:
+            file = Path(resume_from_checkpoint, OBJECTIVE_FILE)
+            if not file.is_file():
+                raise NLTError(
+                    f"{file} not found: in that run the encoder was trained alone; choose another output_dir"
+                )
+            tensors = load_file(file)
+            for name, parameter in parameters.items():
+                parameter.data.copy_(tensors[name])
+        return super().train(resume_from_checkpoint, *args, **kwargs)

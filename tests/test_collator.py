@@ -12,8 +12,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch.utils.data import DataLoader
 
-from nlt_trainer.data.collator import NLTCollator, PromptBuilder, text_key
+from nlt_trainer.data.collator import ChunkBuilder, NLTCollator, PromptBuilder, text_key
 from nlt_trainer.errors import NLTError
+from nlt_trainer.models.chunks import ChunkGroups
 from nlt_trainer.models.document_prompts import DocumentPrompts
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.prompt_tokens import PromptTokens
@@ -163,6 +164,22 @@ def test_prompts_of_the_llm_are_in_the_encoders_order(tiny_encoder: SentenceTran
             ids = prompts.prompt_ids[b][prompts.documents[b] == k]
             assert tiny_lm.tokenizer.decode(ids) == documents[4 * b + k]
     assert builder.count_tokens(ROWS) == prompts.num_tokens
+    assert builder.count_tokens(ROWS, suffixes=3) == prompts.num_tokens + 2 * int(prompts.suffix_mask.sum())
+
+
+def test_chunks_of_the_llm_are_in_the_encoders_order(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> None:
+    """Reference: decoded chunks against decoded encoder inputs; chunk 0 is the query; tokens are read twice."""
+    tokens = PromptTokens(tiny_lm.tokenizer, PromptTemplate(), max_document_tokens=16)
+    builder = ChunkBuilder(tokens, "joint", tiny_lm.context_length)
+    batch = NLTCollator(tiny_encoder, chunks=builder)(ROWS)
+    groups = ChunkGroups.from_dict(batch)
+    assert groups.chunk_ids.shape[:2] == (5, 5)
+    documents = texts_of(tiny_encoder, batch, "document")
+    for b, row in enumerate(ROWS):
+        texts = [f"Question: {row['query']}\nAnswer: {row['answer']}", *documents[4 * b : 4 * b + 4]]
+        for c, text in enumerate(texts):
+            assert tiny_lm.tokenizer.decode(groups.chunk_ids[b, c][groups.chunk_mask[b, c]]) == text
+    assert builder.count_tokens(ROWS) == 2 * groups.num_tokens
 
 
 @pytest.mark.parametrize(

@@ -15,22 +15,29 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
 from nlt_trainer.arguments import NLTTrainingArguments
-from nlt_trainer.data.collator import NLTCollator, PromptBuilder
+from nlt_trainer.data.collator import ChunkBuilder, NLTCollator, PromptBuilder
 from nlt_trainer.models.encoder import load_encoder
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
+from nlt_trainer.models.lora import add_llm_lora
 from nlt_trainer.models.objective import Objective
 from nlt_trainer.models.prompt_tokens import PromptTokens
+from nlt_trainer.objectives.adist import ADistLoss
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.objectives.grad_cache import GradCacheLoss
 from nlt_trainer.objectives.info_nce import InfoNCELoss
 from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
+from nlt_trainer.objectives.loop import LOOPLoss
 from nlt_trainer.objectives.mixture import MixtureLoss
+from nlt_trainer.objectives.revela import RevelaLoss
 from nlt_trainer.prompts import PromptTemplate
 from nlt_trainer.scripts import mine, score
 from nlt_trainer.trainer import NLTTrainer
 
-OBJECTIVES = ("likelihood_gain", "dream", "info_nce", "mixture", "cached_info_nce", "cached_likelihood_gain")
+OBJECTIVES = (
+    *("likelihood_gain", "dream", "info_nce", "mixture", "cached_info_nce", "cached_likelihood_gain"),
+    *("loop", "adist", "revela", "revela_trained"),
+)
 ACCUMULATED = ("cached_likelihood_gain",)  # gradients of two batches a step, under no_sync between them
 GLOBAL_BATCH, STEPS = 4, 3
 TEXTS = ["green tea", "an owl hunts", "the moon pulls", "bread rises", "silk", "a furnace of glass", "honey", "north"]
@@ -55,6 +62,9 @@ def train(objective: str, encoder_folder: str, *, llm_folder: str, output: Path,
         disable_tqdm=True, dataloader_drop_last=True,
     )  # fmt: skip
     heads = HeadSet(((1, 2), (0, 3)), ((1.0,) * 4,) * 2, lm.name, lm.fingerprint, {})
+    trained = None
+    if objective == "revela_trained":
+        trained = add_llm_lora(lm, {"r": 2, "target_modules": "all-linear"}, seed=args.seed)
     gain = LikelihoodGainLoss(encoder, query_weight="gain")
     dream = DREAMLoss(encoder, lm, heads=heads, temperature=0.3, micro_batch_size=1)
     info_nce = InfoNCELoss(encoder, in_batch_negatives=True, false_negative_margin=0.25)
@@ -65,15 +75,19 @@ def train(objective: str, encoder_folder: str, *, llm_folder: str, output: Path,
         "mixture": GradCacheLoss(MixtureLoss([gain, dream], weights=[0.5, 2.0]), micro_batch_size=5),
         "cached_info_nce": GradCacheLoss(info_nce, micro_batch_size=2),
         "cached_likelihood_gain": GradCacheLoss(gain, micro_batch_size=2),
+        "loop": LOOPLoss(encoder, lm, teacher_temperature=0.1, micro_batch_size=1),
+        "adist": ADistLoss(encoder, lm, micro_batch_size=1),
+        "revela": RevelaLoss(encoder, lm, temperature=0.3, micro_batch_size=1),
+        "revela_trained": RevelaLoss(encoder, lm, temperature=0.3, micro_batch_size=1, trained=trained),
     }
     tokens = PromptTokens(lm.tokenizer, PromptTemplate(), max_document_tokens=16)
-    prompts = PromptBuilder(tokens, "query", lm.context_length) if objective in ("dream", "mixture") else None
+    prompts, chunks = (builder(tokens, "query", lm.context_length) for builder in (PromptBuilder, ChunkBuilder))
     trainer = NLTTrainer(
         encoder,
         args,
         train_dataset=Dataset.from_list(ROWS),
         loss=loss[objective],
-        data_collator=NLTCollator(encoder, prompts=prompts),  # type: ignore[arg-type]  # any callable
+        data_collator=NLTCollator(encoder, prompts=prompts, chunks=chunks),  # type: ignore[arg-type]  # any callable
     )
     trainer.train()
     assert trainer.args.world_size == num_processes
@@ -81,6 +95,7 @@ def train(objective: str, encoder_folder: str, *, llm_folder: str, output: Path,
         values = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         (output / f"{objective}.json").write_text(json.dumps(values))
         weights = {name: value.clone().contiguous() for name, value in encoder.state_dict().items()}
+        weights |= {name: value.detach().clone() for name, value in trainer.objective_parameters().items()}
         save_file(weights, output / f"{objective}.safetensors")
 
 
@@ -134,7 +149,8 @@ def runs(
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_two_processes_train_as_one(runs: tuple[Path, Path], tiny_encoder_folder: Path, objective: str) -> None:
-    """Reference: one process with the same global batch of 4 queries; info_nce has negatives of both processes."""
+    """Reference: one process with the same global batch of 4 queries; info_nce has negatives of both processes, and
+    revela_trained an adapter of the LLM that is no part of the wrapped encoder."""
     one, two = (json.loads((folder / f"{objective}.json").read_text()) for folder in runs)
     assert len(one) == STEPS
     assert two == pytest.approx(one, rel=1e-4)
@@ -143,6 +159,9 @@ def test_two_processes_train_as_one(runs: tuple[Path, Path], tiny_encoder_folder
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=1e-5)
     assert max(float((expected[name] - start[name]).abs().max()) for name in start) > 1e-3
+    adapter = {name: weight for name, weight in expected.items() if name not in start}
+    assert bool(adapter) == (objective == "revela_trained")
+    assert all(weight.abs().max() > 1e-3 for weight in adapter.values())
 
 
 @pytest.mark.parametrize("objective", ["info_nce", "likelihood_gain"])

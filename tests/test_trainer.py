@@ -9,23 +9,26 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nlt_trainer.arguments import DataArguments, ModelArguments, NLTTrainingArguments
-from nlt_trainer.data.collator import NLTCollator, PromptBuilder
+from nlt_trainer.data.collator import ChunkBuilder, NLTCollator, PromptBuilder
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import write_json
 from nlt_trainer.models.encoder import load_encoder
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
+from nlt_trainer.models.lora import add_llm_lora
 from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.objectives.grad_cache import GradCacheLoss
 from nlt_trainer.objectives.info_nce import InfoNCELoss
 from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
 from nlt_trainer.objectives.mixture import MixtureLoss
+from nlt_trainer.objectives.revela import RevelaLoss
 from nlt_trainer.prompts import PromptTemplate
 from nlt_trainer.resume import check_settings, last_checkpoint, run_settings
 from nlt_trainer.trainer import NLTTrainer
@@ -58,13 +61,18 @@ def make_trainer(
     """A trainer of 6 steps of 2 queries, with a checkpoint every 2 steps."""
     args = NLTTrainingArguments(
         output_dir=str(folder), max_steps=6, per_device_train_batch_size=2, learning_rate=1e-2, warmup_steps=2,
-        save_steps=2, logging_steps=1, report_to=[], use_cpu=True, disable_tqdm=True, seed=5, objective=objective,
+        save_steps=2, logging_steps=1, report_to=[], use_cpu=True, disable_tqdm=True, seed=5,
     )  # fmt: skip
-    prompts = None
+    tokens = PromptTokens(lm.tokenizer, PromptTemplate(), max_document_tokens=16)
+    prompts = chunks = None
     if objective == "dream":
         heads = HeadSet(((1, 2), (0, 3)), ((1.0,) * 4,) * 2, lm.name, lm.fingerprint, {})
         loss: nn.Module = DREAMLoss(encoder, lm, heads=heads, temperature=0.3)
-        prompts = PromptBuilder(PromptTokens(lm.tokenizer, PromptTemplate(), max_document_tokens=16), "query", 256)
+        prompts = PromptBuilder(tokens, "query", 256)
+    elif objective == "revela_trained":
+        lora = {"r": 2, "target_modules": "all-linear", "lora_dropout": 0.1}
+        loss = RevelaLoss(encoder, lm, temperature=0.3, trained=add_llm_lora(lm, lora, seed=5))
+        chunks = ChunkBuilder(tokens, "query", 256)
     elif objective == "info_nce":
         loss = InfoNCELoss(encoder)
     else:
@@ -74,7 +82,7 @@ def make_trainer(
         args,
         train_dataset=Dataset.from_list(ROWS),
         loss=loss,
-        data_collator=NLTCollator(encoder, prompts=prompts, seed=args.seed),  # type: ignore[arg-type]  # any callable
+        data_collator=NLTCollator(encoder, prompts=prompts, chunks=chunks, seed=args.seed),  # type: ignore[arg-type]  # any callable
         callbacks=[Interrupt(interrupt)] if interrupt else [],
     )
 
@@ -83,22 +91,25 @@ def losses(trainer: NLTTrainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-@pytest.mark.parametrize("objective", ["likelihood_gain", "dream"])
+@pytest.mark.parametrize("objective", ["likelihood_gain", "dream", "revela_trained"])
 def test_a_resumed_run_is_the_uninterrupted_one(
-    tiny_encoder_folder: Path, tiny_lm: FrozenLM, tmp_path: Path, objective: str
+    tiny_encoder_folder: Path, tiny_llm_folder: Path, tmp_path: Path, objective: str
 ) -> None:
     """Reference: weights and losses of a run of 6 steps that was not stopped after 4."""
 
     def encoder() -> SentenceTransformer:
         return load_encoder(str(tiny_encoder_folder), device="cpu")
 
-    whole = make_trainer(encoder(), objective, tmp_path / "whole", lm=tiny_lm)
+    def lm() -> FrozenLM:
+        return FrozenLM.from_pretrained(str(tiny_llm_folder), device="cpu")
+
+    whole = make_trainer(encoder(), objective, tmp_path / "whole", lm=lm())
     whole.train()
-    stopped = make_trainer(encoder(), objective, tmp_path / "run", lm=tiny_lm, interrupt=4)
+    stopped = make_trainer(encoder(), objective, tmp_path / "run", lm=lm(), interrupt=4)
     with pytest.raises(KeyboardInterrupt):
         stopped.train()
     torch.rand(5)
-    resumed = make_trainer(encoder(), objective, tmp_path / "run", lm=tiny_lm)
+    resumed = make_trainer(encoder(), objective, tmp_path / "run", lm=lm())
     resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "run"))
     assert len(losses(whole)) == 6
     assert losses(resumed) == pytest.approx(losses(whole), abs=1e-6)
@@ -106,6 +117,31 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     for name, parameter in whole.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], parameter, rtol=1e-6, atol=1e-7)
     assert any((whole.model.state_dict()[name] - start[name]).abs().max() > 1e-3 for name in start)
+    for name, parameter in whole.objective_parameters().items():
+        torch.testing.assert_close(resumed.objective_parameters()[name], parameter, rtol=1e-6, atol=1e-7)
+        assert "lora_B" not in name or parameter.abs().max() > 1e-3
+
+
+def test_what_an_objective_trains_stands_beside_the_encoder(
+    tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, tmp_path: Path
+) -> None:
+    """Reference: the tensors of a checkpoint's files; an encoder that is saved has none of the adapter's."""
+    trainer = make_trainer(tiny_encoder, "revela_trained", tmp_path / "run", lm=tiny_lm)
+    trainer.train()
+    checkpoint = tmp_path / "run" / "checkpoint-6"
+    parameters = trainer.objective_parameters()
+    assert len(parameters) == 2 * 7 * tiny_lm.num_layers
+    saved = load_file(checkpoint / "objective.safetensors")
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(saved[name], parameter.detach(), rtol=0, atol=0)
+    assert set(saved) == set(parameters)
+    trainer.save_model(str(tmp_path / "saved"))
+    assert not list((tmp_path / "saved").rglob("objective.safetensors"))
+    size = sum(file.stat().st_size for file in (tmp_path / "saved").rglob("*.safetensors"))
+    assert size < 4.2 * sum(p.numel() for p in tiny_encoder.parameters())
+    (checkpoint / "objective.safetensors").unlink()
+    with pytest.raises(NLTError, match=r"objective.safetensors not found: in that run the encoder was trained alone"):
+        trainer.train(resume_from_checkpoint=True)
 
 
 def test_a_dream_run_changes_and_saves_the_encoder_alone(

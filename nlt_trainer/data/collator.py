@@ -16,7 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.document_prompts import DocumentPrompts, build_prompts
+from nlt_trainer.models.chunks import ChunkGroups, build_chunks
+from nlt_trainer.models.document_prompts import DocumentLayout, DocumentPrompts, build_prompts
 from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.models.scoring import LikelihoodScorer, likelihood_gain
 from nlt_trainer.prompts import TargetKind
@@ -24,32 +25,87 @@ from nlt_trainer.prompts import TargetKind
 
 @dataclass(frozen=True)
 class PromptBuilder:
-    """How the collator builds the prompts that DREAM's LLM reads.
+    """How the collator builds the prompts of K documents that an LLM reads.
 
     Args:
         tokens: tokeniser of the prompt's segments.
         target: what the LLM has to predict.
         context_length: of the LLM, tokens.
+        layout: whether documents see each other.
+        foreign: (query, answer) pairs to draw contrast targets from.
+        contrast_targets: how many of them each query gets; they depend on the query and `seed` alone.
+        seed: of that draw.
+
+    Raises:
+        NLTError: fewer than `contrast_targets` other queries are there to draw from.
     """
 
     tokens: PromptTokens
     target: TargetKind
     context_length: int
+    layout: DocumentLayout = "sequential"
+    foreign: Sequence[tuple[str, str | None]] = ()
+    contrast_targets: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.contrast_targets >= max(len({query for query, _ in self.foreign}), 1):
+            raise NLTError(
+                f"contrast_targets is {self.contrast_targets}, and only {len(self.foreign)} queries are there to draw "
+                "other queries' targets from; lower it or train on more queries"
+            )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> DocumentPrompts:
         """Prompts of rows with `query`, `documents` and, where the target needs it, `answer`."""
         return build_prompts(
             self.tokens,
-            [row["query"] for row in rows],
-            [row["documents"] for row in rows],
-            answers=[row.get("answer") for row in rows],
+            **_texts(rows),
             target=self.target,
             context_length=self.context_length,
+            layout=self.layout,
+            foreign=[self._draw(row["query"]) for row in rows],
         )
 
+    def _draw(self, query: str) -> list[tuple[str, str | None]]:
+        """Other queries with their answers."""
+        draw = random.Random(f"{self.seed} contrast {query}")
+        drawn: dict[str, str | None] = {}  # equal queries are drawn once
+        while len(drawn) < self.contrast_targets:
+            other, answer = self.foreign[draw.randrange(len(self.foreign))]
+            if other != query:
+                drawn[other] = answer
+        return list(drawn.items())
+
+    def count_tokens(self, rows: Iterable[Mapping[str, Any]], *, suffixes: int = 1) -> int:
+        """Tokens that the LLM reads in one pass over the rows, without padding, the suffix so many times."""
+        prompts = [self([row]) for row in rows]
+        return sum(int(p.prompt_mask.sum() + suffixes * p.suffix_mask.sum()) for p in prompts)
+
+
+@dataclass(frozen=True)
+class ChunkBuilder:
+    """How the collator builds the groups of chunks that Revela's LLM reads. Args are those of `PromptBuilder`."""
+
+    tokens: PromptTokens
+    target: TargetKind
+    context_length: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> ChunkGroups:
+        """Groups of rows with `query`, `documents` and, where the target needs it, `answer`."""
+        return build_chunks(self.tokens, **_texts(rows), target=self.target, context_length=self.context_length)
+
     def count_tokens(self, rows: Iterable[Mapping[str, Any]]) -> int:
-        """Tokens that the LLM reads in one pass over the rows, without padding."""
-        return sum(self([row]).num_tokens for row in rows)
+        """Tokens that the LLM reads in one pass over the rows, without padding: chunks alone, then together."""
+        return sum(2 * self([row]).num_tokens for row in rows)
+
+
+def _texts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Queries, documents and answers of rows."""
+    return {
+        "queries": [row["query"] for row in rows],
+        "documents": [row["documents"] for row in rows],
+        "answers": [row.get("answer") for row in rows],
+    }
 
 
 BY_CANDIDATE = ("gain", "log_likelihood", "token_log_likelihoods")
@@ -73,11 +129,13 @@ class NLTCollator:
     | `token_log_likelihoods` | `(B, K, T)` float32 | of its tokens, nats, 0 after its end, where the rows have it |
     | `positive` | `(B,)` int64 | index of the labelled candidate, where the rows have one |
     | fields of `DocumentPrompts` | `(B, ...)` | the LLM's prompts, with `prompts` |
+    | fields of `ChunkGroups` | `(B, K + 1, ...)` | the LLM's chunks, with `chunks` |
 
     Args:
         encoder: the encoder that is trained; its tokeniser and prompts are used.
         scorer: computes and stores the gains of rows that have none; `None` where gains are stored or not needed.
-        prompts: builds DREAM's prompts; `None` where no objective reads them.
+        prompts: builds prompts of K documents; `None` where no objective reads them.
+        chunks: builds Revela's chunks; `None` where no objective reads them.
         max_length: tokens that the encoder reads of a text in training; `None`: its `max_seq_length`.
         seed: of the candidates' order, drawn once a query, so that no position in a prompt means anything.
 
@@ -89,6 +147,7 @@ class NLTCollator:
     encoder: SentenceTransformer
     scorer: LikelihoodScorer | None = None
     prompts: PromptBuilder | None = None
+    chunks: ChunkBuilder | None = None
     max_length: int | None = None
     seed: int = 0
     # read by SentenceTransformerTrainer
@@ -108,6 +167,8 @@ class NLTCollator:
             batch["positive"] = torch.tensor([row["positive"] for row in rows])
         if self.prompts is not None:
             batch |= self.prompts(rows).as_dict()
+        if self.chunks is not None:
+            batch |= self.chunks(rows).as_dict()
         return batch
 
     def _shuffled(self, row: dict[str, Any]) -> dict[str, Any]:

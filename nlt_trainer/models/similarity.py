@@ -34,6 +34,12 @@ def all_cosines(queries: Tensor, documents: Tensor) -> Tensor:
         return queries @ documents.T
 
 
+def pairwise_cosines(texts: Tensor) -> Tensor:
+    """Cosine of each two of C texts `(B, C, D)`, float32 also under autocast: `(B, C, C)`."""
+    with torch.autocast(texts.device.type, enabled=False):
+        return texts @ texts.transpose(1, 2)
+
+
 def gain_of(labels: Mapping[str, Tensor]) -> Tensor:
     """The batch's likelihood gains, `(B, K)`, nats per target token.
 

@@ -1,26 +1,63 @@
-"""From a recipe to its objective: `BUILDERS` has one small function for each name."""
+"""From a recipe to its objective, in this process or in one of its own: `BUILDERS` has a small function a name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from nlt_trainer.arguments import DataArguments, ModelArguments, NLTTrainingArguments
+from nlt_trainer.arguments import (
+    LLM_OBJECTIVES,
+    PROMPT_OBJECTIVES,
+    DataArguments,
+    ModelArguments,
+    NLTTrainingArguments,
+)
 from nlt_trainer.data.candidates import QueryCandidates
-from nlt_trainer.data.collator import PromptBuilder
+from nlt_trainer.data.collator import ChunkBuilder, PromptBuilder
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
+from nlt_trainer.models.lora import add_llm_lora
 from nlt_trainer.models.objective import Objective
+from nlt_trainer.models.remote import RemoteObjective
+from nlt_trainer.objectives.adist import ADistLoss
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.objectives.emdr2 import EMDR2Loss
 from nlt_trainer.objectives.grad_cache import GradCacheLoss
 from nlt_trainer.objectives.info_nce import InfoNCELoss
 from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
+from nlt_trainer.objectives.loop import LOOPLoss
 from nlt_trainer.objectives.mixture import MixtureLoss
-from nlt_trainer.scripts.common import load_llm, prompt_tokens, target_of
+from nlt_trainer.objectives.revela import RevelaLoss
+from nlt_trainer.scripts.common import PromptFrame, load_llm, load_prompt_frame, prompt_tokens, target_of
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the collator has to build for the LLM; `None` where no objective reads it.
+
+    Args:
+        prompts: of K documents, a query and its target.
+        chunks: the query and each document on its own.
+    """
+
+    prompts: PromptBuilder | None
+    chunks: ChunkBuilder | None
+
+    def count_tokens(self, objectives: Iterable[str], rows: Sequence[Mapping[str, Any]]) -> int:
+        """Tokens that the LLM reads for the objectives in one pass over the rows, without padding."""
+        total = 0
+        for name in objectives:
+            if self.prompts is not None and name in PROMPT_OBJECTIVES:
+                suffixes = len(rows[0]["documents"]) if name == "loop" else 1
+                total += self.prompts.count_tokens(rows, suffixes=suffixes)
+            if self.chunks is not None and name == "revela":
+                total += self.chunks.count_tokens(rows)
+        return total
 
 
 @dataclass(frozen=True)
@@ -32,16 +69,36 @@ class Parts:
     data: DataArguments
     args: NLTTrainingArguments
     candidates: list[QueryCandidates]
+    backbone: FrozenLM | None = None
+    """The LLM where the encoder shares its weights."""
 
     @cached_property
     def lm(self) -> FrozenLM:
-        return load_llm(self.model)
+        return self.backbone or load_llm(self.model)
 
-    def prompts(self) -> PromptBuilder:
-        """What builds the prompts of K documents that the LLM reads at every step."""
-        return PromptBuilder(
-            prompt_tokens(self.lm, self.data), target_of(self.data, self.candidates), self.lm.context_length
-        )
+    @cached_property
+    def frame(self) -> FrozenLM | PromptFrame:
+        return load_prompt_frame(self.model) if self.model.llm_process else self.lm
+
+    def reading(self) -> Reading:
+        """What builds the texts that the LLM reads at every step."""
+        prompts = chunks = None
+        if self.args.reads_llm:
+            tokens, length = prompt_tokens(self.frame, self.data), self.frame.context_length
+            target = target_of(self.data, self.candidates)
+            if not PROMPT_OBJECTIVES.isdisjoint(self.args.objectives):
+                prompts = PromptBuilder(
+                    tokens,
+                    target,
+                    length,
+                    layout=self.data.document_layout,  # type: ignore[arg-type]  # checked by DataArguments
+                    foreign=[(c.query, c.answer) for c in self.candidates],
+                    contrast_targets=self.args.contrast_targets,
+                    seed=self.args.seed,
+                )
+            if "revela" in self.args.objectives:
+                chunks = ChunkBuilder(tokens, target, length)
+        return Reading(prompts, chunks)
 
 
 def likelihood_gain(parts: Parts, temperature: float) -> LikelihoodGainLoss:
@@ -64,12 +121,44 @@ def dream(parts: Parts, temperature: float) -> DREAMLoss:
         parts.lm,
         heads=HeadSet.load(parts.model.heads),
         temperature=temperature,
+        share_floor=parts.args.share_floor,
         micro_batch_size=parts.args.lm_micro_batch_size,
+        document_cache_bytes=int(parts.args.document_cache_gib * 2**30),
     )
 
 
 def emdr2(parts: Parts, temperature: float) -> EMDR2Loss:
     return EMDR2Loss(parts.encoder, temperature=temperature, level=parts.args.emdr2_level)  # type: ignore[arg-type]
+
+
+def loop(parts: Parts, temperature: float) -> LOOPLoss:
+    return LOOPLoss(
+        parts.encoder,
+        parts.lm,
+        temperature=temperature,
+        teacher_temperature=parts.args.teacher_temperature,
+        micro_batch_size=parts.args.lm_micro_batch_size,
+    )
+
+
+def adist(parts: Parts, temperature: float) -> ADistLoss:
+    return ADistLoss(
+        parts.encoder,
+        parts.lm,
+        temperature=temperature,
+        teacher_temperature=parts.args.teacher_temperature,
+        micro_batch_size=parts.args.lm_micro_batch_size,
+    )
+
+
+def revela(parts: Parts, temperature: float) -> RevelaLoss:
+    lm, lora, trained = parts.lm, parts.model.llm_lora, None
+    if lora is not None:
+        if not PROMPT_OBJECTIVES.isdisjoint(parts.args.objectives):
+            lm = load_llm(parts.model)  # the other objectives keep a frozen one
+        trained = add_llm_lora(lm, lora, seed=parts.args.seed)
+    size = parts.args.lm_micro_batch_size
+    return RevelaLoss(parts.encoder, lm, temperature=temperature, micro_batch_size=size, trained=trained)
 
 
 def info_nce(parts: Parts, temperature: float) -> InfoNCELoss:
@@ -85,17 +174,45 @@ BUILDERS: dict[str, Callable[[Parts, float], Objective]] = {
     "likelihood_gain": likelihood_gain,
     "dream": dream,
     "emdr2": emdr2,
+    "loop": loop,
+    "adist": adist,
+    "revela": revela,
     "info_nce": info_nce,
 }
 
 
-def make_loss(parts: Parts) -> tuple[Objective, PromptBuilder | None]:
-    """The recipe's objective and, where it reads the LLM at every step, what builds the prompts."""
+def make_term(name: str, parts: Parts, temperature: float) -> Objective:
+    """One objective; where the recipe says so and it reads the LLM, in a process that has the LLM."""
+    if name not in LLM_OBJECTIVES or not parts.model.llm_process:
+        return BUILDERS[name](parts, temperature)
+    device = parts.model.llm_device or str(parts.args.device)
+    own = {key: getattr(parts.args, key) for key in ("seed", *inspect.get_annotations(NLTTrainingArguments))}
+    build = partial(
+        build_apart,
+        name=name,
+        temperature=temperature,
+        model=replace(parts.model, llm_device=device, llm_process=False),
+        data=parts.data,
+        own=own,
+    )
+    return RemoteObjective(parts.encoder, build, temperature=temperature)
+
+
+def build_apart(
+    encoder: Any, *, name: str, temperature: float, model: ModelArguments, data: DataArguments, own: dict[str, Any]
+) -> Objective:
+    """What the LLM's process builds: the same objective, from the trainer's arguments that objectives read."""
+    args = NLTTrainingArguments(output_dir="", use_cpu=True, report_to="none", **own)
+    return BUILDERS[name](Parts(encoder, model, data, args, []), temperature)
+
+
+def make_loss(parts: Parts) -> tuple[Objective, Reading]:
+    """The recipe's objective and what it reads with the LLM at every step."""
     args = parts.args
     temperatures = args.temperatures or {}
-    terms = [BUILDERS[name](parts, temperatures.get(name, args.temperature)) for name in args.objectives]
+    terms = [make_term(name, parts, temperatures.get(name, args.temperature)) for name in args.objectives]
     weights = list(args.objectives.values())
     loss: Objective = terms[0] if weights == [1.0] else MixtureLoss(terms, weights=weights)
     if args.encoder_micro_batch_size is not None:
         loss = GradCacheLoss(loss, micro_batch_size=args.encoder_micro_batch_size)
-    return loss, parts.prompts() if args.reads_llm else None
+    return loss, parts.reading()

@@ -1,0 +1,106 @@
+"""Revela: chunks that an LLM reads together attend to each other as the encoder finds them similar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.models.attention import enable_document_attention
+from nlt_trainer.models.chunks import ChunkGroups, ChunkReader
+from nlt_trainer.models.frozen_lm import FrozenLM
+from nlt_trainer.models.known_gradient import micro_batched_loss
+from nlt_trainer.models.objective import Objective
+from nlt_trainer.models.similarity import pairwise_cosines
+
+
+class RevelaLoss(Objective):
+    r"""Next-token loss of chunks under an LLM whose heads add what the encoder finds similar in other chunks.
+
+    A group holds C = K + 1 chunks: a query (chunk 0) and its K candidates. With
+    :math:`a_{ij} = \mathrm{softmax}_{j \ne i}(\cos(e(i), e(j)) / \tau)`, every head of every layer adds to the output
+    of each row s of chunk i
+
+    .. math:: \sum_{j \ne i} a_{ij} \,
+              \frac{\sum_{t \in j} p_t v_t}{\sum_{t \in j} p_t \lVert v_t \rVert_2},
+              \qquad p = \mathrm{softmax}_{t \in j}(q_s \cdot k_t \cdot \text{scaling})
+
+    and the loss is the mean negative log-likelihood of a group's predicted tokens, averaged over groups. Keys and
+    values of chunk j come from reading it alone, and all its tokens are seen; queries and keys are at the positions
+    of their own chunks. Predicted are the target's tokens in chunk 0 and, in the other chunks, all that have a token
+    before them.
+
+    Inputs:
+        | Texts              | Labels                                     |
+        |--------------------|--------------------------------------------|
+        | B queries, B x K documents | the tensors of `ChunkGroups` of the same documents, in the same order |
+
+    Args:
+        model: the encoder.
+        lm: the LLM; a plain object, so that it is neither wrapped nor saved.
+        temperature: of the encoder's cosines; the paper's default takes the most similar chunk alone wherever
+            cosines are 0.001 apart.
+        micro_batch_size: groups that the LLM reads at once; any value gives the same gradient, memory grows with it.
+        trained: parameters of the LLM that are trained too, by name, as `add_llm_lora` gives them; `None`: none. They
+            are the loss's own, hence in the optimizer and never in the saved encoder.
+
+    When to use it: to compare, or on candidates that explain each other. Relation to its siblings: `DREAMLoss` has one
+    prompt a query, divides attention instead of adding to it, in chosen heads, and predicts the target alone; here
+    documents are similar to documents, and most of the loss is theirs.
+
+    Source: Revela (arXiv 2506.16552): temperature 1e-4, 16 chunks of at most 160 tokens, LoRA of rank 256 on all
+    linear layers at a learning rate of 1e-4. There a group is chunks of raw text, and the similarity of a chunk is
+    taken from its first half; here it is one query with its candidates, so that every objective sees the same texts.
+
+    Example:
+        ```python
+        lm = FrozenLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
+        trained = add_llm_lora(lm, {"r": 16, "target_modules": "all-linear"}, seed=42)
+        loss = RevelaLoss(encoder, lm, temperature=0.05, trained=trained)
+        ```
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        lm: FrozenLM,
+        *,
+        temperature: float = 1e-4,
+        micro_batch_size: int = 2,
+        trained: Mapping[str, nn.Parameter] | None = None,
+    ) -> None:
+        super().__init__(model, temperature=temperature)
+        if micro_batch_size < 1:
+            raise NLTError(f"micro_batch_size is {micro_batch_size}; it must be at least 1")
+        enable_document_attention(lm)
+        self.micro_batch_size = micro_batch_size
+        self.llm = nn.ParameterDict({name.replace(".", "_"): p for name, p in (trained or {}).items()})
+        self.reader = ChunkReader(lm, trained=bool(trained))
+
+    def compute_loss_from_embeddings(
+        self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        chunks = torch.cat([queries[:, None], documents], dim=1)  # (B, C, D)
+        scores = pairwise_cosines(chunks) / self.temperature
+        return {"revela": self.compute_loss_from_scores(scores, ChunkGroups.from_dict(labels))}
+
+    def compute_loss_from_scores(self, scores: Tensor, groups: ChunkGroups) -> Tensor:
+        """Loss of scores `(B, C, C)`, whose diagonal is not read, and their groups; a scalar in float32."""
+        own = torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)
+        weights = scores.masked_fill(own, -torch.inf).softmax(-1)
+        device = self.reader.lm.device
+        return micro_batched_loss(
+            lambda part, place: self.reader.losses(part, groups.rows(place).to(device)),
+            weights,
+            micro_batch_size=self.micro_batch_size,
+            device=device,
+            parameters=list(self.llm.values()),
+        )
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Settings for the model card."""
+        return {"temperature": self.temperature, "llm": self.reader.lm.name, "llm_trained": self.reader.trained}
