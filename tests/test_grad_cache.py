@@ -15,18 +15,22 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, BertModel
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.models.chunks import build_chunks
 from nlt_trainer.models.document_prompts import build_prompts
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.models.objective import Objective
 from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.models.similarity import Features
+from nlt_trainer.objectives.adist import ADistLoss
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.objectives.emdr2 import EMDR2Loss
 from nlt_trainer.objectives.grad_cache import GradCacheLoss
 from nlt_trainer.objectives.info_nce import InfoNCELoss
 from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
+from nlt_trainer.objectives.loop import LOOPLoss
 from nlt_trainer.objectives.mixture import MixtureLoss
+from nlt_trainer.objectives.revela import RevelaLoss
 from nlt_trainer.prompts import PromptTemplate
 
 QUERIES = ["how is tea made", "which bird hunts at night", "what makes the tides"]
@@ -44,6 +48,7 @@ def batch(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> tuple[list[di
         "target_tokens": torch.tensor([3, 2, 4]),
         "log_likelihood": torch.tensor([[-4.0, -6.0], [-3.0, -2.0], [-9.0, -7.5]]),
         **build_prompts(tokens, QUERIES, rows, target="query", context_length=256).as_dict(),
+        **build_chunks(tokens, QUERIES, rows, target="query", context_length=256).as_dict(),
     }
     return [tiny_encoder.preprocess(QUERIES), tiny_encoder.preprocess(DOCUMENTS)], labels
 
@@ -58,6 +63,9 @@ OBJECTIVES: dict[str, Callable[[SentenceTransformer, FrozenLM], Objective]] = {
     "info_nce": lambda encoder, lm: InfoNCELoss(encoder),
     "emdr2": lambda encoder, lm: EMDR2Loss(encoder),
     "dream": dream,
+    "loop": lambda encoder, lm: LOOPLoss(encoder, lm),
+    "adist": lambda encoder, lm: ADistLoss(encoder, lm),
+    "revela": lambda encoder, lm: RevelaLoss(encoder, lm, temperature=0.3),
     "mixture": lambda encoder, lm: MixtureLoss([LikelihoodGainLoss(encoder), dream(encoder, lm)], weights=[1.0, 0.5]),
 }
 
