@@ -12,23 +12,29 @@ if TYPE_CHECKING:
     from nlt_trainer.models.heads import HeadSet, detect_query_focused_heads
     from nlt_trainer.models.score_cache import ScoreCache
     from nlt_trainer.models.scoring import LikelihoodScorer
+    from nlt_trainer.objectives.adist import ADistLoss
     from nlt_trainer.objectives.dream import DREAMLoss
     from nlt_trainer.objectives.info_nce import InfoNCELoss
     from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
+    from nlt_trainer.objectives.loop import LOOPLoss
+    from nlt_trainer.objectives.revela import RevelaLoss
     from nlt_trainer.trainer import NLTTrainer
 
 # Imported when first used (PEP 562): torch and transformers take seconds, and `nlt --help` needs neither.
 _MODULES = {
+    "ADistLoss": "nlt_trainer.objectives.adist",
     "BEIRFolderRetrieval": "nlt_trainer.evaluation",
     "DREAMLoss": "nlt_trainer.objectives.dream",
     "FrozenLM": "nlt_trainer.models.frozen_lm",
     "HeadSet": "nlt_trainer.models.heads",
     "InfoNCELoss": "nlt_trainer.objectives.info_nce",
+    "LOOPLoss": "nlt_trainer.objectives.loop",
     "LikelihoodGainLoss": "nlt_trainer.objectives.likelihood_gain",
     "LikelihoodScorer": "nlt_trainer.models.scoring",
     "NLTCollator": "nlt_trainer.data.collator",
     "NLTTrainer": "nlt_trainer.trainer",
     "NLTTrainingArguments": "nlt_trainer.arguments",
+    "RevelaLoss": "nlt_trainer.objectives.revela",
     "ScoreCache": "nlt_trainer.models.score_cache",
     "detect_query_focused_heads": "nlt_trainer.models.heads",
     "evaluate_encoder": "nlt_trainer.evaluation",
@@ -36,16 +42,19 @@ _MODULES = {
 }
 
 __all__ = [
+    "ADistLoss",
     "BEIRFolderRetrieval",
     "DREAMLoss",
     "FrozenLM",
     "HeadSet",
     "InfoNCELoss",
+    "LOOPLoss",
     "LikelihoodGainLoss",
     "LikelihoodScorer",
     "NLTCollator",
     "NLTTrainer",
     "NLTTrainingArguments",
+    "RevelaLoss",
     "ScoreCache",
     "detect_query_focused_heads",
     "evaluate_encoder",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,31 @@ def test_shuffling_keeps_documents_gains_and_keys_together(tiny_encoder: Sentenc
     assert [documents[4 * b + int(k)] for b, k in enumerate(positive)] == [row["documents"][2] for row in ROWS]
 
 
+def test_likelihoods_are_shuffled_with_their_documents_and_padded(tiny_encoder: SentenceTransformer) -> None:
+    """Reference: likelihoods that name document and token; targets of 1 to 3 tokens, 0 after their end."""
+    rows = [
+        {
+            **row,
+            "log_likelihood": [-GAIN_OF[text] for text in row["documents"]],
+            "token_log_likelihoods": [[-GAIN_OF[text] - t for t in range(1 + b % 3)] for text in row["documents"]],
+            "target_tokens": 1 + b % 3,
+        }
+        for b, row in enumerate(ROWS)
+    ]
+    batch = NLTCollator(tiny_encoder)(rows)
+    texts = texts_of(tiny_encoder, batch, "document")
+    gain = torch.tensor([GAIN_OF[text] for text in texts]).reshape(5, 4)
+    assert not torch.equal(gain, torch.tensor([[GAIN_OF[text] for text in row["documents"]] for row in ROWS]))
+    torch.testing.assert_close(batch["log_likelihood"], -gain)
+    assert batch["target_tokens"].tolist() == [1, 2, 3, 1, 2]
+    assert batch["token_log_likelihoods"].shape == (5, 4, 3)
+    for b, t in itertools.product(range(5), range(3)):
+        expected = -gain[b] - t if t < 1 + b % 3 else torch.zeros(4)
+        torch.testing.assert_close(batch["token_log_likelihoods"][b, :, t], expected)
+    half = NLTCollator(tiny_encoder)([rows[0], ROWS[1]])
+    assert not {"log_likelihood", "token_log_likelihoods", "target_tokens"} & set(half)
+
+
 def test_the_order_depends_on_seed_and_query_alone(tiny_encoder: SentenceTransformer) -> None:
     """Reference: the same query in another batch, later, with the global generators elsewhere."""
     collator = NLTCollator(tiny_encoder, seed=3)
@@ -109,6 +135,13 @@ def test_missing_gains_are_computed_and_stored(
         for k, text in enumerate(documents[4 * b : 4 * b + 4]):
             expected = GAIN_OF[text] if b == 0 else plain[b, row["documents"].index(text)]
             assert float(batch["gain"][b, k]) == pytest.approx(expected, abs=1e-4)
+    assert "log_likelihood" not in batch  # the first row's is not known
+    computed_alone = collator(rows[1:])
+    for b, row in enumerate(rows[1:]):
+        shuffled = texts_of(tiny_encoder, computed_alone, "document")[4 * b : 4 * b + 4]
+        found = scorer.log_likelihood([(text, row["query"], row["answer"]) for text in shuffled])
+        np.testing.assert_allclose(computed_alone["log_likelihood"][b], found.log_likelihood, rtol=1e-5)
+        assert computed_alone["target_tokens"][b] == found.target_tokens[0]
     computed = scorer.lm_tokens
     torch.testing.assert_close(collator(rows)["gain"], batch["gain"], rtol=0, atol=0)
     assert scorer.lm_tokens == computed > 0

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from nlt_trainer.data.candidates import QueryCandidates
-from nlt_trainer.data.gains import AUDIT_TEMPERATURES, audit_teacher, read_gains, write_gains
+from nlt_trainer.data.gains import (
+    AUDIT_TEMPERATURES,
+    LIKELIHOODS,
+    audit_teacher,
+    read_gains,
+    read_likelihoods,
+    write_gains,
+)
 from nlt_trainer.errors import DataError, NLTError
 
 CANDIDATES = [
@@ -30,6 +37,62 @@ def test_gains_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert json.loads(path.read_text().splitlines()[0]) == {
         "query_id": "q1", "document_ids": ["d1", "d2", "d3"], "gain": [0.25, -0.5, 1.125]
     }  # fmt: skip
+
+
+FURTHER: dict[str, Any] = {
+    "target_tokens": np.array([2, 1]),
+    "log_likelihood": np.array([[-3.0, -4.5, -1.1234567], [-2.0, -1.0, -9.0]]),
+    "token_log_likelihoods": [
+        [np.array([-1.0, -2.0], np.float32), np.array([-4.0, -0.5]), np.array([-1.0, -0.1234567])],
+        [np.array([-2.0]), np.array([-1.0]), np.array([-9.0])],
+    ],
+}
+
+
+def test_likelihoods_are_read_as_they_were_written(tmp_path: Path) -> None:
+    """Reference: the arrays, at 6 decimals, in the order of the queries that are asked for; gains as without them."""
+    path = tmp_path / "gains.jsonl"
+    write_gains(path, CANDIDATES, GAIN, further=FURTHER)
+    np.testing.assert_array_equal(read_gains(path, CANDIDATES), GAIN)
+    found = read_likelihoods(path, CANDIDATES[::-1], LIKELIHOODS)
+    assert found == {
+        "target_tokens": [1, 2],
+        "log_likelihood": [[-2.0, -1.0, -9.0], [-3.0, -4.5, -1.123457]],
+        "token_log_likelihoods": [[[-2.0], [-1.0], [-9.0]], [[-1.0, -2.0], [-4.0, -0.5], [-1.0, -0.123457]]],
+    }
+    assert read_likelihoods(path, CANDIDATES, ["target_tokens"]) == {"target_tokens": [2, 1]}
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_a_file_from_before_likelihoods_is_refused_where_they_are_read(tmp_path: Path, name: str) -> None:
+    """Reference: the remedy in the message; its gains are still read."""
+    path = tmp_path / "gains.jsonl"
+    write_gains(path, CANDIDATES, GAIN)
+    np.testing.assert_array_equal(read_gains(path, CANDIDATES), GAIN)
+    option = " with token_likelihoods: true" if name == "token_log_likelihoods" else ""
+    with pytest.raises(DataError, match=rf"gains.jsonl:1: the file has no {name}; run nlt score again{option}$"):
+        read_likelihoods(path, CANDIDATES, [name])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("target_tokens", 0),
+        ("target_tokens", [2]),
+        ("log_likelihood", [-1.0, -2.0]),
+        ("log_likelihood", [-1.0, None, -2.0]),
+        ("token_log_likelihoods", [[-1.0], [-2.0, -3.0], [-1.0]]),
+        ("token_log_likelihoods", [-1.0, -2.0, -3.0]),
+    ],
+)
+def test_malformed_likelihoods_are_refused(tmp_path: Path, name: str, value: Any) -> None:
+    """Reference: file, line, query and remedy in the message."""
+    path = tmp_path / "gains.jsonl"
+    write_gains(path, CANDIDATES, GAIN, further=FURTHER)
+    lines = path.read_text().splitlines()
+    path.write_text(f"{lines[0]}\n{json.dumps({**json.loads(lines[1]), name: value})}\n")
+    with pytest.raises(DataError, match=rf"gains.jsonl:2: {name} of query 'q2' is malformed; run nlt score again"):
+        read_likelihoods(path, CANDIDATES, [name])
 
 
 @pytest.mark.parametrize(

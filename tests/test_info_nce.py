@@ -57,15 +57,61 @@ def test_the_loss_is_the_formula(
     assert run(tiny_static_encoder, labels, in_batch=in_batch).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_equal_texts_are_masked_and_the_positive_is_not(tiny_static_encoder: SentenceTransformer) -> None:
-    """Reference: cross-entropy over the columns that are left."""
+@pytest.mark.parametrize("in_batch", [True, False])
+@pytest.mark.parametrize("margin", [0.0, 0.15, 1.0])
+@pytest.mark.parametrize("labels", [{}, {"positive": torch.tensor([1, 0, 0])}])
+def test_candidates_within_the_margin_are_no_negatives(
+    tiny_static_encoder: SentenceTransformer, labels: dict[str, Tensor], margin: float, in_batch: bool
+) -> None:
+    """Reference: loops in numpy; a text's gain is known where it is among the query's own candidates."""
+    queries = tiny_static_encoder.encode(QUERIES, normalize_embeddings=True).astype(np.float64)
+    documents = tiny_static_encoder.encode(DOCUMENTS, normalize_embeddings=True).astype(np.float64)
+    positive = labels["positive"].tolist() if labels else [0, 1, 1]
+    keys, expected, masked = KEYS.flatten().tolist(), 0.0, 0
+    for b, own in enumerate(positive):
+        known = dict(zip(KEYS[b].tolist(), GAIN[b].tolist(), strict=True))
+        terms = []
+        for j in range(6) if in_batch else range(2 * b, 2 * b + 2):
+            negative = known.get(keys[j], -np.inf) < known[keys[2 * b + own]] - margin
+            masked += not negative and keys[j] != keys[2 * b + own]
+            if negative or j == 2 * b + own:
+                terms.append(np.exp(documents[j] @ queries[b] / 0.1))
+        expected -= documents[2 * b + own] @ queries[b] / 0.1 - np.log(sum(terms))
+    loss = InfoNCELoss(tiny_static_encoder, temperature=0.1, in_batch_negatives=in_batch, false_negative_margin=margin)
+    features = [tiny_static_encoder.preprocess(QUERIES), tiny_static_encoder.preprocess(DOCUMENTS)]
+    found = loss(features, {"candidate_keys": KEYS, "gain": GAIN, **labels})["info_nce"]
+    assert found.item() == pytest.approx(expected / 3, rel=1e-4, abs=1e-6)
+    assert masked > 0 or (margin == 0 and not labels)
+
+
+def test_a_margin_needs_gains(tiny_static_encoder: SentenceTransformer) -> None:
+    """Reference: the remedy in the message; labels alone do not say which negatives are false."""
+    features = [tiny_static_encoder.preprocess(QUERIES), tiny_static_encoder.preprocess(DOCUMENTS)]
+    loss = InfoNCELoss(tiny_static_encoder, false_negative_margin=0.1)
+    with pytest.raises(NLTError, match=r"the batch has no gain; run `nlt score` first"):
+        loss(features, {"candidate_keys": KEYS, "positive": torch.tensor([1, 0, 0])})
+
+
+def test_excluded_columns_are_masked_and_the_positive_is_not(tiny_static_encoder: SentenceTransformer) -> None:
+    """Reference: cross-entropy over the columns that are left; with none left but the positive there is no loss."""
     scores = torch.tensor([[1.0, 5.0, 2.0, 0.0]])
+    loss, positive = InfoNCELoss(tiny_static_encoder), torch.tensor([0])
+    found = loss.compute_loss_from_scores(scores, positive, torch.tensor([[True, True, False, False]]))
+    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(scores[:, [0, 2, 3]], positive))
+    assert loss.compute_loss_from_scores(scores, positive, torch.ones(1, 4, dtype=torch.bool)).item() == 0
+
+
+def test_gradients_against_finite_differences(tiny_static_encoder: SentenceTransformer) -> None:
+    """Reference: `torch.autograd.gradcheck` on scores in float64."""
+    scores = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    excluded, positive = torch.rand(3, 5) < 0.3, torch.tensor([4, 0, 2])
     loss = InfoNCELoss(tiny_static_encoder)
-    found = loss.compute_loss_from_scores(scores, torch.tensor([0]), torch.tensor([[7, 7, 8, 9]]))
-    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(scores[:, [0, 2, 3]], torch.tensor([0])))
+    assert torch.autograd.gradcheck(lambda s: loss.compute_loss_from_scores(s, positive, excluded), scores)
 
 
-def test_a_temperature_that_is_not_positive_is_refused(tiny_static_encoder: SentenceTransformer) -> None:
-    """Reference: the value and the remedy in the message."""
+def test_wrong_settings_are_refused(tiny_static_encoder: SentenceTransformer) -> None:
+    """Reference: the value and the remedy in each message."""
     with pytest.raises(NLTError, match=r"temperature is -0.5; it must be greater than 0"):
         InfoNCELoss(tiny_static_encoder, temperature=-0.5)
+    with pytest.raises(NLTError, match=r"false_negative_margin is -1; it must be at least 0, or unset"):
+        InfoNCELoss(tiny_static_encoder, false_negative_margin=-1)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from nlt_trainer.arguments import NLTTrainingArguments
 from nlt_trainer.data.collator import ChunkBuilder, NLTCollator, PromptBuilder
@@ -21,18 +20,25 @@ from nlt_trainer.models.encoder import load_encoder
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.models.lora import add_llm_lora
+from nlt_trainer.models.objective import Objective
 from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.objectives.adist import ADistLoss
 from nlt_trainer.objectives.dream import DREAMLoss
+from nlt_trainer.objectives.grad_cache import GradCacheLoss
 from nlt_trainer.objectives.info_nce import InfoNCELoss
 from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
 from nlt_trainer.objectives.loop import LOOPLoss
+from nlt_trainer.objectives.mixture import MixtureLoss
 from nlt_trainer.objectives.revela import RevelaLoss
 from nlt_trainer.prompts import PromptTemplate
 from nlt_trainer.scripts import mine, score
 from nlt_trainer.trainer import NLTTrainer
 
-OBJECTIVES = ("likelihood_gain", "dream", "info_nce", "loop", "adist", "revela", "revela_trained")
+OBJECTIVES = (
+    "likelihood_gain", "dream", "info_nce", "mixture", "cached_info_nce", "cached_likelihood_gain", "loop", "adist",
+    "revela", "revela_trained",
+)  # fmt: skip
+ACCUMULATED = ("cached_likelihood_gain", "revela_trained")  # two batches a step, under no_sync between them
 GLOBAL_BATCH, STEPS = 4, 3
 TEXTS = ["green tea", "an owl hunts", "the moon pulls", "bread rises", "silk", "a furnace of glass", "honey", "north"]
 ROWS = [
@@ -48,8 +54,10 @@ ROWS = [
 def train(objective: str, encoder_folder: str, *, llm_folder: str, output: Path, num_processes: int) -> None:
     """Train 3 steps; the main process writes `<objective>.json` (losses) and `<objective>.safetensors` (weights)."""
     encoder, lm = load_encoder(encoder_folder, device="cpu"), FrozenLM.from_pretrained(llm_folder, device="cpu")
+    parts = 2 if objective in ACCUMULATED else 1
     args = NLTTrainingArguments(
-        output_dir=str(output / objective), max_steps=STEPS, per_device_train_batch_size=GLOBAL_BATCH // num_processes,
+        output_dir=str(output / objective), max_steps=STEPS, gradient_accumulation_steps=parts,
+        per_device_train_batch_size=GLOBAL_BATCH // num_processes // parts,
         learning_rate=0.1, optim="sgd", logging_steps=1, save_strategy="no", report_to=[], use_cpu=True,
         disable_tqdm=True, dataloader_drop_last=True,
     )  # fmt: skip
@@ -57,14 +65,21 @@ def train(objective: str, encoder_folder: str, *, llm_folder: str, output: Path,
     trained = None
     if objective == "revela_trained":
         trained = add_llm_lora(lm, {"r": 2, "target_modules": "all-linear"}, seed=args.seed)
-    loss: dict[str, nn.Module] = {
-        "likelihood_gain": LikelihoodGainLoss(encoder, query_weight="gain"),
-        "dream": DREAMLoss(encoder, lm, heads=heads, temperature=0.3, micro_batch_size=1),
-        "info_nce": InfoNCELoss(encoder, in_batch_negatives=True),
+    gain = LikelihoodGainLoss(encoder, query_weight="gain")
+    dream = DREAMLoss(encoder, lm, heads=heads, temperature=0.3, micro_batch_size=1)
+    info_nce = InfoNCELoss(encoder, in_batch_negatives=True, false_negative_margin=0.25)
+    revela = RevelaLoss(encoder, lm, temperature=0.3, micro_batch_size=1, trained=trained)
+    loss: dict[str, Objective] = {
+        "likelihood_gain": gain,
+        "dream": dream,
+        "info_nce": info_nce,
+        "mixture": GradCacheLoss(MixtureLoss([gain, dream], weights=[0.5, 2.0]), micro_batch_size=5),
+        "cached_info_nce": GradCacheLoss(info_nce, micro_batch_size=2),
+        "cached_likelihood_gain": GradCacheLoss(gain, micro_batch_size=2),
         "loop": LOOPLoss(encoder, lm, teacher_temperature=0.1, micro_batch_size=1),
         "adist": ADistLoss(encoder, lm, micro_batch_size=1),
-        "revela": RevelaLoss(encoder, lm, temperature=0.3, micro_batch_size=1),
-        "revela_trained": RevelaLoss(encoder, lm, temperature=0.3, micro_batch_size=1, trained=trained),
+        "revela": revela,
+        "revela_trained": GradCacheLoss(MixtureLoss([gain, revela], weights=[0.5, 2.0]), micro_batch_size=2),
     }
     tokens = PromptTokens(lm.tokenizer, PromptTemplate(), max_document_tokens=16)
     prompts, chunks = (builder(tokens, "query", lm.context_length) for builder in (PromptBuilder, ChunkBuilder))
@@ -148,6 +163,16 @@ def test_two_processes_train_as_one(runs: tuple[Path, Path], tiny_encoder_folder
     adapter = {name: weight for name, weight in expected.items() if name not in start}
     assert bool(adapter) == (objective == "revela_trained")
     assert all(weight.abs().max() > 1e-3 for weight in adapter.values())
+
+
+@pytest.mark.parametrize("objective", ["info_nce", "likelihood_gain"])
+def test_gradient_caching_trains_as_without(runs: tuple[Path, Path], objective: str) -> None:
+    """Reference: two processes without it; with negatives of both, and with two batches accumulated to one."""
+    plain, cached = (load_file(runs[1] / f"{prefix}{objective}.safetensors") for prefix in ("", "cached_"))
+    for name, weight in plain.items():
+        torch.testing.assert_close(cached[name], weight, rtol=0, atol=1e-6)
+    losses = [json.loads((runs[1] / f"{prefix}{objective}.json").read_text()) for prefix in ("", "cached_")]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
 
 
 def test_two_processes_score_as_one(runs: tuple[Path, Path]) -> None:

@@ -7,6 +7,7 @@ import sqlite3
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nlt_trainer.errors import DataError
@@ -27,6 +28,24 @@ def test_what_was_put_is_found(tmp_path: Path) -> None:
     cache.put({first: (-9.0, 1, False)})
     assert cache.get([first]) == {first: (-9.0, 1, False)}
     assert len(cache) == 1200
+
+
+def test_single_tokens_stand_beside_their_sum(tmp_path: Path) -> None:
+    """Reference: the arrays, bit by bit; what was put without them, or before there was a table of them, has none."""
+    with_tokens, without = ScoreCache.key("a"), ScoreCache.key("b")
+    tokens = np.array([-1.25, -1e-7, -3.1415927], np.float32)
+    cache = ScoreCache(tmp_path, DESCRIPTION)
+    cache.put({with_tokens: (-4.5, 3, False)}, {with_tokens: tokens})
+    cache.put({without: (-2.0, 1, False)})
+    found = ScoreCache(tmp_path, DESCRIPTION).get_tokens([with_tokens, without])
+    assert list(found) == [with_tokens]
+    np.testing.assert_array_equal(found[with_tokens], tokens)
+    with sqlite3.connect(cache.path) as connection:
+        connection.execute("DROP TABLE tokens")
+    connection.close()
+    old = ScoreCache(tmp_path, DESCRIPTION)
+    assert old.get_tokens([with_tokens]) == {}
+    assert old.get([with_tokens, without]) == {with_tokens: (-4.5, 3, False), without: (-2.0, 1, False)}
 
 
 def test_another_description_is_another_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,17 @@ PAIRS: list[Pair] = [
 CANDIDATES = [DOCUMENTS, DOCUMENTS[::-1], DOCUMENTS]
 
 
-@torch.no_grad()
 def plain_log_likelihood(lm: FrozenLM, pair: Pair, target: TargetKind, *, start: list[int], limit: int = 256) -> Any:
     """The reference: `(log-likelihood, target tokens)` of one pair."""
+    values = plain_token_log_likelihoods(lm, pair, target, start=start, limit=limit)
+    return sum(values), len(values)
+
+
+@torch.no_grad()
+def plain_token_log_likelihoods(
+    lm: FrozenLM, pair: Pair, target: TargetKind, *, start: list[int], limit: int = 256
+) -> list[float]:
+    """The reference: log-likelihood of each target token of one pair."""
 
     def ids(text: str) -> list[int]:
         return list(lm.tokenizer(text, add_special_tokens=False).input_ids)
@@ -50,8 +59,7 @@ def plain_log_likelihood(lm: FrozenLM, pair: Pair, target: TargetKind, *, start:
     tokens = [i for segment, _ in segments for i in segment]
     marked = [mark for segment, mark in segments for _ in segment]
     log_p = lm.model(input_ids=torch.tensor([tokens])).logits[0].double().log_softmax(-1)
-    values = [float(log_p[t - 1, tokens[t]]) for t in range(1, len(tokens)) if marked[t]]
-    return sum(values), len(values)
+    return [float(log_p[t - 1, tokens[t]]) for t in range(1, len(tokens)) if marked[t]]
 
 
 def assert_equals_plain_loop(scorer: LikelihoodScorer, pairs: list[Pair], *, start: list[int]) -> None:
@@ -147,6 +155,53 @@ def test_a_second_call_computes_nothing(tiny_lm: FrozenLM, tmp_path: Path) -> No
     assert other.lm_tokens > 0
 
 
+@pytest.mark.parametrize("target", ["answer", "query", "joint"])
+def test_single_tokens_equal_the_plain_loop_and_add_up(tiny_lm: FrozenLM, tmp_path: Path, target: TargetKind) -> None:
+    """Reference: the plain loop's tokens; their sum is the log-likelihood; a second call reads both from the cache."""
+    scorer = LikelihoodScorer(tiny_lm, target=target, cache_folder=str(tmp_path), batch_tokens=300)
+    found = scorer.token_log_likelihoods([*PAIRS, PAIRS[0]])
+    for pair, values in zip(PAIRS, found, strict=False):
+        np.testing.assert_allclose(values, plain_token_log_likelihoods(tiny_lm, pair, target, start=[]), atol=1e-4)
+    read = scorer.lm_tokens
+    sums = scorer.log_likelihood(PAIRS)
+    again = LikelihoodScorer(tiny_lm, target=target, cache_folder=str(tmp_path))
+    for first, second in zip(found, again.token_log_likelihoods([*PAIRS, PAIRS[0]]), strict=True):
+        np.testing.assert_array_equal(first, second)
+    assert (scorer.lm_tokens, again.lm_tokens) == (read, 0)
+    np.testing.assert_array_equal(sums.log_likelihood, [tokens.sum(dtype=np.float64) for tokens in found[:-1]])
+    assert sums.target_tokens.tolist() == [len(tokens) for tokens in found[:-1]]
+
+
+def test_single_tokens_are_there_after_sums_alone(tiny_lm: FrozenLM, tmp_path: Path) -> None:
+    """Reference: a scorer without a cache; asking for sums first computes nothing twice."""
+    scorer = LikelihoodScorer(tiny_lm, target="joint", cache_folder=str(tmp_path))
+    scorer.log_likelihood(PAIRS)
+    read = scorer.lm_tokens
+    found = scorer.token_log_likelihoods(PAIRS)
+    assert scorer.lm_tokens == read > 0
+    expected = LikelihoodScorer(tiny_lm, target="joint").token_log_likelihoods(PAIRS)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_cache_from_before_single_tokens_keeps_its_sums(tiny_lm: FrozenLM, tmp_path: Path) -> None:
+    """Reference: a file with the tables of old; sums are read from it, single tokens are computed, once."""
+    scorer = LikelihoodScorer(tiny_lm, target="query", cache_folder=str(tmp_path))
+    expected = scorer.log_likelihood(PAIRS)
+    assert scorer.cache is not None
+    with sqlite3.connect(scorer.cache.path) as connection:
+        connection.execute("DROP TABLE tokens")
+    connection.close()
+    old = LikelihoodScorer(tiny_lm, target="query", cache_folder=str(tmp_path))
+    np.testing.assert_array_equal(old.log_likelihood(PAIRS).log_likelihood, expected.log_likelihood)
+    assert old.lm_tokens == 0
+    found = old.token_log_likelihoods(PAIRS)
+    assert old.lm_tokens == scorer.lm_tokens
+    np.testing.assert_allclose([tokens.sum() for tokens in found], expected.log_likelihood, rtol=1e-5)
+    old.token_log_likelihoods(PAIRS)
+    assert old.lm_tokens == scorer.lm_tokens
+
+
 def test_the_answer_is_no_part_of_a_querys_key(tiny_lm: FrozenLM, tmp_path: Path) -> None:
     """Reference: log p(query | document) does not depend on the answer."""
     scorer = LikelihoodScorer(tiny_lm, target="query", cache_folder=str(tmp_path))
@@ -165,7 +220,7 @@ def test_a_killed_call_goes_on_where_it_stopped(
     killed = LikelihoodScorer(tiny_lm, target="query", batch_tokens=1, cache_folder=str(tmp_path))
     real, calls = killed._score, itertools.count()
 
-    def score_once(rows: Any) -> np.ndarray:
+    def score_once(rows: Any) -> list[np.ndarray]:
         if next(calls) == 1:
             raise KeyboardInterrupt
         return real(rows)
@@ -238,3 +293,4 @@ def test_nothing_to_score(tiny_lm: FrozenLM) -> None:
     """Reference: empty in, empty out, as a process without a share of the work needs it."""
     found = LikelihoodScorer(tiny_lm, target="query").log_likelihood([])
     assert found.log_likelihood.shape == found.target_tokens.shape == found.truncated.shape == (0,)
+    assert LikelihoodScorer(tiny_lm, target="query").token_log_likelihoods([]) == []

@@ -24,8 +24,10 @@ from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.models.lora import add_llm_lora
 from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.objectives.dream import DREAMLoss
+from nlt_trainer.objectives.grad_cache import GradCacheLoss
 from nlt_trainer.objectives.info_nce import InfoNCELoss
 from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
+from nlt_trainer.objectives.mixture import MixtureLoss
 from nlt_trainer.objectives.revela import RevelaLoss
 from nlt_trainer.prompts import PromptTemplate
 from nlt_trainer.resume import check_settings, last_checkpoint, run_settings
@@ -169,6 +171,36 @@ def test_each_objective_reports_its_name(tiny_encoder: SentenceTransformer, tiny
     features, labels = trainer.collect_features(trainer.data_collator(ROWS[:2]))
     assert isinstance(trainer.loss, InfoNCELoss)
     assert list(trainer.loss(features, labels)) == ["info_nce"]
+
+
+def test_the_log_names_the_weighted_terms_of_a_mixture(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
+    """Reference: each term alone on the first batch, times its weight; in every entry the terms add up to the loss."""
+    terms = [LikelihoodGainLoss(tiny_encoder), InfoNCELoss(tiny_encoder)]
+    loss = GradCacheLoss(MixtureLoss(terms, weights=[2.0, 0.5]), micro_batch_size=3)
+    args = NLTTrainingArguments(
+        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=4, learning_rate=1e-2, logging_steps=1,
+        eval_strategy="steps", eval_steps=1, save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    collator = NLTCollator(tiny_encoder)
+    trainer = NLTTrainer(
+        tiny_encoder,
+        args,
+        train_dataset=Dataset.from_list(ROWS),
+        eval_dataset=Dataset.from_list(ROWS[:4]),
+        loss=loss,
+        data_collator=collator,  # type: ignore[arg-type]  # any callable
+    )
+    features, labels = trainer.collect_features(collator(ROWS[:4]))
+    before = {n: w * v for t, w in zip(terms, [2.0, 0.5], strict=True) for n, v in t(features, labels).items()}
+    evaluated = trainer.evaluate()
+    assert evaluated["eval_loss"] == pytest.approx(float(sum(before.values())), abs=1e-4)
+    assert trainer.state.log_history[-1]["eval_info_nce"] == pytest.approx(float(before["info_nce"]), abs=1e-4)
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(entries) == 3
+    for entry in entries:
+        assert entry["loss"] == pytest.approx(entry["likelihood_gain"] + entry["info_nce"], abs=2e-4)
+        assert min(entry["likelihood_gain"], entry["info_nce"]) > 0.01
 
 
 def test_features_are_queries_then_documents(

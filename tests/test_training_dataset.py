@@ -36,6 +36,15 @@ def test_rows_hold_texts_and_gains(collection: Collection) -> None:
     assert training_dataset(collection, CANDIDATES).column_names == ["query", "answer", "documents"]
 
 
+def test_likelihoods_are_columns_of_their_own(collection: Collection) -> None:
+    """Reference: the values, query by query, also where queries without a label are left out."""
+    columns = {"target_tokens": [3, 5], "token_log_likelihoods": [[[-1.0, -2.0]] * 2, [[-3.0]] * 2]}
+    dataset = training_dataset(collection, CANDIDATES, likelihoods=columns)
+    assert {name: dataset[name][:] for name in columns} == columns
+    labelled = training_dataset(collection, CANDIDATES[::-1], likelihoods=columns, qrels=QRELS)
+    assert labelled["target_tokens"][:] == [5]
+
+
 def test_labels_name_the_best_judged_candidate(collection: Collection) -> None:
     """Reference: the judgements; a query whose candidates are all judged 0 or not at all is left out."""
     dataset = training_dataset(collection, CANDIDATES, qrels=QRELS)

@@ -1,0 +1,95 @@
+"""Sums of objectives in a recipe, and which data they read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nlt_trainer.arguments import LLM_OBJECTIVES, OBJECTIVES, DataArguments, NLTTrainingArguments, parse_objective
+from nlt_trainer.errors import NLTError
+
+
+def arguments(tmp_path: Path, **settings: Any) -> NLTTrainingArguments:
+    return NLTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("dream", {"dream": 1.0}),
+        ("likelihood_gain + 0.5*dream", {"likelihood_gain": 1.0, "dream": 0.5}),
+        ("2*emdr2+info_nce", {"emdr2": 2.0, "info_nce": 1.0}),
+        (" 1e-2 * dream  +  .5 * emdr2 ", {"dream": 0.01, "emdr2": 0.5}),
+    ],
+)
+def test_a_sum_is_read(text: str, expected: dict[str, float]) -> None:
+    """Reference: weights by hand, in the order of the terms."""
+    found = parse_objective(text)
+    assert found == expected
+    assert list(found) == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("likelihood_gian", r"objective 'likelihood_gian' in .* is unknown; did you mean likelihood_gain\?"),
+        ("dream + emdr", r"objective 'emdr' in 'dream \+ emdr' is unknown; did you mean emdr2\?"),
+        ("xyz", r"objective 'xyz' in 'xyz' is unknown; choose of likelihood_gain, dream, "),
+        ("dream + ", r"objective '' in 'dream \+ ' is unknown"),
+        ("dream*0.5", r"objective '0.5' in 'dream\*0.5' is unknown"),
+        ("half*dream", r"weight 'half' in 'half\*dream' is not a number; write for example 0.5\*dream"),
+        ("0*dream", r"weight 0 in '0\*dream' is not a positive number; leave dream out"),
+        ("-1*dream", r"weight -1 in .* is not a positive number"),
+        ("nan*dream", r"weight nan in .* is not a positive number"),
+        ("dream + 2*dream", r"objective 'dream' stands twice in .*; add its weights"),
+    ],
+)
+def test_a_wrong_sum_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    """Reference: the value and the remedy in each message, when the arguments are made."""
+    with pytest.raises(NLTError, match=message):
+        arguments(tmp_path, objective=text)
+
+
+def test_a_temperature_of_an_objective_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """Reference: the name and the remedy in the message."""
+    settings: dict[str, Any] = {"temperatures": {"dream": 0.2}}
+    with pytest.raises(NLTError, match=r"temperatures names \['dream'\], which objective 'emdr2' does not have"):
+        arguments(tmp_path, objective="emdr2", **settings)
+    arguments(tmp_path, objective="emdr2 + dream", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "labels", "gains", "llm", "likelihoods"),
+    [
+        ({"objective": "likelihood_gain"}, False, True, False, []),
+        ({"objective": "likelihood_gain", "gain_score": "sum"}, False, True, False, ["target_tokens"]),
+        ({"objective": "dream"}, False, False, True, []),
+        ({"objective": "emdr2"}, False, True, False, ["log_likelihood", "target_tokens"]),
+        (
+            {"objective": "emdr2", "emdr2_level": "token"},
+            False,
+            True,
+            False,
+            ["target_tokens", "token_log_likelihoods"],
+        ),
+        ({"objective": "info_nce"}, False, True, False, []),
+        ({"objective": "info_nce"}, True, False, False, []),
+        ({"objective": "info_nce", "false_negative_margin": 0.1}, True, True, False, []),
+        ({"objective": "info_nce + dream"}, True, False, True, []),
+        ({"objective": "0.1*likelihood_gain + dream"}, True, True, True, []),
+    ],
+)
+def test_what_objectives_read(
+    tmp_path: Path, settings: dict[str, Any], labels: bool, gains: bool, llm: bool, likelihoods: list[str]
+) -> None:
+    """Reference: the Inputs table of each objective."""
+    args, data = arguments(tmp_path, **settings), DataArguments(labels=labels)
+    assert (args.reads_gains(data), args.reads_llm, args.reads_likelihoods) == (gains, llm, likelihoods)
+    assert args.reads_labels(data) == (labels and "info_nce" in settings["objective"])
+
+
+def test_those_that_read_the_llm_are_objectives() -> None:
+    """Reference: the names themselves."""
+    assert set(OBJECTIVES) > LLM_OBJECTIVES
