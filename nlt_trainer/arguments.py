@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.models.document_prompts import DocumentLayout
 from nlt_trainer.prompts import PromptTemplate
 
 OBJECTIVES = ("likelihood_gain", "dream", "emdr2", "loop", "adist", "revela", "info_nce")
@@ -16,6 +18,7 @@ PROMPT_OBJECTIVES = frozenset({"dream", "loop", "adist"})
 """Those that read the LLM at every step, in one prompt of K documents a query."""
 LLM_OBJECTIVES = PROMPT_OBJECTIVES | {"revela"}
 """Those that read the LLM at every step."""
+HEAD_METHODS = ("gain", "correlation", "needle", "qrels")
 
 
 @dataclass
@@ -25,6 +28,10 @@ class ModelArguments:
     encoder: str = field(
         default="sentence-transformers/all-MiniLM-L6-v2",
         metadata={"help": "Encoder to start from: Hub id, folder, or package:<module>/<path>."},
+    )
+    encoder_revision: str | None = field(default=None, metadata={"help": "Revision of an encoder from the Hub."})
+    encoder_dtype: str = field(
+        default="float32", metadata={"help": "float32, or bfloat16 for a base that only carries a LoRA adapter."}
     )
     pooling: str | None = field(
         default=None,
@@ -49,7 +56,10 @@ class ModelArguments:
     )
     llm_revision: str | None = field(default=None, metadata={"help": "Revision of an LLM from the Hub."})
     adapter: str | None = field(
-        default=None, metadata={"help": "LoRA adapter of the LLM, Hub id or folder; merged into it and frozen."}
+        default=None,
+        metadata={
+            "help": "LoRA adapter of the LLM, Hub id or folder (adapt_scorer makes one); merged into it and frozen."
+        },
     )
     llm_lora: dict[str, int | float | str | list[str]] | None = field(
         default=None,
@@ -59,10 +69,60 @@ class ModelArguments:
         },
     )
     llm_dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
+    llm_device: str | None = field(
+        default=None,
+        metadata={"help": "Device of the LLM, e.g. cuda:1 or cpu; unset: the current accelerator, else the CPU."},
+    )
+    llm_process: bool = field(
+        default=False,
+        metadata={"help": "Keep the LLM that training reads in a process of its own; changes no loss, no gradient."},
+    )
+    shared_backbone: bool = field(
+        default=False,
+        metadata={
+            "help": "Let the encoder be a LoRA adapter on the weights of the LLM that training reads, one copy in "
+            "memory, in llm_dtype; encoder and llm name the same model, pooling and lora are set."
+        },
+    )
+    merge_lora: bool = field(
+        default=True,
+        metadata={
+            "help": "Save the encoder with its adapter merged, a folder that stands alone; false: save the adapter "
+            "alone, a small folder that names its base."
+        },
+    )
+    adapter_lora: dict[str, int | float | str | list[str]] = field(
+        default_factory=lambda: {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+        metadata={"help": "Arguments of peft.LoraConfig for the adapter of the LLM that adapt_scorer fits."},
+    )
     heads: str = field(
         default="heads.json", metadata={"help": "File of query-focused heads: detect_heads writes it, dream reads it."}
     )
     num_heads: int = field(default=16, metadata={"help": "Heads that detect_heads keeps (DREAM's paper has 16)."})
+    head_selection: str = field(
+        default="best",
+        metadata={"help": "Heads that detect_heads keeps: best, or as a control worst or random (from all, by seed)."},
+    )
+    head_scores: str | None = field(
+        default=None,
+        metadata={"help": "Head file whose scores detect_heads selects from; unset: it observes the LLM's attention."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.shared_backbone and (self.llm_device is not None or self.llm_process):
+            raise NLTError("shared_backbone keeps encoder and LLM on one device; leave llm_device and llm_process out")
+        if self.shared_backbone and self.encoder_revision != self.llm_revision:
+            raise NLTError(
+                f"shared_backbone: encoder_revision is {self.encoder_revision!r} and llm_revision "
+                f"{self.llm_revision!r}; set both to one"
+            )
+        if not self.merge_lora and not self.lora:
+            raise NLTError("merge_lora: false saves the encoder's adapter alone, and there is none; set lora")
+        if not self.merge_lora and (self.encoder_revision or (self.shared_backbone and self.adapter)):
+            raise NLTError(
+                "merge_lora: false saves an adapter that names its base and neither a revision nor another adapter; "
+                "set merge_lora: true"
+            )
 
 
 @dataclass
@@ -71,7 +131,11 @@ class DataArguments:
 
     collection: str = field(default="collection", metadata={"help": "BEIR folder: corpus.jsonl, queries.jsonl."})
     train_split: str | None = field(
-        default=None, metadata={"help": "Train on the queries that qrels/<split>.tsv names; unset: on all queries."}
+        default=None,
+        metadata={
+            "help": "Train on the queries that qrels/<split>.tsv names (its judgements go into score's audit alone); "
+            "unset: on all queries."
+        },
     )
     max_queries: int | None = field(
         default=None, metadata={"help": "Train on this many of them, drawn by seed; unset: on all."}
@@ -113,11 +177,32 @@ class DataArguments:
         default=192,
         metadata={"help": "Tokens that the LLM reads of a document; longer documents are cut and counted."},
     )
+    document_layout: str = field(
+        default="sequential",
+        metadata={
+            "help": "Documents in the LLM's prompt (dream, loop, adist, detect_heads): sequential (one after the "
+            "other) or independent (none sees another, so that each is read once)."
+        },
+    )
     batch_tokens: int = field(default=4096, metadata={"help": "Tokens, with padding, in one forward pass of scoring."})
+    adapt_documents: int | None = field(
+        default=None, metadata={"help": "Documents, drawn by seed, that adapt_scorer reads alone; unset: all."}
+    )
+    adapt_pairs: bool = field(
+        default=False,
+        metadata={"help": "Let adapt_scorer also read each query after its candidate of the highest gain."},
+    )
     head_queries: int = field(default=64, metadata={"help": "Queries that detect_heads looks at."})
+    head_method: str = field(
+        default="gain",
+        metadata={
+            "help": "What detect_heads scores heads by: the rank of the candidate with the highest gain (gain), the "
+            "correlation with all gains (correlation), the rank of the document that a sentence was cut out of "
+            "(needle: needs a corpus alone) or the rank of what head_qrels judges relevant (qrels)."
+        },
+    )
     head_qrels: str | None = field(
-        default=None,
-        metadata={"help": "Split whose judgements name gold for detect_heads; unset: the best gain stands for gold."},
+        default=None, metadata={"help": "Split whose judgements name gold for head_method qrels."}
     )
     labels: bool = field(
         default=False, metadata={"help": "Take info_nce's positives from qrels/<train_split>.tsv, not from the gain."}
@@ -125,14 +210,28 @@ class DataArguments:
     dev_split: str | None = field(
         default=None, metadata={"help": "Split evaluated during training, where eval_strategy says so."}
     )
-    eval_split: str = field(default="test", metadata={"help": "Split that evaluate reports on."})
+    eval_split: str | None = field(
+        default="test", metadata={"help": "Split that evaluate reports on; null: only on eval_collections."}
+    )
     eval_collections: list[str] = field(
         default_factory=list, metadata={"help": "Further collections to report on, each FOLDER:SPLIT."}
     )
 
     def __post_init__(self) -> None:
+        if self.head_method not in HEAD_METHODS:
+            raise NLTError(f"head_method {self.head_method!r} is unknown; choose one of {', '.join(HEAD_METHODS)}")
+        if (self.head_method == "qrels") != (self.head_qrels is not None):
+            raise NLTError(
+                f"head_method is {self.head_method!r} and head_qrels {self.head_qrels!r}; judgements are read where "
+                "head_method is qrels and head_qrels names their split"
+            )
         if self.num_candidates < 2:
             raise NLTError(f"num_candidates is {self.num_candidates}; a distribution needs at least 2 candidates")
+        if self.document_layout not in get_args(DocumentLayout):
+            raise NLTError(
+                f"document_layout {self.document_layout!r} is unknown; "
+                f"choose one of {', '.join(get_args(DocumentLayout))}"
+            )
         if not 0 <= self.num_random_candidates <= self.num_candidates:
             raise NLTError(
                 f"num_random_candidates is {self.num_random_candidates}; "
@@ -198,6 +297,20 @@ class NLTTrainingArguments(SentenceTransformerTrainingArguments):
         metadata={
             "help": "Queries that the LLM reads at once in training, in prompts of K documents (dream, adist), K such "
             "prompts each (loop) or K + 1 chunks each (revela); changes memory, not the gradient."
+        },
+    )
+    document_cache_gib: float = field(
+        default=0.0,
+        metadata={"help": "Memory for documents' keys and values from step to step (dream, independent layout), GiB."},
+    )
+    share_floor: float = field(
+        default=0.0,
+        metadata={"help": "Part of the documents' shares that all of them get alike, 0 to below 1 (dream)."},
+    )
+    contrast_targets: int = field(
+        default=0,
+        metadata={
+            "help": "Other queries' targets, a query, whose mean loss after the same documents is subtracted (dream)."
         },
     )
     in_batch_negatives: bool = field(

@@ -50,7 +50,7 @@ def learning_curve(
 
 
 def head_heat_map(heads: HeadSet, path: str | Path) -> None:
-    """Draw every head's score (mean reciprocal rank of gold) by layer and head; the best are framed."""
+    """Draw every head's score by layer and head; the first of the selected heads are framed."""
     scores = np.array(heads.scores)  # (L, H)
     figure = Figure(
         figsize=(max(4.0, 0.42 * scores.shape[1] + 2), max(4.0, 0.22 * scores.shape[0] + 1)), layout="constrained"
@@ -59,11 +59,11 @@ def head_heat_map(heads: HeadSet, path: str | Path) -> None:
     image = axes.imshow(scores, aspect="auto", cmap="viridis")
     for layer, head in heads.heads[:FRAMED]:
         axes.add_patch(_frame(head, layer))
-    title = f"Query-focused heads, the best {min(FRAMED, len(heads.heads))} framed"
+    title = f"Attention heads, {min(FRAMED, len(heads.heads))} {heads.settings.get('selection', 'best')} framed"
     axes.set(xlabel="head", ylabel="layer", title=title)
     axes.set_xticks(range(scores.shape[1]))
     axes.set_yticks(range(0, scores.shape[0], 2 if scores.shape[0] > 12 else 1))
-    figure.colorbar(image, label="mean reciprocal rank of gold")
+    figure.colorbar(image, label=heads.score_name)
     _save(figure, path)
 
 

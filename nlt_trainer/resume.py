@@ -9,18 +9,23 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nlt_trainer.arguments import DataArguments, ModelArguments, NLTTrainingArguments
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json
 from nlt_trainer.models.locations import content_hash, resolve_model
+from nlt_trainer.models.lora import ADAPTER_WEIGHTS, load_lora
 
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "settings.json"
 
-ENCODER_KEYS = ("encoder", "pooling", "max_seq_length", "train_max_length", "encoder_prompts", "lora")
+ENCODER_KEYS = (
+    "encoder encoder_revision encoder_dtype shared_backbone pooling max_seq_length train_max_length encoder_prompts "
+    "lora"
+).split()
 LLM_KEYS = ("llm", "llm_revision", "adapter", "llm_lora", "llm_dtype")
 PROMPT_KEYS = (
     "target",
@@ -29,12 +34,13 @@ PROMPT_KEYS = (
     "query_prefix",
     "answer_prefix",
     "max_document_tokens",
+    "document_layout",
 )
 TRAINER_KEYS = (
     "objective temperature temperatures teacher_temperature divergence gain_score null_candidate null_similarity "
-    "query_weight emdr2_level in_batch_negatives false_negative_margin seed data_seed learning_rate "
-    "learning_rate_mapping lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay optim adam_beta1 "
-    "adam_beta2 adam_epsilon max_grad_norm num_train_epochs max_steps per_device_train_batch_size "
+    "query_weight emdr2_level share_floor contrast_targets in_batch_negatives false_negative_margin seed data_seed "
+    "learning_rate learning_rate_mapping lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay optim "
+    "adam_beta1 adam_beta2 adam_epsilon max_grad_norm num_train_epochs max_steps per_device_train_batch_size "
     "gradient_accumulation_steps dataloader_drop_last bf16 fp16"
 ).split()
 
@@ -66,6 +72,18 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
         "trainer": {key: values[key] for key in TRAINER_KEYS},
         "trajectory": trajectory,
     }
+
+
+def adaptation_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> dict[str, Any]:
+    """The same for a run of `adapt_scorer`, which reads no encoder and no objective."""
+    values = args.to_dict()
+    inherited = {f.name for f in dataclasses.fields(TrainingArguments)}
+    files = [str(Path(data.collection, "corpus.jsonl")), *([data.candidates, data.gains] if data.adapt_pairs else [])]
+    trajectory = {key: values[key] for key in (*TRAINER_KEYS, "train_sampling_strategy") if key in inherited}
+    trajectory |= {key: getattr(model, key) for key in ("adapter_lora", *LLM_KEYS)}
+    trajectory |= {key: getattr(data, key) for key in ("adapt_documents", "adapt_pairs", *PROMPT_KEYS)}
+    trajectory |= {f"content of {file}": _file_hash(file) for file in files}
+    return {"trajectory": trajectory}
 
 
 def _file_hash(path: str) -> str | None:
@@ -110,6 +128,9 @@ def last_checkpoint(folder: Path) -> str | None:
 class SecondsCallback(TrainerCallback):
     """Writes the seconds of training so far, those before a resume included, into each entry of the log."""
 
+    def __init__(self) -> None:
+        self.earlier, self.begin = 0.0, time.monotonic()  # an evaluation before training is logged, too
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -119,6 +140,35 @@ class SecondsCallback(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.log_history:
             state.log_history[-1]["train_seconds"] = round(self.earlier + time.monotonic() - self.begin, 1)
+
+
+class AdapterCallback(TrainerCallback):
+    """Lets a LoRA run go on with the weights that it had.
+
+    The trainer reads a checkpoint's base anew, as the Hub's main branch has it, and the adapter in the base's dtype:
+    another revision, or an adapter rounded to bfloat16. This puts both back.
+
+    Args:
+        encoder: the encoder that is trained, as it was loaded.
+        checkpoint: what the run goes on from; `None` or one without an adapter: nothing happens.
+    """
+
+    def __init__(self, encoder: SentenceTransformer, checkpoint: str | None) -> None:
+        self.encoder = encoder
+        self.checkpoint = checkpoint if checkpoint and Path(checkpoint, ADAPTER_WEIGHTS).is_file() else None
+        frozen = encoder.named_parameters() if self.checkpoint else ()
+        self.base = {name: p.detach().cpu().clone() for name, p in frozen if not p.requires_grad}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.checkpoint is None:
+            return
+        for name, parameter in self.encoder.named_parameters():
+            if name in self.base:
+                parameter.data.copy_(self.base[name])
+        load_lora(self.encoder, self.checkpoint)
+        self.base.clear()
 
 
 def train_seconds(state: TrainerState) -> float:

@@ -20,7 +20,15 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from nlt_trainer.files import write_jsonl
 from nlt_trainer.models.frozen_lm import FrozenLM
@@ -189,3 +197,19 @@ def tiny_bos_lm(tiny_llm_folder: Path) -> FrozenLM:
     return dataclasses.replace(
         lm, tokenizer=_build_tokenizer(wrap=True), fingerprint={**lm.fingerprint, "tokenizer": "bos"}
     )
+
+
+@pytest.fixture
+def planted_lm() -> FrozenLM:
+    """A GPT-2 without positions in which head 2 of layer 1 alone attends to equal tokens; the others look anywhere."""
+    tokenizer = _build_tokenizer(wrap=False)
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=512, pad_token_id=0)
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        model.transformer.wpe.weight.zero_()
+        model.transformer.wte.weight.normal_()
+        projection = torch.linalg.qr(torch.randn(32, 8))[0] * 1.5
+        attention = model.transformer.h[1].attn.c_attn.weight  # (32, 96): queries, keys and values of four heads
+        attention[:, 16:24], attention[:, 48:56] = projection, projection
+    return FrozenLM(model, tokenizer, "planted", {"weights": "org/planted@c0ffee"})

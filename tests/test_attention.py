@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from torch import Tensor
+from transformers import MistralConfig, MistralForCausalLM
 
-from nlt_trainer.errors import NLTError
 from nlt_trainer.models.attention import (
     MASKED,
     AttentionMass,
@@ -151,7 +150,12 @@ def test_shares_among_three_documents_leave_out_the_hidden_one() -> None:
 @torch.no_grad()
 def test_a_sliding_window_hides_documents(tiny_lm: FrozenLM) -> None:
     """Reference: stock attention in rows whose window of eight keys holds no document, or one alone."""
-    lm = build("Mistral", tiny_lm.tokenizer, sliding_window=8)
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.2, sliding_window=8,
+    )  # fmt: skip
+    lm = FrozenLM(MistralForCausalLM(config), tiny_lm.tokenizer, "windowed", {})
     ids = torch.arange(20, 44)[None]
     documents = torch.full_like(ids, K)
     documents[:, 1:4], documents[:, 4:12] = 0, 1
@@ -286,72 +290,6 @@ def test_recorded_values_are_those_of_the_formula(projections: tuple[Tensor, Ten
     options: dict[str, Any] = {"scaling": SIZE**-0.5, "document_attention": recorder}
     document_attention(LAYER, *projections, None, **options)  # type: ignore[arg-type]
     np.testing.assert_allclose(recorder.mass[0].numpy(), expected, rtol=1e-5)
-
-
-SETTINGS: dict[str, Any] = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.2, "pad_token_id": 0,
-    "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-
-
-def build(family: str, tokenizer: Any, **settings: Any) -> FrozenLM:
-    """A random model of a family of transformers."""
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**{**SETTINGS, **settings})
-    return FrozenLM(getattr(transformers, f"{family}ForCausalLM")(config), tokenizer, family, {})
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    "family", ["Llama", "Qwen2", "Qwen3", "Mistral", "Phi3", "GPTNeoX", "Olmo2", "Granite", "SmolLM3"]
-)
-def test_families_that_can_be_injected(tiny_lm: FrozenLM, family: str) -> None:
-    """Reference: eager attention of the same model, for what must not change and for the recorded mass."""
-    lm = build(family, tiny_lm.tokenizer)
-    lm.model.set_attn_implementation("eager")
-    stock = lm.model(input_ids=IDS, output_attentions=True, output_hidden_states=True)
-    enable_document_attention(lm)
-    torch.testing.assert_close(states(lm, IDS), stock.hidden_states[-1], rtol=1e-3, atol=1e-3)
-    recorder = AttentionMass(DOCUMENTS, ROWS, K)
-    states(lm, IDS, document_attention=recorder)
-    own = (stock.attentions[1] * (DOCUMENTS == 0)[:, None, None]).sum(-1)[:, :, 7:].mean(-1)
-    torch.testing.assert_close(recorder.mass[1][..., 0], own, rtol=1e-3, atol=1e-4)
-    injection = ScoreInjection(LOG_WEIGHTS, DOCUMENTS, ROWS, all_heads(lm))
-    assert (states(lm, IDS, document_attention=injection) - stock.hidden_states[-1])[:, 7:].abs().max() > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("family", "settings", "reason"),
-    [
-        ("Gemma2", {"head_dim": 8}, "does not support `softcap`"),
-        ("Bloom", {}, "its attention does not react to the scores"),
-        ("Mamba", {}, "its attention does not react to the scores"),
-        (
-            "GptOss",
-            {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},
-            "its attention changes with one document",
-        ),
-    ],
-)
-@pytest.mark.filterwarnings("ignore")
-def test_families_that_cannot_are_refused(
-    tiny_lm: FrozenLM, family: str, settings: dict[str, Any], reason: str
-) -> None:
-    """Reference: soft caps, no interface, no attention at all, and sinks; the message names what is supported."""
-    lm = build(family, tiny_lm.tokenizer, **settings)
-    message = rf"LLM '{family}' \({family}ForCausalLM\): .*{reason}.*AttentionInterface.*Llama, SmolLM, Qwen"
-    with pytest.raises(NLTError, match=message):
-        enable_document_attention(lm)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_configuration_without_heads_is_refused(tiny_lm: FrozenLM) -> None:
-    """Reference: Mamba's configuration, which has no number of attention heads."""
-    lm = build("Mamba", tiny_lm.tokenizer)
-    del lm.model.config.num_attention_heads
-    with pytest.raises(NLTError, match=r"LLM 'Mamba' .*num_attention_heads.*AttentionInterface"):
-        enable_document_attention(lm)
 
 
 def test_half_precision(tiny_lm: FrozenLM) -> None:

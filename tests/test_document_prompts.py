@@ -8,7 +8,8 @@ from torch import Tensor
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.attention import ScoreInjection, enable_document_attention
-from nlt_trainer.models.document_prompts import DocumentPrompts, DocumentReader, build_prompts
+from nlt_trainer.models.document_prompts import DocumentPrompts, build_prompts
+from nlt_trainer.models.document_reader import DocumentReader
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.prompts import PromptTemplate, TargetKind
@@ -60,7 +61,7 @@ def two_part_losses(lm: FrozenLM, log_weights: Tensor, prompts: DocumentPrompts)
     reader = DocumentReader(lm)
     cache = reader.read_documents(prompts)
     injection = ScoreInjection(log_weights, prompts.key_documents(3), prompts.suffix_mask, HEADS)
-    return reader.target_loss(reader.read_suffix(prompts, cache, injection), prompts)
+    return reader.target_losses(reader.read_suffix(prompts, cache, injection), prompts)[:, 0]
 
 
 @pytest.mark.parametrize("target", ["answer", "query", "joint"])

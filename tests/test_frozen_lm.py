@@ -6,6 +6,7 @@ import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,6 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     BloomForCausalLM,
-    CohereConfig,
-    CohereForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
 )
@@ -77,14 +76,18 @@ def test_the_projection_is_the_models_own_head(tiny_lm: FrozenLM) -> None:
 
 
 def test_a_head_that_does_more_is_refused(tiny_lm: FrozenLM) -> None:
-    """Reference: Cohere multiplies its logits by `logit_scale`, which the projection does not know."""
-    torch.manual_seed(0)
-    config = CohereConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
-        initializer_range=0.5, logit_scale=0.25, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    with pytest.raises(NLTError, match=r"'cohere' \(CohereForCausalLM\): its logits are not .*Choose a decoder"):
-        FrozenLM(CohereForCausalLM(config), tiny_lm.tokenizer, "cohere", {})
+    """Reference: logits divided by four after the output embedding, with nothing in the configuration that says so."""
+    model = tiny_lm.model
+    real = model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = real(*args, **kwargs)
+        output.logits = output.logits * 0.25
+        return output
+
+    model.forward = forward  # type: ignore[method-assign]
+    with pytest.raises(NLTError, match=r"'quarter' \(LlamaForCausalLM\): its logits are not .*Choose a decoder"):
+        FrozenLM(model, tiny_lm.tokenizer, "quarter", {})
 
 
 def test_an_adapter_is_merged(tiny_llm_folder: Path, adapter_folder: Path) -> None:
@@ -201,10 +204,16 @@ def test_the_fingerprint_tells_weights_adapter_tokenizer_and_dtype_apart(
     assert adapted.fingerprint["weights"] == tiny_lm.fingerprint["weights"]
 
 
-def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    """Reference: the message names the model and the remedy."""
+def test_a_model_that_cannot_be_loaded_is_refused(tiny_llm_folder: Path, tmp_path: Path) -> None:
+    """Reference: no model, an empty folder, and weights of another size than the configuration's."""
     with pytest.raises(NLTError, match=r"model '/nowhere/llm': .* does not exist. Give a Hub id"):
         FrozenLM.from_pretrained("/nowhere/llm")
     (tmp_path / "empty").mkdir()
     with pytest.raises(NLTError, match=r"LLM .*empty' cannot be loaded"):
         FrozenLM.from_pretrained(str(tmp_path / "empty"))
+    (tmp_path / "odd").mkdir()
+    for file in tiny_llm_folder.iterdir():
+        shutil.copy(file, tmp_path / "odd")
+    rewrite(tmp_path / "odd" / "config.json", hidden_size=48)
+    with pytest.raises(NLTError, match=r"LLM .*odd' cannot be loaded: .*size"):
+        FrozenLM.from_pretrained(str(tmp_path / "odd"))

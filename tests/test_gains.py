@@ -166,3 +166,14 @@ def test_equal_scores_do_not_agree_by_their_order() -> None:
     scores = [[3.0, 0.0, 0.0], [0.0, 3.0, 0.0]]
     audit = audit_teacher(np.array([[0.3, 0.2, 0.1], [0.2, 0.3, 0.1]]), scores)
     assert audit["spearman_with_bm25"] == pytest.approx(0.866, abs=1e-3)
+
+
+def test_the_audit_ranks_gold_where_there_are_judgements() -> None:
+    """Reference: ranks by eye; q2's gold shares its gain with another candidate, which then stands before it."""
+    gain = np.array([[0.25, -0.5, 1.125], [0.5, 0.5, -0.125], [0.1, 0.2, 0.3]])
+    bm25 = [[3.0, 2.0, 1.0], [5.0, 0.5, 0.0], [3.0, 2.0, 1.0]]
+    relevant = np.array([[True, True, False], [True, False, False], [False, False, False]])
+    gold = audit_teacher(gain, bm25, relevant)["gold"]
+    assert gold == {"queries": 2, "mrr_by_gain": (1 / 2 + 1 / 2) / 2, "mrr_by_bm25": (1 / 1 + 1 / 1) / 2}
+    assert "gold" not in audit_teacher(gain, bm25)
+    assert "gold" not in audit_teacher(gain, bm25, np.zeros_like(relevant))

@@ -12,9 +12,16 @@ import torch
 
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.models.attention import enable_document_attention
-from nlt_trainer.models.document_prompts import DocumentReader
+from nlt_trainer.models.document_reader import DocumentReader
 from nlt_trainer.models.frozen_lm import FrozenLM
-from nlt_trainer.models.heads import HeadSet, calibrated_mass, detect_query_focused_heads, relevant_by_gain
+from nlt_trainer.models.heads import (
+    HeadSet,
+    calibrated_mass,
+    correlation,
+    detect_query_focused_heads,
+    relevant_by_gain,
+    tells_apart,
+)
 from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.prompts import PromptTemplate
 
@@ -75,7 +82,7 @@ def test_heads_are_ranked_by_the_rank_they_give_gold(
     """Reference: a planted head (layer 1, head 2) that alone turns to gold, whatever the documents' order."""
     gold = [DOCUMENTS[b][k] for b, k in enumerate((0, 0, 2))]
 
-    def planted(reader: object, queries: list[str], *, documents: list[list[str]], tokens: object) -> np.ndarray:
+    def planted(reader: object, queries: list[str], *, documents: list[list[str]], **options: object) -> np.ndarray:
         mass = np.zeros((len(queries), 2, 4, 3))
         for b, texts in enumerate(documents):
             right = np.array([text in gold for text in texts])
@@ -129,6 +136,102 @@ def test_scores_are_mean_reciprocal_ranks(tiny_lm: FrozenLM) -> None:
     np.testing.assert_allclose(found.scores, np.mean(ranks, axis=0), atol=1e-6)
     values = [found.scores[layer][head] for layer, head in found.heads]
     assert values == sorted(np.ravel(found.scores), reverse=True)[:3]
+
+
+TOPICS = ["whale", "bee", "volcano", "tea", "bridge", "clock", "bread", "moon"]
+TEXTS = [f"Many people saw a {t} and the {t} was old. They say that one {t} is like any {t} there." for t in TOPICS]
+
+
+@pytest.mark.parametrize("score", ["reciprocal_rank", "correlation"])
+def test_a_planted_head_is_found(planted_lm: FrozenLM, score: str) -> None:
+    """Reference: the one head of a model that attends to equal tokens, hence to the document of the query's topic."""
+    documents = [[TEXTS[(b + k) % 8] for k in (1, 0, 3, 2)] for b in range(8)]
+    gain = np.random.default_rng(0).normal(0, 0.05, (8, 4))
+    gain[:, 1] += 1.0
+    found = detect_query_focused_heads(
+        planted_lm,
+        [f"where does the {topic} live" for topic in TOPICS],
+        documents=documents,
+        relevant=gain if score == "correlation" else relevant_by_gain(gain),
+        tokens=tokens_of(planted_lm),
+        score=score,
+        num_heads=2,
+    )
+    assert found.heads[0] == (1, 2)
+    assert found.scores[1][2] > 0.7
+    assert found.scores[1][2] > found.scores[found.heads[1][0]][found.heads[1][1]] + 0.2
+    assert found.settings["score"] == score
+    assert found.score_name == f"mean {score.replace('_', ' ')}"
+    assert found.settings["llm_revision"] == "c0ffee"
+
+
+def test_correlation_is_pearsons() -> None:
+    """Reference: `numpy.corrcoef`, head by head; a head that spends the same on all documents has 0."""
+    generator = np.random.default_rng(0)
+    mass, gain = generator.normal(size=(2, 3, 5)), generator.normal(size=5)
+    expected = [[np.corrcoef(mass[layer, head], gain)[0, 1] for head in range(3)] for layer in range(2)]
+    np.testing.assert_allclose(correlation(mass, gain), expected, atol=1e-12)
+    mass[0, 1] = 0.25
+    assert correlation(mass, gain)[0, 1] == 0
+
+
+def test_queries_that_tell_nothing_are_left_out(tiny_lm: FrozenLM) -> None:
+    """Reference: queries whose documents are all equally relevant do not change the scores of the others."""
+    assert tells_apart(np.array([[True, False], [True, True], [False, False]])).tolist() == [True, False, False]
+    assert tells_apart(np.array([[0.1, 0.2], [0.3, 0.3]])).tolist() == [True, False]
+
+    def detect(part: slice) -> HeadSet:
+        gain = np.array([[0.1, 0.5, -0.1], [0.2, 0.2, 0.2], [0.0, 0.1, 0.2]])[part]
+        lists = {"documents": DOCUMENTS[part], "relevant": gain}
+        return detect_query_focused_heads(
+            tiny_lm, QUERIES[part], tokens=tokens_of(tiny_lm), score="correlation", batch_size=1, **lists
+        )
+
+    assert detect(slice(0, 2)).scores == detect(slice(0, 1)).scores
+    assert detect(slice(0, 3)).settings["num_queries"] == 2
+
+
+def table_of(scores: list[list[float]], weights: str = "w") -> HeadSet:
+    return HeadSet((), tuple(map(tuple, scores)), "llm", {"weights": weights}, {})
+
+
+def test_heads_are_selected_from_their_scores() -> None:
+    """Reference: the order of six scores by hand; equal ones by layer and head."""
+    table = table_of([[0.5, 0.9, 0.1], [0.5, 0.2, 0.7]])
+    assert table.select(3).heads == ((0, 1), (1, 2), (0, 0))
+    assert table.select(2, "worst").heads == ((0, 2), (1, 1))
+    worst = table.select(2, "worst", seed=3)
+    assert (worst.scores, worst.settings) == (table.scores, {"selection": "worst", "selection_seed": 3})
+    with pytest.raises(NLTError, match=r"head_selection 'bset' is unknown; choose one of best, random, worst"):
+        table.select(2, "bset")
+    with pytest.raises(NLTError, match=r"num_heads is 0; it must be at least 1"):
+        table.select(0)
+
+
+def test_more_heads_than_there_are_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Reference: the warning's text; all heads are kept."""
+    assert len(table_of([[0.5, 0.9]]).select(16).heads) == 2
+    assert "num_heads is 16, and LLM 'llm' has 2: all are kept" in caplog.text
+
+
+def test_random_heads_are_drawn_from_all_alike() -> None:
+    """Reference: 1,200 draws of 2 among 6; each head has a share of 1/3 (four standard errors), whatever its score."""
+    table = table_of([[0.5, 0.9, 0.1], [0.5, 0.2, 0.7]])
+    draws = [table.select(2, "random", seed=seed).heads for seed in range(1200)]
+    assert all(len(set(heads)) == 2 for heads in draws)
+    counts = [sum((layer, head) in heads for heads in draws) for layer in range(2) for head in range(3)]
+    assert max(abs(count / 1200 - 1 / 3) for count in counts) < 4 * (2 / 9 / 1200) ** 0.5
+    assert table.select(2, "random", seed=7).heads == table.select(2, "random", seed=7).heads
+
+
+def test_the_jaccard_index_of_the_best_heads() -> None:
+    """Reference: sets by hand: {0.1, 1.2, 0.0} and {0.1, 1.1, 1.2} share 2 of 4; what was kept plays no part."""
+    ours = table_of([[0.5, 0.9, 0.1], [0.4, 0.2, 0.7]])
+    theirs = table_of([[0.1, 0.9, 0.2], [0.3, 0.8, 0.7]]).select(1, "worst")
+    assert ours.jaccard(theirs, 3) == theirs.jaccard(ours, 3) == 0.5
+    assert ours.jaccard(ours, 2) == 1.0
+    with pytest.raises(NLTError, match=r"heads of different LLMs, 'llm' and 'llm', cannot be compared"):
+        ours.jaccard(table_of([[0.1]], "other"), 1)
 
 
 def test_no_gold_is_refused(tiny_lm: FrozenLM) -> None:

@@ -163,13 +163,68 @@ def test_a_second_run_of_each_stage_changes_nothing(project: Project) -> None:
 
 def test_labels_are_used_where_they_are_asked_for(project: Project) -> None:
     """Reference: where gold comes from, and that no gains are needed then."""
-    project.run(detect_heads, "dream", "--head_qrels", "train")
+    project.run(detect_heads, "dream", "--head_method", "qrels", "--head_qrels", "train")
     heads = json.loads((project.root / "heads.json").read_text())
     assert heads["settings"]["gold"] == "qrels/train.tsv"
     project.run(train, "info_nce", "--labels", "true")
     report = json.loads((project.root / "info_nce" / "training.json").read_text())
     assert report["lm_tokens"] == 0
     assert 1 <= report["queries"] <= 4
+
+
+def test_heads_by_each_method(project: Project) -> None:
+    """Reference: what the head file says, and what each method needs: gains, or a corpus with sentences alone."""
+    with pytest.raises(NLTError, match=r"0 documents have a sentence"):
+        project.run(detect_heads, "dream", "--head_method", "needle")
+    path = project.root / "collection" / "corpus.jsonl"
+    rows = [{**row, "text": f"{row['text']} It is an old story of the {row['title']}."} for row in rows_of(path)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (project.root / "candidates.jsonl").rename(project.root / "elsewhere.jsonl")
+    project.run(detect_heads, "dream", "--head_method", "needle", "--head_queries", "5")
+    found = json.loads((project.root / "heads.json").read_text())["settings"]
+    assert (found["method"], found["score"], found["num_queries"]) == ("needle", "reciprocal_rank", 5)
+    assert found["gold"] == "the document that the query was cut out of"
+    (project.root / "elsewhere.jsonl").rename(project.root / "candidates.jsonl")
+    project.run(score)
+    project.run(detect_heads, "dream", "--head_method", "correlation")
+    found = json.loads((project.root / "heads.json").read_text())["settings"]
+    assert (found["method"], found["score"], found["num_queries"]) == ("correlation", "correlation", 4)
+    assert (found["gold"], found["collection"]) == ("gain of every candidate", "collection")
+
+
+def test_controls_come_from_the_same_scores(project: Project) -> None:
+    """Reference: the score table of the first file, ordered by hand; the LLM is not read again."""
+    project.run(score)
+    project.run(detect_heads, "dream", "--num_heads", "8")
+    first = json.loads((project.root / "heads.json").read_text())
+    for selection in ("best", "worst", "random"):
+        target = project.root / f"{selection}.json"
+        flags = ["--head_scores", f"{project.root}/heads.json", "--heads", str(target), "--llm", "/nowhere"]
+        project.run(detect_heads, "dream", *flags, "--head_selection", selection)
+        found = json.loads(target.read_text())
+        assert found["scores"] == first["scores"]
+        assert found["settings"] == {**first["settings"], "selection": selection, "selection_seed": 42}
+        values = sorted(np.ravel(first["scores"]), reverse=selection == "best")[:3]
+        if selection != "random":
+            assert [first["scores"][layer][head] for layer, head in found["heads"]] == values
+        assert len(found["heads"]) == 3
+    project.run(train, "dream", "--heads", str(project.root / "random.json"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--head_method", "best"], r"head_method 'best' is unknown; choose one of gain, correlation, needle, qrels"),
+        (["--head_qrels", "train"], r"head_method is 'gain' and head_qrels 'train'; judgements are read where"),
+        (["--head_method", "qrels"], r"head_method is 'qrels' and head_qrels None; judgements are read where"),
+        (["--head_selection", "all"], r"head_selection 'all' is unknown; choose one of best, random, worst"),
+    ],
+)
+def test_wrong_options_of_head_detection(project: Project, flags: list[str], message: str) -> None:
+    """Reference: the remedy in each message."""
+    project.run(score)
+    with pytest.raises(NLTError, match=message):
+        project.run(detect_heads, "dream", *flags)
 
 
 def test_labels_are_read_nowhere_else(project: Project) -> None:

@@ -35,9 +35,9 @@ from nlt_trainer.scripts import mine, score
 from nlt_trainer.trainer import NLTTrainer
 
 OBJECTIVES = (
-    "likelihood_gain", "dream", "info_nce", "mixture", "cached_info_nce", "cached_likelihood_gain", "loop", "adist",
-    "revela", "revela_trained",
-)  # fmt: skip
+    *("likelihood_gain", "dream", "info_nce", "mixture", "cached_info_nce", "cached_likelihood_gain"),
+    *("loop", "adist", "revela", "revela_trained"),
+)
 ACCUMULATED = ("cached_likelihood_gain", "revela_trained")  # two batches a step, under no_sync between them
 GLOBAL_BATCH, STEPS = 4, 3
 TEXTS = ["green tea", "an owl hunts", "the moon pulls", "bread rises", "silk", "a furnace of glass", "honey", "north"]

@@ -17,7 +17,7 @@ from torch.utils.data import get_worker_info
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.chunks import ChunkGroups, build_chunks
-from nlt_trainer.models.document_prompts import DocumentPrompts, build_prompts
+from nlt_trainer.models.document_prompts import DocumentLayout, DocumentPrompts, build_prompts
 from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.models.scoring import LikelihoodScorer, likelihood_gain
 from nlt_trainer.prompts import TargetKind
@@ -31,15 +31,50 @@ class PromptBuilder:
         tokens: tokeniser of the prompt's segments.
         target: what the LLM has to predict.
         context_length: of the LLM, tokens.
+        layout: whether documents see each other.
+        foreign: (query, answer) pairs to draw contrast targets from.
+        contrast_targets: how many of them each query gets; they depend on the query and `seed` alone.
+        seed: of that draw.
+
+    Raises:
+        NLTError: fewer than `contrast_targets` other queries are there to draw from.
     """
 
     tokens: PromptTokens
     target: TargetKind
     context_length: int
+    layout: DocumentLayout = "sequential"
+    foreign: Sequence[tuple[str, str | None]] = ()
+    contrast_targets: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.contrast_targets >= max(len({query for query, _ in self.foreign}), 1):
+            raise NLTError(
+                f"contrast_targets is {self.contrast_targets}, and only {len(self.foreign)} queries are there to draw "
+                "other queries' targets from; lower it or train on more queries"
+            )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> DocumentPrompts:
         """Prompts of rows with `query`, `documents` and, where the target needs it, `answer`."""
-        return build_prompts(self.tokens, **_texts(rows), target=self.target, context_length=self.context_length)
+        return build_prompts(
+            self.tokens,
+            **_texts(rows),
+            target=self.target,
+            context_length=self.context_length,
+            layout=self.layout,
+            foreign=[self._draw(row["query"]) for row in rows],
+        )
+
+    def _draw(self, query: str) -> list[tuple[str, str | None]]:
+        """Other queries with their answers."""
+        draw = random.Random(f"{self.seed} contrast {query}")
+        drawn: dict[str, str | None] = {}  # equal queries are drawn once
+        while len(drawn) < self.contrast_targets:
+            other, answer = self.foreign[draw.randrange(len(self.foreign))]
+            if other != query:
+                drawn[other] = answer
+        return list(drawn.items())
 
     def count_tokens(self, rows: Iterable[Mapping[str, Any]], *, suffixes: int = 1) -> int:
         """Tokens that the LLM reads in one pass over the rows, without padding, the suffix so many times."""

@@ -144,17 +144,21 @@ class TeacherAudit:
 AUDIT_TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
-def audit_teacher(gain: np.ndarray, bm25: Sequence[Sequence[float]]) -> dict[str, Any]:
+def audit_teacher(
+    gain: np.ndarray, bm25: Sequence[Sequence[float]], relevant: np.ndarray | None = None
+) -> dict[str, Any]:
     """Report on gains before training.
 
     Args:
         gain: `(B, K)`, nats per target token.
         bm25: B lists of K BM25 scores of the same candidates.
+        relevant: `(B, K)` bool, what judgements say of the candidates, where there are any; for the report alone.
 
     Returns:
         Share of queries with a positive gain, quantiles of the gain, agreement with BM25 (share of queries with the
         same best candidate; mean Spearman correlation), one `TeacherAudit` a temperature, and the temperature at which
-        the effective number of candidates is nearest to K / 3, as a proposal.
+        the effective number of candidates is nearest to K / 3, as a proposal. With judgements also `gold`: the mean
+        reciprocal rank of the best relevant candidate by gain and by BM25, over the queries that have one.
     """
     bm25_scores = np.asarray(bm25)
     if not len(gain):
@@ -172,7 +176,19 @@ def audit_teacher(gain: np.ndarray, bm25: Sequence[Sequence[float]]) -> dict[str
         "spearman_with_bm25": _mean_spearman(gain, bm25_scores),
         "temperatures": [vars(a) for a in audits],
         "proposed_teacher_temperature": proposal,
+        **({} if relevant is None or not relevant.any() else {"gold": _gold(gain, bm25_scores, relevant)}),
     }
+
+
+def _gold(gain: np.ndarray, bm25: np.ndarray, relevant: np.ndarray) -> dict[str, Any]:
+    """Mean reciprocal rank of the best relevant candidate; others that score the same stand before it."""
+    judged = relevant.any(1)
+    report: dict[str, Any] = {"queries": int(judged.sum())}
+    for name, scores in (("mrr_by_gain", gain), ("mrr_by_bm25", bm25)):
+        best = np.where(relevant, scores, -np.inf).max(1, keepdims=True)
+        rank = 1 + ((scores >= best) & ~relevant).sum(1)  # (B,)
+        report[name] = round(float((1 / rank[judged]).mean()), 4)
+    return report
 
 
 def _at_temperature(gain: np.ndarray, temperature: float) -> TeacherAudit:

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.chunk_attention import ChunkAttention
-from nlt_trainer.models.frozen_lm import FrozenLM
+from nlt_trainer.models.frozen_lm import FORWARD_ERRORS, FrozenLM, readings_agree
 
 IMPLEMENTATION = "nlt_document_attention"
 
@@ -22,9 +22,9 @@ MASKED = torch.finfo(torch.float32).min
 """Attention logit of a key that a row does not see; -inf would make a row without any key NaN."""
 
 INTERFACE_HELP = (
-    "Score injection needs a decoder whose attention goes through transformers' AttentionInterface "
-    "(set_attn_implementation), without soft-capped attention logits or attention sinks: "
-    "the Llama, SmolLM, Qwen, Mistral, Phi-3, OLMo-2, GPT-NeoX and Granite families"
+    "Score injection needs a decoder in which every layer's attention goes through transformers' AttentionInterface "
+    "(set_attn_implementation) and keeps its keys and values in a DynamicCache: the Llama, SmolLM, Qwen2, Qwen3, "
+    "Mistral, Gemma, Phi-3, OLMo-2, GPT-NeoX, GPT-2, Granite, StarCoder2, Cohere and GPT-OSS families"
 )
 
 
@@ -52,7 +52,7 @@ class ScoreInjection:
         return self.heads.get(layer)
 
     def attend(self, logits: Tensor, layer: int) -> Tensor:
-        """Add to masked attention logits `(B, h, S, T)` what turns their softmax into p'."""
+        """Add to masked attention logits or log-probabilities `(B, h, S, T)` what turns their softmax into p'."""
         document_logits = log_mass(logits, self.documents, self.log_weights.shape[1])  # (B, h, S, K)
         seen = document_logits > MASKED
         log_share = document_logits.masked_fill(~seen, MASKED).log_softmax(-1)
@@ -82,11 +82,17 @@ class AttentionMass:
     def heads_of(self, layer: int) -> None:
         return None
 
-    def record(self, logits: Tensor, value: Tensor, layer: int) -> None:
-        """Take in a layer's masked attention logits `(B, H, S, T)` and values `(B, key-value heads, T, head size)`."""
-        log_share = log_mass(logits, self.documents, self.num_documents) - logits.logsumexp(-1, keepdim=True)
+    def record(self, log_attention: Tensor, value: Tensor, layer: int) -> None:
+        """Take in the logarithms of a layer's attention `(B, H, S, T)` and its values.
+
+        Args:
+            log_attention: `(B, H, S, T)`.
+            value: `(B, key-value heads, T, head size)`.
+            layer: the layer.
+        """
+        share = log_mass(log_attention, self.documents, self.num_documents).exp()
         rows = self.rows[:, None, :, None]
-        self.mass[layer] = (log_share.exp() * rows).sum(2) / rows.sum(2)  # (B, H, K)
+        self.mass[layer] = (share * rows).sum(2) / rows.sum(2)  # (B, H, K)
 
 
 @dataclass(frozen=True)
@@ -96,9 +102,9 @@ class ValueMass(AttentionMass):
     Args are those of `AttentionMass`; `mass` holds the sums, averaged over `rows`.
     """
 
-    def record(self, logits: Tensor, value: Tensor, layer: int) -> None:
+    def record(self, log_attention: Tensor, value: Tensor, layer: int) -> None:
         rows = self.rows[:, None, :, None]
-        share = (logits.softmax(-1) * rows).sum(2) / rows.sum(2)  # (B, H, T)
+        share = (log_attention.exp() * rows).sum(2) / rows.sum(2)  # (B, H, T)
         norm = value.float().norm(dim=-1)  # (B, key-value heads, T)
         weighted = share * norm.repeat_interleave(share.shape[1] // norm.shape[1], dim=1)  # (B, H, T)
         total = weighted.new_zeros(*weighted.shape[:2], self.num_documents + 1)
@@ -123,10 +129,14 @@ def document_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     document_attention: ScoreInjection | AttentionMass | ChunkAttention | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention function for `AttentionInterface`: fused attention, with explicit weights for selected heads only.
+
+    Fused attention knows neither soft caps nor sinks; a layer with one of them has explicit weights in all its heads.
 
     Args:
         module: the model's attention layer; its `layer_idx` is read.
@@ -135,65 +145,135 @@ def document_attention(
         value: shaped as `key`.
         attention_mask: `(B, 1, S, T)` bool, True where a key is seen; `None` means causal.
         scaling: factor of the attention logits.
-        document_attention: what to do with documents or chunks; `None` is fused attention alone.
-        **kwargs: passed on to the fused attention, which refuses what it cannot do (a soft cap of the logits).
+        softcap: the logits are bent to `softcap * tanh(logits / softcap)` before the mask (Gemma 2).
+        s_aux: `(H,)` logits of each head's sink, a key that belongs to no document and has no value (GPT-OSS).
+        document_attention: what to do with documents or chunks; `None` is stock attention alone.
+        **kwargs: passed on to the fused attention.
 
     Returns:
         `(B, S, H, head size)` and `None`, the interface's unused attention weights.
     """
-    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # every attention module of transformers has an integer here
+    everything = torch.arange(query.shape[1], device=query.device)
+    injected = document_attention.heads_of(layer) if isinstance(document_attention, ScoreInjection) else None
+
+    def log_attention(heads: Tensor) -> Tensor:
+        sinks = None if s_aux is None else s_aux[heads]
+        return _log_attention(query, key, attention_mask, heads, scaling=scaling, softcap=softcap, sinks=sinks)
+
+    def read(log_weights: Tensor, heads: Tensor) -> Tensor:
+        values = repeat_kv(value, query.shape[1] // value.shape[1])[:, heads]
+        return (log_weights.exp().to(query.dtype) @ values).transpose(1, 2)  # (B, S, h, head size)
+
+    if softcap is None and s_aux is None:
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    else:
+        output = read(log_attention(everything), everything)
     if isinstance(document_attention, ChunkAttention):
-        output = output + document_attention.added(query, layer, scaling)
+        output = output + document_attention.added(query, layer, scaling=scaling, softcap=softcap)
     elif isinstance(document_attention, AttentionMass):
-        everything = torch.arange(query.shape[1], device=query.device)
-        document_attention.record(_logits(query, key, attention_mask, everything, scaling), value, layer)
-    elif document_attention is not None and (heads := document_attention.heads_of(layer)) is not None:
-        logits = document_attention.attend(_logits(query, key, attention_mask, heads, scaling), layer)
-        weights = logits.softmax(-1).to(query.dtype)  # (B, h, S, T)
-        selected = weights @ repeat_kv(value, query.shape[1] // value.shape[1])[:, heads]  # (B, h, S, head size)
-        output = output.index_copy(2, heads, selected.transpose(1, 2).to(output.dtype))
+        document_attention.record(log_attention(everything), value, layer)
+    elif document_attention is not None and injected is not None:
+        selected = read(document_attention.attend(log_attention(injected), layer), injected)
+        output = output.index_copy(2, injected, selected.to(output.dtype))
     return output, None
 
 
-def _logits(query: Tensor, key: Tensor, mask: Tensor | None, heads: Tensor, scaling: float) -> Tensor:
-    """Masked attention logits of some heads, float32: `(B, h, S, T)`."""
+def _log_attention(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    heads: Tensor,
+    *,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Logarithms of some heads' attention, float32 (float64 in a float64 model), `MASKED` at hidden keys.
+
+    Returns:
+        `(B, h, S, T)`; a row's exponentials sum to 1, or to what the head's sink leaves.
+    """
     keys = repeat_kv(key, query.shape[1] // key.shape[1])[:, heads]
-    logits = (query[:, heads] @ keys.transpose(2, 3)).float() * scaling
+    logits = query[:, heads] @ keys.transpose(2, 3)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * scaling
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
     if mask is None:
         length = logits.shape[-1]
         mask = torch.ones(length, length, dtype=torch.bool, device=logits.device).tril()[-logits.shape[-2] :]
-    return logits.masked_fill(~mask, MASKED)
+    logits = logits.masked_fill(~mask, MASKED)
+    log_attention = logits.log_softmax(-1)
+    if sinks is None:
+        return log_attention
+    kept = nn.functional.logsigmoid(logits.logsumexp(-1) - sinks[:, None])  # (B, h, S): what the sink leaves
+    return log_attention + kept[..., None]
 
 
 def enable_document_attention(lm: FrozenLM) -> None:
     """Switch an LLM to `document_attention` and verify on a probe that it does what it says.
 
     Raises:
-        NLTError: the LLM's attention cannot be injected; the message names the supported interface.
+        NLTError: the LLM's attention cannot be injected; the message says why and names the supported interface.
     """
     AttentionInterface.register(IMPLEMENTATION, document_attention)
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
-    ids = torch.arange(12, device=lm.device)[None]
-    documents = torch.tensor([[2, 0, 0, 0, 2, 1, 1, 1, 1, 2, 2, 2]], device=lm.device)
-    rows = torch.arange(12, device=lm.device)[None] >= 9
-
-    def probe(log_weights: list[float], documents: Tensor) -> Tensor:
-        weights = torch.tensor([log_weights], device=lm.device)
-        heads = {layer: torch.arange(lm.num_heads, device=lm.device) for layer in range(lm.num_layers)}
-        injection = ScoreInjection(weights, documents, rows, heads)
-        return lm.model.base_model(input_ids=ids, document_attention=injection).last_hidden_state[0, -3:].float()
-
     try:
         with torch.no_grad():
-            stock = lm.model.base_model(input_ids=ids).last_hidden_state[0, -3:].float()
-            lm.model.set_attn_implementation(IMPLEMENTATION)
-            one_document = probe([0.0], (documents != 1).long())  # its share is 1 whatever its score: no change
-            two_documents = probe([0.0, -30.0], documents)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise NLTError(f"LLM {lm.name!r} ({type(lm.model).__name__}): {error}. {INTERFACE_HELP}.") from error
-    tolerance = 1e-3 if stock.dtype == lm.model.dtype else 5e-2
-    unchanged = torch.allclose(stock, one_document, atol=tolerance * float(stock.abs().max()))
-    if not unchanged or torch.equal(one_document, two_documents):
-        what = "changes with one document" if not unchanged else "does not react to the scores"
-        raise NLTError(f"LLM {lm.name!r} ({type(lm.model).__name__}): its attention {what}. {INTERFACE_HELP}.")
+            fault = _fault(lm)
+    except FORWARD_ERRORS as error:
+        fault = str(error) or repr(error)
+    if fault is not None:
+        raise NLTError(f"LLM {lm.name!r} ({type(lm.model).__name__}): {fault}. {INTERFACE_HELP}.")
+
+
+def _fault(lm: FrozenLM) -> str | None:
+    """What keeps an LLM from being injected, found on twelve tokens. It is switched to `document_attention`."""
+    ids = torch.arange(12, device=lm.device)[None]
+    documents = torch.tensor([[1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 1]], device=lm.device)
+    rows = ids >= 9
+    heads = {layer: torch.arange(lm.num_heads, device=lm.device) for layer in range(lm.num_layers)}
+
+    def states(**given: Any) -> Tensor:
+        return lm.model.base_model(input_ids=ids, use_cache=False, **given).last_hidden_state[:, -3:]
+
+    lm.model.set_attn_implementation("eager")
+    stock = states()
+    lm.model.set_attn_implementation(IMPLEMENTATION)
+    recorder = AttentionMass(documents, rows, 1)
+    states(document_attention=recorder)
+    reached = {layer: mass.shape[1] for layer, mass in recorder.mass.items()}
+    if reached != dict.fromkeys(range(lm.num_layers), lm.num_heads):
+        found = ", ".join(f"{number} in layer {layer}" for layer, number in sorted(reached.items())) or "none"
+        return (
+            f"it should have {lm.num_layers} layers of {lm.num_heads} attention heads, the interface reaches {found}"
+        )
+    one = torch.zeros(1, 1, device=lm.device)  # the only document has share 1
+    if not readings_agree(states(document_attention=ScoreInjection(one, documents, rows, heads)), stock):
+        return "its attention changes with one document"
+    if not readings_agree(_states_in_two_parts(lm, ids, 9), stock):
+        return "it reads a prompt otherwise when documents come first, into a cache, and padded on the left"
+    return None
+
+
+def _states_in_two_parts(lm: FrozenLM, ids: Tensor, cut: int) -> Tensor:
+    """Last hidden states of the tokens from `cut` on, which are read twice after the others, as a null query is."""
+    ids = nn.functional.pad(ids, (2, 0))
+    mask = torch.arange(ids.shape[1], device=lm.device)[None] >= 2
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = DynamicCache()
+
+    def read(part: slice) -> Tensor:
+        return lm.model.base_model(
+            input_ids=ids[:, part],
+            attention_mask=mask[:, : part.stop],
+            position_ids=positions[:, part],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+
+    first, second = slice(0, cut + 2), slice(cut + 2, ids.shape[1])
+    read(first)
+    read(second)
+    cache.crop(first.stop - second.stop)
+    return read(second)

@@ -1,42 +1,52 @@
-"""Prompts of K documents, a query and its target, and the frozen LLM's reading of them in two parts."""
+"""Prompts of K documents, a query and its target, as tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.attention import AttentionMass, ScoreInjection
-from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.prompt_tokens import PromptTokens, Suffix
 from nlt_trainer.prompts import TargetKind
+
+DocumentLayout = Literal["sequential", "independent"]
+"""`sequential`: a document sees those before it. `independent`: it sees the start of the prompt and itself alone, at
+positions that begin behind that start, so that its keys and values are the same in every prompt."""
 
 
 @dataclass(frozen=True)
 class DocumentPrompts:
     """B prompts in two parts: documents (P columns, padded on the left), then query and target (S, on the right).
 
-    Padding at both ends keeps every prompt contiguous, as sliding windows want it.
+    Padding at both ends keeps every prompt contiguous, as sliding windows want it. Behind its own query and target a
+    prompt may carry those of M other queries, each of which sees the documents and itself alone.
 
     Args:
         prompt_ids: `(B, P)` int64.
         prompt_mask: `(B, P)` bool, True at tokens.
+        prompt_positions: `(B, P)` int64, the position at which a token is read; suffixes follow the highest.
+        prompt_segments: `(B, P)` int64, 0 for what every later token sees; documents that do not see each other are
+            1 to K.
         documents: `(B, P)` int64, each token's document from 0 to K - 1, K where it belongs to none.
         suffix_ids: `(B, S)` int64.
         suffix_mask: `(B, S)` bool.
-        suffix_target: `(B, S)` bool, True at tokens of the target.
+        suffix_target: `(B, S)` bool, True at tokens of the targets.
+        suffix_queries: `(B, S)` int64, whose suffix a token belongs to: 0 the prompt's own, then 1 to M; padding is 0.
     """
 
     prompt_ids: Tensor
     prompt_mask: Tensor
+    prompt_positions: Tensor
+    prompt_segments: Tensor
     documents: Tensor
     suffix_ids: Tensor
     suffix_mask: Tensor
     suffix_target: Tensor
+    suffix_queries: Tensor
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
@@ -67,8 +77,8 @@ class DocumentPrompts:
 
     @property
     def suffix_predicts(self) -> Tensor:
-        """`(B, S)` bool, True at the tokens whose successor belongs to the target."""
-        return self.suffix_target.roll(-1, dims=1)  # a suffix never begins with its target
+        """`(B, S)` bool, True at the tokens whose successor belongs to the prompt's own target."""
+        return (self.suffix_target & (self.suffix_queries == 0)).roll(-1, dims=1)  # no suffix begins with its target
 
     def key_documents(self, num_documents: int) -> Tensor:
         """The document of every key of the two parts, `(B, P + S)`: the suffix belongs to none."""
@@ -89,17 +99,31 @@ def build_prompts(
     *,
     target: TargetKind,
     context_length: int,
+    layout: DocumentLayout = "sequential",
     answers: Sequence[str | None] | None = None,
+    foreign: Sequence[Sequence[tuple[str, str | None]]] | None = None,
 ) -> DocumentPrompts:
     """Tokenise B queries with K documents each.
+
+    Args:
+        tokens: tokeniser of the prompt's segments.
+        queries: B texts.
+        documents: B lists of K texts.
+        target: what the LLM has to predict.
+        context_length: of the LLM, tokens.
+        layout: whether documents see each other.
+        answers: B texts; needed for the targets `answer` and `joint`.
+        foreign: M other queries, each with its answer, behind each of the B prompts.
 
     Raises:
         NLTError: a prompt does not fit the context; the message names the largest `max_document_tokens` that would.
     """
     given = answers or [None] * len(queries)
-    suffixes = [tokens.suffix(q, a, target) for q, a in zip(queries, given, strict=True)]
-    prompts = [_prompt(tokens, texts) for texts in documents]
-    lengths = [len(ids) + len(suffix.ids) for (ids, _), suffix in zip(prompts, suffixes, strict=True)]
+    others = foreign or [()] * len(queries)
+    asked = [[(q, a), *pairs] for q, a, pairs in zip(queries, given, others, strict=True)]
+    suffixes = [[tokens.suffix(q, a, target) for q, a in pairs] for pairs in asked]
+    prompts = [_prompt(tokens, texts, layout) for texts in documents]
+    lengths = [p.length + max(len(s.ids) for s in row) for p, row in zip(prompts, suffixes, strict=True)]
     longest = max(range(len(queries)), key=lengths.__getitem__)
     if lengths[longest] > context_length:
         fits = _fitting_document_tokens(prompts, [length - context_length for length in lengths], len(documents[0]))
@@ -111,114 +135,76 @@ def build_prompts(
     return DocumentPrompts(*_pad_left(prompts, len(documents[0])), *_pad_right(suffixes))
 
 
-def _fitting_document_tokens(prompts: list[tuple[list[int], list[int]]], excess: list[int], num_documents: int) -> int:
+def _fitting_document_tokens(prompts: list[_Prompt], excess: list[int], num_documents: int) -> int:
     """The largest `max_document_tokens` at which every prompt loses its excess tokens; 0 where none is."""
-    lengths = [[owners.count(k) for k in range(num_documents)] for _, owners in prompts]
+    lengths = [[p.documents.count(k) for k in range(num_documents)] for p in prompts]
+    longest = [max if any(p.segments) else sum for p in prompts]  # documents side by side, or one after the other
     fits = max(map(max, lengths))
     while fits and any(
-        sum(max(length - fits, 0) for length in row) < over for row, over in zip(lengths, excess, strict=True)
+        length_of(row) - length_of([min(length, fits) for length in row]) < over
+        for length_of, row, over in zip(longest, lengths, excess, strict=True)
     ):
         fits -= 1
     return fits
 
 
-def _prompt(tokens: PromptTokens, texts: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Ids of K documents in their frames and, for each id, its document or K."""
+@dataclass(frozen=True)
+class _Prompt:
+    """The columns of one prompt's documents' part: see `DocumentPrompts`."""
+
+    ids: list[int]
+    positions: list[int]
+    segments: list[int]
+    documents: list[int]
+
+    @property
+    def length(self) -> int:
+        """Positions that the part takes."""
+        return max(self.positions, default=-1) + 1
+
+
+def _prompt(tokens: PromptTokens, texts: Sequence[str], layout: DocumentLayout) -> _Prompt:
+    """Documents in their frames; where they do not see each other, they share one frame's beginning."""
     before, after = tokens.document_frame
-    none = len(texts)
-    ids, owners = list(tokens.start), [none] * len(tokens.start)
+    none, independent = len(texts), layout == "independent"
+    start = [*tokens.start, *(before if independent else ())]
+    begin = len(start)
+    prompt = _Prompt(start, list(range(begin)), [0] * begin, [none] * begin)
     for k, text in enumerate(texts):
         own, _ = tokens.document(text)
-        ids += [*before, *own, *after]
-        owners += [none] * len(before) + [k] * len(own) + [none] * len(after)
-    return ids, owners
+        front = () if independent else before
+        at = begin if independent else len(prompt.ids)
+        ids = [*front, *own, *after]
+        prompt.ids.extend(ids)
+        prompt.positions.extend(range(at, at + len(ids)))
+        prompt.segments.extend([k + 1 if independent else 0] * len(ids))
+        prompt.documents.extend([none] * len(front) + [k] * len(own) + [none] * len(after))
+    return prompt
 
 
-def _pad_left(prompts: list[tuple[list[int], list[int]]], none: int) -> tuple[Tensor, Tensor, Tensor]:
-    length = max(len(ids) for ids, _ in prompts)
-    ids = torch.zeros(len(prompts), length, dtype=torch.long)
-    mask = torch.zeros(len(prompts), length, dtype=torch.bool)
-    documents = torch.full((len(prompts), length), none)
-    for b, (row, owners) in enumerate(prompts):
-        ids[b, length - len(row) :] = torch.tensor(row)
-        mask[b, length - len(row) :] = True
-        documents[b, length - len(row) :] = torch.tensor(owners)
-    return ids, mask, documents
+def _pad_left(prompts: list[_Prompt], none: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    shape = len(prompts), max(len(p.ids) for p in prompts)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    ids, positions, segments = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
+    documents = torch.full(shape, none)
+    for b, p in enumerate(prompts):
+        own = slice(shape[1] - len(p.ids), None)
+        mask[b, own] = True
+        columns = (ids, p.ids), (positions, p.positions), (segments, p.segments), (documents, p.documents)
+        for tensor, values in columns:
+            tensor[b, own] = torch.tensor(values, dtype=torch.long)
+    return ids, mask, positions, segments, documents
 
 
-def _pad_right(suffixes: Sequence[Suffix]) -> tuple[Tensor, Tensor, Tensor]:
-    length = max(len(s.ids) for s in suffixes)
-    ids = torch.zeros(len(suffixes), length, dtype=torch.long)
-    mask = torch.zeros(len(suffixes), length, dtype=torch.bool)
-    target = torch.zeros_like(mask)
-    for b, suffix in enumerate(suffixes):
-        ids[b, : len(suffix.ids)] = torch.tensor(suffix.ids)
-        mask[b, : len(suffix.ids)] = True
-        target[b, : len(suffix.ids)] = torch.tensor(suffix.target)
-    return ids, mask, target
-
-
-class DocumentReader:
-    """Reads prompts in two parts: documents without a graph into a key/value cache, the rest with one.
-
-    Injection touches only rows after the documents, so gradients equal those of a full graph.
-
-    Args:
-        lm: frozen LLM, switched to document attention by `enable_document_attention`.
-    """
-
-    def __init__(self, lm: FrozenLM) -> None:
-        self.lm = lm
-        self.lm_tokens = 0
-        """Tokens that the LLM has read so far, without padding."""
-
-    @torch.no_grad()
-    def read_documents(self, prompts: DocumentPrompts) -> DynamicCache:
-        """Keys and values of the documents' part."""
-        cache = DynamicCache()
-        if prompts.prompt_ids.shape[1]:
-            self.lm.model.base_model(
-                input_ids=prompts.prompt_ids,
-                attention_mask=prompts.prompt_mask,
-                position_ids=(prompts.prompt_mask.cumsum(1) - 1).clamp(min=0),
-                past_key_values=cache,
-                use_cache=True,
-            )
-        self.lm_tokens += int(prompts.prompt_mask.sum())
-        return cache
-
-    def read_suffix(
-        self,
-        prompts: DocumentPrompts,
-        cache: DynamicCache,
-        attention: ScoreInjection | AttentionMass | None = None,
-        *,
-        visible: Tensor | None = None,
-    ) -> Tensor:
-        """Final hidden states `(B, S, hidden)` of the suffix; the cache grows by S columns.
-
-        Args:
-            prompts: B prompts.
-            cache: keys and values of their documents' part.
-            attention: what the attention does with documents; `None`: nothing.
-            visible: `(B, P)` bool, the prompt's tokens that the suffix sees, at unchanged positions; `None`: all.
-        """
-        self.lm_tokens += int(prompts.suffix_mask.sum())
-        steps = torch.arange(prompts.suffix_ids.shape[1], device=prompts.suffix_ids.device)
-        return self.lm.model.base_model(
-            input_ids=prompts.suffix_ids,
-            attention_mask=torch.cat(
-                [prompts.prompt_mask if visible is None else visible, prompts.suffix_mask], dim=1
-            ),
-            position_ids=prompts.prompt_mask.sum(1, keepdim=True) + steps,
-            past_key_values=cache,
-            use_cache=True,
-            document_attention=attention,
-        ).last_hidden_state
-
-    def target_loss(self, hidden: Tensor, prompts: DocumentPrompts) -> Tensor:
-        """Mean negative log-likelihood of each prompt's target, nats per target token: `(B,)`."""
-        b, column = prompts.suffix_target.nonzero(as_tuple=True)
-        loss = self.lm.target_loss(hidden[b, column - 1], prompts.suffix_ids[b, column])
-        total = loss.new_zeros(len(prompts)).index_add(0, b, loss)
-        return total / prompts.suffix_target.sum(1)
+def _pad_right(rows: Sequence[Sequence[Suffix]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    shape = len(rows), max(sum(len(s.ids) for s in row) for row in rows)
+    ids, queries = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    mask, target = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+    for b, row in enumerate(rows):
+        at = 0
+        for number, suffix in enumerate(row):
+            own = slice(at, at + len(suffix.ids))
+            ids[b, own], target[b, own] = torch.tensor(suffix.ids), torch.tensor(suffix.target)
+            mask[b, own], queries[b, own] = True, number
+            at = own.stop
+    return ids, mask, target, queries

@@ -15,7 +15,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.locations import resolve_model
+from nlt_trainer.models.frozen_lm import FrozenLM
+from nlt_trainer.models.locations import reason, resolve_model
+from nlt_trainer.models.shared_backbone import share_weights
 
 logger = logging.getLogger(__name__)
 
@@ -23,38 +25,51 @@ logger = logging.getLogger(__name__)
 def load_encoder(
     name: str,
     *,
+    revision: str | None = None,
+    dtype: str = "float32",
     prompts: Mapping[str, str] | None = None,
     max_seq_length: int | None = None,
     pooling: str | None = None,
     lora: Mapping[str, object] | None = None,
     device: str | None = None,
+    backbone: FrozenLM | None = None,
 ) -> SentenceTransformer:
     """Load an encoder to train or to use.
 
     Args:
         name: anything that `resolve_model` takes: a Sentence-Transformers model, or a plain transformer
             (BERT-like or decoder), to which pooling and normalisation are added.
+        revision: of a Hub model.
+        dtype: `float32` or `bfloat16`, of the weights, whatever the checkpoint has; an adapter is always float32.
         prompts: put in front of texts; only the keys `query` and `document` (MTEB drops others).
         max_seq_length: tokens, longer texts are cut; default what the model has.
         pooling: for a plain transformer: `mean`, `cls` or `lasttoken`.
         lora: arguments of `peft.LoraConfig`, e.g. `{"r": 16, "lora_alpha": 32}`; then only the adapter is trained.
         device: default CUDA where there is one, else CPU.
+        backbone: the LLM of the same name, whose weights the encoder uses in place of a copy; needs pooling and LoRA.
 
     Raises:
         NLTError: the model cannot be loaded, or a setting does not fit it.
     """
     if unknown := set(prompts or {}) - {"query", "document"}:
         raise NLTError(f"prompts has the keys {sorted(unknown)}; only 'query' and 'document' are used by MTEB")
+    if dtype not in {"float32", "bfloat16"}:
+        raise NLTError(f"encoder dtype {dtype!r} is unknown; choose float32 or bfloat16")
     location = resolve_model(name)
+    loading: dict[str, Any] = {"use_safetensors": True, "dtype": dtype}
+    if backbone is not None:
+        _check_backbone(name, backbone, pooling=pooling, lora=lora)
     try:
         if pooling is None:
-            encoder = SentenceTransformer(location, device=device, model_kwargs={"use_safetensors": True})
+            encoder = SentenceTransformer(location, revision=revision, device=device, model_kwargs=loading)
         else:
-            encoder = _with_pooling(location, pooling, device=device)
+            _check_pooling(location, pooling)
+            transformer = _transformer(location, revision=revision, loading=loading, backbone=backbone)
+            encoder = _with_pooling(transformer, pooling, device=str(backbone.device) if backbone else device)
     except NLTError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a folder without a model that transformers knows
-        raise NLTError(f"encoder {name!r} cannot be loaded: {error}") from error
+        raise NLTError(f"encoder {name!r} cannot be loaded: {reason(error, name)}") from error
     if max_seq_length is not None:
         if isinstance(encoder[0], StaticEmbedding):
             raise NLTError(
@@ -69,16 +84,50 @@ def load_encoder(
             raise NLTError(
                 f"encoder {name!r} is a table of token embeddings; LoRA needs a transformer, leave `lora` out"
             )
-        encoder.add_adapter(LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, **lora))  # type: ignore[arg-type]
+        _add_lora(encoder, lora, base=str(Path(location).absolute()) if Path(location).is_dir() else location)
     return encoder
 
 
-def _with_pooling(location: str, pooling: str, *, device: str | None) -> SentenceTransformer:
+def _add_lora(encoder: SentenceTransformer, lora: Mapping[str, object], *, base: str) -> None:
+    encoder.add_adapter(LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, **lora))  # type: ignore[arg-type]
+    encoder.transformers_model.peft_config["default"].base_model_name_or_path = base  # a saved adapter names it
+    for parameter in encoder.parameters():
+        if parameter.requires_grad:  # made in the base's dtype; bfloat16 would round small steps away
+            parameter.data = parameter.data.float()
+
+
+def _check_backbone(name: str, backbone: FrozenLM, *, pooling: str | None, lora: Mapping[str, object] | None) -> None:
+    if resolve_model(name) != resolve_model(backbone.name):
+        raise NLTError(
+            f"shared_backbone: encoder {name!r} and LLM {backbone.name!r} are two models; give both the same name"
+        )
+    if pooling is None or not lora:
+        raise NLTError(
+            "shared_backbone: the encoder is a LoRA adapter on the LLM; set pooling (lasttoken for a decoder) and lora"
+        )
+
+
+def _check_pooling(location: str, pooling: str) -> None:
     if Path(location, "modules.json").is_file():
         raise NLTError(f"{location} is a Sentence-Transformers model with its own pooling; leave `pooling` out")
     if pooling not in {"mean", "cls", "lasttoken"}:
         raise NLTError(f"pooling {pooling!r} is unknown; choose mean, cls or lasttoken")
-    transformer: Any = Transformer(location, model_kwargs={"use_safetensors": True})
+
+
+def _transformer(
+    location: str, *, revision: str | None, loading: dict[str, Any], backbone: FrozenLM | None
+) -> Transformer:
+    """The plain transformer: with weights of its own, or with the backbone's."""
+    if backbone is not None:
+        loading = {**loading, "device_map": "meta", "dtype": backbone.model.dtype}  # modules without memory
+    at: dict[str, Any] = {"revision": revision}
+    transformer = Transformer(location, model_kwargs=loading | at, config_kwargs=at, processor_kwargs=dict(at))
+    if backbone is not None:
+        share_weights(transformer.model, backbone)
+    return transformer
+
+
+def _with_pooling(transformer: Any, pooling: str, *, device: str | None) -> SentenceTransformer:
     if pooling == "lasttoken" and transformer.tokenizer.pad_token is None:
         transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
     modules = [transformer, Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling), Normalize()]
@@ -103,7 +152,7 @@ def encoder_from_token_embeddings(llm: str) -> SentenceTransformer:
         model: Any = AutoModelForCausalLM.from_pretrained(location, dtype="float32", use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(location).backend_tokenizer
     except (OSError, ValueError) as error:  # ValueError: a folder without a model that transformers knows
-        raise NLTError(f"LLM {llm!r} cannot be loaded: {error}") from error
+        raise NLTError(f"LLM {llm!r} cannot be loaded: {reason(error, llm)}") from error
     embeddings = all_but_the_top(model.get_input_embeddings().weight.detach())
     encoder = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embeddings), Normalize()])
     encoder.prompts = {"query": "", "document": ""}

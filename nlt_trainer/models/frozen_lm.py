@@ -12,12 +12,26 @@ import torch
 from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.locations import content_hash, resolve_model
+from nlt_trainer.models.locations import content_hash, reason, resolve_model
 
 logger = logging.getLogger(__name__)
+
+FORWARD_ERRORS = (TypeError, ValueError, LookupError, AttributeError, RuntimeError)
+"""What a model of transformers raises where it cannot be read as a decoder with one stream of tokens."""
+
+DECODER_HELP = (
+    "Choose a decoder with a plain language-model head: the Llama, Qwen, Mistral, Gemma, Phi, OLMo, Granite, Cohere "
+    "and SmolLM families have one"
+)
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -40,7 +54,7 @@ class FrozenLM:
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
-        _check_projection(self)
+        _check_forward(self)
 
     @classmethod
     def from_pretrained(
@@ -70,8 +84,8 @@ class FrozenLM:
                 location, revision=revision, dtype=dtype, use_safetensors=True
             )
             tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
-        except (OSError, ValueError) as error:  # ValueError: a folder without a model that transformers knows
-            raise NLTError(f"LLM {name!r} cannot be loaded: {error}") from error
+        except (OSError, ImportError, *FORWARD_ERRORS) as error:  # ValueError: a model that transformers does not know
+            raise NLTError(f"LLM {name!r} cannot be loaded: {reason(error, name)}") from error
         fingerprint = {
             "weights": _weights_id(location, model),
             "adapter": None,
@@ -89,21 +103,26 @@ class FrozenLM:
         return self.model.device
 
     @property
+    def revision(self) -> str | None:
+        """Commit of an LLM from the Hub; `None` of a folder, of which the fingerprint has a hash."""
+        return (self.fingerprint.get("weights") or "").partition("@")[2] or None
+
+    @property
     def context_length(self) -> int:
         """Tokens that the LLM reads at most.
 
         Raises:
             NLTError: its configuration does not say.
         """
+        return context_length(self.model.config, self.name)
+
+    @property
+    def sliding_window(self) -> int | None:
+        """Tokens that some layer looks back at most; `None` where all see everything."""
         config = self.model.config.get_text_config()
-        # An architecture-specific entry: Bloom, MPT and Mamba have no such limit.
-        length = getattr(config, "max_position_embeddings", None)
-        if length is None:
-            raise NLTError(
-                f"LLM {self.name!r}: its {type(config).__name__} has no max_position_embeddings, so that nothing says "
-                "how long a prompt may be; add the entry to its config.json or choose another decoder"
-            )
-        return int(length)
+        # Architecture-specific entries (Mistral, Llama 4, GPT-Neo): without one the architecture has no window.
+        windows = (getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size", "window_size"))
+        return next((int(window) for window in windows if window), None)
 
     @property
     def num_heads(self) -> int:
@@ -119,18 +138,22 @@ class FrozenLM:
         return hashlib.blake2b(json.dumps(self.fingerprint, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Vocabulary logits in float32 of final hidden states: `(..., hidden)` to `(..., vocabulary)`.
+        """Vocabulary logits of final hidden states, in float32 at least: `(..., hidden)` to `(..., vocabulary)`.
 
-        Does what the model's own head does (soft cap of Gemma 2, scaling of Granite), at chosen positions only;
-        `__post_init__` compares it with the model's own logits.
+        Does what the model's own head does (soft cap of Gemma 2, scaling of Granite and Cohere), at chosen positions
+        only; `__post_init__` compares it with the model's own logits.
         """
         config = self.model.config.get_text_config()
-        logits = self.model.get_output_embeddings()(hidden).float()
+        logits = self.model.get_output_embeddings()(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         # Architecture-specific entries of the configuration: without one the architecture has no such step.
-        scaling = getattr(config, "logits_scaling", None)
+        divisor = getattr(config, "logits_scaling", None)
+        factor = getattr(config, "logit_scale", None)
         softcap = getattr(config, "final_logit_softcapping", None)
-        if scaling:
-            logits = logits / scaling
+        if divisor:
+            logits = logits / divisor
+        if factor:
+            logits = logits * factor
         if softcap:
             logits = torch.tanh(logits / softcap) * softcap
         return logits
@@ -150,23 +173,54 @@ class FrozenLM:
         return torch.cat(pieces) if pieces else hidden.new_zeros(0, dtype=torch.float32)
 
 
-def _check_projection(lm: FrozenLM) -> None:
-    """Refuse a model whose head does more than `FrozenLM.project` knows of."""
+def context_length(config: PreTrainedConfig, name: str) -> int:
+    """Tokens that an LLM of this configuration reads at most.
+
+    Raises:
+        NLTError: the configuration does not say.
+    """
+    config = config.get_text_config()
+    # An architecture-specific entry: Bloom, MPT and Mamba have no such limit.
+    length = getattr(config, "max_position_embeddings", None)
+    if length is None:
+        raise NLTError(
+            f"LLM {name!r}: its {type(config).__name__} has no max_position_embeddings, so that nothing says how long "
+            "a prompt may be; add the entry to its config.json or choose another decoder"
+        )
+    return int(length)
+
+
+def readings_agree(found: Tensor, expected: Tensor) -> bool:
+    """Whether hidden states in the model's dtype are equal up to its precision; NaN equals NaN."""
+    precision = 5e-2 if expected.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    largest = float(expected.float().nan_to_num(0.0, 0.0, 0.0).abs().max())
+    return torch.allclose(found.float(), expected.float(), rtol=0.0, atol=precision * largest, equal_nan=True)
+
+
+def _check_forward(lm: FrozenLM) -> None:
+    """Refuse a model that is no causal decoder, or whose head does more than `FrozenLM.project` knows of."""
     ids = torch.arange(4, device=lm.device)[None]
-    with torch.no_grad():
-        expected = lm.model(input_ids=ids).logits.float()
-        ours = lm.project(lm.model.base_model(input_ids=ids).last_hidden_state)
+    name = f"LLM {lm.name!r} ({type(lm.model).__name__})"
+    try:
+        with torch.no_grad():
+            expected = lm.model(input_ids=ids, use_cache=False).logits.float()
+            hidden = lm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            alone = lm.model.base_model(input_ids=ids[:, :3], use_cache=False).last_hidden_state
+            ours = lm.project(hidden)
+    except FORWARD_ERRORS as error:
+        raise NLTError(f"{name}: it cannot be read ({type(error).__name__}: {error}). {DECODER_HELP}.") from error
     if not expected.isfinite().all():
         raise NLTError(
-            f"LLM {lm.name!r} ({lm.model.dtype}): its weights give NaN or infinite logits; use dtype float32 or "
+            f"{name}, {lm.model.dtype}: its weights give NaN or infinite logits; use dtype float32 or "
             "bfloat16 (float16 overflows), or check the weights"
         )
     if not torch.allclose(expected, ours, atol=1e-2, rtol=1e-2):
         raise NLTError(
-            f"LLM {lm.name!r} ({type(lm.model).__name__}): its logits are not its output embedding applied to its "
-            "last hidden state, so log-likelihoods at target positions would be wrong. Choose a decoder with a plain "
-            "language-model head (Llama, Qwen, Mistral, Gemma, Phi, OLMo, Granite, SmolLM families)."
+            f"{name}: its logits are not its output embedding applied to its last hidden state, so log-likelihoods at "
+            f"target positions would be wrong. {DECODER_HELP}."
         )
+    if not readings_agree(hidden[:, :3], alone):
+        raise NLTError(f"{name}: what it makes of a token changes with the tokens after it. {DECODER_HELP}.")
 
 
 def _weights_id(location: str, model: PreTrainedModel) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import read_json, write_json
 from nlt_trainer.models.attention import AttentionMass, enable_document_attention
-from nlt_trainer.models.document_prompts import DocumentPrompts, DocumentReader, build_prompts
+from nlt_trainer.models.document_prompts import DocumentLayout, DocumentPrompts, build_prompts
+from nlt_trainer.models.document_reader import DocumentReader
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.prompt_tokens import PromptTokens
 
@@ -25,17 +26,20 @@ logger = logging.getLogger(__name__)
 
 NULL_QUERY = "N/A"
 
+SELECTIONS = ("best", "random", "worst")
+"""Which heads of a score table are kept; the last two are controls."""
+
 
 @dataclass(frozen=True)
 class HeadSet:
     """Heads of one LLM, best first, with the score of every head.
 
     Args:
-        heads: `(layer, head)` pairs, best first.
-        scores: L lists of H mean reciprocal ranks of the gold document.
+        heads: `(layer, head)` pairs in the order of their selection: best first, worst first or as drawn.
+        scores: L lists of H scores, higher is better.
         llm: the LLM's name as the recipe has it.
         llm_fingerprint: `FrozenLM.fingerprint` of the LLM they were found in.
-        settings: how they were found (template, queries, candidates, where gold came from).
+        settings: how they were found (score, selection, template, revision of the LLM, queries, candidates).
     """
 
     heads: tuple[tuple[int, int], ...]
@@ -76,6 +80,48 @@ class HeadSet:
                 f"the heads were found in LLM {self.llm!r}, not in {lm.name!r}; run `nlt detect_heads` with this LLM"
             )
 
+    @property
+    def score_name(self) -> str:
+        """What the scores are, in words."""
+        return f"mean {self.settings.get('score', 'score')}".replace("_", " ")
+
+    def select(self, num_heads: int, selection: str = "best", *, seed: int = 0) -> HeadSet:
+        """The same scores with other heads.
+
+        Args:
+            num_heads: how many; all where there are not so many.
+            selection: `best`, `worst`, or `random`: drawn from all heads alike, whatever their scores.
+            seed: of the draw.
+
+        Raises:
+            NLTError: the selection is unknown, or no head would be left.
+        """
+        table = np.array(self.scores)  # (L, H)
+        if num_heads < 1:
+            raise NLTError(f"num_heads is {num_heads}; it must be at least 1")
+        if num_heads > table.size:
+            logger.warning("num_heads is %d, and LLM %r has %d: all are kept", num_heads, self.llm, table.size)
+        orders = {
+            "best": np.argsort(-table, axis=None, kind="stable"),
+            "random": np.random.default_rng(seed).permutation(table.size),
+            "worst": np.argsort(table, axis=None, kind="stable"),
+        }
+        if selection not in orders:
+            raise NLTError(f"head_selection {selection!r} is unknown; choose one of {', '.join(SELECTIONS)}")
+        heads = tuple(divmod(int(i), table.shape[1]) for i in orders[selection][:num_heads])
+        return replace(self, heads=heads, settings={**self.settings, "selection": selection, "selection_seed": seed})
+
+    def jaccard(self, other: HeadSet, num_heads: int) -> float:
+        """Heads that are among the best `num_heads` of both, divided by those that are among the best of either.
+
+        Raises:
+            NLTError: the heads are those of different LLMs.
+        """
+        if self.llm_fingerprint["weights"] != other.llm_fingerprint["weights"]:
+            raise NLTError(f"heads of different LLMs, {self.llm!r} and {other.llm!r}, cannot be compared")
+        ours, theirs = set(self.select(num_heads).heads), set(other.select(num_heads).heads)
+        return len(ours & theirs) / len(ours | theirs)
+
     def by_layer(self, device: torch.device) -> dict[int, Tensor]:
         """Layer to `(h,)` int64 head indices, as `ScoreInjection` takes them."""
         layers: dict[int, list[int]] = {}
@@ -91,6 +137,8 @@ def detect_query_focused_heads(
     documents: Sequence[Sequence[str]],
     relevant: np.ndarray,
     tokens: PromptTokens,
+    layout: DocumentLayout = "sequential",
+    score: str = "reciprocal_rank",
     num_heads: int = 16,
     batch_size: int = 2,
     seed: int = 0,
@@ -98,56 +146,65 @@ def detect_query_focused_heads(
     """Rank all heads by how well their calibrated attention ranks the relevant document (QRHead, arXiv 2506.09944).
 
     A head's score of a document is its mean attention from the query's tokens to the document's tokens, summed over
-    the document, minus the same with the null query "N/A". Heads are ranked by the mean reciprocal rank that this
-    score gives the best relevant document. Documents stand in random order, so that no head wins by position.
+    the document, minus the same with the null query "N/A". Heads are ranked by the mean over queries of how well that
+    agrees with what is known of the documents: the reciprocal rank that it gives the best relevant one, or its
+    correlation with their gains. Documents stand in random order, so that no head wins by position.
 
     Args:
         lm: the frozen LLM; it is switched to document attention.
         queries: B texts.
         documents: B lists of K documents.
-        relevant: `(B, K)` bool; queries without a relevant document are left out.
+        relevant: `(B, K)` bool for `reciprocal_rank`, float for `correlation`; queries whose documents are all alike
+            are left out.
         tokens: tokeniser of the prompt's segments.
+        layout: whether documents see each other; heads are best found in the layout in which they are used.
+        score: `reciprocal_rank` or `correlation`.
         num_heads: how many of the best to keep.
         batch_size: queries in one forward pass.
         seed: of the documents' order.
 
     Raises:
-        NLTError: no query has a relevant document, or the LLM's attention cannot be observed or is not finite.
+        NLTError: no query tells its documents apart, or the LLM's attention cannot be observed or is not finite.
     """
     begin = time.monotonic()
-    keep = [b for b in range(len(queries)) if relevant[b].any()]
-    if not keep:
-        raise NLTError("no query has a relevant document, so heads cannot be ranked; give more queries or candidates")
+    keep = np.flatnonzero(tells_apart(relevant))
+    if not len(keep):
+        raise NLTError(
+            "no query has a relevant document (or documents of different gain), so heads cannot be ranked; "
+            "give more queries or candidates"
+        )
     enable_document_attention(lm)
     orders = np.random.default_rng(seed)
-    ranks, reader = [], DocumentReader(lm)
+    values, reader = [], DocumentReader(lm)
     for start in tqdm(range(0, len(keep), batch_size), desc="detecting heads", disable=len(keep) < 16):
         chosen = keep[start : start + batch_size]
         order = [orders.permutation(len(documents[b])) for b in chosen]
         shuffled = [[documents[b][k] for k in ks] for b, ks in zip(chosen, order, strict=True)]
-        mass = calibrated_mass(reader, [queries[b] for b in chosen], documents=shuffled, tokens=tokens)
-        ranks += [_reciprocal_rank(m, relevant[b][ks]) for m, b, ks in zip(mass, chosen, order, strict=True)]
+        mass = calibrated_mass(reader, [queries[b] for b in chosen], documents=shuffled, tokens=tokens, layout=layout)
+        values += [HEAD_SCORES[score](m, relevant[b][ks]) for m, b, ks in zip(mass, chosen, order, strict=True)]
     settings = {
+        "score": score,
         "num_queries": len(keep),
         "num_candidates": len(documents[0]),
         "max_document_tokens": tokens.max_document_tokens,
         "template": tokens.template.as_dict(),
+        "layout": layout,
+        "llm_revision": lm.revision,
         "seed": seed,
         "lm_tokens": reader.lm_tokens,
         "seconds": round(time.monotonic() - begin, 1),
     }
-    return _best_heads(lm, np.mean(ranks, axis=0), num_heads, settings)
-
-
-def _best_heads(lm: FrozenLM, scores: np.ndarray, num_heads: int, settings: dict[str, Any]) -> HeadSet:
-    """The heads of the highest scores `(L, H)`."""
-    best = [divmod(int(i), scores.shape[1]) for i in np.argsort(-scores, axis=None, kind="stable")[:num_heads]]
-    table = tuple(tuple(round(float(s), 6) for s in row) for row in scores)
-    return HeadSet(tuple(best), table, lm.name, lm.fingerprint, settings)
+    table = tuple(tuple(round(float(v), 6) for v in row) for row in np.mean(values, axis=0))
+    return HeadSet((), table, lm.name, lm.fingerprint, settings).select(num_heads)
 
 
 def calibrated_mass(
-    reader: DocumentReader, queries: Sequence[str], *, documents: Sequence[Sequence[str]], tokens: PromptTokens
+    reader: DocumentReader,
+    queries: Sequence[str],
+    *,
+    documents: Sequence[Sequence[str]],
+    tokens: PromptTokens,
+    layout: DocumentLayout = "sequential",
 ) -> np.ndarray:
     """Attention mass of each document from the query's tokens minus that from the null query: `(B, L, H, K)`.
 
@@ -159,8 +216,10 @@ def calibrated_mass(
     lm = reader.lm
 
     def prompts_of(texts: Sequence[str]) -> DocumentPrompts:
-        length = lm.context_length
-        return build_prompts(tokens, texts, documents, target="query", context_length=length).to(lm.device)
+        prompts = build_prompts(
+            tokens, texts, documents, target="query", context_length=lm.context_length, layout=layout
+        )
+        return prompts.to(lm.device)
 
     def mass_of(prompts: DocumentPrompts) -> np.ndarray:
         k = len(documents[0])
@@ -181,10 +240,31 @@ def calibrated_mass(
     return mass
 
 
-def _reciprocal_rank(mass: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+def reciprocal_rank(mass: np.ndarray, relevant: np.ndarray) -> np.ndarray:
     """Reciprocal rank of the best relevant document under each head: `(L, H, K)` and `(K,)` to `(L, H)`."""
     best = mass[..., relevant].max(-1, keepdims=True)
     return 1.0 / (1.0 + (mass[..., ~relevant] >= best).sum(-1))
+
+
+def correlation(mass: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of each head's mass with the gain: `(L, H, K)` and `(K,)` to `(L, H)`.
+
+    Not of ranks: the order of documents that add nothing is noise. 0 where a head spends the same on all documents.
+    """
+    x, y = mass - mass.mean(-1, keepdims=True), gain - gain.mean()
+    length = np.linalg.norm(x, axis=-1) * np.linalg.norm(y)
+    return np.divide(x @ y, length, out=np.zeros_like(length), where=length > 0)
+
+
+HEAD_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "reciprocal_rank": reciprocal_rank,
+    "correlation": correlation,
+}
+
+
+def tells_apart(relevant: np.ndarray) -> np.ndarray:
+    """Which queries have documents that are not all equally relevant: `(B, K)` to `(B,)` bool."""
+    return relevant.min(1) < relevant.max(1)
 
 
 def relevant_by_gain(gain: Iterable[Sequence[float]]) -> np.ndarray:

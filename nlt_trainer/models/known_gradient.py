@@ -45,14 +45,19 @@ def micro_batched_loss(
     value = torch.cat(losses).mean().to(weights.device)
     if not leaf.requires_grad:
         return value
-    return _KnownGradient.apply(value, [total / len(weights) for total in totals], weights, *parameters)
+    return with_known_gradients(value, [total / len(weights) for total in totals], weights, *parameters)
+
+
+def with_known_gradients(loss: Tensor, gradients: Sequence[Tensor], *inputs: Tensor) -> Tensor:
+    """A scalar whose gradient with respect to each input is the given one; without gradients, the scalar itself."""
+    return _KnownGradient.apply(loss, gradients, *inputs) if gradients else loss
 
 
 class _KnownGradient(torch.autograd.Function):
     """A loss whose gradients with respect to its inputs are known already."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, loss: Tensor, gradients: Sequence[Tensor], *inputs: Tensor) -> Tensor:
         ctx.save_for_backward(*(gradient.to(x) for gradient, x in zip(gradients, inputs, strict=True)))
         return loss.clone()
 

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from filelock import FileLock
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer.errors import NLTError
@@ -50,6 +51,29 @@ def resolve_model(name: str) -> str:
             f"model {name!r}: {path} does not exist. Give a Hub id (org/model) or the path of a model folder."
         )
     return str(convert_gguf(path) if path.suffix == ".gguf" else path)
+
+
+def reason(error: BaseException, name: str) -> str:
+    """Why a model could not be loaded, and what to do about it where the Hub is the reason.
+
+    Args:
+        error: what a library raised.
+        name: the model's name in the recipe.
+    """
+    chain, link = [error], error
+    while link := link.__cause__ or link.__context__:  # type: ignore[assignment]  # None ends the loop
+        chain.append(link)
+    if any(isinstance(link, GatedRepoError) for link in chain):
+        return (
+            f"it is gated. Accept its licence on https://huggingface.co/{name}, log in with `hf auth login`, and run "
+            "again when access is granted"
+        )
+    if any(isinstance(link, LocalEntryNotFoundError) for link in chain):
+        return (
+            "it is not in the Hub's cache, and the Hub cannot be reached (HF_HUB_OFFLINE=1, or no network). Run "
+            f"`hf download {name} --local-dir DIR` where there is a network, and give DIR in place of the id"
+        )
+    return str(error)
 
 
 def _path_in_package(name: str) -> Path:

@@ -1,16 +1,20 @@
-"""LoRA adapters: those of an encoder merged into its weights, and one added to an LLM to train it."""
+"""LoRA adapters: an encoder's, merged or read back from a checkpoint, and one added to an LLM to train it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
-from peft import LoraConfig, TaskType
+from peft import LoraConfig, TaskType, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from nlt_trainer.models.frozen_lm import FrozenLM
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def add_llm_lora(lm: FrozenLM, lora: Mapping[str, object], *, seed: int) -> dict[str, nn.Parameter]:
@@ -35,12 +39,27 @@ def add_llm_lora(lm: FrozenLM, lora: Mapping[str, object], *, seed: int) -> dict
 
 
 def merge_lora(encoder: SentenceTransformer) -> None:
-    """Add each adapter's product to the weight that it adapts and remove the adapter; without one nothing happens."""
+    """Add each adapter's product to the weight that it adapts and remove the adapter; without one nothing happens.
+
+    The sums are new tensors: a frozen LLM may use the memory of the weights as they were.
+    """
     layers = [(name, module) for name, module in encoder.named_modules() if isinstance(module, BaseTunerLayer)]
     adapters = encoder.active_adapters() if layers else []
     for name, layer in layers:
-        layer.merge()
+        layer.merge(safe_merge=True)
         parent, _, child = name.rpartition(".")
         setattr(encoder.get_submodule(parent), child, layer.get_base_layer())
     if adapters:
         encoder.delete_adapter(adapters)
+
+
+def load_lora(encoder: SentenceTransformer, folder: str | Path) -> None:
+    """Give the encoder's adapter the weights that a checkpoint has, in the adapter's own dtype.
+
+    Args:
+        encoder: with the adapter that the checkpoint was written from.
+        folder: a Sentence-Transformers folder with `adapter_model.safetensors`.
+    """
+    weights = load_file(Path(folder) / ADAPTER_WEIGHTS)
+    state = {name.removeprefix("base_model.model."): weight for name, weight in weights.items()}
+    set_peft_model_state_dict(encoder.transformers_model, state, adapter_name=encoder.active_adapters()[0])

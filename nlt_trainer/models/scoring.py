@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.frozen_lm import FrozenLM
+from nlt_trainer.models.frozen_lm import FORWARD_ERRORS, FrozenLM
 from nlt_trainer.models.prompt_tokens import PromptTokens, Suffix
 from nlt_trainer.models.score_cache import ScoreCache
 from nlt_trainer.prompts import PromptTemplate, TargetKind
@@ -100,6 +100,8 @@ class LikelihoodScorer:
         self.batch_tokens = batch_tokens
         self.lm_tokens = 0
         """Tokens that the LLM has read so far, without padding."""
+        # A window counts columns, which shared rows stretch, so such models get one suffix a row.
+        self._shares_rows = lm.sliding_window is None and self._takes_masks()
         self.cache = None if cache_folder is None else ScoreCache(cache_folder, self.description)
 
     @property
@@ -208,13 +210,12 @@ class LikelihoodScorer:
         """Put pairs of the same document into shared rows; longest row first."""
         open_rows: dict[tuple[tuple[int, ...], bool], _Row] = {}
         rows: list[_Row] = []
-        share = not _has_sliding_window(self.lm)
         for index, (document, query, answer) in enumerate(pairs):
             suffix = self.tokens.suffix(query, answer, self.target)
             prefix, truncated = self._prefix(document, suffix, query)
             key = (prefix, truncated)  # a document cut short and one that ends there have the same ids
             row = open_rows.get(key)
-            if row is None or not share or row.length + len(suffix.ids) > ROW_TOKENS:
+            if row is None or not self._shares_rows or row.length + len(suffix.ids) > ROW_TOKENS:
                 row = open_rows[key] = _Row(prefix, truncated=truncated)
                 rows.append(row)
             row.suffixes.append(suffix)
@@ -235,6 +236,17 @@ class LikelihoodScorer:
         ids, truncated = self.tokens.document(document)
         room = self.lm.context_length - frame - len(suffix.ids) + 1
         return (*start, *before, *ids[:room], *after), truncated or len(ids) > room
+
+    def _takes_masks(self) -> bool:
+        """Whether two suffixes in one row score as they do apart; recurrent models and ALiBi take no mask of ours."""
+        document, suffixes = (0, 1, 2), [Suffix((3, 4, 5), (False, True, True)), Suffix((6, 7), (False, True))]
+        apart = self._score([_Row(document, [suffix]) for suffix in suffixes])
+        try:
+            together = self._score([_Row(document, suffixes)])
+        except FORWARD_ERRORS:
+            return False
+        half = self.lm.model.dtype in (torch.bfloat16, torch.float16)
+        return np.allclose(together, apart, rtol=2e-2 if half else 1e-4)
 
     @torch.inference_mode()
     def _score(self, rows: list[_Row]) -> list[np.ndarray]:
@@ -286,12 +298,6 @@ def _row_mask(segments: Tensor, lm: FrozenLM) -> Tensor:
     if lm.model.config._attn_implementation == "eager":  # adds its mask, where sdpa takes a boolean one
         return torch.where(visible, 0.0, torch.finfo(lm.model.dtype).min)[:, None].to(lm.model.dtype)
     return visible[:, None]
-
-
-def _has_sliding_window(lm: FrozenLM) -> bool:
-    """A window counts columns, which shared rows stretch, so such models get one suffix a row."""
-    # An architecture-specific entry of the configuration: without it the architecture has no window.
-    return bool(getattr(lm.model.config.get_text_config(), "sliding_window", None))
 
 
 def token_batches(rows: list[_Row], batch_tokens: int) -> Iterator[list[_Row]]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.attention import enable_document_attention
-from nlt_trainer.models.document_prompts import DocumentPrompts, DocumentReader
+from nlt_trainer.models.document_prompts import DocumentPrompts
+from nlt_trainer.models.document_reader import DocumentReader
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.objective import Objective
 
@@ -44,9 +45,9 @@ class LOOPLoss(Objective):
     all epochs; `ADistLoss` reads the same prompt and looks at attention instead of the loss.
 
     Source: Atlas (arXiv 2208.03299), teacher and student temperature 0.01. There the decoder reads passages that were
-    encoded apart from each other; here the prompt is read in order, so that the keys and values of later documents
-    have seen document k. What is left out is the document and what follows it up to the next document's text, whose
-    keys and values summarise it; all positions stay what they are.
+    encoded apart from each other, as prompts of the independent layout are; in a sequential prompt the keys and values
+    of later documents have seen document k. What is left out is the document and what follows it up to the next
+    document's text, whose keys and values summarise it; all positions stay what they are.
 
     Example:
         ```python
@@ -102,7 +103,7 @@ class LOOPLoss(Objective):
         left_out = torch.arange(num_documents, device=prompts.documents.device).repeat(len(prompts))  # (B * K,)
         visible = repeated.prompt_mask & (repeated.document_parts(num_documents) != left_out[:, None])
         hidden = self.reader.read_suffix(repeated, cache, visible=visible)  # (B * K, S, hidden)
-        return self.reader.target_loss(hidden, repeated).unflatten(0, (-1, num_documents))
+        return self.reader.target_losses(hidden, repeated)[:, 0].unflatten(0, (-1, num_documents))
 
     def get_config_dict(self) -> dict[str, Any]:
         """Settings for the model card."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import dataclass
 
 from accelerate import PartialState
-from transformers import TrainingArguments
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 
 from nlt_trainer.arguments import DataArguments, ModelArguments
 from nlt_trainer.data.beir import Collection, Query, load_collection, training_queries
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.frozen_lm import FrozenLM
+from nlt_trainer.models.frozen_lm import FrozenLM, context_length
+from nlt_trainer.models.locations import resolve_model
 from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.models.scoring import LikelihoodScorer
 from nlt_trainer.prompts import TargetKind, check_target, default_target
@@ -53,8 +55,28 @@ def chosen_queries(collection: Collection, data: DataArguments, *, seed: int) ->
 def load_llm(model: ModelArguments) -> FrozenLM:
     """The frozen LLM of a recipe."""
     return FrozenLM.from_pretrained(
-        model.llm, revision=model.llm_revision, adapter=model.adapter, dtype=model.llm_dtype
+        model.llm,
+        revision=model.llm_revision,
+        adapter=model.adapter,
+        dtype=model.llm_dtype,
+        device=model.llm_device,
     )
+
+
+@dataclass(frozen=True)
+class PromptFrame:
+    """What of an LLM its prompts are built with, where the LLM itself lives in another process."""
+
+    tokenizer: PreTrainedTokenizerBase
+    context_length: int
+
+
+def load_prompt_frame(model: ModelArguments) -> PromptFrame:
+    """The prompt frame of a recipe's LLM, without its weights."""
+    location = resolve_model(model.llm)
+    tokenizer = AutoTokenizer.from_pretrained(location, revision=model.llm_revision)
+    config = AutoConfig.from_pretrained(location, revision=model.llm_revision)
+    return PromptFrame(tokenizer, context_length(config, model.llm))
 
 
 def target_of(data: DataArguments, candidates: list[QueryCandidates]) -> TargetKind:
@@ -71,7 +93,7 @@ def target_of(data: DataArguments, candidates: list[QueryCandidates]) -> TargetK
     return target
 
 
-def prompt_tokens(lm: FrozenLM, data: DataArguments) -> PromptTokens:
+def prompt_tokens(lm: FrozenLM | PromptFrame, data: DataArguments) -> PromptTokens:
     """The tokeniser of a recipe's prompts."""
     return PromptTokens(lm.tokenizer, data.template, max_document_tokens=data.max_document_tokens)
 

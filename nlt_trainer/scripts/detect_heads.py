@@ -4,26 +4,50 @@
 nlt detect_heads --config recipes/demo/dream.yaml
 ```
 
-Without labels the candidate of the highest gain stands for the right one (`score` comes first); `head_qrels` names a
-split whose judgements are used instead.
+Which document is right is known from the gains (`score` comes first), from sentences cut out of documents, or from
+judgements: `head_method`. Heads for a control come from the same scores without another look at the LLM:
+
+```bash
+nlt detect_heads --config recipes/demo/dream.yaml --head_scores runs/demo/heads.json \\
+  --head_selection random --num_heads 16 --heads runs/demo/random_heads.json
+```
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from dataclasses import dataclass
 
 import numpy as np
 
-from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments
+from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments, ModelArguments
 from nlt_trainer.data.beir import Collection
-from nlt_trainer.data.candidates import QueryCandidates, read_candidates
+from nlt_trainer.data.candidates import read_candidates
 from nlt_trainer.data.gains import read_gains
+from nlt_trainer.data.needles import cut_needles
 from nlt_trainer.data.training import relevance
-from nlt_trainer.models.heads import detect_query_focused_heads, relevant_by_gain
+from nlt_trainer.models.heads import HeadSet, detect_query_focused_heads, relevant_by_gain, tells_apart
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.scripts import run_main
 from nlt_trainer.scripts.common import load_llm, load_training_collection, processes, prompt_tokens
+
+
+@dataclass(frozen=True)
+class HeadTask:
+    """What heads are tried on.
+
+    Args:
+        queries: B texts.
+        documents: B lists of K texts.
+        relevant: `(B, K)`, as `detect_query_focused_heads` takes it.
+        gold: where `relevant` comes from.
+    """
+
+    queries: list[str]
+    documents: list[list[str]]
+    relevant: np.ndarray
+    gold: str
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,33 +55,65 @@ def main(argv: list[str] | None = None) -> None:
     model, data, args = parse_recipe(RECIPE_BLOCKS, argv)
     if not processes(args).is_main_process:
         return
-    collection = load_training_collection(data)
-    candidates = read_candidates(data.candidates, collection)
-    relevant, source = gold(collection, data, candidates)
-    usable = np.flatnonzero(relevant.any(1))
-    drawn = np.random.default_rng(args.seed).permutation(usable)[: data.head_queries]
-    lm = load_llm(model)
+    scored = detect(model, data, seed=args.seed) if model.head_scores is None else HeadSet.load(model.head_scores)
+    found = scored.select(model.num_heads, model.head_selection, seed=args.seed)
+    found.save(model.heads)
+    first = ", ".join(f"{layer}.{head} ({found.scores[layer][head]:.2f})" for layer, head in found.heads[:4])
+    print(f"{model.heads}: {len(found.heads)} heads ({model.head_selection}), by {found.score_name}: {first}")
+
+
+def detect(model: ModelArguments, data: DataArguments, *, seed: int) -> HeadSet:
+    """Score all heads by the recipe's method."""
     start = time.monotonic()
+    collection = load_training_collection(data)
+    needle = data.head_method == "needle"
+    task = needle_task(collection, data, seed=seed) if needle else candidate_task(collection, data)
+    drawn = np.random.default_rng(seed).permutation(np.flatnonzero(tells_apart(task.relevant)))[: data.head_queries]
+    lm = load_llm(model)
     found = detect_query_focused_heads(
         lm,
-        [candidates[i].query for i in drawn],
-        documents=[[collection.corpus[d].content for d in candidates[i].document_ids] for i in drawn],
-        relevant=relevant[drawn],
+        [task.queries[i] for i in drawn],
+        documents=[task.documents[i] for i in drawn],
+        relevant=task.relevant[drawn],
         tokens=prompt_tokens(lm, data),
+        layout=data.document_layout,  # type: ignore[arg-type]  # checked by DataArguments
+        score="correlation" if data.head_method == "correlation" else "reciprocal_rank",
         num_heads=model.num_heads,
-        seed=args.seed,
+        seed=seed,
     )
+    how = {"method": data.head_method, "gold": task.gold, "collection": collection.name}
     seconds = round(time.monotonic() - start, 1)
-    dataclasses.replace(found, settings={**found.settings, "gold": source, "seconds": seconds}).save(model.heads)
-    best = ", ".join(f"{layer}.{head} ({found.scores[layer][head]:.2f})" for layer, head in found.heads[:4])
-    print(f"{model.heads}: {len(found.heads)} heads, best (mean reciprocal rank of gold): {best}")
+    return dataclasses.replace(found, settings={**how, **found.settings, "seconds": seconds})
 
 
-def gold(collection: Collection, data: DataArguments, candidates: list[QueryCandidates]) -> tuple[np.ndarray, str]:
-    """Which candidates count as right, `(B, K)` bool, and where that comes from."""
-    if data.head_qrels is not None:
-        return relevance(candidates, collection.split_qrels(data.head_qrels)), f"qrels/{data.head_qrels}.tsv"
-    return relevant_by_gain(read_gains(data.gains, candidates)), "candidate of the highest gain"
+def candidate_task(collection: Collection, data: DataArguments) -> HeadTask:
+    """The training queries with their candidates, known by gain or by judgements."""
+    candidates = read_candidates(data.candidates, collection)
+    if data.head_method == "qrels":
+        split = str(data.head_qrels)
+        relevant, gold = relevance(candidates, collection.split_qrels(split)), f"qrels/{split}.tsv"
+    else:
+        gain = read_gains(data.gains, candidates)
+        by_rank = data.head_method == "gain"
+        relevant = relevant_by_gain(gain) if by_rank else gain
+        gold = "candidate of the highest gain" if by_rank else "gain of every candidate"
+    documents = [[collection.corpus[d].content for d in c.document_ids] for c in candidates]
+    return HeadTask([c.query for c in candidates], documents, relevant, gold)
+
+
+def needle_task(collection: Collection, data: DataArguments, *, seed: int) -> HeadTask:
+    """Sentences cut out of documents of the corpus."""
+    needles = cut_needles(
+        collection,
+        data.head_queries,
+        num_candidates=data.num_candidates,
+        max_words=data.max_document_tokens,
+        seed=seed,
+    )
+    relevant = np.zeros((len(needles), data.num_candidates), bool)
+    relevant[:, 0] = True
+    gold = "the document that the query was cut out of"
+    return HeadTask([n.query for n in needles], [list(n.documents) for n in needles], relevant, gold)
 
 
 if __name__ == "__main__":

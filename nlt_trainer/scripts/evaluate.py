@@ -4,8 +4,8 @@
 nlt evaluate --config recipes/demo/likelihood_gain.yaml
 ```
 
-Reports on `collection` and `eval_split`, then on each of `eval_collections`; writes `<output_dir>/results.json` and
-puts the results into the model card.
+Reports on `collection` and `eval_split`, then on each of `eval_collections`, in float32;
+writes `<output_dir>/results.json` and puts the results into the model card.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ def main(argv: list[str] | None = None) -> None:
         return
     run = Path(args.output_dir)
     results = []
-    for folder, split in [(data.collection, data.eval_split), *map(folder_and_split, data.eval_collections)]:
+    own = [] if data.eval_split is None else [(data.collection, data.eval_split)]
+    if not own and not data.eval_collections:
+        raise NLTError("eval_split is null and eval_collections empty; name a split or a collection to report on")
+    for folder, split in [*own, *map(folder_and_split, data.eval_collections)]:
         collection = load_collection(folder, splits=[split])
         results += [
             evaluate_baseline(collection, split),
@@ -65,7 +68,11 @@ def evaluate_baseline(collection: Collection, split: str) -> Result:
 def evaluate_start(collection: Collection, split: str, *, model: ModelArguments) -> Result:
     """The row of the encoder that training starts from."""
     encoder = load_encoder(
-        model.encoder, prompts=model.encoder_prompts, max_seq_length=model.max_seq_length, pooling=model.pooling
+        model.encoder,
+        revision=model.encoder_revision,
+        prompts=model.encoder_prompts,
+        max_seq_length=model.max_seq_length,
+        pooling=model.pooling,
     )
     metrics = evaluate_encoder(encoder, collection, split=split)
     return Result("start", **metrics, train_seconds=0, lm_tokens=0, seed=None, collection=collection.name, split=split)

@@ -1,21 +1,29 @@
-"""From a recipe to its objective: `BUILDERS` has one small function for each name."""
+"""From a recipe to its objective, in this process or in one of its own: `BUILDERS` has a small function a name."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from nlt_trainer.arguments import PROMPT_OBJECTIVES, DataArguments, ModelArguments, NLTTrainingArguments
+from nlt_trainer.arguments import (
+    LLM_OBJECTIVES,
+    PROMPT_OBJECTIVES,
+    DataArguments,
+    ModelArguments,
+    NLTTrainingArguments,
+)
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.collator import ChunkBuilder, PromptBuilder
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.models.lora import add_llm_lora
 from nlt_trainer.models.objective import Objective
+from nlt_trainer.models.remote import RemoteObjective
 from nlt_trainer.objectives.adist import ADistLoss
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.objectives.emdr2 import EMDR2Loss
@@ -25,7 +33,7 @@ from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
 from nlt_trainer.objectives.loop import LOOPLoss
 from nlt_trainer.objectives.mixture import MixtureLoss
 from nlt_trainer.objectives.revela import RevelaLoss
-from nlt_trainer.scripts.common import load_llm, prompt_tokens, target_of
+from nlt_trainer.scripts.common import PromptFrame, load_llm, load_prompt_frame, prompt_tokens, target_of
 
 
 @dataclass(frozen=True)
@@ -61,19 +69,33 @@ class Parts:
     data: DataArguments
     args: NLTTrainingArguments
     candidates: list[QueryCandidates]
+    backbone: FrozenLM | None = None
+    """The LLM where the encoder shares its weights."""
 
     @cached_property
     def lm(self) -> FrozenLM:
-        return load_llm(self.model)
+        return self.backbone or load_llm(self.model)
+
+    @cached_property
+    def frame(self) -> FrozenLM | PromptFrame:
+        return load_prompt_frame(self.model) if self.model.llm_process else self.lm
 
     def reading(self) -> Reading:
         """What builds the texts that the LLM reads at every step."""
         prompts = chunks = None
         if self.args.reads_llm:
-            tokens, length = prompt_tokens(self.lm, self.data), self.lm.context_length
+            tokens, length = prompt_tokens(self.frame, self.data), self.frame.context_length
             target = target_of(self.data, self.candidates)
             if not PROMPT_OBJECTIVES.isdisjoint(self.args.objectives):
-                prompts = PromptBuilder(tokens, target, length)
+                prompts = PromptBuilder(
+                    tokens,
+                    target,
+                    length,
+                    layout=self.data.document_layout,  # type: ignore[arg-type]  # checked by DataArguments
+                    foreign=[(c.query, c.answer) for c in self.candidates],
+                    contrast_targets=self.args.contrast_targets,
+                    seed=self.args.seed,
+                )
             if "revela" in self.args.objectives:
                 chunks = ChunkBuilder(tokens, target, length)
         return Reading(prompts, chunks)
@@ -99,7 +121,9 @@ def dream(parts: Parts, temperature: float) -> DREAMLoss:
         parts.lm,
         heads=HeadSet.load(parts.model.heads),
         temperature=temperature,
+        share_floor=parts.args.share_floor,
         micro_batch_size=parts.args.lm_micro_batch_size,
+        document_cache_bytes=int(parts.args.document_cache_gib * 2**30),
     )
 
 
@@ -157,11 +181,36 @@ BUILDERS: dict[str, Callable[[Parts, float], Objective]] = {
 }
 
 
+def make_term(name: str, parts: Parts, temperature: float) -> Objective:
+    """One objective; where the recipe says so and it reads the LLM, in a process that has the LLM."""
+    if name not in LLM_OBJECTIVES or not parts.model.llm_process:
+        return BUILDERS[name](parts, temperature)
+    device = parts.model.llm_device or str(parts.args.device)
+    own = {key: getattr(parts.args, key) for key in ("seed", *inspect.get_annotations(NLTTrainingArguments))}
+    build = partial(
+        build_apart,
+        name=name,
+        temperature=temperature,
+        model=replace(parts.model, llm_device=device, llm_process=False),
+        data=parts.data,
+        own=own,
+    )
+    return RemoteObjective(parts.encoder, build, temperature=temperature)
+
+
+def build_apart(
+    encoder: Any, *, name: str, temperature: float, model: ModelArguments, data: DataArguments, own: dict[str, Any]
+) -> Objective:
+    """What the LLM's process builds: the same objective, from the trainer's arguments that objectives read."""
+    args = NLTTrainingArguments(output_dir="", use_cpu=True, report_to="none", **own)
+    return BUILDERS[name](Parts(encoder, model, data, args, []), temperature)
+
+
 def make_loss(parts: Parts) -> tuple[Objective, Reading]:
     """The recipe's objective and what it reads with the LLM at every step."""
     args = parts.args
     temperatures = args.temperatures or {}
-    terms = [BUILDERS[name](parts, temperatures.get(name, args.temperature)) for name in args.objectives]
+    terms = [make_term(name, parts, temperatures.get(name, args.temperature)) for name in args.objectives]
     weights = list(args.objectives.values())
     loss: Objective = terms[0] if weights == [1.0] else MixtureLoss(terms, weights=weights)
     if args.encoder_micro_batch_size is not None:

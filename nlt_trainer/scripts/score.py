@@ -19,6 +19,7 @@ import numpy as np
 from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments
 from nlt_trainer.data.candidates import QueryCandidates, read_candidates
 from nlt_trainer.data.gains import audit_teacher, write_gains
+from nlt_trainer.data.training import relevance
 from nlt_trainer.files import read_json, write_json
 from nlt_trainer.models.scoring import Likelihoods, LikelihoodScorer, likelihood_gain
 from nlt_trainer.recipe import parse_recipe
@@ -45,7 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     state.wait_for_everyone()
     if state.is_main_process:
         seconds = time.monotonic() - start
-        report = write_results(scorer, data, candidates, texts, seconds=seconds * state.num_processes)
+        relevant = relevance(candidates, collection.split_qrels(data.train_split)) if data.train_split else None
+        seconds *= state.num_processes
+        report = write_results(scorer, data, candidates, texts, seconds=seconds, relevant=relevant)
         print(summary(report))
         print(f"{data.gains}: gains of {report['queries']} queries x {report['candidates']} candidates")
 
@@ -73,10 +76,12 @@ def write_results(
     texts: list[list[str]],
     *,
     seconds: float,
+    relevant: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Write gains and audit; everything comes out of the cache by now.
 
-    Where a part was in the cache already, the seconds of this call are scaled up to all tokens.
+    Where a part was in the cache already, the seconds of this call are scaled up to all tokens. Judgements of the
+    candidates, `(B, K)` bool, go into the audit and nowhere else.
     """
     computed = scorer.lm_tokens
     with_document, without, by_token = score(scorer, candidates, texts, tokens=data.token_likelihoods)
@@ -93,7 +98,7 @@ def write_results(
     pairs = [(text, c.query, c.answer) for c, row in zip(candidates, texts, strict=True) for text in row]
     tokens = scorer.count_tokens(pairs + [(None, c.query, c.answer) for c in candidates])
     report = {
-        **audit_teacher(gain, [c.bm25 for c in candidates]),
+        **audit_teacher(gain, [c.bm25 for c in candidates], relevant),
         "target": scorer.target,
         "truncated_documents": round(float(with_document.truncated.mean()), 4),
         "mean_target_tokens": round(float(without.target_tokens.mean()), 2),
@@ -111,12 +116,21 @@ def summary(report: dict[str, Any]) -> str:
     temperatures = ", ".join(
         f"{t['teacher_temperature']}: {t['effective_candidates']:.1f}" for t in report["temperatures"]
     )
+    gold = gold_line(**report["gold"]) if "gold" in report else ""
     return (
         f"Teacher audit: {report['share_of_queries_with_positive_gain']:.0%} of the queries have a helpful candidate; "
         f"the LLM and BM25 agree on the best candidate for {report['same_best_as_bm25']:.0%} "
         f"(rank correlation {report['spearman_with_bm25']:.2f}); {report['truncated_documents']:.0%} of the documents "
         f"were cut.\nEffective candidates by teacher temperature: {temperatures}; "
-        f"proposed: {report['proposed_teacher_temperature']}"
+        f"proposed: {report['proposed_teacher_temperature']}{gold}"
+    )
+
+
+def gold_line(*, queries: int, mrr_by_gain: float, mrr_by_bm25: float) -> str:
+    """What the audit says of judged candidates, where there are some."""
+    return (
+        f"\nGold among the candidates of {queries} queries: mean reciprocal rank {mrr_by_gain:.3f} by gain, "
+        f"{mrr_by_bm25:.3f} by BM25 (a report; no judgement reaches training)"
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from transformers import set_seed
 
 from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments, ModelArguments, NLTTrainingArguments
 from nlt_trainer.data.beir import Collection, load_collection
@@ -27,11 +28,13 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation import RetrievalEvaluator
 from nlt_trainer.files import atomic_folder, read_json, write_json
 from nlt_trainer.models.encoder import load_encoder
+from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.models.lora import merge_lora
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.resume import (
     SETTINGS_FILE,
+    AdapterCallback,
     SecondsCallback,
     check_settings,
     last_checkpoint,
@@ -39,7 +42,8 @@ from nlt_trainer.resume import (
     train_seconds,
 )
 from nlt_trainer.scripts import run_main
-from nlt_trainer.scripts.common import load_training_collection, processes
+from nlt_trainer.scripts.adapt_scorer import report_file
+from nlt_trainer.scripts.common import load_llm, load_training_collection, processes
 from nlt_trainer.scripts.losses import Parts, make_loss
 from nlt_trainer.scripts.score import audit_file
 from nlt_trainer.trainer import NLTTrainer
@@ -55,9 +59,12 @@ def main(argv: list[str] | None = None) -> None:
     settings = run_settings(model, data, args)
     check_settings(folder, settings)
     before = cost_before_training(model, data, args)
-    encoder = load_start(model)
+    check_llm_options(model, args)
+    set_seed(args.seed)  # the random start of an adapter
+    backbone = load_llm(model) if model.shared_backbone else None
+    encoder = load_start(model, backbone)
     dataset = make_dataset(collection, data, args, candidates=candidates)
-    loss, reading = make_loss(Parts(encoder, model, data, args, candidates))
+    loss, reading = make_loss(Parts(encoder, model, data, args, candidates, backbone))
     lm_tokens = reading.count_tokens(args.objectives, dataset)  # also finds prompts that do not fit, now
     collator = NLTCollator(
         encoder, prompts=reading.prompts, chunks=reading.chunks, max_length=model.train_max_length, seed=args.seed
@@ -69,14 +76,14 @@ def main(argv: list[str] | None = None) -> None:
         loss=loss,
         data_collator=collator,  # type: ignore[arg-type]  # any callable
         evaluator=dev_evaluator(data),
-        callbacks=[SecondsCallback()],
+        callbacks=[SecondsCallback(), AdapterCallback(encoder, last_checkpoint(folder))],
     )
     encoder.model_card_data.train_datasets, encoder.model_card_data.widget = [], []  # both would show the user's texts
     if trainer.is_world_process_zero():
         write_json(folder / SETTINGS_FILE, settings)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     if trainer.is_world_process_zero():
-        save_encoder(folder / "encoder", encoder)
+        save_encoder(folder / "encoder", encoder, merge=model.merge_lora)
         report = {
             "objective": args.objective,
             "seed": args.seed,
@@ -90,18 +97,41 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{folder}/encoder: trained with {args.objective}; SentenceTransformer(path) loads it")
 
 
-def load_start(model: ModelArguments) -> SentenceTransformer:
-    """The encoder to train.
+def check_llm_options(model: ModelArguments, args: NLTTrainingArguments) -> None:
+    """Refuse options of an LLM that training does not read or train.
 
     Raises:
-        NLTError: `train_max_length` is set for an encoder that reads whole texts.
+        NLTError: names the option.
     """
+    if model.llm_lora is not None and "revela" not in args.objectives:
+        raise NLTError(f"llm_lora: objective {args.objective!r} trains no LLM, only revela does; leave llm_lora out")
+    for key in ("shared_backbone", "llm_process"):
+        if getattr(model, key) and not args.reads_llm:
+            raise NLTError(f"{key}: objective {args.objective!r} reads no LLM in training; leave {key} out")
+        if getattr(model, key) and model.llm_lora is not None:
+            raise NLTError(f"{key}: llm_lora trains the LLM in the trainer's own process; leave one of the two out")
+
+
+def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> SentenceTransformer:
+    """The encoder to train, on the LLM's weights where they are shared.
+
+    Raises:
+        NLTError: `train_max_length` is set for an encoder that reads whole texts, or bfloat16 weights would be
+            trained.
+    """
+    if model.encoder_dtype == "bfloat16" and not model.lora:
+        raise NLTError(
+            "encoder_dtype bfloat16 rounds small steps of its weights away; set lora, or float32 with bf16: true"
+        )
     encoder = load_encoder(
         model.encoder,
+        revision=model.encoder_revision,
+        dtype=model.encoder_dtype,
         prompts=model.encoder_prompts,
         max_seq_length=model.max_seq_length,
         pooling=model.pooling,
         lora=model.lora,
+        backbone=backbone,
     )
     if model.train_max_length is not None and isinstance(encoder[0], StaticEmbedding):
         raise NLTError(
@@ -120,7 +150,7 @@ def dev_evaluator(data: DataArguments) -> RetrievalEvaluator | None:
 
 
 def cost_before_training(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> dict[str, Any]:
-    """Seconds and LLM tokens of the stages before: scoring, and head detection for DREAM; 0 where nothing is known."""
+    """Seconds and LLM tokens of the stages before: adaptation, scoring, head detection; 0 where nothing is known."""
     cost = {"seconds": 0.0, "lm_tokens": 0}
     sources = []
     reads_heads = "dream" in args.objectives
@@ -128,6 +158,8 @@ def cost_before_training(model: ModelArguments, data: DataArguments, args: NLTTr
         sources.append(read_json(audit_file(data.gains)) if audit_file(data.gains).is_file() else {})
     if reads_heads:
         sources.append(HeadSet.load(model.heads).settings)
+    if model.adapter is not None and report_file(model.adapter).is_file():
+        sources.append(read_json(report_file(model.adapter)))
     for source in sources:
         cost["seconds"] += source.get("seconds", 0.0)
         cost["lm_tokens"] += source.get("lm_tokens", 0)
@@ -151,8 +183,9 @@ def make_dataset(
     )
 
 
-def save_encoder(folder: Path, encoder: SentenceTransformer) -> None:
-    """Write a Sentence-Transformers folder, whole or not at all; LoRA adapters are merged, so that it stands alone.
+def save_encoder(folder: Path, encoder: SentenceTransformer, *, merge: bool = True) -> None:
+    """Write a Sentence-Transformers folder, whole or not at all; LoRA adapters are merged, so that it stands alone, in
+    float32, or kept apart from the base that the folder then names.
 
     Raises:
         NLTError: a weight is not finite.
@@ -160,7 +193,9 @@ def save_encoder(folder: Path, encoder: SentenceTransformer) -> None:
     for name, parameter in encoder.named_parameters():
         if not parameter.isfinite().all():
             raise NLTError(f"training has made {name} infinite or NaN, nothing is saved; lower learning_rate")
-    merge_lora(encoder)
+    if merge:
+        encoder.float()  # a bfloat16 base would round the adapter's product away when it is added
+        merge_lora(encoder)
     with atomic_folder(folder) as partial:
         encoder.save_pretrained(str(partial))
 

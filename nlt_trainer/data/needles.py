@@ -1,0 +1,83 @@
+"""Queries cut out of unlabelled documents: which document a sentence came from is known without a judgement."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass, replace
+
+from nlt_trainer.data.beir import Collection, Document, Query
+from nlt_trainer.data.candidates import mine_candidates
+from nlt_trainer.errors import NLTError
+
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+MIN_WORDS, MAX_WORDS = 5, 40  # of a sentence that can be a query
+
+
+@dataclass(frozen=True)
+class Needle:
+    """A sentence and K documents, each without one sentence.
+
+    Args:
+        query: the sentence.
+        documents: K texts; the first is the document that the sentence was cut out of, the others are the corpus'
+            nearest by BM25.
+    """
+
+    query: str
+    documents: tuple[str, ...]
+
+
+def cut_needles(
+    collection: Collection, num_needles: int, *, num_candidates: int, max_words: int, seed: int = 0
+) -> list[Needle]:
+    """Cut a sentence out of random documents (the inverse cloze task of Lee et al., arXiv 1906.00300).
+
+    The sentence is removed, so that its document is found by what it is about and not by copying. All documents lose a
+    sentence: otherwise a head that spends the same on every token would tell the right one by its length. The others
+    share words with the sentence, so that single words do not find it either.
+
+    Args:
+        collection: its corpus alone is read.
+        num_needles: how many, fewer where the corpus has fewer documents to cut.
+        num_candidates: K.
+        max_words: sentences are taken from that many words at the beginning of a document, which the LLM reads.
+        seed: of the documents and sentences.
+
+    Raises:
+        NLTError: fewer than K documents can be cut.
+    """
+    draw = random.Random(f"{seed} needles")
+    cut = {
+        document.id: pieces
+        for document in collection.corpus.values()
+        if (pieces := _cut(document, draw, max_words)) is not None
+    }
+    if len(cut) < num_candidates:
+        raise NLTError(
+            f"{collection.folder}: {len(cut)} documents have a sentence of {MIN_WORDS} to {MAX_WORDS} words and one "
+            f"more, and {num_candidates} candidates are wanted; choose another head_method"
+        )
+    rests = replace(collection, corpus={document_id: rest for document_id, (_, rest) in cut.items()})
+    queries = [Query(i, cut[i][0]) for i in draw.sample(list(cut), min(num_needles, len(cut)))]
+    needles = []
+    for c in mine_candidates(rests, queries, num_candidates=num_candidates, seed=seed):
+        others = [i for i in c.document_ids if i != c.query_id][: num_candidates - 1]
+        needles.append(Needle(c.query, tuple(rests.corpus[i].content for i in (c.query_id, *others))))
+    return needles
+
+
+def _cut(document: Document, draw: random.Random, max_words: int) -> tuple[str, Document] | None:
+    """A sentence of the document's text and the document without it; `None` where one of the two would be empty."""
+    sentences = [sentence for sentence in SENTENCE_END.split(document.text) if sentence.strip()]
+    read, usable = 0, []
+    for sentence in sentences:
+        words = len(sentence.split())
+        read += words
+        once = document.text.count(sentence) == 1
+        if MIN_WORDS <= words <= MAX_WORDS and read <= max_words and once:
+            usable.append(sentence)
+    if len(sentences) < 2 or not usable:
+        return None
+    sentence = draw.choice(usable)
+    return sentence.strip(), replace(document, text=document.text.replace(sentence, ""))

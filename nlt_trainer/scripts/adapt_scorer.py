@@ -1,0 +1,140 @@
+"""Fit a LoRA adapter of the scoring LLM to a collection by plain next-token prediction.
+
+```bash
+accelerate launch -m nlt_trainer.scripts.adapt_scorer --config recipes/adapt_scorer/adapt_scorer.yaml
+```
+
+`<output_dir>/adapter` is a PEFT folder, whole or absent, that `adapter:` of any recipe names; its content is part of
+the score cache's key. Documents are read alone; with `adapt_pairs: true` also queries after their candidate of the
+highest gain. No label is read. A killed run goes on from its last whole checkpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import Trainer, set_seed
+
+from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments, ModelArguments
+from nlt_trainer.data.adaptation import AdaptationTexts, adaptation_rows, best_pairs, choose_texts, pad_rows
+from nlt_trainer.data.beir import Collection
+from nlt_trainer.data.candidates import QueryCandidates, read_candidates
+from nlt_trainer.data.gains import read_gains
+from nlt_trainer.errors import NLTError
+from nlt_trainer.files import atomic_folder, write_json
+from nlt_trainer.models.frozen_lm import FrozenLM
+from nlt_trainer.models.locations import resolve_model
+from nlt_trainer.recipe import parse_recipe
+from nlt_trainer.resume import (
+    SETTINGS_FILE,
+    SecondsCallback,
+    adaptation_settings,
+    check_settings,
+    last_checkpoint,
+    train_seconds,
+)
+from nlt_trainer.scripts import run_main
+from nlt_trainer.scripts.common import load_llm, load_training_collection, processes, prompt_tokens, target_of
+
+
+def report_file(adapter: str | Path) -> Path:
+    """Where the report on an adapter stands: beside its folder, because every JSON file inside is part of its hash."""
+    return Path(adapter).with_name("adaptation.json")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train and save the adapter; prints where it is and what it does to held-out documents."""
+    model, data, args = parse_recipe(RECIPE_BLOCKS, argv)
+    processes(args)
+    if model.adapter is not None:
+        raise NLTError(f"adapter is {model.adapter!r}; an adapter is fitted to the plain LLM, leave `adapter` out")
+    folder = Path(args.output_dir)
+    settings = adaptation_settings(model, data, args)
+    check_settings(folder, settings)
+    collection = load_training_collection(data)
+    candidates = read_candidates(data.candidates, collection) if data.adapt_pairs else []
+    pairs = best_pairs(candidates, read_gains(data.gains, candidates)) if candidates else []
+    texts = choose_texts(collection, pairs, num_documents=data.adapt_documents, seed=args.seed)
+    lm = load_llm(model)
+    rows, held_out = make_rows(lm, data, collection, texts=texts, candidates=candidates)
+    set_seed(args.seed)  # the adapter's random start
+    adapted = add_adapter(lm, model)
+    trainer = Trainer(
+        adapted, args, train_dataset=rows, eval_dataset=held_out, data_collator=pad_rows, callbacks=[SecondsCallback()]
+    )
+    before = trainer.evaluate()["eval_loss"]  # the adapter still does nothing
+    if trainer.is_world_process_zero():
+        write_json(folder / SETTINGS_FILE, settings)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    seconds = train_seconds(trainer.state)
+    after = trainer.evaluate()["eval_loss"]
+    if trainer.is_world_process_zero():
+        save_adapter(folder / "adapter", adapted)
+        report = {
+            "documents": len(texts.documents),
+            "pairs": len(texts.pairs),
+            "steps": trainer.state.global_step,
+            "seconds": seconds,
+            "lm_tokens": round(sum(rows["length"]) * float(trainer.state.epoch or 0)),
+            "held_out_documents": len(texts.held_out),
+            "held_out_loss_before": round(before, 4),
+            "held_out_loss_after": round(after, 4),
+        }
+        write_json(report_file(folder / "adapter"), report)
+        print(f"{folder}/adapter: loss of held-out documents {before:.3f} before, {after:.3f} after, nats per token")
+
+
+def make_rows(
+    lm: FrozenLM,
+    data: DataArguments,
+    collection: Collection,
+    *,
+    texts: AdaptationTexts,
+    candidates: list[QueryCandidates],
+) -> tuple[Dataset, Dataset]:
+    """Rows to train on and held-out rows."""
+
+    def rows(chosen: list[tuple[str, Any]]) -> Dataset:
+        contents = [(collection.corpus[document_id].content, asked) for document_id, asked in chosen]
+        return adaptation_rows(tokens, contents, target=target, context_length=lm.context_length)
+
+    tokens, target = prompt_tokens(lm, data), target_of(data, candidates)
+    alone = [(document_id, None) for document_id in texts.documents]
+    return rows([*alone, *texts.pairs]), rows([(document_id, None) for document_id in texts.held_out])
+
+
+def add_adapter(lm: FrozenLM, model: ModelArguments) -> PeftModel:
+    """The LLM with a fresh adapter, whose configuration names the LLM so that `FrozenLM` accepts it.
+
+    Raises:
+        NLTError: `adapter_lora` does not fit the LLM.
+    """
+    try:
+        adapted = get_peft_model(lm.model, LoraConfig(task_type="CAUSAL_LM", **model.adapter_lora))  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise NLTError(f"adapter_lora {model.adapter_lora!r} does not fit LLM {model.llm!r}: {error}") from error
+    config, location = adapted.peft_config["default"], resolve_model(model.llm)
+    config.base_model_name_or_path = str(Path(location).absolute()) if Path(location).is_dir() else location
+    config.revision = model.llm_revision
+    return adapted
+
+
+def save_adapter(folder: Path, adapted: PeftModel) -> None:
+    """Write a PEFT folder, whole or not at all.
+
+    Raises:
+        NLTError: a weight is not finite.
+    """
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad and not parameter.isfinite().all():
+            raise NLTError(f"training has made {name} infinite or NaN, nothing is saved; lower learning_rate")
+    with atomic_folder(folder) as partial:
+        # the LLM's own embeddings are never part of an adapter; "auto" would ask the Hub about them
+        adapted.save_pretrained(str(partial), save_embedding_layers=False)
+
+
+if __name__ == "__main__":
+    run_main(main)
