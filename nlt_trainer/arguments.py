@@ -180,8 +180,8 @@ class DataArguments:
     document_layout: str = field(
         default="sequential",
         metadata={
-            "help": "Documents in the LLM's prompt (dream, detect_heads): sequential (one after the other) or "
-            "independent (none sees another, so that each is read once)."
+            "help": "Documents in the LLM's prompt (dream, loop, adist, detect_heads): sequential (one after the "
+            "other) or independent (none sees another, so that each is read once)."
         },
     )
     batch_tokens: int = field(default=4096, metadata={"help": "Tokens, with padding, in one forward pass of scoring."})

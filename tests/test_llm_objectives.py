@@ -141,6 +141,14 @@ def test_in_a_sum_the_others_keep_a_frozen_llm(root: Path) -> None:
     assert entry["adist"] + entry["revela"] == pytest.approx(entry["loss"], abs=1e-3)
 
 
+def test_an_adapter_that_nobody_trains_is_refused(root: Path) -> None:
+    """Reference: the remedy in the message."""
+    with pytest.raises(
+        NLTError, match=r"llm_lora: objective 'adist' trains no LLM, only revela does; leave llm_lora out"
+    ):
+        train.main(["--config", str(root / "revela_trained.yaml"), "--objective", "adist"])
+
+
 def test_heads_are_read_by_dream_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reference: a head file that cannot be read."""
 
