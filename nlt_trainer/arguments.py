@@ -8,6 +8,7 @@ import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.models.heads import HEAD_SELECTIONS
 from nlt_trainer.prompts import PromptTemplate
 
 OBJECTIVES = ("likelihood_gain", "dream", "info_nce")
@@ -60,6 +61,12 @@ class ModelArguments:
         default=None,
         metadata={"help": "Head file whose scores detect_heads selects from; unset: it observes the LLM's attention."},
     )
+
+    def __post_init__(self) -> None:
+        if self.head_selection not in HEAD_SELECTIONS:
+            raise NLTError(
+                f"head_selection {self.head_selection!r} is unknown; choose one of {', '.join(HEAD_SELECTIONS)}"
+            )
 
 
 @dataclass
