@@ -100,7 +100,7 @@ def lora_gradients(folder: Path, *, checkpointing: bool) -> dict[str, torch.Tens
     if checkpointing:
         encoder.gradient_checkpointing_enable()
     calls = []
-    encoder[0].model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    encoder.get_submodule("0.model.layers.0.mlp").register_forward_pre_hook(lambda *_: calls.append(1))
     encoder(encoder.preprocess(TEXTS))["sentence_embedding"][:, :5].float().sum().backward()
     assert len(calls) == (2 if checkpointing else 1)
     return {name: p.grad for name, p in encoder.named_parameters() if p.requires_grad and p.grad is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from pathlib import Path
 from typing import Any
@@ -144,12 +145,12 @@ def test_without_a_card_names_of_files_and_folders_decide(tmp_path: Path) -> Non
 def test_rows_of_each_format(tmp_path: Path) -> None:
     """Reference: the rows that were written; ids in tab-separated values stay text."""
     write_lines(tmp_path / "a.jsonl.gz", [{"_id": "007"}, {"_id": "8"}])
-    (tmp_path / "b.tsv").write_text("query-id\tcorpus-id\tscore\r\n007\t08\t1\r\n")
-    assert list(read_rows([tmp_path / "a.jsonl.gz", tmp_path / "b.tsv"])) == [
-        {"_id": "007"},
-        {"_id": "8"},
-        {"query-id": "007", "corpus-id": "08", "score": "1"},
-    ]
+    lines = b"query-id\tcorpus-id\tscore\r\n007\t08\t1\r\n"
+    (tmp_path / "b.tsv").write_bytes(lines)
+    (tmp_path / "c.tsv.gz").write_bytes(gzip.compress(lines))
+    judgement = {"query-id": "007", "corpus-id": "08", "score": "1"}
+    rows = list(read_rows([tmp_path / name for name in ("a.jsonl.gz", "b.tsv", "c.tsv.gz")]))
+    assert rows == [{"_id": "007"}, {"_id": "8"}, judgement, judgement]
     parquet = mteb_parquet(tmp_path / "p") / "queries" / "test-00000-of-00001.parquet"
     assert next(read_rows([parquet])) == {"id": "q1", "text": "which animal is the largest of all"}
     assert [format_of(Path(n)) for n in ("a.jsonl", "a.parquet", "a.csv", "README.md")] == [

@@ -134,7 +134,7 @@ def test_held_out_questions_depend_on_their_ids_alone(tmp_path: Path) -> None:
 def test_what_cannot_be_used_is_left_out_and_counted(tmp_path: Path) -> None:
     """Reference: one row of each kind; a repeated question adds its gold to the first."""
     passages = {"p": ["x", "y"], "gold": [1, 0]}
-    rows = [
+    rows: list[dict[str, object]] = [
         {"question": "Who?", "answer": "he", **passages},
         {"question": " who? ", "answer": "him", "p": ["x", "y"], "gold": [0, 1]},
         {"question": "", "answer": "he", **passages},

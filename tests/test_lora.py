@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from nlt_trainer.models.encoder import load_encoder
 from nlt_trainer.models.lora import load_lora, merge_lora
+from nlt_trainer.resume import AdapterCallback
 from nlt_trainer.scripts.train import save_encoder
 
 
@@ -45,6 +47,22 @@ def test_an_adapter_is_read_back_bit_by_bit(tiny_llm_folder: Path, tmp_path: Pat
     assert len(expected) == 8
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert any(not torch.equal(value.bfloat16().float(), value) for value in expected.values())
+
+
+def test_a_resumed_run_gets_its_base_and_its_adapter_back(tiny_llm_folder: Path, tmp_path: Path) -> None:
+    """Reference: the weights before a load that changed them all, as one of another revision does."""
+    lora = {"r": 2, "target_modules": ["q_proj"]}
+    encoder = load_encoder(str(tiny_llm_folder), pooling="lasttoken", lora=lora, device="cpu")
+    encoder.save_pretrained(str(tmp_path))
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    state = TrainerState(), TrainerControl()
+    for checkpoint, restored in ((str(tmp_path), True), (None, False), (str(tmp_path / "none"), False)):
+        callback = AdapterCallback(encoder, checkpoint)
+        for parameter in encoder.parameters():
+            parameter.data += 1
+        callback.on_train_begin(TrainingArguments(use_cpu=True), *state)
+        same = [torch.equal(value, before[name]) for name, value in encoder.state_dict().items()]
+        assert all(same) if restored else not all(same)
 
 
 def test_an_encoder_without_an_adapter_is_left_alone(tiny_encoder: SentenceTransformer) -> None:

@@ -50,7 +50,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folders[name] = tmp_path_factory.mktemp(name)
         torch.manual_seed(0)
         model = Qwen2ForCausalLM(Qwen2Config(**sizes)) if "qwen" in name else LlamaForCausalLM(LlamaConfig(**sizes))
-        model.to(torch.bfloat16).save_pretrained(folders[name])
+        model.bfloat16().save_pretrained(folders[name])
         if "llama" in name:
             tokenizer.pad_token = None  # Llama's has none
         tokenizer.save_pretrained(folders[name])

@@ -6,6 +6,7 @@ configuration and split comes from `configs` in its README.md, as the Hub reads 
 
 from __future__ import annotations
 
+import gzip
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -189,7 +190,7 @@ def read_rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 def _read_tsv(path: Path) -> Iterator[dict[str, str]]:
     """Rows under a header line; every value stays text, so that an id such as 007 keeps its zeros."""
-    with path.open(encoding="utf-8") as lines:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
         header = next(lines, "").rstrip("\r\n").split("\t")
         for number, line in enumerate(lines, start=2):
             fields = line.rstrip("\r\n").split("\t")
