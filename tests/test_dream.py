@@ -152,4 +152,4 @@ def test_wrong_settings_are_refused(tiny_encoder: SentenceTransformer, tiny_lm: 
 def test_settings_for_the_card(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> None:
     """Reference: the settings that the loss was made with."""
     settings = loss_of(tiny_encoder, tiny_lm).get_config_dict()
-    assert settings == {"temperature": 0.3, "llm": tiny_lm.name, "heads": [[0, 3], [1, 0], [1, 2]]}
+    assert settings == {"temperature": 0.3, "share_floor": 0.0, "llm": tiny_lm.name, "heads": [[0, 3], [1, 0], [1, 2]]}
