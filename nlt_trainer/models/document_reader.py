@@ -88,7 +88,7 @@ class DocumentReader:
             for row, text in enumerate(batch):
                 own = (row, slice(None), slice(0, len(text)))
                 # clones, so that a short text does not hold the memory of its whole batch
-                layers = ((layer.keys, layer.values) for layer in cache.layers)  # type: ignore[union-attr]  # filled
+                layers = ((layer.keys, layer.values) for layer in cache.layers)  # type: ignore[union-attr, index]  # filled
                 read.append((text, tuple((keys[own].clone(), values[own].clone()) for keys, values in layers)))
         return read
 
