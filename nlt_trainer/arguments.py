@@ -11,6 +11,7 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.document_prompts import DocumentLayout
+from nlt_trainer.models.heads import HEAD_SELECTIONS
 from nlt_trainer.prompts import PromptTemplate
 
 OBJECTIVES = ("likelihood_gain", "dream", "emdr2", "loop", "adist", "revela", "info_nce")
@@ -109,6 +110,10 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.head_selection not in HEAD_SELECTIONS:
+            raise NLTError(
+                f"head_selection {self.head_selection!r} is unknown; choose one of {', '.join(HEAD_SELECTIONS)}"
+            )
         if self.shared_backbone and (self.llm_device is not None or self.llm_process):
             raise NLTError("shared_backbone keeps encoder and LLM on one device; leave llm_device and llm_process out")
         if self.shared_backbone and self.encoder_revision != self.llm_revision:

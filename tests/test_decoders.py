@@ -247,7 +247,7 @@ def plain_log_likelihood(lm: FrozenLM, pair: Pair) -> float:
     return float(log_p[at - 1, ids[0, at]].sum())
 
 
-SCORED = {
+SCORED: dict[str, dict[str, Any]] = {
     "falcon": {"alibi": False},
     "bloom": {"alibi": True},
     "mamba": {},

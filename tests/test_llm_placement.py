@@ -41,6 +41,7 @@ def run(tiny_llm_folder: Path, tiny_collection_folder: Path, tmp_path: Path) -> 
             "candidates": f"{tmp_path}/candidates.jsonl",
             "num_candidates": 3,
             "max_document_tokens": 24,
+            "head_method": "qrels",
             "head_qrels": "train",
         },
         "trainer": {
@@ -86,8 +87,10 @@ def test_one_copy_of_the_weights_trains_as_two(run: Callable[..., Path], tiny_ll
     expected = adapter(two)
     torch.testing.assert_close(adapter(one), expected, rtol=1e-3, atol=1e-5)
     assert max(float(w.abs().max()) for name, w in expected.items() if "lora_B" in name) > 1e-3
-    encoders = [SentenceTransformer(str(folder / "encoder"), device="cpu").encode(TEXTS) for folder in (one, two)]
-    np.testing.assert_allclose(*encoders, atol=1e-4)
+    found, expected_texts = (
+        SentenceTransformer(str(folder / "encoder"), device="cpu").encode(TEXTS) for folder in (one, two)
+    )
+    np.testing.assert_allclose(found, expected_texts, atol=1e-4)
     run("one", *SHARED, stage=evaluate)
     assert [row["name"] for row in json.loads((one / "results.json").read_text())] == ["bm25", "start", "dream"]
 
@@ -118,7 +121,7 @@ def test_a_killed_run_goes_on(
         if state.global_step == 2:
             raise KeyboardInterrupt
 
-    flags = SHARED
+    flags: tuple[str, ...] = SHARED
     if adapted:
         config = LoraConfig(r=4, lora_alpha=8, init_lora_weights=False)
         llm = AutoModelForCausalLM.from_pretrained(tiny_llm_folder)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.attention import enable_document_attention
@@ -65,6 +65,12 @@ def encoder_on(lm: FrozenLM | None, folder: str, **lora: object) -> SentenceTran
     return encoder
 
 
+def transformer_of(encoder: SentenceTransformer) -> PreTrainedModel:
+    model = encoder.transformers_model
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
 @torch.no_grad()
 def logits(lm: FrozenLM) -> Tensor:
     return lm.model(input_ids=IDS).logits
@@ -91,7 +97,7 @@ def test_the_encoder_is_the_one_with_a_copy_of_its_own(lm: FrozenLM) -> None:
     gradients = []
     for encoder, checkpointing in ((separate, False), (shared, False), (shared, True)):
         if checkpointing:
-            encoder[0].model.gradient_checkpointing_enable()
+            transformer_of(encoder).gradient_checkpointing_enable()
         encoder.train().zero_grad()
         encoder(encoder.preprocess(TEXTS))["sentence_embedding"][:, :3].sum().backward()
         gradients.append({name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None})
@@ -121,7 +127,7 @@ def test_document_attention_leaves_the_encoder_alone(lm: FrozenLM) -> None:
     encoder = encoder_on(lm, lm.name)
     before = encoder.encode(TEXTS)
     enable_document_attention(lm)
-    assert lm.model.config._attn_implementation != encoder[0].model.config._attn_implementation
+    assert lm.model.config._attn_implementation != transformer_of(encoder).config._attn_implementation
     np.testing.assert_array_equal(encoder.encode(TEXTS), before)
 
 
@@ -132,7 +138,7 @@ def failing(lm: FrozenLM) -> Iterator[None]:
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    hook = lm.model.base_model.layers[-1].register_forward_hook(fail)
+    hook = lm.model.get_submodule("model.layers.1").register_forward_hook(fail)
     yield
     hook.remove()
 
@@ -212,6 +218,6 @@ def test_what_cannot_share_is_refused(lm: FrozenLM, tiny_encoder_folder: Path) -
         load_encoder(bert, pooling="mean", lora={"r": 2}, backbone=lm)
     for settings in ({"pooling": "lasttoken"}, {"lora": {"r": 2}}):
         with pytest.raises(NLTError, match=r"the encoder is a LoRA adapter on the LLM; set pooling .* and lora"):
-            load_encoder(lm.name, backbone=lm, **settings)  # type: ignore[arg-type]
+            load_encoder(lm.name, backbone=lm, **settings)
     with pytest.raises(NLTError, match=r"has a LlamaModel under its head, .* is a BertModel; set shared_backbone"):
-        share_weights(load_encoder(bert, pooling="mean", device="cpu")[0].model, lm)
+        share_weights(transformer_of(load_encoder(bert, pooling="mean", device="cpu")), lm)

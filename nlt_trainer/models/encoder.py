@@ -90,7 +90,8 @@ def load_encoder(
 
 def _add_lora(encoder: SentenceTransformer, lora: Mapping[str, object], *, base: str) -> None:
     encoder.add_adapter(LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, **lora))  # type: ignore[arg-type]
-    encoder.transformers_model.peft_config["default"].base_model_name_or_path = base  # a saved adapter names it
+    transformer: Any = encoder.transformers_model
+    transformer.peft_config["default"].base_model_name_or_path = base  # a saved adapter names it
     for parameter in encoder.parameters():
         if parameter.requires_grad:  # made in the base's dtype; bfloat16 would round small steps away
             parameter.data = parameter.data.float()

@@ -150,10 +150,11 @@ def _build(build: Callable[[nn.Module], Objective]) -> Objective:
 def _compute(objective: Objective, request: tuple[Any, ...]) -> dict[str, tuple[float, list[np.ndarray]]]:
     """Each term and, where a gradient is wanted, its gradients with respect to queries and documents."""
     queries, documents, labels, objective.temperature, wanted = request
-    embeddings = [torch.from_numpy(array).requires_grad_(wanted) for array in (queries, documents)]
+    queries, documents = (torch.from_numpy(array).requires_grad_(wanted) for array in (queries, documents))
     tensors = {name: torch.from_numpy(array) for name, array in labels.items()}
     with torch.set_grad_enabled(wanted):
-        terms = objective.compute_loss_from_embeddings(*embeddings, tensors)
+        terms = objective.compute_loss_from_embeddings(queries, documents, tensors)
+    embeddings = (queries, documents)
     gradients = {
         name: torch.autograd.grad(term, embeddings, retain_graph=True, materialize_grads=True) if wanted else ()
         for name, term in terms.items()

@@ -1,0 +1,116 @@
+"""Peak memory of one DREAM step when the encoder shares the LLM's weights, and when it has a copy of them.
+
+```bash
+python tests/benchmarks/shared_backbone.py --json runs/shared_backbone.json
+```
+
+Each case runs in a fresh process: a random Llama of 537 MB in float32 is loaded as the frozen LLM, an encoder with a
+LoRA adapter is made of the same folder, and 2 queries with 4 documents each go forward and backward. On a CPU the
+peaks are those of the resident set, imports included; with CUDA (not run so far) those of torch's allocator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers.util import batch_to_device
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from nlt_trainer.files import write_json
+from nlt_trainer.models.document_prompts import build_prompts
+from nlt_trainer.models.encoder import load_encoder
+from nlt_trainer.models.frozen_lm import FrozenLM
+from nlt_trainer.models.heads import HeadSet
+from nlt_trainer.models.prompt_tokens import PromptTokens
+from nlt_trainer.objectives.dream import DREAMLoss
+from nlt_trainer.prompts import PromptTemplate
+
+MIB = 1 << 20
+SIZE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
+
+
+def write_model(folder: Path, *, vocabulary: int = 32_000, **size: Any) -> None:
+    """A random Llama and a tokenizer with a token for each of the words w0, w1, ..."""
+    words = {f"w{i}": i for i in range(vocabulary)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0", eos_token="w1").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=vocabulary, max_position_embeddings=1024, **size)
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def peak() -> float:
+    """Most memory that this process has held so far, MiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / MIB
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+
+
+def measure(folder: Path, *, shared: bool) -> dict[str, Any]:
+    """Load LLM and encoder and take one step, in this process."""
+    before = peak()
+    lm = FrozenLM.from_pretrained(str(folder))
+    lora = {"r": 16, "target_modules": ["q_proj", "v_proj"]}
+    encoder = load_encoder(str(folder), pooling="lasttoken", lora=lora, backbone=lm if shared else None)
+    weights = {t.data_ptr(): t.nbytes for model in (lm.model, encoder) for t in model.parameters()}
+    heads = HeadSet(((0, 0),), ((1.0,) * lm.num_heads,) * lm.num_layers, lm.name, lm.fingerprint, {})
+    loss = DREAMLoss(encoder, lm, heads=heads, micro_batch_size=1)
+    queries = ["w2 w3 w4", "w5 w6 w7"]
+    documents = [[" ".join(f"w{7 * k + i}" for i in range(64)) for k in range(4)] for _ in queries]
+    tokens = PromptTokens(lm.tokenizer, PromptTemplate(query_prefix="w8"), max_document_tokens=64)
+    prompts = build_prompts(tokens, queries, documents, target="query", context_length=lm.context_length)
+    texts = [queries, [text for row in documents for text in row]]
+    features = [batch_to_device(encoder.preprocess(part), lm.device) for part in texts]
+    value = loss(features, prompts.as_dict())["dream"]
+    value.backward()
+    return {
+        "weights_mib": round(sum(weights.values()) / MIB),
+        "peak_before_loading_mib": round(before),
+        "peak_mib": round(peak()),
+        "loss": round(value.item(), 4),
+    }
+
+
+def main() -> None:
+    """Measure both cases, each in a process of its own; print a table and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="file of the results")
+    parser.add_argument("--step", nargs=2, metavar=("FOLDER", "STEP"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.step:
+        folder, step = arguments.step
+        if step == "write":
+            write_model(Path(folder), **SIZE)
+        else:
+            print(json.dumps(measure(Path(folder), shared=step == "shared")))
+        return
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for step in ("write", "two copies", "shared"):  # a process inherits the peak of the one that starts it
+            command = [sys.executable, __file__, "--step", folder, step]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            if step != "write":
+                results[step] = json.loads(output.splitlines()[-1])
+    columns = list(results["shared"])
+    print(f"| weights | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for case, row in results.items():
+        print(f"| {case} | {' | '.join(str(row[column]) for column in columns)} |")
+    if arguments.json:
+        write_json(arguments.json, results)
+
+
+if __name__ == "__main__":
+    main()
