@@ -84,7 +84,8 @@ def plain_loss(lm: FrozenLM, b: int, *, left_out: int, start: list[int], layout:
         at = len(start) + len(before) if independent else len(tokens)
         tokens, parts = tokens + own, parts + [k] * len(own)
         positions += range(at, at + len(own))
-    first_row, marks = len(tokens), []
+    first_row = len(tokens)
+    marks: list[int] = []
     for text, mark in (("Question:", 0), (f" {QUERIES[b]}", 1), ("\nAnswer:", 0), (f" {ANSWERS[b]}", 1)):
         tokens, marks = tokens + ids(text), marks + [mark] * len(ids(text))
     begin = max(positions) + 1
