@@ -69,7 +69,8 @@ def expected_tokens(root: Path, name: str) -> int:
             total += 2 * (question + documents)
         else:
             suffix = question + count("\nAnswer:") + count(f" {c.answer}")
-            total += documents + 3 * (count("Document: ") + count("\n\n")) + suffix * (3 if name == "loop" else 1)
+            frames = count("Document: ") + 3 * count("\n\n")  # documents that do not see each other share the first
+            total += documents + frames + suffix * (3 if name == "loop" else 1)
     return total
 
 
