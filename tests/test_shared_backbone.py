@@ -148,25 +148,28 @@ def prompts_of(lm: FrozenLM) -> DocumentPrompts:
     return build_prompts(tokens, QUERIES, DOCUMENTS, target="query", context_length=256)
 
 
-def dream_gradients(encoder: SentenceTransformer, lm: FrozenLM) -> tuple[Tensor, dict[str, Tensor]]:
-    """DREAM's loss and the gradients of everything that is trained."""
+def dream(encoder: SentenceTransformer, lm: FrozenLM) -> DREAMLoss:
     heads = HeadSet(((1, 2), (0, 3)), ((0.5,) * 4,) * 2, lm.name, lm.fingerprint, {})
-    loss = DREAMLoss(encoder, lm, heads=heads, temperature=0.3)
+    return DREAMLoss(encoder, lm, heads=heads, temperature=0.3)
+
+
+def gradients_of(loss: DREAMLoss) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a batch and the gradients of everything that is trained."""
+    encoder = loss.model
     features = [encoder.preprocess(QUERIES), encoder.preprocess(TEXTS)]
-    value = loss(features, prompts_of(lm).as_dict())["dream"]
+    value = loss(features, prompts_of(loss.reader.lm).as_dict())["dream"]
     value.backward()
     return value.detach(), {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
 
 
 def test_dream_trains_as_with_two_copies(lm: FrozenLM, llm_folder: Path) -> None:
     """Reference: LLM and encoder with weights of their own; an exception in the LLM before changes nothing."""
-    shared = encoder_on(lm, lm.name, lora_dropout=0.0)
+    shared = dream(encoder_on(lm, lm.name, lora_dropout=0.0), lm)
     with failing(lm), pytest.raises(RuntimeError, match="out of memory"):
-        dream_gradients(shared, lm)
-    shared.zero_grad()
-    found = dream_gradients(shared, lm)
+        gradients_of(shared)
+    found = gradients_of(shared)
     other = FrozenLM.from_pretrained(str(llm_folder), device="cpu")
-    expected = dream_gradients(encoder_on(None, lm.name, lora_dropout=0.0), other)
+    expected = gradients_of(dream(encoder_on(None, lm.name, lora_dropout=0.0), other))
     torch.testing.assert_close(found[0], expected[0])
     largest = max(float(g.abs().max()) for g in expected[1].values())
     torch.testing.assert_close(found[1], expected[1], rtol=1e-3, atol=1e-4 * largest)

@@ -246,7 +246,7 @@ class LikelihoodScorer:
         except FORWARD_ERRORS:
             return False
         half = self.lm.model.dtype in (torch.bfloat16, torch.float16)
-        return np.allclose(together, apart, rtol=2e-2 if half else 1e-4)
+        return np.allclose(np.concatenate(together), np.concatenate(apart), rtol=2e-2 if half else 1e-4)
 
     @torch.inference_mode()
     def _score(self, rows: list[_Row]) -> list[np.ndarray]:
