@@ -189,6 +189,9 @@ class DataArguments:
             "other) or independent (none sees another, so that each is read once)."
         },
     )
+    head_layout: str | None = field(
+        default=None, metadata={"help": "Layout in which detect_heads observes the heads; unset: document_layout."}
+    )
     batch_tokens: int = field(default=4096, metadata={"help": "Tokens, with padding, in one forward pass of scoring."})
     adapt_documents: int | None = field(
         default=None, metadata={"help": "Documents, drawn by seed, that adapt_scorer reads alone; unset: all."}
@@ -232,11 +235,9 @@ class DataArguments:
             )
         if self.num_candidates < 2:
             raise NLTError(f"num_candidates is {self.num_candidates}; a distribution needs at least 2 candidates")
-        if self.document_layout not in get_args(DocumentLayout):
-            raise NLTError(
-                f"document_layout {self.document_layout!r} is unknown; "
-                f"choose one of {', '.join(get_args(DocumentLayout))}"
-            )
+        for name, layout in (("document_layout", self.document_layout), ("head_layout", self.head_layout)):
+            if layout is not None and layout not in get_args(DocumentLayout):
+                raise NLTError(f"{name} {layout!r} is unknown; choose one of {', '.join(get_args(DocumentLayout))}")
         if not 0 <= self.num_random_candidates <= self.num_candidates:
             raise NLTError(
                 f"num_random_candidates is {self.num_random_candidates}; "
