@@ -11,6 +11,7 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.document_prompts import DocumentLayout
+from nlt_trainer.models.heads import HEAD_SELECTIONS
 from nlt_trainer.prompts import PromptTemplate
 
 OBJECTIVES = ("likelihood_gain", "dream", "emdr2", "loop", "adist", "revela", "info_nce")
@@ -109,6 +110,10 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.head_selection not in HEAD_SELECTIONS:
+            raise NLTError(
+                f"head_selection {self.head_selection!r} is unknown; choose one of {', '.join(HEAD_SELECTIONS)}"
+            )
         if self.shared_backbone and (self.llm_device is not None or self.llm_process):
             raise NLTError("shared_backbone keeps encoder and LLM on one device; leave llm_device and llm_process out")
         if self.shared_backbone and self.encoder_revision != self.llm_revision:
@@ -180,9 +185,12 @@ class DataArguments:
     document_layout: str = field(
         default="sequential",
         metadata={
-            "help": "Documents in the LLM's prompt (dream, detect_heads): sequential (one after the other) or "
-            "independent (none sees another, so that each is read once)."
+            "help": "Documents in the LLM's prompt (dream, loop, adist, detect_heads): sequential (one after the "
+            "other) or independent (none sees another, so that each is read once)."
         },
+    )
+    head_layout: str | None = field(
+        default=None, metadata={"help": "Layout in which detect_heads observes the heads; unset: document_layout."}
     )
     batch_tokens: int = field(default=4096, metadata={"help": "Tokens, with padding, in one forward pass of scoring."})
     adapt_documents: int | None = field(
@@ -227,11 +235,9 @@ class DataArguments:
             )
         if self.num_candidates < 2:
             raise NLTError(f"num_candidates is {self.num_candidates}; a distribution needs at least 2 candidates")
-        if self.document_layout not in get_args(DocumentLayout):
-            raise NLTError(
-                f"document_layout {self.document_layout!r} is unknown; "
-                f"choose one of {', '.join(get_args(DocumentLayout))}"
-            )
+        for name, layout in (("document_layout", self.document_layout), ("head_layout", self.head_layout)):
+            if layout is not None and layout not in get_args(DocumentLayout):
+                raise NLTError(f"{name} {layout!r} is unknown; choose one of {', '.join(get_args(DocumentLayout))}")
         if not 0 <= self.num_random_candidates <= self.num_candidates:
             raise NLTError(
                 f"num_random_candidates is {self.num_random_candidates}; "

@@ -114,7 +114,7 @@ def _section(report: dict[str, Any], settings: dict[str, Any], results: Sequence
     )
 
 
-def _labels(objective: str, data: dict[str, Any], *, llm_trained: bool) -> str:
+def _labels(objective: str, data: dict[str, Any], *, llm_trained: bool = False) -> str:
     """What relevance judgements, if any, had a part in the run."""
     names = parse_objective(objective)
     sentences = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -83,7 +84,7 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield `(line number from 1, object)` for each line that is not blank.
+    """Yield `(line number from 1, object)` for each line that is not blank; a `.gz` file is unpacked on the way.
 
     Raises:
         DataError: the file is missing, or a line is not a JSON object; names file and line.
@@ -91,7 +92,7 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     path = Path(path)
     if not path.is_file():
         raise DataError(path, "file not found")
-    with path.open("rb") as handle:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
         for number, raw in enumerate(handle, start=1):
             if not raw.strip():
                 continue

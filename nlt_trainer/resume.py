@@ -34,12 +34,13 @@ PROMPT_KEYS = (
     "query_prefix",
     "answer_prefix",
     "max_document_tokens",
+    "document_layout",
 )
 TRAINER_KEYS = (
     "objective temperature temperatures teacher_temperature divergence gain_score null_candidate null_similarity "
-    "query_weight emdr2_level in_batch_negatives false_negative_margin seed data_seed learning_rate "
-    "learning_rate_mapping lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay optim adam_beta1 "
-    "adam_beta2 adam_epsilon max_grad_norm num_train_epochs max_steps per_device_train_batch_size "
+    "query_weight emdr2_level share_floor contrast_targets in_batch_negatives false_negative_margin seed data_seed "
+    "learning_rate learning_rate_mapping lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay optim "
+    "adam_beta1 adam_beta2 adam_epsilon max_grad_norm num_train_epochs max_steps per_device_train_batch_size "
     "gradient_accumulation_steps dataloader_drop_last bf16 fp16"
 ).split()
 

@@ -210,6 +210,6 @@ def planted_lm() -> FrozenLM:
         model.transformer.wpe.weight.zero_()
         model.transformer.wte.weight.normal_()
         projection = torch.linalg.qr(torch.randn(32, 8))[0] * 1.5
-        attention = model.transformer.h[1].attn.c_attn.weight  # (32, 96): queries, keys and values of four heads
+        attention = model.get_parameter("transformer.h.1.attn.c_attn.weight")  # (32, 96): queries, keys, values
         attention[:, 16:24], attention[:, 48:56] = projection, projection
     return FrozenLM(model, tokenizer, "planted", {"weights": "org/planted@c0ffee"})

@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.document_prompts import DocumentPrompts, build_prompts
+from nlt_trainer.models.document_prompts import DocumentLayout, DocumentPrompts, build_prompts
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.objectives.adist import ADistLoss
@@ -31,9 +31,12 @@ def loss_of(encoder: SentenceTransformer, lm: FrozenLM, *, micro_batch_size: int
     return ADistLoss(encoder, lm, temperature=0.3, teacher_temperature=0.4, micro_batch_size=micro_batch_size)
 
 
-def prompts_of(lm: FrozenLM) -> DocumentPrompts:
+def prompts_of(lm: FrozenLM, layout: DocumentLayout = "sequential", *, contrast: bool = False) -> DocumentPrompts:
     tokens = PromptTokens(lm.tokenizer, PromptTemplate(), max_document_tokens=32)
-    return build_prompts(tokens, QUERIES, DOCUMENTS, target="joint", context_length=256, answers=ANSWERS)
+    foreign = [[(QUERIES[1 - b], ANSWERS[1 - b])] for b in range(2)] if contrast else None
+    return build_prompts(
+        tokens, QUERIES, DOCUMENTS, target="joint", context_length=256, layout=layout, answers=ANSWERS, foreign=foreign
+    )
 
 
 def features(encoder: SentenceTransformer) -> list[dict[str, Tensor]]:
@@ -74,48 +77,71 @@ def test_the_gradient_is_that_of_finite_differences(loss: ADistLoss) -> None:
 
 
 @torch.no_grad()
-def plain_attention(lm: FrozenLM, b: int, *, start: list[int]) -> np.ndarray:
+def plain_attention(lm: FrozenLM, b: int, *, start: list[int], layout: DocumentLayout) -> np.ndarray:
     """The reference in float64: one prompt alone in one eager pass; values from hooks on `v_proj`; `(K,)`."""
 
     def ids(text: str) -> list[int]:
         return list(lm.tokenizer(text, add_special_tokens=False).input_ids)
 
-    segments: list[tuple[list[int], int, bool]] = [(start, 3, False)]
+    before, after, independent = ids("Document: "), ids("\n\n"), layout == "independent"
+    tokens = [*start, *(before if independent else ())]
+    positions, parts, owners = list(range(len(tokens))), [-1] * len(tokens), [3] * len(tokens)
     for k, document in enumerate(DOCUMENTS[b]):
-        segments += [(ids("Document: "), 3, False), (ids(document), k, False), (ids("\n\n"), 3, False)]
-    segments += [(ids("Question:"), 3, False), (ids(f" {QUERIES[b]}"), 3, True)]
-    segments += [(ids("\nAnswer:"), 3, False), (ids(f" {ANSWERS[b]}"), 3, True)]
-    tokens = torch.tensor([[i for segment, _, _ in segments for i in segment]])
-    owners = np.array([owner for segment, owner, _ in segments for _ in segment])
-    rows = np.array([mark for segment, _, mark in segments for _ in segment]).nonzero()[0] - 1
+        front = () if independent else before
+        own = [*front, *ids(document), *after]
+        at = len(start) + len(before) if independent else len(tokens)
+        tokens, parts = tokens + own, parts + [k] * len(own)
+        owners += [3] * len(front) + [k] * len(ids(document)) + [3] * len(after)
+        positions += range(at, at + len(own))
+    first_row, rows = len(tokens), []
+    for text, mark in (("Question:", False), (f" {QUERIES[b]}", True), ("\nAnswer:", False), (f" {ANSWERS[b]}", True)):
+        rows += [len(tokens) + i - 1 for i in range(len(ids(text)))] if mark else []
+        tokens = tokens + ids(text)
+    begin = max(positions) + 1
+    positions += range(begin, begin + len(tokens) - first_row)
+    mask = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
+    if independent:
+        part = torch.tensor(parts)
+        mask[:first_row, :first_row] &= (part == -1) | (part == part[:, None])
     model = copy.deepcopy(lm.model).double()
     model.set_attn_implementation("eager")
     values: list[Tensor] = []
     for layer in model.model.layers:
         layer.self_attn.v_proj.register_forward_hook(lambda _module, _input, output: values.append(output))
-    attentions = model(input_ids=tokens, output_attentions=True, use_cache=False).attentions
-    found = np.zeros(3)
+    attentions = model(
+        input_ids=torch.tensor([tokens]),
+        attention_mask=torch.where(mask, 0.0, -torch.inf).double()[None, None],
+        position_ids=torch.tensor([positions]),
+        output_attentions=True,
+        use_cache=False,
+    ).attentions
+    found, documents = np.zeros(3), np.array(owners + [3] * (len(tokens) - first_row))
     for layer in range(2):
         norms = values[layer][0].unflatten(-1, (2, 8)).norm(dim=-1).numpy()  # (T, key-value heads)
         for head in range(4):
             weighted = attentions[layer][0, head].numpy() * norms[:, head // 2]  # (S, T)
-            found += [weighted[rows][:, owners == k].sum(1).mean() / 8 for k in range(3)]
+            found += [weighted[rows][:, documents == k].sum(1).mean() / 8 for k in range(3)]
     return found
 
 
 @pytest.mark.parametrize("bos", [False, True])
-@pytest.mark.parametrize("micro_batch_size", [1, 2])
+@pytest.mark.parametrize("layout", ["sequential", "independent"])
+@pytest.mark.parametrize(("micro_batch_size", "contrast"), [(1, False), (2, False), (2, True)])
 def test_attention_is_that_of_one_eager_pass(
     tiny_static_encoder: SentenceTransformer,
     tiny_lm: FrozenLM,
     tiny_bos_lm: FrozenLM,
     bos: bool,
+    layout: DocumentLayout,
     micro_batch_size: int,
+    contrast: bool,
 ) -> None:
-    """Reference: each prompt in a pass of its own in float64; padding and micro-batches change nothing."""
+    """Reference: each prompt in a pass of its own in float64; padding, micro-batches and the targets of other
+    queries, which DREAM may put into the prompts, change nothing."""
     lm = tiny_bos_lm if bos else tiny_lm
-    expected = np.stack([plain_attention(lm, b, start=[1] if bos else []) for b in range(2)])
-    found = loss_of(tiny_static_encoder, lm, micro_batch_size=micro_batch_size).attention(prompts_of(lm), 3)
+    expected = np.stack([plain_attention(lm, b, start=[1] if bos else [], layout=layout) for b in range(2)])
+    loss = loss_of(tiny_static_encoder, lm, micro_batch_size=micro_batch_size)
+    found = loss.attention(prompts_of(lm, layout, contrast=contrast), 3)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
     assert np.ptp(expected, axis=1).min() > 1e-2
 

@@ -121,7 +121,7 @@ def test_a_second_card_replaces_the_first(run: Path) -> None:
 )
 def test_the_card_says_which_judgements_were_read(objective: str, data: dict[str, Any], sentence: str) -> None:
     """Reference: the settings that name judgements."""
-    assert sentence in cards._labels(objective, {**DATA, **data})
+    assert sentence in cards._labels(objective, {**DATA, **data}, llm_trained=False)
 
 
 def test_an_encoder_without_a_card_is_refused(run: Path) -> None:

@@ -13,7 +13,8 @@ from transformers.masking_utils import sdpa_mask
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.attention import AttentionMass, ScoreInjection, enable_document_attention
-from nlt_trainer.models.document_prompts import DocumentPrompts, DocumentReader, build_prompts
+from nlt_trainer.models.document_prompts import DocumentPrompts, build_prompts
+from nlt_trainer.models.document_reader import DocumentReader
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import detect_query_focused_heads
 from nlt_trainer.models.prompt_tokens import PromptTokens
@@ -137,7 +138,7 @@ def two_part_losses(lm: FrozenLM, log_weights: Tensor, prompts: DocumentPrompts)
     reader = DocumentReader(lm)
     cache = reader.read_documents(prompts)
     injection = ScoreInjection(log_weights, prompts.key_documents(K), prompts.suffix_mask, HEADS)
-    return reader.target_loss(reader.read_suffix(prompts, cache, injection), prompts)
+    return reader.target_losses(reader.read_suffix(prompts, cache, injection), prompts)[:, 0]
 
 
 @torch.no_grad()
@@ -196,7 +197,7 @@ def test_one_document_changes_nothing(tiny_lm: FrozenLM, family: str) -> None:
     reader = DocumentReader(lm)
     injection = ScoreInjection(torch.zeros(3, 1), prompts.key_documents(1), prompts.suffix_mask, HEADS)
     hidden = reader.read_suffix(prompts, reader.read_documents(prompts), injection)
-    torch.testing.assert_close(reader.target_loss(hidden, prompts), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(reader.target_losses(hidden, prompts)[:, 0], expected, rtol=1e-4, atol=1e-4)
 
 
 @every_decoder
@@ -247,7 +248,7 @@ def plain_log_likelihood(lm: FrozenLM, pair: Pair) -> float:
     return float(log_p[at - 1, ids[0, at]].sum())
 
 
-SCORED = {
+SCORED: dict[str, dict[str, Any]] = {
     "falcon": {"alibi": False},
     "bloom": {"alibi": True},
     "mamba": {},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
@@ -152,4 +153,41 @@ def test_wrong_settings_are_refused(tiny_encoder: SentenceTransformer, tiny_lm: 
 def test_settings_for_the_card(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> None:
     """Reference: the settings that the loss was made with."""
     settings = loss_of(tiny_encoder, tiny_lm).get_config_dict()
-    assert settings == {"temperature": 0.3, "llm": tiny_lm.name, "heads": [[0, 3], [1, 0], [1, 2]]}
+    assert settings == {"temperature": 0.3, "share_floor": 0.0, "llm": tiny_lm.name, "heads": [[0, 3], [1, 0], [1, 2]]}
+
+
+@pytest.mark.parametrize("share_floor", [0.0, 0.4])
+def test_shares_are_the_softmax_over_a_floor(
+    tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, share_floor: float
+) -> None:
+    """Reference: the formula in numpy float64."""
+    loss = DREAMLoss(tiny_encoder, tiny_lm, heads=heads_of(tiny_lm), temperature=0.3, share_floor=share_floor)
+    scores = SCORES.double().numpy()
+    softmax = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    expected = (1 - share_floor) * softmax + share_floor / scores.shape[1]
+    np.testing.assert_allclose(loss.log_shares(SCORES).exp().numpy(), expected, rtol=1e-6)
+
+
+def test_a_full_floor_is_refused(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> None:
+    """Reference: the message names the value."""
+    with pytest.raises(NLTError, match=r"share_floor is 1.0"):
+        DREAMLoss(tiny_encoder, tiny_lm, heads=heads_of(tiny_lm), share_floor=1.0)
+
+
+def test_targets_of_other_queries_are_subtracted(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> None:
+    """Reference: losses of prompts with the other queries in the place of their own, one by one; gradients too."""
+    tokens = PromptTokens(tiny_lm.tokenizer, PromptTemplate(), max_document_tokens=32)
+    loss = loss_of(tiny_encoder, tiny_lm)
+    foreign = [[(QUERIES[(b + 1) % 3], None), (QUERIES[(b + 2) % 3], None)] for b in range(3)]
+
+    def prompts_with(queries: list[str], others: list[list[tuple[str, str | None]]] | None = None) -> DocumentPrompts:
+        return build_prompts(tokens, queries, DOCUMENTS, target="query", context_length=256, foreign=others)
+
+    scores, reference = SCORES.clone().requires_grad_(), SCORES.clone().requires_grad_()
+    found = loss.compute_loss_from_scores(scores, prompts_with(QUERIES, foreign))
+    others = [joint_graph(loss, reference, prompts_with(QUERIES[i:] + QUERIES[:i])) for i in (1, 2)]
+    expected = joint_graph(loss, reference, prompts_with(QUERIES)) - (others[0] + others[1]) / 2
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    gradient, known = torch.autograd.grad(found, scores)[0], torch.autograd.grad(expected, reference)[0]
+    assert known.abs().max() > 1e-5
+    torch.testing.assert_close(gradient, known, rtol=1e-4, atol=1e-7)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import hub
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.encoder import encoder_from_token_embeddings, load_encoder
@@ -85,6 +87,64 @@ def test_lora_trains_the_adapter_alone(tiny_encoder_folder: Path, tmp_path: Path
         SentenceTransformer(str(tmp_path / "adapted"), device="cpu").encode(TEXTS), expected, atol=1e-5
     )
     assert np.abs(expected - load_encoder(str(tiny_encoder_folder), device="cpu").encode(TEXTS)).max() > 1e-3
+
+
+def lora_gradients(folder: Path, *, checkpointing: bool) -> dict[str, torch.Tensor]:
+    """Gradients of an adapter on a decoder; checks that with checkpointing a layer is run a second time."""
+    torch.manual_seed(0)
+    lora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+    encoder = load_encoder(str(folder), dtype="bfloat16", pooling="lasttoken", lora=lora, device="cpu").train()
+    for name, parameter in encoder.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    if checkpointing:
+        encoder.gradient_checkpointing_enable()
+    calls = []
+    encoder.get_submodule("0.model.layers.0.mlp").register_forward_pre_hook(lambda *_: calls.append(1))
+    encoder(encoder.preprocess(TEXTS))["sentence_embedding"][:, :5].float().sum().backward()
+    assert len(calls) == (2 if checkpointing else 1)
+    return {name: p.grad for name, p in encoder.named_parameters() if p.requires_grad and p.grad is not None}
+
+
+def test_gradient_checkpointing_changes_no_gradient(tiny_llm_folder: Path) -> None:
+    """Reference: the gradients without it, on a frozen bfloat16 base; the layers do run twice."""
+    plain = lora_gradients(tiny_llm_folder, checkpointing=False)
+    checkpointed = lora_gradients(tiny_llm_folder, checkpointing=True)
+    assert len(plain) == 2 * 7 * 2  # A and B of seven projections in two layers
+    assert plain.keys() == checkpointed.keys()
+    assert all(torch.equal(checkpointed[name], gradient) for name, gradient in plain.items())
+
+
+def test_the_dtype_is_the_recipes_and_an_adapter_is_float32(tiny_llm_folder: Path, tmp_path: Path) -> None:
+    """Reference: a checkpoint in bfloat16, as decoders of the Hub are."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_llm_folder, dtype="bfloat16")
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_llm_folder).save_pretrained(tmp_path)
+    for dtype, expected in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        encoder = load_encoder(str(tmp_path), dtype=dtype, pooling="lasttoken", device="cpu")
+        assert {p.dtype for p in encoder.parameters()} == {expected}
+        lora = {"r": 4, "target_modules": "all-linear"}
+        encoder = load_encoder(str(tmp_path), dtype=dtype, pooling="lasttoken", lora=lora, device="cpu")
+        assert {p.dtype for p in encoder.parameters() if p.requires_grad} == {torch.float32}
+        assert {p.dtype for p in encoder.parameters() if not p.requires_grad} == {expected}
+    with pytest.raises(NLTError, match="encoder dtype 'float16' is unknown; choose float32 or bfloat16"):
+        load_encoder(str(tmp_path), dtype="float16")
+
+
+@pytest.mark.parametrize("pooling", [None, "lasttoken"])
+def test_the_revision_reaches_every_file(monkeypatch: pytest.MonkeyPatch, pooling: str | None) -> None:
+    """Reference: the revision of each look-up in the Hub's cache; the message says what to do."""
+    asked: set[str | None] = set()
+    lookup = hub.cached_files
+
+    def cached_files(*names: Any, **options: Any) -> Any:
+        asked.add(options.get("revision"))
+        return lookup(*names, **options)
+
+    monkeypatch.setattr(hub, "cached_files", cached_files)
+    with pytest.raises(NLTError, match=r"encoder 'org/none' cannot be loaded: .*hf download org/none --local-dir DIR"):
+        load_encoder("org/none", revision="abc", pooling=pooling)
+    assert asked == {"abc"}
 
 
 def test_token_embeddings_of_an_llm(tiny_llm_folder: Path, tmp_path: Path) -> None:

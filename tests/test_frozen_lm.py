@@ -85,7 +85,7 @@ def test_a_head_that_does_more_is_refused(tiny_lm: FrozenLM) -> None:
         output.logits = output.logits * 0.25
         return output
 
-    model.forward = forward  # type: ignore[method-assign]
+    model.forward = forward
     with pytest.raises(NLTError, match=r"'quarter' \(LlamaForCausalLM\): its logits are not .*Choose a decoder"):
         FrozenLM(model, tiny_lm.tokenizer, "quarter", {})
 

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, BertModel
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.models.chunks import build_chunks
 from nlt_trainer.models.document_prompts import build_prompts
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.models.objective import Objective
 from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.models.similarity import Features
+from nlt_trainer.objectives.adist import ADistLoss
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.objectives.emdr2 import EMDR2Loss
 from nlt_trainer.objectives.grad_cache import GradCacheLoss
 from nlt_trainer.objectives.info_nce import InfoNCELoss
 from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
+from nlt_trainer.objectives.loop import LOOPLoss
 from nlt_trainer.objectives.mixture import MixtureLoss
+from nlt_trainer.objectives.revela import RevelaLoss
 from nlt_trainer.prompts import PromptTemplate
 
 QUERIES = ["how is tea made", "which bird hunts at night", "what makes the tides"]
@@ -42,6 +48,7 @@ def batch(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> tuple[list[di
         "target_tokens": torch.tensor([3, 2, 4]),
         "log_likelihood": torch.tensor([[-4.0, -6.0], [-3.0, -2.0], [-9.0, -7.5]]),
         **build_prompts(tokens, QUERIES, rows, target="query", context_length=256).as_dict(),
+        **build_chunks(tokens, QUERIES, rows, target="query", context_length=256).as_dict(),
     }
     return [tiny_encoder.preprocess(QUERIES), tiny_encoder.preprocess(DOCUMENTS)], labels
 
@@ -56,6 +63,9 @@ OBJECTIVES: dict[str, Callable[[SentenceTransformer, FrozenLM], Objective]] = {
     "info_nce": lambda encoder, lm: InfoNCELoss(encoder),
     "emdr2": lambda encoder, lm: EMDR2Loss(encoder),
     "dream": dream,
+    "loop": lambda encoder, lm: LOOPLoss(encoder, lm),
+    "adist": lambda encoder, lm: ADistLoss(encoder, lm),
+    "revela": lambda encoder, lm: RevelaLoss(encoder, lm, temperature=0.3),
     "mixture": lambda encoder, lm: MixtureLoss([LikelihoodGainLoss(encoder), dream(encoder, lm)], weights=[1.0, 0.5]),
 }
 
@@ -148,7 +158,8 @@ def test_one_part_is_alive_at_a_time(
 ) -> None:
     """Reference: the order of passes, first all parts forward, then each part forward and backward before the next."""
     order: list[str] = []
-    module = tiny_encoder[0].auto_model.embeddings  # the first to go forward, the last to go backward
+    transformer: Any = tiny_encoder[0]
+    module = transformer.auto_model.embeddings  # the first to go forward, the last to go backward
 
     def forward(module: nn.Module, arguments: object, output: Tensor) -> None:
         order.append("forward")
@@ -160,6 +171,50 @@ def test_one_part_is_alive_at_a_time(
     loss(*batch)["likelihood_gain"].backward()
     handle.remove()
     assert order == ["forward"] * 3 + ["forward", "backward"] * 3
+
+
+class TwoTowers(nn.Module):
+    """An encoder whose queries and documents have parameters of their own, told apart by their number."""
+
+    def __init__(self, queries: nn.Module, documents: nn.Module) -> None:
+        super().__init__()
+        self.queries, self.documents = queries, documents
+
+    def forward(self, features: dict[str, Any]) -> Any:
+        return (self.queries if features["input_ids"].shape[1] == 12 else self.documents)(features)
+
+
+def test_the_replay_leaves_the_distributed_wrapper_alone(
+    tiny_encoder_folder: Path, batch: tuple[list[dict[str, Tensor]], dict[str, Tensor]], tmp_path: Path
+) -> None:
+    """Reference: no caching under DDP, two steps; documents' gradients are complete before queries are replayed."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        encoders = [SentenceTransformer(str(tiny_encoder_folder), device="cpu") for _ in range(2)]
+        for encoder in encoders:
+            transformer: Any = encoder[0]
+            transformer.auto_model.pooler = None  # DDP waits for every parameter
+        plain = LikelihoodGainLoss(encoders[0])
+        plain.model = DistributedDataParallel(TwoTowers(*encoders))  # type: ignore[assignment]
+        cached = GradCacheLoss(LikelihoodGainLoss(encoders[0]), micro_batch_size=2)
+        cached.model = plain.model
+        features, labels = batch
+        features[0] = padded(features[0], 12)
+        for _ in range(2):
+            expected = gradients(plain, features, labels)[1]
+            found = gradients(cached, features, labels)[1]
+            assert float((found - expected).abs().max()) < 1e-6 * max(1, float(expected.abs().max()))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def padded(features: dict[str, Any], width: int) -> dict[str, Any]:
+    """Inputs padded to a width."""
+    return {
+        name: nn.functional.pad(value, (0, width - value.shape[1])) if isinstance(value, Tensor) else value
+        for name, value in features.items()
+    }
 
 
 def test_without_a_graph_the_loss_is_the_same(

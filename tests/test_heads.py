@@ -182,9 +182,14 @@ def test_queries_that_tell_nothing_are_left_out(tiny_lm: FrozenLM) -> None:
 
     def detect(part: slice) -> HeadSet:
         gain = np.array([[0.1, 0.5, -0.1], [0.2, 0.2, 0.2], [0.0, 0.1, 0.2]])[part]
-        lists = {"documents": DOCUMENTS[part], "relevant": gain}
         return detect_query_focused_heads(
-            tiny_lm, QUERIES[part], tokens=tokens_of(tiny_lm), score="correlation", batch_size=1, **lists
+            tiny_lm,
+            QUERIES[part],
+            documents=DOCUMENTS[part],
+            relevant=gain,
+            tokens=tokens_of(tiny_lm),
+            score="correlation",
+            batch_size=1,
         )
 
     assert detect(slice(0, 2)).scores == detect(slice(0, 1)).scores
@@ -202,7 +207,7 @@ def test_heads_are_selected_from_their_scores() -> None:
     assert table.select(2, "worst").heads == ((0, 2), (1, 1))
     worst = table.select(2, "worst", seed=3)
     assert (worst.scores, worst.settings) == (table.scores, {"selection": "worst", "selection_seed": 3})
-    with pytest.raises(NLTError, match=r"head_selection 'bset' is unknown; choose one of best, random, worst"):
+    with pytest.raises(NLTError, match=r"^selection 'bset' is unknown; choose one of best, random, worst"):
         table.select(2, "bset")
     with pytest.raises(NLTError, match=r"num_heads is 0; it must be at least 1"):
         table.select(0)

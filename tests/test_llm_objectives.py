@@ -69,7 +69,8 @@ def expected_tokens(root: Path, name: str) -> int:
             total += 2 * (question + documents)
         else:
             suffix = question + count("\nAnswer:") + count(f" {c.answer}")
-            total += documents + 3 * (count("Document: ") + count("\n\n")) + suffix * (3 if name == "loop" else 1)
+            frames = count("Document: ") + 3 * count("\n\n")  # documents that do not see each other share the first
+            total += documents + frames + suffix * (3 if name == "loop" else 1)
     return total
 
 
@@ -139,6 +140,14 @@ def test_in_a_sum_the_others_keep_a_frozen_llm(root: Path) -> None:
     train.main(["--config", str(root / "revela_trained.yaml"), "--objective", objective, "--output_dir", str(output)])
     entry = json.loads((output / "training.json").read_text())["log"][0]
     assert entry["adist"] + entry["revela"] == pytest.approx(entry["loss"], abs=1e-3)
+
+
+def test_an_adapter_that_nobody_trains_is_refused(root: Path) -> None:
+    """Reference: the remedy in the message."""
+    with pytest.raises(
+        NLTError, match=r"llm_lora: objective 'adist' trains no LLM, only revela does; leave llm_lora out"
+    ):
+        train.main(["--config", str(root / "revela_trained.yaml"), "--objective", "adist"])
 
 
 def test_heads_are_read_by_dream_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,11 +12,13 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+from huggingface_hub.utils import httpx
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models import locations
-from nlt_trainer.models.locations import cache_folder, content_hash, resolve_model
+from nlt_trainer.models.locations import cache_folder, content_hash, reason, resolve_model
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
@@ -33,7 +36,7 @@ def test_names_are_resolved(tiny_llm_folder: Path, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    ("name", "message"),
     [
         (
             "package:no_such_models/tiny",
@@ -44,10 +47,27 @@ def test_names_are_resolved(tiny_llm_folder: Path, tmp_path: Path, monkeypatch: 
         ("nothing.gguf", "nothing.gguf does not exist"),
     ],
 )
-def test_what_is_not_there_is_refused(name: str, reason: str) -> None:
+def test_what_is_not_there_is_refused(name: str, message: str) -> None:
     """Reference: the message names place and remedy."""
-    with pytest.raises(NLTError, match=reason):
+    with pytest.raises(NLTError, match=message):
         resolve_model(name)
+
+
+def test_the_hubs_refusals_name_the_remedy() -> None:
+    """Reference: the remedy, however deep the Hub's error lies; any other error speaks for itself."""
+    response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
+    for cause, remedy in (
+        (GatedRepoError("403", response=response), r"Accept its licence on https://huggingface.co/org/model, log in"),
+        (LocalEntryNotFoundError("offline"), r"hf download org/model --local-dir DIR"),
+        (OSError("disk full"), r"^cannot load$"),
+    ):
+        try:
+            try:
+                raise cause
+            except OSError as error:
+                raise OSError("cannot load") from error
+        except OSError as error:
+            assert re.search(remedy, reason(error, "org/model"))
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

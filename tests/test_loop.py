@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.document_prompts import DocumentPrompts, build_prompts
+from nlt_trainer.models.document_prompts import DocumentLayout, DocumentPrompts, build_prompts
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.objectives.loop import LOOPLoss
@@ -29,9 +29,12 @@ def loss_of(encoder: SentenceTransformer, lm: FrozenLM, *, micro_batch_size: int
     return LOOPLoss(encoder, lm, temperature=0.3, teacher_temperature=0.1, micro_batch_size=micro_batch_size)
 
 
-def prompts_of(lm: FrozenLM, documents: list[list[str]] = DOCUMENTS) -> DocumentPrompts:
+def prompts_of(lm: FrozenLM, layout: DocumentLayout = "sequential", *, contrast: bool = False) -> DocumentPrompts:
     tokens = PromptTokens(lm.tokenizer, PromptTemplate(), max_document_tokens=32)
-    return build_prompts(tokens, QUERIES, documents, target="joint", context_length=256, answers=ANSWERS)
+    foreign = [[(QUERIES[1 - b], ANSWERS[1 - b])] for b in range(2)] if contrast else None
+    return build_prompts(
+        tokens, QUERIES, DOCUMENTS, target="joint", context_length=256, layout=layout, answers=ANSWERS, foreign=foreign
+    )
 
 
 def features(encoder: SentenceTransformer) -> list[dict[str, Tensor]]:
@@ -68,59 +71,79 @@ def test_the_gradient_is_that_of_finite_differences(loss: LOOPLoss) -> None:
     assert torch.autograd.gradcheck(lambda s: loss.compute_loss_from_scores(s, LEFT_OUT.double()), scores)
 
 
-def plain_loss(lm: FrozenLM, b: int, *, left_out: int, start: list[int]) -> Tensor:
+def plain_loss(lm: FrozenLM, b: int, *, left_out: int, start: list[int], layout: DocumentLayout) -> Tensor:
     """The reference: one prompt alone in one pass, no cache, no padding, a mask written token by token; a scalar."""
 
     def ids(text: str) -> list[int]:
         return list(lm.tokenizer(text, add_special_tokens=False).input_ids)
 
-    segments: list[tuple[list[int], int | None, bool]] = [(start, None, False), (ids("Document: "), None, False)]
+    before, after, independent = ids("Document: "), ids("\n\n"), layout == "independent"
+    tokens, positions, parts = [*start, *before], list(range(len(start) + len(before))), [-1] * len([*start, *before])
     for k, document in enumerate(DOCUMENTS[b]):
-        segments += [(ids(document), k, False), (ids("\n\n"), k, False)]
-        segments += [(ids("Document: "), k, False)] if k < 2 else []
-    first_row = sum(len(segment) for segment, _, _ in segments)
-    segments += [(ids("Question:"), None, False), (ids(f" {QUERIES[b]}"), None, True)]
-    segments += [(ids("\nAnswer:"), None, False), (ids(f" {ANSWERS[b]}"), None, True)]
-    tokens = torch.tensor([[i for segment, _, _ in segments for i in segment]])
-    hidden = torch.tensor([part == left_out for segment, part, _ in segments for _ in segment])
-    at = torch.tensor([mark for segment, _, mark in segments for _ in segment]).nonzero()[:, 0]
-    mask = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).tril()
-    mask[first_row:, hidden] = False
+        own = [*ids(document), *after, *(before if k < 2 and not independent else ())]
+        at = len(start) + len(before) if independent else len(tokens)
+        tokens, parts = tokens + own, parts + [k] * len(own)
+        positions += range(at, at + len(own))
+    first_row = len(tokens)
+    marks: list[int] = []
+    for text, mark in (("Question:", 0), (f" {QUERIES[b]}", 1), ("\nAnswer:", 0), (f" {ANSWERS[b]}", 1)):
+        tokens, marks = tokens + ids(text), marks + [mark] * len(ids(text))
+    begin = max(positions) + 1
+    positions += range(begin, begin + len(marks))
+    mask = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
+    part = torch.tensor(parts)
+    if independent:
+        mask[:first_row, :first_row] &= (part == -1) | (part == part[:, None])
+    mask[first_row:, :first_row] &= part != left_out
+    row = torch.tensor([tokens])
     with torch.no_grad():
-        logits = lm.model(input_ids=tokens, attention_mask=mask[None, None], use_cache=False).logits[0]
-    return torch.nn.functional.cross_entropy(logits[at - 1], tokens[0, at])
+        logits = lm.model(
+            input_ids=row, attention_mask=mask[None, None], position_ids=torch.tensor([positions]), use_cache=False
+        ).logits[0]
+    at_target = first_row + torch.tensor(marks).nonzero()[:, 0]
+    return torch.nn.functional.cross_entropy(logits[at_target - 1], row[0, at_target])
 
 
 @pytest.mark.parametrize("bos", [False, True])
-@pytest.mark.parametrize("micro_batch_size", [1, 2])
+@pytest.mark.parametrize("layout", ["sequential", "independent"])
+@pytest.mark.parametrize(("micro_batch_size", "contrast"), [(1, False), (2, False), (2, True)])
 def test_documents_are_left_out_one_by_one(
     tiny_static_encoder: SentenceTransformer,
     tiny_lm: FrozenLM,
     tiny_bos_lm: FrozenLM,
     bos: bool,
+    layout: DocumentLayout,
     micro_batch_size: int,
+    contrast: bool,
 ) -> None:
-    """Reference: each prompt without each document in a pass of its own; padding and micro-batches change nothing."""
+    """Reference: each prompt without each document in a pass of its own; padding, micro-batches and the targets of
+    other queries, which DREAM may put into the prompts, change nothing."""
     lm = tiny_bos_lm if bos else tiny_lm
     lm.model.set_attn_implementation("sdpa")
-    expected = [[plain_loss(lm, b, left_out=k, start=[1] if bos else []) for k in range(3)] for b in range(2)]
+    start = [1] if bos else []
+    expected = [[plain_loss(lm, b, left_out=k, start=start, layout=layout) for k in range(3)] for b in range(2)]
     loss = loss_of(tiny_static_encoder, lm, micro_batch_size=micro_batch_size)
-    found = loss.left_out_losses(prompts_of(lm), 3)
+    found = loss.left_out_losses(prompts_of(lm, layout, contrast=contrast), 3)
     reference = torch.tensor(expected)
     torch.testing.assert_close(found, reference, rtol=1e-5, atol=1e-5)
     assert (reference.max(1).values - reference.min(1).values).min() > 1e-2
 
 
-def test_what_is_left_out_last_does_not_matter(loss: LOOPLoss, tiny_lm: FrozenLM) -> None:
-    """Reference: the last document's text replaced by its own tokens in another order; nothing else has seen it."""
-    prompts = prompts_of(tiny_lm)
-    other = prompts_of(tiny_lm)
-    for b in range(2):
-        at = prompts.documents[b] == 2
-        other.prompt_ids[b, at] = prompts.prompt_ids[b, at].flip(0) + 1
-    change = (loss.left_out_losses(other, 3) - loss.left_out_losses(prompts, 3)).abs()
-    assert change[:, 2].max() < 1e-5
-    assert change[:, :2].min() > 1e-4
+@pytest.mark.parametrize(("layout", "blind"), [("sequential", [2]), ("independent", [0, 1, 2])])
+def test_what_nobody_has_seen_does_not_matter(
+    loss: LOOPLoss, tiny_lm: FrozenLM, layout: DocumentLayout, blind: list[int]
+) -> None:
+    """Reference: a left-out document's text replaced by another; in a sequential prompt later ones have seen it."""
+    prompts = prompts_of(tiny_lm, layout)
+    expected = loss.left_out_losses(prompts, 3)
+    for k in range(3):
+        other = prompts_of(tiny_lm, layout)
+        for b in range(2):
+            at = prompts.documents[b] == k
+            other.prompt_ids[b, at] = prompts.prompt_ids[b, at].flip(0) + 1
+        change = (loss.left_out_losses(other, 3) - expected).abs()  # (B, K)
+        assert (change[:, k].max() < 1e-5) == (k in blind)
+        assert change[:, [j for j in range(3) if j != k]].min() > 1e-4
 
 
 def test_only_the_encoder_changes(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> None:

@@ -1,4 +1,4 @@
-"""Merged adapters."""
+"""Adapters, merged and read back."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from nlt_trainer.models.encoder import load_encoder
-from nlt_trainer.models.lora import merge_lora
+from nlt_trainer.models.lora import load_lora, merge_lora
+from nlt_trainer.resume import AdapterCallback
 from nlt_trainer.scripts.train import save_encoder
 
 
@@ -26,6 +28,41 @@ def test_a_merged_encoder_equals_the_adapted_one_and_stands_alone(tiny_encoder_f
     assert not list((tmp_path / "encoder").glob("**/adapter*"))
     alone = SentenceTransformer(str(tmp_path / "encoder"), device="cpu")
     np.testing.assert_allclose(alone.encode(["green tea", "an owl"]), adapted, atol=1e-5)
+
+
+def test_an_adapter_is_read_back_bit_by_bit(tiny_llm_folder: Path, tmp_path: Path) -> None:
+    """Reference: the adapter that was saved; its base is bfloat16, in which these numbers do not exist."""
+    lora = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
+    saved, other = (
+        load_encoder(str(tiny_llm_folder), dtype="bfloat16", pooling="lasttoken", lora=lora, device="cpu")
+        for _ in range(2)
+    )
+    for name, parameter in saved.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter)
+    saved.save_pretrained(str(tmp_path))
+    load_lora(other, tmp_path)
+    expected = {name: value for name, value in saved.state_dict().items() if "lora_" in name}
+    found = {name: value for name, value in other.state_dict().items() if "lora_" in name}
+    assert len(expected) == 8
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert any(not torch.equal(value.bfloat16().float(), value) for value in expected.values())
+
+
+def test_a_resumed_run_gets_its_base_and_its_adapter_back(tiny_llm_folder: Path, tmp_path: Path) -> None:
+    """Reference: the weights before a load that changed them all, as one of another revision does."""
+    lora = {"r": 2, "target_modules": ["q_proj"]}
+    encoder = load_encoder(str(tiny_llm_folder), pooling="lasttoken", lora=lora, device="cpu")
+    encoder.save_pretrained(str(tmp_path))
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    state = TrainerState(), TrainerControl()
+    for checkpoint, restored in ((str(tmp_path), True), (None, False), (str(tmp_path / "none"), False)):
+        callback = AdapterCallback(encoder, checkpoint)
+        for parameter in encoder.parameters():
+            parameter.data += 1
+        callback.on_train_begin(TrainingArguments(use_cpu=True), *state)
+        same = [torch.equal(value, before[name]) for name, value in encoder.state_dict().items()]
+        assert all(same) if restored else not all(same)
 
 
 def test_an_encoder_without_an_adapter_is_left_alone(tiny_encoder: SentenceTransformer) -> None:

@@ -14,12 +14,15 @@ from nlt_trainer.arguments import OBJECTIVES, DataArguments, ModelArguments, NLT
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
+from nlt_trainer.objectives.adist import ADistLoss
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.objectives.emdr2 import EMDR2Loss
 from nlt_trainer.objectives.grad_cache import GradCacheLoss
 from nlt_trainer.objectives.info_nce import InfoNCELoss
 from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
+from nlt_trainer.objectives.loop import LOOPLoss
 from nlt_trainer.objectives.mixture import MixtureLoss
+from nlt_trainer.objectives.revela import RevelaLoss
 from nlt_trainer.scripts.losses import BUILDERS, Parts, make_loss
 
 CANDIDATES = [QueryCandidates("q1", "which animal is the largest of all", None, ("d02", "d01"), (1.0, 0.0))]
@@ -64,24 +67,40 @@ def test_every_name_has_a_builder() -> None:
             DREAMLoss,
             {"micro_batch_size": 3, "temperature": 0.2},
         ),
+        (
+            {"objective": "loop", "lm_micro_batch_size": 3, "temperature": 0.2, "teacher_temperature": 0.3},
+            LOOPLoss,
+            {"micro_batch_size": 3, "temperature": 0.2, "teacher_temperature": 0.3},
+        ),
+        (
+            {"objective": "adist", "lm_micro_batch_size": 3, "temperature": 0.2, "teacher_temperature": 0.3},
+            ADistLoss,
+            {"micro_batch_size": 3, "temperature": 0.2, "teacher_temperature": 0.3},
+        ),
+        (
+            {"objective": "revela", "lm_micro_batch_size": 3, "temperature": 0.2},
+            RevelaLoss,
+            {"micro_batch_size": 3, "temperature": 0.2},
+        ),
     ],
 )  # fmt: skip
 def test_settings_reach_the_objective(
     parts: Any, settings: dict[str, Any], kind: type, expected: dict[str, object]
 ) -> None:
-    """Reference: the recipe's values as attributes of the objective; prompts only where the LLM reads them."""
-    loss, prompts = make_loss(parts(**settings))
+    """Reference: the recipe's values as attributes of the objective; prompts and chunks where the LLM reads them."""
+    loss, reading = make_loss(parts(**settings))
     assert type(loss) is kind
     assert {name: vars(loss)[name] for name in expected} == expected
-    assert (prompts is not None) == (kind is DREAMLoss)
+    assert (reading.prompts is not None) == (kind in (DREAMLoss, LOOPLoss, ADistLoss))
+    assert (reading.chunks is not None) == (kind is RevelaLoss)
 
 
 def test_no_setting_of_an_objective_is_out_of_a_recipes_reach() -> None:
     """Reference: the constructors; the settings of both divergence and data sit in the recipe under these names."""
     names = {field.name for field in dataclasses.fields(NLTTrainingArguments)}
-    elsewhere = {"self", "model", "lm", "heads"}
+    elsewhere = {"self", "model", "lm", "heads", "trained"}
     renamed = {"micro_batch_size": "lm_micro_batch_size", "level": "emdr2_level"}
-    for kind in (LikelihoodGainLoss, EMDR2Loss, InfoNCELoss, DREAMLoss):
+    for kind in (LikelihoodGainLoss, EMDR2Loss, InfoNCELoss, DREAMLoss, LOOPLoss, ADistLoss, RevelaLoss):
         wanted = set(inspect.signature(kind.__init__).parameters) - elsewhere
         assert {renamed.get(name, name) for name in wanted} <= names
 
@@ -89,12 +108,12 @@ def test_no_setting_of_an_objective_is_out_of_a_recipes_reach() -> None:
 def test_a_sum_is_a_mixture_with_temperatures_of_its_own(parts: Any) -> None:
     """Reference: weights and temperatures of the recipe, one LLM for all; any weight but 1 is kept."""
     settings = {"objective": "likelihood_gain + 0.5*dream", "temperature": 0.03, "temperatures": {"dream": 0.2}}
-    loss, prompts = make_loss(parts(**settings))
+    loss, reading = make_loss(parts(**settings))
     assert isinstance(loss, MixtureLoss)
     assert [type(term) for term in loss.objectives] == [LikelihoodGainLoss, DREAMLoss]
     assert [term.temperature for term in loss.objectives] == [0.03, 0.2]
     assert loss.weights == [1.0, 0.5]
-    assert prompts is not None
+    assert reading.prompts is not None
     single, _ = make_loss(parts(objective="3*emdr2"))
     assert isinstance(single, MixtureLoss)
     assert single.weights == [3.0]

@@ -192,6 +192,20 @@ def test_heads_by_each_method(project: Project) -> None:
     assert (found["gold"], found["collection"]) == ("gain of every candidate", "collection")
 
 
+def test_heads_may_be_found_in_another_layout(project: Project) -> None:
+    """Reference: what the head file says; the scores of heads depend on whether documents see each other."""
+    project.run(score)
+    found = {}
+    for layout in ("sequential", "independent"):
+        flags = ("--document_layout", "independent", "--head_layout", layout)
+        project.run(detect_heads, "dream", *flags)
+        found[layout] = json.loads((project.root / "heads.json").read_text())
+        assert found[layout]["settings"]["layout"] == layout
+    project.run(detect_heads, "dream", "--document_layout", "independent")
+    unset = json.loads((project.root / "heads.json").read_text())
+    assert unset["scores"] == found["independent"]["scores"] != found["sequential"]["scores"]
+
+
 def test_controls_come_from_the_same_scores(project: Project) -> None:
     """Reference: the score table of the first file, ordered by hand; the LLM is not read again."""
     project.run(score)
@@ -217,6 +231,7 @@ def test_controls_come_from_the_same_scores(project: Project) -> None:
         (["--head_method", "best"], r"head_method 'best' is unknown; choose one of gain, correlation, needle, qrels"),
         (["--head_qrels", "train"], r"head_method is 'gain' and head_qrels 'train'; judgements are read where"),
         (["--head_method", "qrels"], r"head_method is 'qrels' and head_qrels None; judgements are read where"),
+        (["--head_layout", "mixed"], r"head_layout 'mixed' is unknown; choose one of sequential, independent"),
         (["--head_selection", "all"], r"head_selection 'all' is unknown; choose one of best, random, worst"),
     ],
 )

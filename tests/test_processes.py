@@ -38,7 +38,7 @@ OBJECTIVES = (
     *("likelihood_gain", "dream", "info_nce", "mixture", "cached_info_nce", "cached_likelihood_gain"),
     *("loop", "adist", "revela", "revela_trained"),
 )
-ACCUMULATED = ("cached_likelihood_gain",)  # gradients of two batches a step, under no_sync between them
+ACCUMULATED = ("cached_likelihood_gain", "revela_trained")  # two batches a step, under no_sync between them
 GLOBAL_BATCH, STEPS = 4, 3
 TEXTS = ["green tea", "an owl hunts", "the moon pulls", "bread rises", "silk", "a furnace of glass", "honey", "north"]
 ROWS = [
@@ -68,6 +68,7 @@ def train(objective: str, encoder_folder: str, *, llm_folder: str, output: Path,
     gain = LikelihoodGainLoss(encoder, query_weight="gain")
     dream = DREAMLoss(encoder, lm, heads=heads, temperature=0.3, micro_batch_size=1)
     info_nce = InfoNCELoss(encoder, in_batch_negatives=True, false_negative_margin=0.25)
+    revela = RevelaLoss(encoder, lm, temperature=0.3, micro_batch_size=1, trained=trained)
     loss: dict[str, Objective] = {
         "likelihood_gain": gain,
         "dream": dream,
@@ -77,8 +78,8 @@ def train(objective: str, encoder_folder: str, *, llm_folder: str, output: Path,
         "cached_likelihood_gain": GradCacheLoss(gain, micro_batch_size=2),
         "loop": LOOPLoss(encoder, lm, teacher_temperature=0.1, micro_batch_size=1),
         "adist": ADistLoss(encoder, lm, micro_batch_size=1),
-        "revela": RevelaLoss(encoder, lm, temperature=0.3, micro_batch_size=1),
-        "revela_trained": RevelaLoss(encoder, lm, temperature=0.3, micro_batch_size=1, trained=trained),
+        "revela": revela,
+        "revela_trained": GradCacheLoss(MixtureLoss([gain, revela], weights=[0.5, 2.0]), micro_batch_size=2),
     }
     tokens = PromptTokens(lm.tokenizer, PromptTemplate(), max_document_tokens=16)
     prompts, chunks = (builder(tokens, "query", lm.context_length) for builder in (PromptBuilder, ChunkBuilder))

@@ -288,6 +288,17 @@ def test_half_precision(tiny_static_encoder: SentenceTransformer, tiny_lm: Froze
         assert gradient.isfinite().all()
 
 
+def test_without_a_graph_the_loss_is_the_same(tiny_static_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> None:
+    """Reference: the loss with a graph, as evaluation inside a trainer needs it."""
+    trained, groups = add_llm_lora(tiny_lm, LORA, seed=1), groups_of(tiny_lm)
+    loss = loss_of(tiny_static_encoder, tiny_lm, trained=trained)
+    expected = loss.compute_loss_from_scores(SCORES.clone().requires_grad_(), groups)
+    with torch.no_grad():
+        found = loss.compute_loss_from_scores(SCORES, groups)
+    torch.testing.assert_close(found, expected.detach())
+    assert not found.requires_grad
+
+
 def test_the_papers_temperature(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> None:
     """Reference: weights of the most similar chunk alone."""
     loss, groups = loss_of(tiny_encoder, tiny_lm, temperature=1e-4), groups_of(tiny_lm)
@@ -341,6 +352,10 @@ def test_wrong_settings_are_refused(tiny_static_encoder: SentenceTransformer, ti
         loss_of(tiny_static_encoder, tiny_lm, temperature=0)
     with pytest.raises(NLTError, match=r"micro_batch_size is 0; it must be at least 1"):
         loss_of(tiny_static_encoder, tiny_lm, micro_batch_size=0)
+    trained = add_llm_lora(tiny_lm, LORA, seed=1)
+    tiny_lm.model.to("meta")  # type: ignore[arg-type]  # transformers hides the signature
+    with pytest.raises(NLTError, match=r"trained is on meta and the encoder on cpu; put both on one device"):
+        loss_of(tiny_static_encoder, tiny_lm, trained=trained)
 
 
 def test_settings_for_the_card(tiny_static_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> None:

@@ -193,8 +193,8 @@ def test_the_log_names_the_weighted_terms_of_a_mixture(tiny_encoder: SentenceTra
     features, labels = trainer.collect_features(collator(ROWS[:4]))
     before = {n: w * v for t, w in zip(terms, [2.0, 0.5], strict=True) for n, v in t(features, labels).items()}
     evaluated = trainer.evaluate()
-    assert evaluated["eval_loss"] == pytest.approx(float(sum(before.values())), abs=1e-4)
-    assert trainer.state.log_history[-1]["eval_info_nce"] == pytest.approx(float(before["info_nce"]), abs=1e-4)
+    assert evaluated["eval_loss"] == pytest.approx(sum(value.item() for value in before.values()), abs=1e-4)
+    assert trainer.state.log_history[-1]["eval_info_nce"] == pytest.approx(before["info_nce"].item(), abs=1e-4)
     trainer.train()
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(entries) == 3

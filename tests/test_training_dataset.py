@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_rows_hold_texts_and_gains(collection: Collection) -> None:
 
 def test_likelihoods_are_columns_of_their_own(collection: Collection) -> None:
     """Reference: the values, query by query, also where queries without a label are left out."""
-    columns = {"target_tokens": [3, 5], "token_log_likelihoods": [[[-1.0, -2.0]] * 2, [[-3.0]] * 2]}
+    columns: dict[str, Any] = {"target_tokens": [3, 5], "token_log_likelihoods": [[[-1.0, -2.0]] * 2, [[-3.0]] * 2]}
     dataset = training_dataset(collection, CANDIDATES, likelihoods=columns)
     assert {name: dataset[name][:] for name in columns} == columns
     labelled = training_dataset(collection, CANDIDATES[::-1], likelihoods=columns, qrels=QRELS)

@@ -143,19 +143,30 @@ def write_collection(
     """
     folder = Path(folder)
     with atomic_folder(folder) as partial:
-        write_jsonl(partial / CORPUS_FILE, ({"_id": d.id, "title": d.title, "text": d.text} for d in corpus))
-        write_jsonl(partial / QUERIES_FILE, (_query_row(query) for query in queries))
-        for split, judgements in qrels.items():
-            with atomic_write(partial / QRELS_FOLDER / f"{split}.tsv") as handle:
-                handle.write("\t".join(QRELS_HEADER) + "\n")
-                for query_id, grades in judgements.items():
-                    handle.writelines(f"{query_id}\t{document_id}\t{grade}\n" for document_id, grade in grades.items())
+        write_corpus(partial, corpus)
+        write_queries(partial, queries)
+        write_qrels(partial, qrels)
     return folder
 
 
-def _query_row(query: Query) -> dict[str, str]:
-    row = {"_id": query.id, "text": query.text}
-    return row if query.answer is None else {**row, "answer": query.answer}
+def write_corpus(folder: Path, corpus: Iterable[Document]) -> int:
+    """Write `corpus.jsonl`, document by document as they come; returns their number."""
+    return write_jsonl(folder / CORPUS_FILE, ({"_id": d.id, "title": d.title, "text": d.text} for d in corpus))
+
+
+def write_queries(folder: Path, queries: Iterable[Query]) -> int:
+    """Write `queries.jsonl`, an answer where there is one; returns the number of queries."""
+    rows = ({"_id": q.id, "text": q.text} | ({} if q.answer is None else {"answer": q.answer}) for q in queries)
+    return write_jsonl(folder / QUERIES_FILE, rows)
+
+
+def write_qrels(folder: Path, qrels: Mapping[str, Mapping[str, Mapping[str, int]]]) -> None:
+    """Write `qrels/SPLIT.tsv` for each split: query id -> document id -> grade."""
+    for split, judgements in qrels.items():
+        with atomic_write(folder / QRELS_FOLDER / f"{split}.tsv") as handle:
+            handle.write("\t".join(QRELS_HEADER) + "\n")
+            for query_id, grades in judgements.items():
+                handle.writelines(f"{query_id}\t{document_id}\t{grade}\n" for document_id, grade in grades.items())
 
 
 def _read_corpus(path: Path) -> dict[str, Document]:

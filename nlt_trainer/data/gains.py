@@ -19,7 +19,7 @@ def write_gains(
     candidates: Sequence[QueryCandidates],
     gain: np.ndarray,
     *,
-    further: Mapping[str, Sequence[Any]] | None = None,
+    further: Mapping[str, Any] | None = None,
 ) -> None:
     """Write one line a query: `query_id`, `document_ids` and `gain`, K numbers in nats per target token.
 
@@ -30,7 +30,7 @@ def write_gains(
         further: B values each of what `read_likelihoods` reads: `target_tokens` (a number), `log_likelihood` (K
             numbers, nats of the whole target) and `token_log_likelihoods` (K lists of a number for each target token).
     """
-    columns = {"gain": gain, **(further or {})}
+    columns: dict[str, Any] = {"gain": gain, **(further or {})}
     write_jsonl(
         path,
         (

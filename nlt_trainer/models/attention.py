@@ -170,7 +170,7 @@ def document_attention(
     else:
         output = read(log_attention(everything), everything)
     if isinstance(document_attention, ChunkAttention):
-        output = output + document_attention.added(query, layer, scaling)
+        output = output + document_attention.added(query, layer, scaling=scaling, softcap=softcap)
     elif isinstance(document_attention, AttentionMass):
         document_attention.record(log_attention(everything), value, layer)
     elif document_attention is not None and injected is not None:

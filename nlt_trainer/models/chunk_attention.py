@@ -31,21 +31,39 @@ class ChunkAttention:
     mask: Tensor
     cache: DynamicCache
 
-    def added(self, query: Tensor, layer: int, scaling: float) -> Tensor:
-        """What a layer's heads get on top, `(G * C, S, H, head size)`, for its queries `(G * C, H, S, head size)`."""
+    def added(self, query: Tensor, layer: int, *, scaling: float, softcap: float | None = None) -> Tensor:
+        """What a layer's heads get on top, `(G * C, S, H, head size)`, for its queries `(G * C, H, S, head size)`.
+
+        A head's sink, which takes the same part of all p, has none in the quotient.
+
+        Args:
+            query: rotated to their positions.
+            layer: the layer.
+            scaling: factor of the attention logits.
+            softcap: the logits are bent to `softcap * tanh(logits / softcap)` (Gemma 2).
+        """
         cached: Any = self.cache.layers[layer]
         # C * S rows by C * T keys over all layers would fill the memory, so they are made again in the backward pass.
         return checkpoint(
-            self._added, query, cached.keys, cached.values, scaling, use_reentrant=False, preserve_rng_state=False
+            self._added,
+            query,
+            cached.keys,
+            cached.values,
+            scaling=scaling,
+            softcap=softcap,
+            use_reentrant=False,
+            preserve_rng_state=False,
         )
 
-    def _added(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def _added(self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, softcap: float | None) -> Tensor:
         c, t = self.mask.shape[1:]
         repeats = query.shape[1] // key.shape[1]
         q = self._by_group(query)  # (G, H, C * S, head size)
         k, v = (self._by_group(repeat_kv(x, repeats)) for x in (key, value))  # (G, H, C * T, head size)
         precision = torch.promote_types(query.dtype, torch.float32)
         logits = (q @ k.transpose(2, 3)).to(precision) * scaling  # (G, H, C * S, C * T)
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
         logits = logits.masked_fill(~self.mask.flatten(1)[:, None, None, :], -torch.inf)
         p = logits.unflatten(-1, (c, t)).softmax(-1)  # (G, H, C * S, C, T)
         norms = v.to(precision).norm(dim=-1).unflatten(-1, (c, t))  # (G, H, C, T)

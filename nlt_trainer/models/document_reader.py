@@ -86,11 +86,10 @@ class DocumentReader:
             self.lm.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
             self.lm_tokens += sum(map(len, batch))
             for row, text in enumerate(batch):
-                own = slice(0, len(text))
+                own = (row, slice(None), slice(0, len(text)))
                 # clones, so that a short text does not hold the memory of its whole batch
-                read.append(
-                    (text, tuple((x.keys[row, :, own].clone(), x.values[row, :, own].clone()) for x in cache.layers))
-                )
+                layers = ((layer.keys, layer.values) for layer in cache.layers)  # type: ignore[union-attr, index]  # filled
+                read.append((text, tuple((keys[own].clone(), values[own].clone()) for keys, values in layers)))
         return read
 
     def read_suffix(

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 NULL_QUERY = "N/A"
 
-SELECTIONS = ("best", "random", "worst")
+HEAD_SELECTIONS = ("best", "random", "worst")
 """Which heads of a score table are kept; the last two are controls."""
 
 
@@ -107,7 +107,7 @@ class HeadSet:
             "worst": np.argsort(table, axis=None, kind="stable"),
         }
         if selection not in orders:
-            raise NLTError(f"head_selection {selection!r} is unknown; choose one of {', '.join(SELECTIONS)}")
+            raise NLTError(f"selection {selection!r} is unknown; choose one of {', '.join(HEAD_SELECTIONS)}")
         heads = tuple(divmod(int(i), table.shape[1]) for i in orders[selection][:num_heads])
         return replace(self, heads=heads, settings={**self.settings, "selection": selection, "selection_seed": seed})
 

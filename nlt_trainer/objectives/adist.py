@@ -44,8 +44,9 @@ class ADistLoss(Objective):
         micro_batch_size: queries that the LLM reads at once; changes memory, not the loss.
 
     When to use it: as a teacher for the price of one prompt a query; all heads count alike, whether they look for
-    the answer or not. Relation to its siblings: `DREAMLoss` acts on the attention of chosen heads instead of copying
-    that of all; `LOOPLoss` reads the same prompt and looks at the target's loss.
+    the answer or not. In a sequential prompt a document's place has a part in its attention; in the independent layout
+    all of them stand at the same positions. Relation to its siblings: `DREAMLoss` acts on the attention of chosen
+    heads instead of copying that of all; `LOOPLoss` reads the same prompt and looks at the target's loss.
 
     Source: Atlas (arXiv 2208.03299), where p is the cross-attention of an encoder-decoder and a_bk is divided by a
     constant and by a temperature of 0.01 that fit the values of T5. Norms of values differ between LLMs by orders of

@@ -50,7 +50,7 @@ class DREAMLoss(Objective):
         temperature: of the encoder's cosines.
         share_floor: part of the shares that all documents get alike, 0 (the paper's) to below 1.
         micro_batch_size: queries that the LLM reads at once; any value gives the same gradient, memory grows with it.
-        document_cache_bytes: memory for keys and values of documents that do not see each other, kept from step to
+        document_cache_gib: memory, GiB, for keys and values of documents that do not see each other, kept from step to
             step; 0 keeps none.
 
     When to use it: where the target depends on combining documents or stored gains are not wanted; each step reads B
@@ -75,7 +75,7 @@ class DREAMLoss(Objective):
         temperature: float = 0.05,
         share_floor: float = 0.0,
         micro_batch_size: int = 2,
-        document_cache_bytes: int = 0,
+        document_cache_gib: float = 0.0,
     ) -> None:
         super().__init__(model, temperature=temperature)
         if not 0 <= share_floor < 1:
@@ -88,7 +88,7 @@ class DREAMLoss(Objective):
         enable_document_attention(lm)
         self.share_floor = share_floor
         self.micro_batch_size = micro_batch_size
-        self.reader = DocumentReader(lm, cache_bytes=document_cache_bytes)
+        self.reader = DocumentReader(lm, cache_bytes=int(document_cache_gib * 2**30))
         self.heads = heads.by_layer(lm.device)
 
     def compute_loss_from_embeddings(

@@ -45,9 +45,9 @@ class LOOPLoss(Objective):
     all epochs; `ADistLoss` reads the same prompt and looks at attention instead of the loss.
 
     Source: Atlas (arXiv 2208.03299), teacher and student temperature 0.01. There the decoder reads passages that were
-    encoded apart from each other; here the prompt is read in order, so that the keys and values of later documents
-    have seen document k. What is left out is the document and what follows it up to the next document's text, whose
-    keys and values summarise it; all positions stay what they are.
+    encoded apart from each other, as prompts of the independent layout are; in a sequential prompt the keys and values
+    of later documents have seen document k. What is left out is the document and what follows it up to the next
+    document's text, whose keys and values summarise it; all positions stay what they are.
 
     Example:
         ```python

@@ -44,7 +44,7 @@ class MixtureLoss(Objective):
         if any(objective.model is not objectives[0].model for objective in objectives):
             raise NLTError("the objectives of a mixture hold different encoders; give all of them the same one")
         super().__init__(objectives[0].model, temperature=objectives[0].temperature)
-        self.objectives = nn.ModuleList(objectives)
+        self.objectives: Sequence[Objective] = nn.ModuleList(objectives)  # type: ignore[assignment]  # which forgets it
         self.weights = list(weights)
 
     def compute_loss_from_embeddings(

@@ -76,6 +76,11 @@ class RevelaLoss(Objective):
         super().__init__(model, temperature=temperature)
         if micro_batch_size < 1:
             raise NLTError(f"micro_batch_size is {micro_batch_size}; it must be at least 1")
+        if trained and lm.device != model.device:
+            raise NLTError(
+                f"the LLM that is trained is on {lm.device} and the encoder on {model.device}; put both on one device "
+                "(leave llm_device out)"
+            )
         enable_document_attention(lm)
         self.micro_batch_size = micro_batch_size
         self.llm = nn.ParameterDict({name.replace(".", "_"): p for name, p in (trained or {}).items()})

@@ -15,6 +15,7 @@ from nlt_trainer.scripts import run_main
 
 STAGES = {
     "build_stdlib": ("nlt_trainer.scripts.build_stdlib", "write Python's standard library as a BEIR folder"),
+    "build_collection": ("nlt_trainer.scripts.build_collection", "write data sets of the Hub as a BEIR folder"),
     "make_encoder": ("nlt_trainer.scripts.make_encoder", "make an encoder that was never trained for retrieval"),
     "mine": ("nlt_trainer.scripts.mine", "find candidate documents for each query"),
     "adapt_scorer": ("nlt_trainer.scripts.adapt_scorer", "fit an adapter of the frozen LLM to a collection"),

@@ -76,7 +76,7 @@ def detect(model: ModelArguments, data: DataArguments, *, seed: int) -> HeadSet:
         documents=[task.documents[i] for i in drawn],
         relevant=task.relevant[drawn],
         tokens=prompt_tokens(lm, data),
-        layout=data.document_layout,  # type: ignore[arg-type]  # checked by DataArguments
+        layout=data.head_layout or data.document_layout,  # type: ignore[arg-type]  # checked by DataArguments
         score="correlation" if data.head_method == "correlation" else "reciprocal_rank",
         num_heads=model.num_heads,
         seed=seed,

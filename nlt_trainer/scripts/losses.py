@@ -123,7 +123,7 @@ def dream(parts: Parts, temperature: float) -> DREAMLoss:
         temperature=temperature,
         share_floor=parts.args.share_floor,
         micro_batch_size=parts.args.lm_micro_batch_size,
-        document_cache_bytes=int(parts.args.document_cache_gib * 2**30),
+        document_cache_gib=parts.args.document_cache_gib,
     )
 
 

@@ -86,7 +86,7 @@ def write_results(
     computed = scorer.lm_tokens
     with_document, without, by_token = score(scorer, candidates, texts, tokens=data.token_likelihoods)
     gain = likelihood_gain(with_document, without)
-    further = {
+    further: dict[str, Any] = {
         "target_tokens": without.target_tokens,
         "log_likelihood": with_document.log_likelihood.reshape(gain.shape),  # (B * K,) -> (B, K)
     }

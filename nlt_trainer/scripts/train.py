@@ -98,11 +98,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_llm_options(model: ModelArguments, args: NLTTrainingArguments) -> None:
-    """Refuse options of an LLM that training does not read.
+    """Refuse options of an LLM that training does not read or train.
 
     Raises:
         NLTError: names the option.
     """
+    if model.llm_lora is not None and "revela" not in args.objectives:
+        raise NLTError(f"llm_lora: objective {args.objective!r} trains no LLM, only revela does; leave llm_lora out")
     for key in ("shared_backbone", "llm_process"):
         if getattr(model, key) and not args.reads_llm:
             raise NLTError(f"{key}: objective {args.objective!r} reads no LLM in training; leave {key} out")

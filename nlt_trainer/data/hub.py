@@ -1,0 +1,199 @@
+"""Data sets of the Hub as files on this machine, and their rows; no code of a data set ever runs.
+
+A data set is named by its Hub id and revision, or by a local folder with the same layout. What belongs to which
+configuration and split comes from `configs` in its README.md, as the Hub reads it; without that, from file names.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import load_dataset
+from huggingface_hub import DatasetCard, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.files import read_jsonl
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A data set whose files lie on this machine.
+
+    Args:
+        name: as the recipe has it: Hub id or folder.
+        commit: the Hub's commit; `None` for a local folder.
+        folder: where the files are.
+        configs: configuration -> split -> patterns of its files, from README.md; empty where it names none.
+    """
+
+    name: str
+    commit: str | None
+    folder: Path
+    configs: dict[str, dict[str, list[str]]]
+
+    def part_files(self, name: str, splits: Iterable[str]) -> list[Path]:
+        """The files of `corpus` or `queries`: those of the given splits where it is divided into them, else all.
+
+        Raises:
+            DataError: there are none.
+        """
+        divided = self._of_config(name) if name in self.configs else {"": self._called(name, self.folder)}
+        chosen = [divided[split] for split in splits if split in divided] or list(divided.values())
+        if not (files := [path for paths in chosen for path in paths]):
+            raise DataError(
+                self.folder,
+                f"has no {name}: no configuration {name!r} in {CARD}, no {name}.jsonl or {name}/*.parquet",
+            )
+        return files
+
+    def split_files(self, split: str, *, configs: Sequence[str], inside: str = "") -> list[Path]:
+        """The files of a split of judgements or questions.
+
+        Args:
+            split: its name in the data set.
+            configs: names that the configuration may have.
+            inside: folder to look into where no configuration has such a name, if that folder is there.
+
+        Raises:
+            DataError: there are none.
+        """
+        config = next((config for config in configs if config in self.configs), None)
+        top = self.folder / inside
+        divided = self._of_config(config) if config else {}
+        files = divided.get(split, []) if config else self._called(split, top if top.is_dir() else self.folder)
+        if not files:
+            there = f"configuration {config!r} has {', '.join(divided)}" if config else f"no file {split}.* in {top}"
+            known = f"; {CARD} names the configurations {', '.join(self.configs)}" if self.configs else ""
+            raise DataError(self.folder, f"has no split {split!r} ({there}{known})")
+        return files
+
+    def _of_config(self, config: str) -> dict[str, list[Path]]:
+        """The files of each split of a configuration."""
+        return {
+            split: sorted({path for pattern in patterns for path in self.folder.glob(pattern) if path.is_file()})
+            for split, patterns in self.configs[config].items()
+        }
+
+    def _called(self, name: str, top: Path) -> list[Path]:
+        """Data files under `top` such as `name.jsonl`, `name-00000-of-00002.parquet` or `name/any.parquet`."""
+        called = re.compile(rf"{re.escape(name)}[-.]")
+        files = (path for path in sorted(top.rglob("*")) if path.is_file() and format_of(path))
+        return [path for path in files if called.match(path.name) or path.parent.name == name]
+
+
+def fetch_dataset(name: str, *, revision: str | None = None, configs: Sequence[str] = ()) -> HubDataset:
+    """Bring a data set onto this machine, into the Hub's cache; what is there already is not fetched again.
+
+    Args:
+        name: Hub id, or a local folder with the same layout.
+        revision: commit, branch or tag of a Hub id; a commit is what makes a result repeatable.
+        configs: fetch only the files of these configurations, where README.md names any of them.
+
+    Raises:
+        NLTError: the data set cannot be had; says what to place where.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return HubDataset(name, None, folder, _read_card(folder))
+    try:
+        folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=[CARD]))
+        known = _read_card(folder)
+        patterns = [p for config in configs for split in known.get(config, {}).values() for p in split]
+        folder = Path(
+            snapshot_download(
+                name, repo_type="dataset", revision=folder.name, allow_patterns=[CARD, *patterns] if patterns else None
+            )
+        )
+    except HFValidationError as error:
+        raise NLTError(f"data set {name!r} is neither a folder nor a Hub id (org/name); correct it") from error
+    except OSError as error:  # all of the Hub's errors, and those of the network
+        raise NLTError(f"data set {name!r} {_reason(error, name, revision)}") from error
+    return HubDataset(name, folder.name, folder, known)
+
+
+def _reason(error: OSError, name: str, revision: str | None) -> str:
+    if isinstance(error, GatedRepoError):
+        return f"is gated. Accept its terms on https://huggingface.co/datasets/{name} and log in: hf auth login"
+    if isinstance(error, RepositoryNotFoundError):
+        return "is not on the Hub, or private; correct the id, or log in: hf auth login"
+    if isinstance(error, RevisionNotFoundError):
+        return f"has no revision {revision!r}; https://huggingface.co/datasets/{name}/commits/main lists them"
+    if not isinstance(error, LocalEntryNotFoundError):
+        return f"cannot be fetched: {error}"
+    at = f" --revision {revision}" if revision else ""
+    return (
+        f"(revision {revision or 'main'}) is not in the Hub's cache, and the Hub cannot be reached (HF_HUB_OFFLINE=1, "
+        f"or no network). Run `hf download {name} --repo-type dataset{at} --local-dir DIR` where there is a network, "
+        "bring DIR here, and give DIR in place of the id"
+    )
+
+
+def _read_card(folder: Path) -> dict[str, dict[str, list[str]]]:
+    """Configuration -> split -> patterns of files, of README.md's `configs`."""
+    if not (folder / CARD).is_file():
+        return {}
+    entries = DatasetCard.load(folder / CARD, ignore_metadata_errors=True).data.to_dict().get("configs") or []
+    return {entry["config_name"]: _patterns(entry["data_files"]) for entry in entries if "data_files" in entry}
+
+
+def _patterns(data_files: Any) -> dict[str, list[str]]:
+    """The forms that the Hub takes: a pattern, a list of them, or a list of `{split, path}`."""
+    if isinstance(data_files, list) and data_files and isinstance(data_files[0], dict):
+        return {str(entry["split"]): _as_list(entry["path"]) for entry in data_files}
+    return {"train": _as_list(data_files)}
+
+
+def _as_list(patterns: Any) -> list[str]:
+    return [str(pattern) for pattern in (patterns if isinstance(patterns, list) else [patterns])]
+
+
+def format_of(path: Path) -> str | None:
+    """`jsonl`, `parquet` or `tsv`, packed with gzip or not; `None` for anything else."""
+    suffix = Path(path.name.removesuffix(".gz")).suffix.removeprefix(".")
+    return suffix if suffix in {"jsonl", "parquet", "tsv"} else None
+
+
+def read_rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of data files one by one; no more than a batch of them is in memory.
+
+    Raises:
+        DataError: a file is malformed, or in a format other than JSON lines, Parquet and tab-separated values.
+    """
+    for path in files:
+        kind = format_of(path)
+        if kind == "jsonl":
+            yield from (row for _, row in read_jsonl(path))
+        elif kind == "parquet":
+            try:
+                yield from load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+            except ValueError as error:
+                raise DataError(path, f"cannot be read as Parquet ({error})") from error
+        elif kind == "tsv":
+            yield from _read_tsv(path)
+        else:
+            raise DataError(path, "is neither .jsonl nor .parquet nor .tsv; convert it, or choose another revision")
+
+
+def _read_tsv(path: Path) -> Iterator[dict[str, str]]:
+    """Rows under a header line; every value stays text, so that an id such as 007 keeps its zeros."""
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+        header = next(lines, "").rstrip("\r\n").split("\t")
+        for number, line in enumerate(lines, start=2):
+            fields = line.rstrip("\r\n").split("\t")
+            if len(fields) != len(header):
+                raise DataError(path, f"has {len(fields)} fields under a header of {len(header)}", line=number)
+            yield dict(zip(header, fields, strict=True))
