@@ -222,7 +222,7 @@ def test_targets_of_other_queries_depend_on_query_and_seed_alone(tiny_lm: Frozen
         prompts = builder(rows)
         assert int(prompts.suffix_queries.max()) == 2
         return [
-            tiny_lm.tokenizer.decode(ids[mask])
+            str(tiny_lm.tokenizer.decode(ids[mask]))
             for ids, mask in zip(prompts.suffix_ids, prompts.suffix_mask, strict=True)
         ]
 

@@ -178,7 +178,9 @@ def test_targets_of_other_queries_are_subtracted(tiny_encoder: SentenceTransform
     """Reference: losses of prompts with the other queries in the place of their own, one by one; gradients too."""
     tokens = PromptTokens(tiny_lm.tokenizer, PromptTemplate(), max_document_tokens=32)
     loss = loss_of(tiny_encoder, tiny_lm)
-    foreign = [[(QUERIES[(b + 1) % 3], None), (QUERIES[(b + 2) % 3], None)] for b in range(3)]
+    foreign: list[list[tuple[str, str | None]]] = [
+        [(QUERIES[(b + 1) % 3], None), (QUERIES[(b + 2) % 3], None)] for b in range(3)
+    ]
 
     def prompts_with(queries: list[str], others: list[list[tuple[str, str | None]]] | None = None) -> DocumentPrompts:
         return build_prompts(tokens, queries, DOCUMENTS, target="query", context_length=256, foreign=others)

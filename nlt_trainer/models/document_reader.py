@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,8 +89,8 @@ class DocumentReader:
             for row, text in enumerate(batch):
                 own = (row, slice(None), slice(0, len(text)))
                 # clones, so that a short text does not hold the memory of its whole batch
-                layers = ((layer.keys, layer.values) for layer in cache.layers)  # type: ignore[union-attr, index]  # filled
-                read.append((text, tuple((keys[own].clone(), values[own].clone()) for keys, values in layers)))
+                pairs: list[Any] = [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr]
+                read.append((text, tuple((keys[own].clone(), values[own].clone()) for keys, values in pairs)))
         return read
 
     def read_suffix(
