@@ -76,7 +76,7 @@ def held_out_losses(llm: Path, adapter: Path, collection: Path) -> list[float]:
     ids = torch.tensor([frame + own[:24]])
     losses = []
     for with_adapter in (False, True):
-        model = AutoModelForCausalLM.from_pretrained(llm)
+        model: Any = AutoModelForCausalLM.from_pretrained(llm)
         model = PeftModel.from_pretrained(model, str(adapter)) if with_adapter else model
         with torch.no_grad():
             log_p = model.eval()(input_ids=ids).logits.log_softmax(-1)[0, len(frame) - 1 : -1]
