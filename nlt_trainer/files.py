@@ -12,13 +12,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from nlt_trainer.errors import DataError
+from nlt_trainer.errors import DataError, NLTError
+
+FOLDER_MARK = ".nlt_trainer"
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[TextIO]:
-    """Open a text file for writing that takes its final name only when the block ends without an exception."""
+    """Open a text file for writing that takes its final name only when the block ends without an exception.
+
+    Raises:
+        NLTError: `path` is a folder.
+    """
     path = Path(path)
+    if path.is_dir():
+        raise NLTError(f"{path} is a folder, and a file is to be written there; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
@@ -33,13 +41,27 @@ def atomic_write(path: str | Path) -> Iterator[TextIO]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path`; it replaces `path` only when the block ends without an exception."""
+    """Yield an empty folder beside `path`; it replaces `path` only when the block ends without an exception.
+
+    A folder written so has an empty file `FOLDER_MARK` in it; no other folder with anything in it is ever replaced.
+
+    Raises:
+        NLTError: `path` is a file, or a folder that was not written here.
+    """
     path = Path(path)
+    if path.is_file():
+        raise NLTError(f"{path} is a file, and a folder is to be written there; name a folder")
+    if path.is_dir() and not (path / FOLDER_MARK).is_file() and any(path.iterdir()):
+        raise NLTError(
+            f"{path} is there already and was not written by nlt (it has no {FOLDER_MARK}); name another folder, or "
+            "move this one away"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.mkdir()
     try:
         yield partial
+        (partial / FOLDER_MARK).touch()
         if path.exists():
             previous = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.previous")
             path.replace(previous)

@@ -93,6 +93,7 @@ def test_an_adapter_is_fitted_and_is_an_ordinary_peft_folder(
     adapter = tmp_path / "run" / "adapter"
     assert {file: file.read_bytes() for file in tiny_llm_folder.iterdir()} == before
     assert {file.name for file in adapter.iterdir()} == {
+        ".nlt_trainer",
         "adapter_config.json",
         "adapter_model.safetensors",
         "README.md",
@@ -127,7 +128,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(adapt_scorer.SecondsCallback, "on_save", kill)
+        patch.setattr(adapt_scorer.CostCallback, "on_save", kill)
         with pytest.raises(KeyboardInterrupt):
             adapt_scorer.main(["--config", recipe])
     assert not (tmp_path / "run" / "adapter").exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import atomic_folder, atomic_write, read_json, read_jsonl, write_json, write_jsonl
+from nlt_trainer.files import FOLDER_MARK, atomic_folder, atomic_write, read_json, read_jsonl, write_json, write_jsonl
 
 
 def test_data_error_names_file_and_line() -> None:
@@ -44,14 +44,14 @@ def test_atomic_folder_replaces_a_folder_as_a_whole(tmp_path: Path) -> None:
         with atomic_folder(path) as partial:
             (partial / name).write_text(name)
             assert partial != path
-    assert [file.name for file in path.iterdir()] == ["second.txt"]
+    assert sorted(file.name for file in path.iterdir()) == [FOLDER_MARK, "second.txt"]
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_atomic_folder_keeps_the_previous_folder_when_the_block_fails(tmp_path: Path) -> None:
     path = tmp_path / "model"
-    path.mkdir()
-    (path / "weights").write_text("before")
+    with atomic_folder(path) as partial:
+        (partial / "weights").write_text("before")
     with pytest.raises(RuntimeError, match="killed"), atomic_folder(path) as partial:
         (partial / "weights").write_text("half")
         raise RuntimeError("killed")
@@ -121,3 +121,32 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         read_json(tmp_path / "absent.json")
     with pytest.raises(DataError, match=r"absent\.jsonl: file not found$"):
         list(read_jsonl(tmp_path / "absent.jsonl"))
+
+
+def test_a_file_is_not_written_over_a_folder_nor_a_folder_over_a_file(tmp_path: Path) -> None:
+    """Reference: what stood there before; the message names it."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(NLTError, match=r"folder is a folder, and a file is to be written there; name a file"):
+        write_json(tmp_path / "folder", {})
+    with (
+        pytest.raises(NLTError, match=r"file is a file, and a folder is to be written there; name a folder"),
+        atomic_folder(tmp_path / "file"),
+    ):
+        pass
+    assert (tmp_path / "file").read_text() == "kept"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_folder_that_was_not_written_here_is_not_replaced(tmp_path: Path) -> None:
+    """Reference: its file; an empty folder and one that was written here are replaced."""
+    path = tmp_path / "folder"
+    path.mkdir()
+    for text in ("first", "second"):
+        with atomic_folder(path) as partial:
+            (partial / "a").write_text(text)
+        assert (path / "a").read_text() == text
+    (path / FOLDER_MARK).unlink()
+    with pytest.raises(NLTError, match=r"folder is there already and was not written by nlt"), atomic_folder(path):
+        pass
+    assert (path / "a").read_text() == "second"

@@ -217,3 +217,10 @@ def test_a_model_that_cannot_be_loaded_is_refused(tiny_llm_folder: Path, tmp_pat
     rewrite(tmp_path / "odd" / "config.json", hidden_size=48)
     with pytest.raises(NLTError, match=r"LLM .*odd' cannot be loaded: .*size"):
         FrozenLM.from_pretrained(str(tmp_path / "odd"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+def test_a_device_that_is_not_there_is_named(tiny_llm_folder: Path) -> None:
+    """Reference: the value and the remedy, before the weights are read."""
+    with pytest.raises(NLTError, match=r"device 'cuda:1' cannot be used .*; choose another llm_device"):
+        FrozenLM.from_pretrained(str(tiny_llm_folder), device="cuda:1")

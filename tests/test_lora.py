@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from peft import TaskType
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from nlt_trainer.errors import NLTError
 from nlt_trainer.models.encoder import load_encoder
-from nlt_trainer.models.lora import load_lora, merge_lora
+from nlt_trainer.models.lora import load_lora, lora_config, merge_lora
 from nlt_trainer.resume import AdapterCallback
 from nlt_trainer.scripts.train import save_encoder
 
@@ -70,3 +73,10 @@ def test_an_encoder_without_an_adapter_is_left_alone(tiny_encoder: SentenceTrans
     before = {name: value.clone() for name, value in tiny_encoder.state_dict().items()}
     merge_lora(tiny_encoder)
     assert all(torch.equal(value, before[name]) for name, value in tiny_encoder.state_dict().items())
+
+
+def test_an_unknown_argument_of_an_adapter_is_named() -> None:
+    """Reference: peft's own name for the rank is r."""
+    assert lora_config(TaskType.CAUSAL_LM, {"r": 3}).r == 3
+    with pytest.raises(NLTError, match=r"lora \{'rank': 4\}: .*'rank'; give arguments of peft.LoraConfig"):
+        lora_config(TaskType.CAUSAL_LM, {"rank": 4})

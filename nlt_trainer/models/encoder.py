@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, TaskType
+from peft import TaskType
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding, Transformer
 from torch import Tensor
@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.locations import reason, resolve_model
+from nlt_trainer.models.lora import lora_config
 from nlt_trainer.models.shared_backbone import share_weights
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def load_encoder(
 
 
 def _add_lora(encoder: SentenceTransformer, lora: Mapping[str, object], *, base: str) -> None:
-    encoder.add_adapter(LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, **lora))  # type: ignore[arg-type]
+    encoder.add_adapter(lora_config(TaskType.FEATURE_EXTRACTION, lora))
     transformer: Any = encoder.transformers_model
     transformer.peft_config["default"].base_model_name_or_path = base  # a saved adapter names it
     for parameter in encoder.parameters():

@@ -78,6 +78,11 @@ class FrozenLM:
         Raises:
             NLTError: the model or the adapter cannot be found, or the adapter belongs to another base.
         """
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        try:
+            torch.empty(0, device=place)
+        except (RuntimeError, AssertionError) as error:
+            raise NLTError(f"device {str(place)!r} cannot be used ({error}); choose another llm_device") from error
         location = resolve_model(name)
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -94,7 +99,6 @@ class FrozenLM:
         }
         if adapter is not None:
             model, fingerprint["adapter"] = _merge_adapter(model, adapter, base=name, base_location=location)
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model.to(place)  # type: ignore[arg-type]  # transformers wraps `to` in a decorator that hides its signature
         return cls(model, tokenizer, name, fingerprint)
 

@@ -12,9 +12,26 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
+from nlt_trainer.errors import NLTError
 from nlt_trainer.models.frozen_lm import FrozenLM
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def lora_config(task: TaskType, lora: Mapping[str, object]) -> LoraConfig:
+    """An adapter's configuration.
+
+    Args:
+        task: what the adapted model is for.
+        lora: arguments of `peft.LoraConfig`, e.g. `{"r": 16, "target_modules": "all-linear"}`.
+
+    Raises:
+        NLTError: one that it does not have, or a value that it refuses.
+    """
+    try:
+        return LoraConfig(task_type=task, **lora)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise NLTError(f"lora {dict(lora)!r}: {error}; give arguments of peft.LoraConfig, e.g. {{r: 16}}") from error
 
 
 def add_llm_lora(lm: FrozenLM, lora: Mapping[str, object], *, seed: int) -> dict[str, nn.Parameter]:
@@ -27,7 +44,7 @@ def add_llm_lora(lm: FrozenLM, lora: Mapping[str, object], *, seed: int) -> dict
     """
     with torch.random.fork_rng(devices=[]):  # adapters are drawn on the CPU
         torch.manual_seed(seed)
-        lm.model.add_adapter(LoraConfig(task_type=TaskType.CAUSAL_LM, **lora))  # type: ignore[arg-type]
+        lm.model.add_adapter(lora_config(TaskType.CAUSAL_LM, lora))
     lm.model.eval()
     for module in lm.model.modules():
         if isinstance(module, BaseTunerLayer):
