@@ -319,6 +319,23 @@ class NLTTrainingArguments(SentenceTransformerTrainingArguments):
             "help": "Other queries' targets, a query, whose mean loss after the same documents is subtracted (dream)."
         },
     )
+    document_mass: str = field(
+        default="kept",
+        metadata={
+            "help": "Attention that is divided among documents: kept (what a head gives them) or one (all) (dream)."
+        },
+    )
+    injected_rows: str = field(
+        default="all",
+        metadata={
+            "help": "Rows whose attention is divided: all from the query on (all), or those that predict a token of "
+            "the target (target) (dream)."
+        },
+    )
+    in_batch_candidates: bool = field(
+        default=False,
+        metadata={"help": "Let a query's heads choose among the candidates of the whole batch (dream, independent)."},
+    )
     in_batch_negatives: bool = field(
         default=True, metadata={"help": "Use the other queries' candidates as negatives (info_nce)."}
     )

@@ -9,14 +9,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils import reduce
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from nlt_trainer.arguments import DataArguments, ModelArguments, NLTTrainingArguments
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json
 from nlt_trainer.models.locations import content_hash, resolve_model
 from nlt_trainer.models.lora import ADAPTER_WEIGHTS, load_lora
+from nlt_trainer.models.objective import Objective
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +42,11 @@ PROMPT_KEYS = (
 )
 TRAINER_KEYS = (
     "objective temperature temperatures teacher_temperature divergence gain_score null_candidate null_similarity "
-    "query_weight emdr2_level share_floor contrast_targets in_batch_negatives false_negative_margin seed data_seed "
+    "query_weight emdr2_level share_floor contrast_targets document_mass injected_rows in_batch_candidates "
+    "in_batch_negatives false_negative_margin seed data_seed "
     "learning_rate learning_rate_mapping lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay optim "
-    "adam_beta1 adam_beta2 adam_epsilon max_grad_norm num_train_epochs max_steps per_device_train_batch_size "
-    "gradient_accumulation_steps dataloader_drop_last bf16 fp16"
+    "batch_sampler adam_beta1 adam_beta2 adam_epsilon max_grad_norm num_train_epochs max_steps "
+    "per_device_train_batch_size gradient_accumulation_steps dataloader_drop_last bf16 fp16"
 ).split()
 
 
@@ -60,7 +65,9 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     ]
     if args.reads_gains(data):
         files.append(data.gains)
-    trajectory = {key: values[key] for key in TRAINER_KEYS}
+    if args.reads_labels(data):
+        files.append(str(Path(data.collection, "qrels", f"{data.train_split}.tsv")))
+    trajectory = {key: values[key] for key in TRAINER_KEYS} | {"processes": args.world_size}
     trajectory |= {key: getattr(model, key) for key in (*ENCODER_KEYS, *(LLM_KEYS if reads_llm else ()))}
     trajectory |= {key: getattr(data, key) for key in ("labels", *(PROMPT_KEYS if reads_llm else ()))}
     trajectory |= {f"content of {file}": _file_hash(file) for file in files}
@@ -125,18 +132,53 @@ def last_checkpoint(folder: Path) -> str | None:
     return None
 
 
-class SecondsCallback(TrainerCallback):
-    """Writes the seconds of training so far, those before a resume included, into each entry of the log."""
+class CostCallback(TrainerCallback, ExportableState):
+    """Counts what training has cost so far, before a resume too: seconds and LLM tokens. Each entry of the log has it.
+
+    Args:
+        objective: whose LLM tokens are counted, over all processes; `None` counts none.
+    """
+
+    def __init__(self, objective: Objective | None = None) -> None:
+        self.objective = objective
+        self.cost: dict[str, float] = {}
+        self._earlier = self.cost
+        self._begin = time.monotonic()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"args": {}, "attributes": {"cost": self.cost}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.earlier = train_seconds(state)
-        self.begin = time.monotonic()
+        states: Any = state.stateful_callbacks  # by class name, as a checkpoint has them
+        self._earlier = states.get(type(self).__name__, self.state())["attributes"]["cost"]
+        self._begin = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if control.should_save:
+            self._count(args)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if control.should_save:
+            self._count(args)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._count(args)
         if state.log_history:
-            state.log_history[-1]["train_seconds"] = round(self.earlier + time.monotonic() - self.begin, 1)
+            state.log_history[-1].update(self.cost)
+
+    def _count(self, args: TrainingArguments) -> None:
+        seconds = self._earlier.get("train_seconds", 0) + time.monotonic() - self._begin
+        self.cost = {"train_seconds": round(seconds, 1)}
+        if self.objective is not None:
+            own = torch.tensor(self.objective.lm_tokens, device=args.device)
+            self.cost["lm_tokens"] = self._earlier.get("lm_tokens", 0) + int(reduce(own, reduction="sum"))
 
 
 class AdapterCallback(TrainerCallback):
@@ -168,6 +210,6 @@ class AdapterCallback(TrainerCallback):
         self.base.clear()
 
 
-def train_seconds(state: TrainerState) -> float:
-    """Seconds of training that the log has recorded."""
-    return max((entry.get("train_seconds", 0.0) for entry in state.log_history), default=0.0)
+def logged_cost(state: TrainerState, name: str) -> float:
+    """Seconds or LLM tokens of training that the log has recorded."""
+    return max((entry.get(name, 0) for entry in state.log_history), default=0)

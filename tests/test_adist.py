@@ -141,7 +141,7 @@ def test_attention_is_that_of_one_eager_pass(
     lm = tiny_bos_lm if bos else tiny_lm
     expected = np.stack([plain_attention(lm, b, start=[1] if bos else [], layout=layout) for b in range(2)])
     loss = loss_of(tiny_static_encoder, lm, micro_batch_size=micro_batch_size)
-    found = loss.attention(prompts_of(lm, layout, contrast=contrast), 3)
+    found = loss.teacher_scores(prompts_of(lm, layout, contrast=contrast), 3)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
     assert np.ptp(expected, axis=1).min() > 1e-2
 

@@ -20,6 +20,7 @@ from nlt_trainer.models.attention import (
     enable_document_attention,
     log_mass,
 )
+from nlt_trainer.models.document_pool import DocumentPool, PooledPrompts
 from nlt_trainer.models.frozen_lm import FrozenLM
 
 HEADS, KEY_HEADS, SIZE, LENGTH, K = 4, 2, 8, 9, 2
@@ -82,6 +83,58 @@ def test_one_layer_equals_the_formula(projections: tuple[Tensor, Tensor, Tensor]
     np.testing.assert_allclose(found[:, :7], stock[:, :7], atol=1e-5)  # rows outside `rows`
     assert np.abs(found - stock)[:, 7:, heads].min(axis=(0, 1, 3)).max() > 0
     assert np.abs(found - stock)[:, 7:, heads].max() > 0.05
+
+
+def test_documents_may_get_all_of_the_attention() -> None:
+    """Reference: p' = p * w_k / m_k in float64, nothing elsewhere; rows outside `rows` and rows without documents."""
+    logits = torch.randn(2, 3, LENGTH, LENGTH, dtype=torch.float64) * 3
+    logits[1, :, 7, DOCUMENTS[1] < K] = MASKED  # this row sees no document
+    log_weights = LOG_WEIGHTS.double().log_softmax(-1)
+    found = ScoreInjection(log_weights, DOCUMENTS, ROWS, {}, "one").attend(logits.log_softmax(-1), 0).exp()
+    p, expected = logits.softmax(-1), torch.zeros_like(logits)
+    for b in range(2):
+        for d in range(K):
+            own = DOCUMENTS[b] == d
+            mass = p[b, :, :, own].sum(-1, keepdim=True)
+            expected[b, :, :, own] = p[b, :, :, own] * log_weights[b, d].exp() / mass
+    expected = torch.where(ROWS[:, None, :, None], expected, p)
+    expected[1, :, 7] = p[1, :, 7]
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found.sum(-1), torch.ones(2, 3, LENGTH, dtype=torch.float64))
+
+
+def test_heads_choose_among_pooled_documents(projections: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Reference: the formula in numpy float64 over the prompt's own other keys and the pool's, for one head in two."""
+    generator = torch.Generator().manual_seed(2)
+    documents = torch.tensor([0, 0, 1, 1, 1, 2, 0])
+    keys, values = (torch.randn(len(documents), KEY_HEADS, SIZE, generator=generator) for _ in range(2))
+    prompts = SimpleNamespace(key_documents=lambda none: DOCUMENTS)
+    pooled = PooledPrompts.of(DocumentPool({0: (keys, values)}, documents, K, LENGTH), prompts)  # type: ignore[arg-type]
+    shares = torch.tensor([[0.7, 0.1, 0.2], [0.05, 0.9, 0.05]])
+    heads = torch.tensor([0, 3])
+    injection = ScoreInjection(shares.log(), pooled.documents, ROWS, {0: heads}, "kept", pooled)
+    mask = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()[None, None]
+    options: dict[str, Any] = {"scaling": SIZE**-0.5, "document_attention": injection}
+    found = document_attention(LAYER, *projections, mask, **options)[0].double().numpy()  # type: ignore[arg-type]
+    stock, _ = numpy_attention(projections, LOG_WEIGHTS, [])
+    q, k, v = (x.double().numpy() for x in projections)
+    for b in range(2):
+        for h in (0, 3):
+            own_k = np.concatenate([k[b, h // 2], keys[:, h // 2].double().numpy()])
+            own_v = np.concatenate([v[b, h // 2], values[:, h // 2].double().numpy()])
+            for s in (7, 8):
+                logits = own_k @ q[b, h, s] * SIZE**-0.5
+                hidden = np.concatenate(
+                    [(DOCUMENTS[b] < K).numpy() | (np.arange(LENGTH) > s), np.zeros(7, dtype=bool)]
+                )
+                p = np.where(hidden, 0, np.exp(logits))
+                p /= p.sum()
+                owner = np.concatenate([np.full(LENGTH, -1), documents.numpy()])
+                mass = np.array([p[owner == d].sum() for d in range(3)])
+                for d in range(3):
+                    p[owner == d] *= float(shares[b, d]) * mass.sum() / mass[d]
+                np.testing.assert_allclose(found[b, s, h], p @ own_v, atol=1e-5)
+    np.testing.assert_allclose(found[:, :, [1, 2]], stock[:, :, [1, 2]], atol=1e-5)  # they read the prompt's own
 
 
 def attend(logits: Tensor, log_weights: Tensor, rows: Tensor = ROWS) -> Tensor:

@@ -132,7 +132,7 @@ def test_labels_are_not_read(collection: Collection) -> None:
 @pytest.mark.parametrize(
     ("num_candidates", "num_random", "reason"),
     [
-        (13, 0, "num_candidates=13 with 12 documents.*choose between 1 and"),
+        (13, 0, "num_candidates=13 with 12 documents.*choose at most the number"),
         (0, 0, "num_candidates=0"),
         (4, 5, "num_random=5 must lie between 0 and num_candidates=4"),
         (4, -1, "num_random=-1"),

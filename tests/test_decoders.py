@@ -12,7 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig,
 from transformers.masking_utils import sdpa_mask
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.attention import AttentionMass, ScoreInjection, enable_document_attention
+from nlt_trainer.models.attention import AttentionMass, DocumentMass, ScoreInjection, enable_document_attention
 from nlt_trainer.models.document_prompts import DocumentPrompts, build_prompts
 from nlt_trainer.models.document_reader import DocumentReader
 from nlt_trainer.models.frozen_lm import FrozenLM
@@ -106,10 +106,13 @@ def plain_attention(
                 own = torch.stack([(p * (injection.documents[b] == k)).sum(-1) for k in range(K)], -1)  # (S, K)
                 seen_weights = injection.log_weights[b].exp() * (own > 0)
                 share = seen_weights / seen_weights.sum(-1, keepdim=True)
+                total = own.sum(-1) if injection.mass == "kept" else torch.ones(len(own))
+                injected = injection.rows[b] & (own.sum(-1) > 0)
                 for k in range(K):
-                    factor = torch.where(own[:, k] > 0, share[:, k] * own.sum(-1) / own[:, k], 1.0)
-                    chosen = injection.rows[b][:, None] & (injection.documents[b] == k)
-                    p = torch.where(chosen, p * factor[:, None], p)
+                    factor = torch.where(own[:, k] > 0, share[:, k] * total / own[:, k], 1.0)
+                    p = torch.where(injected[:, None] & (injection.documents[b] == k), p * factor[:, None], p)
+                if injection.mass == "one":
+                    p = p.masked_fill(injected[:, None] & (injection.documents[b] == K), 0)
             output[b, h] = p @ value[b, h // group]
     return output.transpose(1, 2).contiguous(), None
 
@@ -120,39 +123,43 @@ def use_plain_attention(lm: FrozenLM) -> None:
     lm.model.set_attn_implementation("plain_document_attention")
 
 
-def one_pass_loss(lm: FrozenLM, b: int, log_weights: Tensor | None) -> Tensor:
+def one_pass_loss(lm: FrozenLM, b: int, log_weights: Tensor | None, mass: DocumentMass = "kept") -> Tensor:
     """Target loss of one prompt alone, in one pass without padding or cache."""
     prompts = prompts_of(lm, slice(b, b + 1))
     ids = torch.cat([prompts.prompt_ids, prompts.suffix_ids], 1)
     rows = torch.arange(ids.shape[1])[None] >= prompts.prompt_ids.shape[1]
     given: dict[str, Any] = {}
     if log_weights is not None:
-        given["document_attention"] = ScoreInjection(log_weights[b : b + 1], prompts.key_documents(K), rows, HEADS)
+        documents = prompts.key_documents(K)
+        given["document_attention"] = ScoreInjection(log_weights[b : b + 1], documents, rows, HEADS, mass)
     logits = lm.model(input_ids=ids, use_cache=False, **given).logits[0]
     at = prompts.suffix_target[0].nonzero()[:, 0] + prompts.prompt_ids.shape[1]
     return torch.nn.functional.cross_entropy(logits[at - 1], ids[0, at])
 
 
-def two_part_losses(lm: FrozenLM, log_weights: Tensor, prompts: DocumentPrompts) -> Tensor:
+def two_part_losses(
+    lm: FrozenLM, log_weights: Tensor, prompts: DocumentPrompts, mass: DocumentMass = "kept"
+) -> Tensor:
     """Ours: prompts of different lengths in one batch, documents into a cache, then query and target."""
     reader = DocumentReader(lm)
     cache = reader.read_documents(prompts)
-    injection = ScoreInjection(log_weights, prompts.key_documents(K), prompts.suffix_mask, HEADS)
+    injection = ScoreInjection(log_weights, prompts.key_documents(K), prompts.suffix_mask, HEADS, mass)
     return reader.target_losses(reader.read_suffix(prompts, cache, injection), prompts)[:, 0]
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("mass", ["kept", "one"])
 @every_decoder
-def test_injection_equals_the_formula(tiny_lm: FrozenLM, family: str) -> None:
+def test_injection_equals_the_formula(tiny_lm: FrozenLM, family: str, mass: DocumentMass) -> None:
     """Reference: `plain_attention`, each prompt alone; ours reads them padded on both ends, in two parts."""
     lm = build(tiny_lm, family)
     use_plain_attention(lm)
-    expected = torch.stack([one_pass_loss(lm, b, LOG_WEIGHTS.float()) for b in range(3)])
+    expected = torch.stack([one_pass_loss(lm, b, LOG_WEIGHTS.float(), mass) for b in range(3)])
     enable_document_attention(lm)
     prompts = prompts_of(lm)
     assert not prompts.prompt_mask.all()
     assert not prompts.suffix_mask.all()
-    found = two_part_losses(lm, LOG_WEIGHTS.float(), prompts)
+    found = two_part_losses(lm, LOG_WEIGHTS.float(), prompts, mass)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     shifted = two_part_losses(lm, LOG_WEIGHTS.float().flip(1), prompts)
     assert (shifted - expected).abs().max() > 1e-3

@@ -11,13 +11,14 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.models.attention import ScoreInjection
 from nlt_trainer.models.document_prompts import DocumentPrompts, build_prompts
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.models.similarity import embed, own_cosines
 from nlt_trainer.objectives.dream import DREAMLoss
-from nlt_trainer.prompts import PromptTemplate
+from nlt_trainer.prompts import PromptTemplate, TargetKind
 
 QUERIES = ["how is tea made", "which bird hunts at night", "what makes the tides"]
 DOCUMENTS = [
@@ -145,6 +146,12 @@ def test_wrong_settings_are_refused(tiny_encoder: SentenceTransformer, tiny_lm: 
         DREAMLoss(tiny_encoder, tiny_lm, heads=heads, temperature=0)
     with pytest.raises(NLTError, match=r"micro_batch_size is 0; it must be at least 1"):
         DREAMLoss(tiny_encoder, tiny_lm, heads=heads, micro_batch_size=0)
+    with pytest.raises(NLTError, match=r"document_cache_gib is -1; it must be at least 0"):
+        DREAMLoss(tiny_encoder, tiny_lm, heads=heads, document_cache_gib=-1)
+    with pytest.raises(NLTError, match=r"document_mass 'two' is unknown; choose one of kept, one"):
+        DREAMLoss(tiny_encoder, tiny_lm, heads=heads, document_mass="two")  # type: ignore[arg-type]
+    with pytest.raises(NLTError, match=r"injected_rows 'query' is unknown; choose one of all, target"):
+        DREAMLoss(tiny_encoder, tiny_lm, heads=heads, injected_rows="query")  # type: ignore[arg-type]
     other = HeadSet(heads.heads, heads.scores, "org/other", {**heads.llm_fingerprint, "weights": "x"}, {})
     with pytest.raises(NLTError, match=r"found in LLM 'org/other', not in .*run `nlt detect_heads`"):
         DREAMLoss(tiny_encoder, tiny_lm, heads=other)
@@ -153,7 +160,15 @@ def test_wrong_settings_are_refused(tiny_encoder: SentenceTransformer, tiny_lm: 
 def test_settings_for_the_card(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> None:
     """Reference: the settings that the loss was made with."""
     settings = loss_of(tiny_encoder, tiny_lm).get_config_dict()
-    assert settings == {"temperature": 0.3, "share_floor": 0.0, "llm": tiny_lm.name, "heads": [[0, 3], [1, 0], [1, 2]]}
+    assert settings == {
+        "temperature": 0.3,
+        "share_floor": 0.0,
+        "document_mass": "kept",
+        "injected_rows": "all",
+        "in_batch_candidates": False,
+        "llm": tiny_lm.name,
+        "heads": [[0, 3], [1, 0], [1, 2]],
+    }
 
 
 @pytest.mark.parametrize("share_floor", [0.0, 0.4])
@@ -193,3 +208,87 @@ def test_targets_of_other_queries_are_subtracted(tiny_encoder: SentenceTransform
     gradient, known = torch.autograd.grad(found, scores)[0], torch.autograd.grad(expected, reference)[0]
     assert known.abs().max() > 1e-5
     torch.testing.assert_close(gradient, known, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["query", "joint"])
+def test_rows_that_predict_the_target(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, kind: TargetKind) -> None:
+    """Reference: an injection whose rows are found token by token, with contrast targets too."""
+    tokens = PromptTokens(tiny_lm.tokenizer, PromptTemplate(), max_document_tokens=32)
+    loss = DREAMLoss(tiny_encoder, tiny_lm, heads=heads_of(tiny_lm), temperature=0.3, injected_rows="target")
+    prompts = build_prompts(
+        tokens, QUERIES, DOCUMENTS, target=kind, context_length=256, answers=["a b", "c", "d"],
+        foreign=[[("what is silk", "e f")]] * 3,
+    )  # fmt: skip
+    rows = torch.zeros_like(prompts.suffix_mask)
+    for b, c in prompts.suffix_target.nonzero().tolist():
+        rows[b, c - 1] = True
+    injection = ScoreInjection(SCORES.log_softmax(-1), prompts.key_documents(2), rows, loss.heads)
+    hidden = loss.reader.read_suffix(prompts, loss.reader.read_documents(prompts), injection)
+    both = loss.reader.target_losses(hidden, prompts)
+    expected = (both[:, 0] - both[:, 1]).mean()
+    found = loss.compute_loss_from_scores(SCORES, prompts)
+    torch.testing.assert_close(found, expected)
+    everywhere = DREAMLoss(tiny_encoder, tiny_lm, heads=heads_of(tiny_lm), temperature=0.3)
+    assert abs(float(everywhere.compute_loss_from_scores(SCORES, prompts) - found)) > 1e-5
+
+
+def features_of(encoder: SentenceTransformer, documents: list[list[str]]) -> list[dict[str, Tensor]]:
+    return [encoder.preprocess(QUERIES), encoder.preprocess([text for row in documents for text in row])]
+
+
+SHARED = [
+    ["Tea.", "An owl hunts."],
+    ["The moon pulls the water of the sea.", "Tea."],
+    ["Silk is spun.", "An owl hunts."],
+]
+"""Documents of several lengths; two of them stand in two rows."""
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2])
+def test_in_batch_candidates_are_one_large_prompt(
+    tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, micro_batch_size: int
+) -> None:
+    """Reference: every head injected, prompts of all four different documents, in one graph; also the gradient."""
+    everything = tuple((layer, head) for layer in range(tiny_lm.num_layers) for head in range(tiny_lm.num_heads))
+    heads = HeadSet(everything, heads_of(tiny_lm).scores, tiny_lm.name, tiny_lm.fingerprint, {})
+    loss = DREAMLoss(
+        tiny_encoder,
+        tiny_lm,
+        heads=heads,
+        temperature=0.3,
+        in_batch_candidates=True,
+        micro_batch_size=micro_batch_size,
+    )
+    template = PromptTemplate(document_suffix="")  # what stands between documents is no part of the pool
+    tokens = PromptTokens(tiny_lm.tokenizer, template, max_document_tokens=32)
+
+    def prompts_of(documents: list[list[str]]) -> DocumentPrompts:
+        return build_prompts(
+            tokens, QUERIES, documents, target="query", context_length=256, layout="independent",
+            foreign=[[("what is silk", None)]] * 3,
+        )  # fmt: skip
+
+    different = sorted({text for row in SHARED for text in row})
+    keys = torch.tensor([[different.index(text) for text in row] for row in SHARED])
+    labels = {**prompts_of(SHARED).as_dict(), "candidate_keys": keys}
+    queries, documents = embed(tiny_encoder, features_of(tiny_encoder, [different] * 3))
+    scores = own_cosines(queries, documents) / 0.3  # (3, 4)
+    expected = loss.read(scores.log_softmax(-1), prompts_of([different] * 3)).mean()
+    found = loss(features_of(tiny_encoder, SHARED), labels)["dream"]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    parameters = [p for p in tiny_encoder.parameters() if p.requires_grad]
+    ours, theirs = (torch.autograd.grad(x, parameters, allow_unused=True) for x in (found, expected))
+    largest = max(float(g.abs().max()) for g in theirs if g is not None)
+    for a, b in zip(ours, theirs, strict=True):
+        if a is not None and b is not None:
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * largest)
+    assert largest > 1e-5
+
+
+def test_in_batch_candidates_need_independent_documents(
+    tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, prompts: DocumentPrompts
+) -> None:
+    """Reference: the remedy in the message."""
+    loss = DREAMLoss(tiny_encoder, tiny_lm, heads=heads_of(tiny_lm), in_batch_candidates=True)
+    with pytest.raises(NLTError, match=r"set document_layout: independent"):
+        loss(features(tiny_encoder), {**prompts.as_dict(), "candidate_keys": torch.arange(6).view(3, 2)})

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from nlt_trainer.arguments import ModelArguments
+from nlt_trainer.arguments import DataArguments, ModelArguments, NLTTrainingArguments
 from nlt_trainer.errors import NLTError
 from nlt_trainer.scripts import detect_heads, evaluate, mine, train
 
@@ -129,7 +129,7 @@ def test_a_killed_run_goes_on(
         flags = (*SHARED, "--adapter", str(tmp_path / "adapter"))
     expected = adapter(run("whole", *flags))
     with monkeypatch.context() as patch:
-        patch.setattr(train.SecondsCallback, "on_save", kill)
+        patch.setattr(train.CostCallback, "on_save", kill)
         with pytest.raises(KeyboardInterrupt):
             run("stopped", *flags)
     found = adapter(run("stopped", *flags))
@@ -141,6 +141,8 @@ def test_an_llm_in_another_process_trains_the_same(run: Callable[..., Path]) -> 
     apart, together = run("apart", "--llm_process", "true", "--llm_device", "cpu"), run("together")
     assert losses(apart) == pytest.approx(losses(together), rel=1e-4)
     torch.testing.assert_close(adapter(apart), adapter(together), rtol=1e-3, atol=1e-5)
+    tokens = [json.loads((folder / "training.json").read_text())["lm_tokens"] for folder in (apart, together)]
+    assert tokens[0] == tokens[1] > 0
 
 
 @pytest.mark.parametrize(
@@ -168,3 +170,19 @@ def test_an_llm_that_nobody_reads_is_refused(run: Callable[..., Path], key: str)
     """Reference: the remedy in the message; likelihood gain reads stored gains."""
     with pytest.raises(NLTError, match=rf"{key}: objective 'info_nce' reads no LLM in training; leave {key} out"):
         run("x", "--objective", "info_nce", "--labels", "true", f"--{key}", "true")
+
+
+def test_options_that_contradict_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: the remedy in the message, before anything is loaded."""
+    args = NLTTrainingArguments(output_dir="", objective="dream", in_batch_candidates=True, use_cpu=True)
+    with pytest.raises(NLTError, match=r"document_layout is sequential; set it to independent"):
+        train.check_options(ModelArguments(), DataArguments(), args)
+    independent = DataArguments(document_layout="independent")
+    train.check_options(ModelArguments(llm_process=True), independent, args)
+    evaluated = NLTTrainingArguments(output_dir="", eval_strategy="steps", use_cpu=True)
+    with pytest.raises(NLTError, match=r"eval_strategy is steps and there is nothing to evaluate on; set dev_split"):
+        train.check_options(ModelArguments(), independent, evaluated)
+    monkeypatch.setattr(NLTTrainingArguments, "world_size", 2)
+    train.check_options(ModelArguments(), independent, args)
+    with pytest.raises(NLTError, match=r"set llm_process: false or train in one process"):
+        train.check_options(ModelArguments(llm_process=True), independent, args)

@@ -123,7 +123,7 @@ def test_documents_are_left_out_one_by_one(
     start = [1] if bos else []
     expected = [[plain_loss(lm, b, left_out=k, start=start, layout=layout) for k in range(3)] for b in range(2)]
     loss = loss_of(tiny_static_encoder, lm, micro_batch_size=micro_batch_size)
-    found = loss.left_out_losses(prompts_of(lm, layout, contrast=contrast), 3)
+    found = loss.teacher_scores(prompts_of(lm, layout, contrast=contrast), 3)
     reference = torch.tensor(expected)
     torch.testing.assert_close(found, reference, rtol=1e-5, atol=1e-5)
     assert (reference.max(1).values - reference.min(1).values).min() > 1e-2
@@ -135,13 +135,13 @@ def test_what_nobody_has_seen_does_not_matter(
 ) -> None:
     """Reference: a left-out document's text replaced by another; in a sequential prompt later ones have seen it."""
     prompts = prompts_of(tiny_lm, layout)
-    expected = loss.left_out_losses(prompts, 3)
+    expected = loss.teacher_scores(prompts, 3)
     for k in range(3):
         other = prompts_of(tiny_lm, layout)
         for b in range(2):
             at = prompts.documents[b] == k
             other.prompt_ids[b, at] = prompts.prompt_ids[b, at].flip(0) + 1
-        change = (loss.left_out_losses(other, 3) - expected).abs()  # (B, K)
+        change = (loss.teacher_scores(other, 3) - expected).abs()  # (B, K)
         assert (change[:, k].max() < 1e-5) == (k in blind)
         assert change[:, [j for j in range(3) if j != k]].min() > 1e-4
 

@@ -32,7 +32,7 @@ CANDIDATES = [QueryCandidates("q1", "which animal is the largest of all", None, 
 def parts(tiny_encoder: SentenceTransformer, tiny_llm_folder: Path, tiny_lm: FrozenLM, tmp_path: Path) -> Any:
     """Parts of a recipe whose trainer block has the given settings."""
     HeadSet(((1, 2), (0, 3)), ((1.0,) * 4,) * 2, tiny_lm.name, tiny_lm.fingerprint, {}).save(tmp_path / "heads.json")
-    model = ModelArguments(llm=str(tiny_llm_folder), heads=str(tmp_path / "heads.json"))
+    model = ModelArguments(llm=str(tiny_llm_folder), heads=str(tmp_path / "heads.json"), num_heads=2)
 
     def build(**settings: Any) -> Parts:
         args = NLTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
@@ -63,9 +63,11 @@ def test_every_name_has_a_builder() -> None:
             {"in_batch_negatives": False, "false_negative_margin": 0.1},
         ),
         (
-            {"objective": "dream", "lm_micro_batch_size": 3, "temperature": 0.2},
+            {"objective": "dream", "lm_micro_batch_size": 3, "temperature": 0.2, "share_floor": 0.3,
+             "document_mass": "one", "injected_rows": "target", "in_batch_candidates": True},
             DREAMLoss,
-            {"micro_batch_size": 3, "temperature": 0.2},
+            {"micro_batch_size": 3, "temperature": 0.2, "share_floor": 0.3, "document_mass": "one",
+             "injected_rows": "target", "in_batch_candidates": True},
         ),
         (
             {"objective": "loop", "lm_micro_batch_size": 3, "temperature": 0.2, "teacher_temperature": 0.3},

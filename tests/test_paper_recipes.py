@@ -75,7 +75,7 @@ class Miniature:
     def recipe(self, objective: str) -> Path:
         blocks = yaml.safe_load((RECIPES / self.name / f"{objective}.yaml").read_text())
         assert blocks["model"]["encoder"] == blocks["model"]["llm"]
-        blocks["model"] |= {"encoder": str(self.model), "llm": str(self.model)}
+        blocks["model"] |= {"encoder": str(self.model), "llm": str(self.model), "num_heads": 3}
         blocks["data"] |= {"num_candidates": 3, "max_document_tokens": 12}
         blocks["trainer"] |= {
             "use_cpu": True, "max_steps": 4, "per_device_train_batch_size": 2, "save_steps": 2, "logging_steps": 1,
@@ -101,7 +101,7 @@ def test_every_stage_of_a_recipe(
         build_collection.main(["--folder", str(tmp_path / "data" / other), "--beir", source])
     mini.run(mine, "likelihood_gain")
     mini.run(score, "likelihood_gain")
-    mini.run(detect_heads, "dream", "--num_heads", "3")
+    mini.run(detect_heads, "dream")
     before = SentenceTransformer(str(tiny_models[name]), device="cpu")
     for objective in ("dream", "likelihood_gain"):
         mini.run(train, objective)

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.scripts import detect_heads, evaluate, make_encoder, mine, score, train
+from nlt_trainer.scripts import build_stdlib, detect_heads, evaluate, make_encoder, mine, score, train
 
 OBJECTIVES = ("likelihood_gain", "dream", "info_nce")
 RESULT_KEYS = {
@@ -310,7 +310,7 @@ def test_gains_of_other_candidates_are_refused(project: Project) -> None:
     project.run(score)
     project.run(mine, "likelihood_gain", "--num_candidates", "4")
     with pytest.raises(DataError, match=r"gains.jsonl:1: query 'q1' has other candidates here; run nlt score again"):
-        project.run(train)
+        project.run(train, "likelihood_gain", "--num_candidates", "4")
 
 
 @pytest.mark.parametrize(
@@ -346,3 +346,54 @@ def test_labels_need_a_split(project: Project) -> None:
     mine.main(["--config", str(recipe)])
     with pytest.raises(NLTError, match=r"labels: true takes positives from qrels/<train_split>.tsv; set train_split"):
         train.main(["--config", str(recipe), "--labels", "true"])
+
+
+def test_stages_replace_no_folder_of_the_user(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: the files before; what a stage wrote itself it does replace."""
+    project.run(make_encoder)
+    collection = project.root / "collection"
+    before = {path: path.read_bytes() for path in collection.rglob("*") if path.is_file()}
+    message = r"collection is there already and was not written by nlt.*name another folder"
+    with pytest.raises(NLTError, match=message):
+        project.run(make_encoder, "likelihood_gain", "--encoder", str(collection))
+    with pytest.raises(NLTError, match=message):
+        project.run(build_stdlib)
+    assert {path: path.read_bytes() for path in collection.rglob("*") if path.is_file()} == before
+    with pytest.raises(NLTError, match=r"'package:a/model' is a model in a package; name a folder"):
+        project.run(make_encoder, "likelihood_gain", "--encoder", "package:a/model")
+    monkeypatch.chdir(project.root)
+    with pytest.raises(NLTError, match=r"'org/model' looks like a model on the Hub.*e.g. ./org/model"):
+        project.run(make_encoder, "likelihood_gain", "--encoder", "org/model")
+    project.run(make_encoder, "likelihood_gain", "--encoder", "./org/model")
+    assert (project.root / "org" / "model" / "modules.json").is_file()
+
+
+@pytest.mark.parametrize("stage", [score, train, detect_heads])
+def test_settings_that_only_mine_reads_are_refused_elsewhere(project: Project, stage: Any) -> None:
+    """Reference: the candidates file has 4 queries with 3 candidates each; the message names the remedy."""
+    project.run(score)
+    with pytest.raises(DataError, match=r"candidates.jsonl:1: .*mine candidates again"):
+        project.run(stage, "likelihood_gain", "--num_candidates", "2", "--num_random_candidates", "0")
+    with pytest.raises(NLTError, match=r"has 4 queries and max_queries is 3; only mine draws them"):
+        project.run(stage, "likelihood_gain", "--max_queries", "3")
+
+
+def test_another_number_of_heads_than_the_file_has_is_refused(project: Project) -> None:
+    """Reference: the file has 3 heads; the message names the remedy."""
+    project.run(score)
+    project.run(detect_heads, "dream")
+    with pytest.raises(NLTError, match=r"heads.json has 3 heads and num_heads is 2; only detect_heads chooses them"):
+        project.run(train, "dream", "--num_heads", "2")
+
+
+def test_queries_without_an_answer_among_others(project: Project, tiny_encoder_folder: Path) -> None:
+    """Reference: the query alone as target in the audit; every query is used, with a transformer as encoder."""
+    queries = project.root / "collection" / "queries.jsonl"
+    rows = rows_of(queries)
+    del rows[2]["answer"]
+    queries.write_text("\n".join(map(json.dumps, rows)))
+    project.run(mine)
+    project.run(score)
+    project.run(train, "likelihood_gain", "--encoder", str(tiny_encoder_folder))
+    assert json.loads((project.root / "gains.audit.json").read_text())["target"] == "query"
+    assert json.loads((project.root / "likelihood_gain" / "training.json").read_text())["queries"] == 4

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from nlt_trainer.arguments import NLTTrainingArguments
 from nlt_trainer.data.collator import ChunkBuilder, NLTCollator, PromptBuilder
+from nlt_trainer.models.document_prompts import DocumentLayout
 from nlt_trainer.models.encoder import load_encoder
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
@@ -31,14 +32,16 @@ from nlt_trainer.objectives.loop import LOOPLoss
 from nlt_trainer.objectives.mixture import MixtureLoss
 from nlt_trainer.objectives.revela import RevelaLoss
 from nlt_trainer.prompts import PromptTemplate
+from nlt_trainer.resume import CostCallback
 from nlt_trainer.scripts import mine, score
 from nlt_trainer.trainer import NLTTrainer
 
 OBJECTIVES = (
     *("likelihood_gain", "dream", "info_nce", "mixture", "cached_info_nce", "cached_likelihood_gain"),
-    *("loop", "adist", "revela", "revela_trained"),
+    *("loop", "adist", "revela", "revela_trained", "dream_in_batch"),
 )
 ACCUMULATED = ("cached_likelihood_gain", "revela_trained")  # two batches a step, under no_sync between them
+READS_LLM = ("dream", "mixture", "loop", "adist", "revela", "revela_trained", "dream_in_batch")
 GLOBAL_BATCH, STEPS = 4, 3
 TEXTS = ["green tea", "an owl hunts", "the moon pulls", "bread rises", "silk", "a furnace of glass", "honey", "north"]
 ROWS = [
@@ -72,6 +75,9 @@ def train(objective: str, encoder_folder: str, *, llm_folder: str, output: Path,
     loss: dict[str, Objective] = {
         "likelihood_gain": gain,
         "dream": dream,
+        "dream_in_batch": DREAMLoss(
+            encoder, lm, heads=heads, temperature=0.3, micro_batch_size=1, in_batch_candidates=True
+        ),
         "info_nce": info_nce,
         "mixture": GradCacheLoss(MixtureLoss([gain, dream], weights=[0.5, 2.0]), micro_batch_size=5),
         "cached_info_nce": GradCacheLoss(info_nce, micro_batch_size=2),
@@ -82,19 +88,23 @@ def train(objective: str, encoder_folder: str, *, llm_folder: str, output: Path,
         "revela_trained": GradCacheLoss(MixtureLoss([gain, revela], weights=[0.5, 2.0]), micro_batch_size=2),
     }
     tokens = PromptTokens(lm.tokenizer, PromptTemplate(), max_document_tokens=16)
-    prompts, chunks = (builder(tokens, "query", lm.context_length) for builder in (PromptBuilder, ChunkBuilder))
+    layout: DocumentLayout = "independent" if objective == "dream_in_batch" else "sequential"
+    prompts = PromptBuilder(tokens, "query", lm.context_length, layout=layout)
+    chunks = ChunkBuilder(tokens, "query", lm.context_length)
     trainer = NLTTrainer(
         encoder,
         args,
         train_dataset=Dataset.from_list(ROWS),
         loss=loss[objective],
         data_collator=NLTCollator(encoder, prompts=prompts, chunks=chunks),  # type: ignore[arg-type]  # any callable
+        callbacks=[CostCallback(loss[objective])],
     )
     trainer.train()
     assert trainer.args.world_size == num_processes
     if trainer.is_world_process_zero():
         values = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        (output / f"{objective}.json").write_text(json.dumps(values))
+        tokens_read = [entry["lm_tokens"] for entry in trainer.state.log_history if "loss" in entry]
+        (output / f"{objective}.json").write_text(json.dumps({"losses": values, "lm_tokens": tokens_read}))
         weights = {name: value.clone().contiguous() for name, value in encoder.state_dict().items()}
         weights |= {name: value.detach().clone() for name, value in trainer.objective_parameters().items()}
         save_file(weights, output / f"{objective}.safetensors")
@@ -150,11 +160,17 @@ def runs(
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_two_processes_train_as_one(runs: tuple[Path, Path], tiny_encoder_folder: Path, objective: str) -> None:
-    """Reference: one process with the same global batch of 4 queries; info_nce has negatives of both processes, and
-    revela_trained an adapter of the LLM that is no part of the wrapped encoder."""
+    """Reference: one process with the same global batch of 4 queries; info_nce has negatives of both processes,
+    dream_in_batch documents of both, and revela_trained an adapter of the LLM that is no part of the wrapped encoder.
+    The LLM reads the same tokens where no document is shared."""
     one, two = (json.loads((folder / f"{objective}.json").read_text()) for folder in runs)
-    assert len(one) == STEPS
-    assert two == pytest.approx(one, rel=1e-4)
+    assert len(one["losses"]) == STEPS
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    if objective == "dream_in_batch":  # one process reads a document of two queries once, two processes twice
+        assert all(a < b for a, b in zip(one["lm_tokens"], two["lm_tokens"], strict=True))
+    else:
+        assert two["lm_tokens"] == one["lm_tokens"]
+    assert (one["lm_tokens"][0] > 0) == (objective in READS_LLM)
     expected, found = (load_file(folder / f"{objective}.safetensors") for folder in runs)
     start = load_encoder(str(tiny_encoder_folder), device="cpu").state_dict()
     for name, weight in expected.items():
@@ -171,7 +187,8 @@ def test_gradient_caching_trains_as_without(runs: tuple[Path, Path], objective: 
     plain, cached = (load_file(runs[1] / f"{prefix}{objective}.safetensors") for prefix in ("", "cached_"))
     for name, weight in plain.items():
         torch.testing.assert_close(cached[name], weight, rtol=0, atol=1e-6)
-    losses = [json.loads((runs[1] / f"{prefix}{objective}.json").read_text()) for prefix in ("", "cached_")]
+    logs = [json.loads((runs[1] / f"{prefix}{objective}.json").read_text()) for prefix in ("", "cached_")]
+    losses = [log["losses"] for log in logs]
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
 
 

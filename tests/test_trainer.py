@@ -11,7 +11,6 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nlt_trainer.arguments import DataArguments, ModelArguments, NLTTrainingArguments
@@ -22,6 +21,7 @@ from nlt_trainer.models.encoder import load_encoder
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.models.lora import add_llm_lora
+from nlt_trainer.models.objective import Objective
 from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.objectives.grad_cache import GradCacheLoss
@@ -30,7 +30,7 @@ from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
 from nlt_trainer.objectives.mixture import MixtureLoss
 from nlt_trainer.objectives.revela import RevelaLoss
 from nlt_trainer.prompts import PromptTemplate
-from nlt_trainer.resume import check_settings, last_checkpoint, run_settings
+from nlt_trainer.resume import CostCallback, check_settings, last_checkpoint, logged_cost, run_settings
 from nlt_trainer.trainer import NLTTrainer
 
 TEXTS = ["green tea", "an owl hunts", "the moon", "bread rises", "silk", "a furnace of glass", "honey", "north"]
@@ -67,7 +67,7 @@ def make_trainer(
     prompts = chunks = None
     if objective == "dream":
         heads = HeadSet(((1, 2), (0, 3)), ((1.0,) * 4,) * 2, lm.name, lm.fingerprint, {})
-        loss: nn.Module = DREAMLoss(encoder, lm, heads=heads, temperature=0.3)
+        loss: Objective = DREAMLoss(encoder, lm, heads=heads, temperature=0.3)
         prompts = PromptBuilder(tokens, "query", 256)
     elif objective == "revela_trained":
         lora = {"r": 2, "target_modules": "all-linear", "lora_dropout": 0.1}
@@ -83,7 +83,7 @@ def make_trainer(
         train_dataset=Dataset.from_list(ROWS),
         loss=loss,
         data_collator=NLTCollator(encoder, prompts=prompts, chunks=chunks, seed=args.seed),  # type: ignore[arg-type]  # any callable
-        callbacks=[Interrupt(interrupt)] if interrupt else [],
+        callbacks=[CostCallback(loss), *([Interrupt(interrupt)] if interrupt else [])],
     )
 
 
@@ -113,6 +113,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "run"))
     assert len(losses(whole)) == 6
     assert losses(resumed) == pytest.approx(losses(whole), abs=1e-6)
+    tokens = [logged_cost(trainer.state, "lm_tokens") for trainer in (resumed, whole)]
+    assert tokens[0] == tokens[1]
+    assert (tokens[0] > 0) == (objective != "likelihood_gain")
     start = encoder().state_dict()
     for name, parameter in whole.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], parameter, rtol=1e-6, atol=1e-7)
@@ -276,3 +279,44 @@ def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
     gains.write_text("b")
     with pytest.raises(NLTError, match=r"content of .*gains.jsonl: '\w+' there, '\w+' now"):
         check_settings(tmp_path, settings(learning_rate=1e-3, data={"gains": str(gains)}))
+
+
+def test_a_run_with_other_labels_is_refused(tmp_path: Path) -> None:
+    """Reference: the file that changed, in the message; judgements that the objective does not read may change."""
+    qrels = tmp_path / "qrels" / "train.tsv"
+    qrels.parent.mkdir()
+    make_checkpoint(tmp_path, 2)
+    for labels in (True, False):
+        data = DataArguments(collection=str(tmp_path), train_split="train", labels=labels)
+        args = NLTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, objective="info_nce")
+        qrels.write_text("a")
+        write_json(tmp_path / "settings.json", run_settings(ModelArguments(), data, args))
+        qrels.write_text("b")
+        changed = run_settings(ModelArguments(), data, args)
+        if labels:
+            with pytest.raises(NLTError, match=r"content of .*train.tsv: '\w+' there, '\w+' now"):
+                check_settings(tmp_path, changed)
+        else:
+            check_settings(tmp_path, changed)
+
+
+def test_a_resume_keeps_the_cost_since_the_last_log(
+    tiny_encoder_folder: Path, tiny_llm_folder: Path, tmp_path: Path
+) -> None:
+    """Reference: the tokens of a run that was not stopped; nothing is logged before the kill."""
+
+    def trainer(name: str, interrupt: int | None = None) -> NLTTrainer:
+        encoder = load_encoder(str(tiny_encoder_folder), device="cpu")
+        lm = FrozenLM.from_pretrained(str(tiny_llm_folder), device="cpu")
+        made = make_trainer(encoder, "dream", tmp_path / name, lm=lm, interrupt=interrupt)
+        made.args.logging_steps = 5
+        return made
+
+    whole = trainer("whole")
+    whole.train()
+    with pytest.raises(KeyboardInterrupt):
+        trainer("run", interrupt=4).train()
+    resumed = trainer("run")
+    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "run"))
+    tokens = [logged_cost(made.state, "lm_tokens") for made in (resumed, whole)]
+    assert tokens[0] == tokens[1] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,18 @@ def test_rows_hold_texts_and_gains(collection: Collection) -> None:
     """Reference: contents of the collection's documents, in the candidates' order; all queries stay."""
     gain = np.array([[0.5, -0.25], [0.0, 1.0]])
     dataset = training_dataset(collection, CANDIDATES, gain=gain)
-    assert dataset.column_names == ["query", "answer", "documents", "gain"]
+    assert dataset.column_names == ["query", "documents", "gain"]
     for row, candidates, values in zip(dataset, CANDIDATES, gain, strict=True):
-        assert (row["query"], row["answer"]) == (candidates.query, candidates.answer)
+        assert row["query"] == candidates.query
         assert row["documents"] == [collection.corpus[d].content for d in candidates.document_ids]
         assert row["gain"] == values.tolist()
-    assert training_dataset(collection, CANDIDATES).column_names == ["query", "answer", "documents"]
+
+
+def test_answers_are_a_column_where_all_queries_have_one(collection: Collection) -> None:
+    """Reference: the answers; the trainer's model card cannot read a column of which some values are missing."""
+    assert training_dataset(collection, CANDIDATES).column_names == ["query", "documents"]
+    answered = [CANDIDATES[0], dataclasses.replace(CANDIDATES[1], answer="yeast")]
+    assert training_dataset(collection, answered)["answer"][:] == ["the blue whale", "yeast"]
 
 
 def test_likelihoods_are_columns_of_their_own(collection: Collection) -> None:

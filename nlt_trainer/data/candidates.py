@@ -136,7 +136,7 @@ def mine_candidates(
     if not 1 <= num_candidates <= len(collection.corpus):
         raise NLTError(
             f"num_candidates={num_candidates} with {len(collection.corpus)} documents in {collection.folder}; "
-            "choose between 1 and the number of documents"
+            "choose at most the number of documents"
         )
     if not 0 <= num_random <= num_candidates:
         raise NLTError(f"num_random={num_random} must lie between 0 and num_candidates={num_candidates}")

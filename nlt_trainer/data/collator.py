@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,7 @@ class PromptBuilder:
         seed: of that draw.
 
     Raises:
-        NLTError: fewer than `contrast_targets` other queries are there to draw from.
+        NLTError: `contrast_targets` is negative, or fewer other queries are there to draw from.
     """
 
     tokens: PromptTokens
@@ -49,6 +49,8 @@ class PromptBuilder:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.contrast_targets < 0:
+            raise NLTError(f"contrast_targets is {self.contrast_targets}; it must be at least 0")
         if self.contrast_targets >= max(len({query for query, _ in self.foreign}), 1):
             raise NLTError(
                 f"contrast_targets is {self.contrast_targets}, and only {len(self.foreign)} queries are there to draw "
@@ -76,11 +78,6 @@ class PromptBuilder:
                 drawn[other] = answer
         return list(drawn.items())
 
-    def count_tokens(self, rows: Iterable[Mapping[str, Any]], *, suffixes: int = 1) -> int:
-        """Tokens that the LLM reads in one pass over the rows, without padding, the suffix so many times."""
-        prompts = [self([row]) for row in rows]
-        return sum(int(p.prompt_mask.sum() + suffixes * p.suffix_mask.sum()) for p in prompts)
-
 
 @dataclass(frozen=True)
 class ChunkBuilder:
@@ -93,10 +90,6 @@ class ChunkBuilder:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> ChunkGroups:
         """Groups of rows with `query`, `documents` and, where the target needs it, `answer`."""
         return build_chunks(self.tokens, **_texts(rows), target=self.target, context_length=self.context_length)
-
-    def count_tokens(self, rows: Iterable[Mapping[str, Any]]) -> int:
-        """Tokens that the LLM reads in one pass over the rows, without padding: chunks alone, then together."""
-        return sum(2 * self([row]).num_tokens for row in rows)
 
 
 def _texts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -21,8 +21,8 @@ def training_dataset(
     likelihoods: Mapping[str, Sequence[Any]] | None = None,
     qrels: Qrels | None = None,
 ) -> Dataset:
-    """Rows of `query`, `answer`, `documents` (K texts) and, where given, `gain` (K numbers), the columns of
-    `likelihoods` and `positive` (an index).
+    """Rows of `query`, `documents` (K texts), `answer` where all queries have one, and, where given, `gain` (K
+    numbers), the columns of `likelihoods` and `positive` (an index).
 
     Args:
         collection: where the documents' texts come from.
@@ -35,12 +35,14 @@ def training_dataset(
         NLTError: no query is left.
     """
     rows = []
+    answered = all(c.answer for c in candidates)
     for b, c in enumerate(candidates):
         row: dict[str, object] = {
             "query": c.query,
-            "answer": c.answer,
             "documents": [collection.corpus[document_id].content for document_id in c.document_ids],
         }
+        if answered:
+            row["answer"] = c.answer
         if gain is not None:
             row["gain"] = [float(g) for g in gain[b]]
         row |= {name: values[b] for name, values in (likelihoods or {}).items()}

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.chunk_attention import ChunkAttention
+from nlt_trainer.models.document_pool import PooledPrompts
 from nlt_trainer.models.frozen_lm import FORWARD_ERRORS, FrozenLM, readings_agree
 
 IMPLEMENTATION = "nlt_document_attention"
 
 MASKED = torch.finfo(torch.float32).min
 """Attention logit of a key that a row does not see; -inf would make a row without any key NaN."""
+
+DocumentMass = Literal["kept", "one"]
+"""The attention that injection divides among documents: what the head gives them, or all of it."""
 
 INTERFACE_HELP = (
     "Score injection needs a decoder in which every layer's attention goes through transformers' AttentionInterface "
@@ -33,20 +37,27 @@ class ScoreInjection:
     """Replace, in selected heads and rows, how attention is shared among documents (DREAM, arXiv 2606.24667).
 
     A head's softmax row p with mass m_k on document k becomes `p'_t = p_t * w_k * (sum_j m_j) / m_k` for a token t of
-    document k and stays p_t elsewhere, so that it still sums to 1. In a row that sees no key of some document, as
-    under a sliding window, w is normalised over the documents that it sees.
+    document k and stays p_t elsewhere, so that it still sums to 1. With `mass` "one" the documents get all of the
+    attention, `p'_t = p_t * w_k / m_k`, and keys that belong to none get nothing. In a row that sees no key of some
+    document, as under a sliding window, w is normalised over the documents that it sees; one that sees no document is
+    left alone.
 
     Args:
         log_weights: `(B, K)` float32, logarithms of the documents' shares; each row's exponentials sum to 1.
         documents: `(B, T)` int64, the document (0 to K - 1) of each key, K where the key belongs to none.
         rows: `(B, S)` bool, the query rows that are injected.
         heads: layer to `(h,)` int64, the heads that are injected.
+        mass: whether the documents' total is what the head gives them or all of its attention.
+        pooled: documents that the heads attend to in place of the prompts' own; `documents` then are those of its
+            keys too, and K is the pool's number of documents.
     """
 
     log_weights: Tensor
     documents: Tensor
     rows: Tensor
     heads: Mapping[int, Tensor]
+    mass: DocumentMass = "kept"
+    pooled: PooledPrompts | None = None
 
     def heads_of(self, layer: int) -> Tensor | None:
         return self.heads.get(layer)
@@ -55,11 +66,15 @@ class ScoreInjection:
         """Add to masked attention logits or log-probabilities `(B, h, S, T)` what turns their softmax into p'."""
         document_logits = log_mass(logits, self.documents, self.log_weights.shape[1])  # (B, h, S, K)
         seen = document_logits > MASKED
-        log_share = document_logits.masked_fill(~seen, MASKED).log_softmax(-1)
+        document_logits = document_logits.masked_fill(~seen, MASKED)
         log_weights = self.log_weights[:, None, None, :].masked_fill(~seen, MASKED).log_softmax(-1)
+        injected = seen & self.rows[:, None, :, None]
+        before = document_logits.log_softmax(-1) if self.mass == "kept" else document_logits
         # A document's masked keys stay masked: MASKED takes in a bias of ordinary size by rounding.
-        bias = torch.where(seen & self.rows[:, None, :, None], log_weights - log_share, 0.0)
+        bias = torch.where(injected, log_weights - before, 0.0)
         bias = nn.functional.pad(bias, (0, 1))  # column K: no document, no bias
+        if self.mass == "one":
+            bias[..., -1].masked_fill_(injected.any(-1), -torch.inf)
         return logits + bias.gather(-1, self.documents[:, None, None, :].expand_as(logits))
 
 
@@ -157,12 +172,12 @@ def document_attention(
     everything = torch.arange(query.shape[1], device=query.device)
     injected = document_attention.heads_of(layer) if isinstance(document_attention, ScoreInjection) else None
 
-    def log_attention(heads: Tensor) -> Tensor:
+    def log_attention(heads: Tensor, key: Tensor = key, mask: Tensor | None = attention_mask) -> Tensor:
         sinks = None if s_aux is None else s_aux[heads]
-        return _log_attention(query, key, attention_mask, heads, scaling=scaling, softcap=softcap, sinks=sinks)
+        return _log_attention(query, key, mask, heads, scaling=scaling, softcap=softcap, sinks=sinks)
 
-    def read(log_weights: Tensor, heads: Tensor) -> Tensor:
-        values = repeat_kv(value, query.shape[1] // value.shape[1])[:, heads]
+    def read(log_weights: Tensor, heads: Tensor, value: Tensor = value) -> Tensor:
+        values = _of_heads(value, heads, query.shape[1])
         return (log_weights.exp().to(query.dtype) @ values).transpose(1, 2)  # (B, S, h, head size)
 
     if softcap is None and s_aux is None:
@@ -174,9 +189,20 @@ def document_attention(
     elif isinstance(document_attention, AttentionMass):
         document_attention.record(log_attention(everything), value, layer)
     elif document_attention is not None and injected is not None:
-        selected = read(document_attention.attend(log_attention(injected), layer), injected)
+        if document_attention.pooled is not None:
+            assert attention_mask is not None  # documents that do not see each other need an explicit one
+            key, value, attention_mask = document_attention.pooled.extend(
+                layer, key=key, value=value, mask=attention_mask
+            )
+        weights = document_attention.attend(log_attention(injected, key, attention_mask), layer)
+        selected = read(weights, injected, value)
         output = output.index_copy(2, injected, selected.to(output.dtype))
     return output, None
+
+
+def _of_heads(states: Tensor, heads: Tensor, num_heads: int) -> Tensor:
+    """Keys or values `(B, key-value heads, T, size)` that some of H heads read: `(B, h, T, size)`."""
+    return states[:, heads // (num_heads // states.shape[1])]
 
 
 def _log_attention(
@@ -194,7 +220,7 @@ def _log_attention(
     Returns:
         `(B, h, S, T)`; a row's exponentials sum to 1, or to what the head's sink leaves.
     """
-    keys = repeat_kv(key, query.shape[1] // key.shape[1])[:, heads]
+    keys = _of_heads(key, heads, query.shape[1])
     logits = query[:, heads] @ keys.transpose(2, 3)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * scaling
     if softcap is not None:

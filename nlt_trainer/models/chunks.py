@@ -112,6 +112,8 @@ class ChunkReader:
     def __init__(self, lm: FrozenLM, *, trained: bool) -> None:
         self.lm = lm
         self.trained = trained
+        self.lm_tokens = 0
+        """Tokens that the LLM has read so far, without padding."""
 
     def losses(self, weights: Tensor, groups: ChunkGroups) -> Tensor:
         """Mean negative log-likelihood of each group's predicted tokens, nats, `(B,)`, with shares `(B, C, C)`."""
@@ -119,6 +121,7 @@ class ChunkReader:
             "input_ids": groups.chunk_ids.flatten(0, 1),
             "attention_mask": groups.chunk_mask.flatten(0, 1),
         }
+        self.lm_tokens += 2 * groups.num_tokens
         cache = DynamicCache()
         with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
             self.lm.model.base_model(**inputs, past_key_values=cache, use_cache=True)

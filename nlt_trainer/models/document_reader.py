@@ -42,7 +42,11 @@ class DocumentReader:
 
     @torch.no_grad()
     def read_documents(self, prompts: DocumentPrompts) -> DynamicCache:
-        """Keys and values of the documents' part, `(B, key-value heads, P, head size)` a layer."""
+        """Keys and values of the documents' part, `(B, key-value heads, P, head size)` a layer, in the LLM's dtype."""
+        with torch.autocast(self.lm.device.type, enabled=False):
+            return self._read_documents(prompts)
+
+    def _read_documents(self, prompts: DocumentPrompts) -> DynamicCache:
         if prompts.prompt_segments.any():
             return self._read_independent(prompts)
         cache = DynamicCache()
@@ -100,6 +104,7 @@ class DocumentReader:
         attention: ScoreInjection | AttentionMass | None = None,
         *,
         visible: Tensor | None = None,
+        begin: int | None = None,
     ) -> Tensor:
         """Final hidden states `(B, S, hidden)` of the suffix; the cache grows by S columns.
 
@@ -108,9 +113,13 @@ class DocumentReader:
             cache: keys and values of their documents' part.
             attention: what the attention does with documents; `None`: nothing.
             visible: `(B, P)` bool, the prompt's tokens that the suffix sees, at unchanged positions; `None`: all.
+            begin: the position at which suffixes begin; `None`: behind each prompt's documents.
+
+        Raises:
+            NLTError: a suffix would end behind the LLM's context.
         """
         self.lm_tokens += int(prompts.suffix_mask.sum())
-        mask, positions = self._suffix_mask(prompts, prompts.prompt_mask if visible is None else visible)
+        mask, positions = self._suffix_mask(prompts, prompts.prompt_mask if visible is None else visible, begin)
         return self.lm.model.base_model(
             input_ids=prompts.suffix_ids,
             attention_mask=mask,
@@ -129,7 +138,9 @@ class DocumentReader:
         total = loss.new_zeros(len(prompts) * each).index_add(0, slot, loss)
         return (total / slot.bincount(minlength=len(total))).view(-1, each)  # (B * (1 + M),) -> (B, 1 + M)
 
-    def _suffix_mask(self, prompts: DocumentPrompts, visible: Tensor) -> tuple[Tensor, Tensor]:
+    def _suffix_mask(
+        self, prompts: DocumentPrompts, visible: Tensor, first: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Attention mask of a suffix over both parts, and its tokens' positions `(B, S)`.
 
         The mask is `(B, P + S)` where columns and positions run alike, which leaves causality and sliding windows to
@@ -141,16 +152,23 @@ class DocumentReader:
         steps = torch.arange(prompts.suffix_ids.shape[1], device=prompts.suffix_ids.device)
         queries = prompts.suffix_queries
         begin = torch.where(prompts.prompt_mask, prompts.prompt_positions, -1).amax(1, keepdim=True) + 1  # (B, 1)
+        if first is not None:
+            begin = begin.clamp(min=first)
         if not queries.any() and not prompts.prompt_segments.any():
             return torch.cat([visible, prompts.suffix_mask], dim=1), begin + steps
         same = queries[:, :, None] == queries[:, None, :]  # (B, S, S)
         own = same & (steps[:, None] >= steps) & prompts.suffix_mask[:, None, :]
         documents = visible[:, None, :].expand(-1, len(steps), -1)  # (B, S, P)
         positions = begin + steps - same.int().argmax(-1)  # the token's own query begins at its first column
-        window = self.lm.sliding_window
-        if window is not None and int(positions.max()) >= window:
+        last, window = int(positions.max()), self.lm.sliding_window
+        if last >= self.lm.context_length:
             raise NLTError(
-                f"LLM {self.lm.name!r} sees {window} tokens back, and a prompt has {int(positions.max()) + 1}: "
+                f"behind the longest document of a batch a query and its target end at {last + 1} tokens, and the "
+                f"context of LLM {self.lm.name!r} is {self.lm.context_length}; lower max_document_tokens"
+            )
+        if window is not None and last >= window:
+            raise NLTError(
+                f"LLM {self.lm.name!r} sees {window} tokens back, and a prompt has {last + 1}: "
                 "documents that do not see each other and contrast targets need a window over the whole prompt; "
                 "lower max_document_tokens or use document_layout sequential without contrast targets"
             )

@@ -37,6 +37,11 @@ class Objective(nn.Module, ABC):
         """Named terms, scalars, of tokenised queries and candidates and the rest of `NLTCollator`'s batch."""
         return self.compute_loss_from_embeddings(*embed(self.model, sentence_features), labels)
 
+    @property
+    def lm_tokens(self) -> int:
+        """Tokens that a frozen LLM has read for this objective in this process, without padding."""
+        return 0
+
     @abstractmethod
     def compute_loss_from_embeddings(
         self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]

@@ -30,7 +30,8 @@ class RemoteObjective(Objective):
     term and its gradient with respect to the embeddings come back, and one backward pass of the encoder goes on from
     there, so that the gradient is that of one joint graph. The worker is started by `spawn`, reads nothing but what
     `build` reads, and ends with this process, also when this one is killed. Several training processes have a worker
-    each. Not run so far: encoder or LLM on an accelerator.
+    each, which knows nothing of the others: an objective that exchanges documents among processes sees its own alone.
+    Not run so far: encoder or LLM on an accelerator.
 
     Inputs: those of the objective that `build` makes.
 
@@ -61,8 +62,13 @@ class RemoteObjective(Objective):
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, build), daemon=True)
         self.process.start()
+        self._lm_tokens = 0
         theirs.close()  # only the worker holds that end, so that its death is seen here
         self._receive()
+
+    @property
+    def lm_tokens(self) -> int:
+        return self._lm_tokens
 
     def compute_loss_from_embeddings(
         self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]
@@ -72,7 +78,7 @@ class RemoteObjective(Objective):
             self.connection.send((*arrays, self.temperature, torch.is_grad_enabled()))
         except OSError:
             pass  # the worker has ended; receiving says how
-        terms = self._receive()
+        terms, self._lm_tokens = self._receive()
         return {
             name: with_known_gradients(
                 torch.tensor(value, device=queries.device),
@@ -147,8 +153,8 @@ def _build(build: Callable[[nn.Module], Objective]) -> Objective:
     return objective
 
 
-def _compute(objective: Objective, request: tuple[Any, ...]) -> dict[str, tuple[float, list[np.ndarray]]]:
-    """Each term and, where a gradient is wanted, its gradients with respect to queries and documents."""
+def _compute(objective: Objective, request: tuple[Any, ...]) -> tuple[dict[str, tuple[float, list[np.ndarray]]], int]:
+    """Each term and, where a gradient is wanted, its gradients with respect to queries and documents; LLM tokens."""
     queries, documents, labels, objective.temperature, wanted = request
     queries, documents = (torch.from_numpy(array).requires_grad_(wanted) for array in (queries, documents))
     tensors = {name: torch.from_numpy(array) for name, array in labels.items()}
@@ -159,4 +165,5 @@ def _compute(objective: Objective, request: tuple[Any, ...]) -> dict[str, tuple[
         name: torch.autograd.grad(term, embeddings, retain_graph=True, materialize_grads=True) if wanted else ()
         for name, term in terms.items()
     }
-    return {name: (float(term), [g.numpy() for g in gradients[name]]) for name, term in terms.items()}
+    answer = {name: (float(term), [g.numpy() for g in gradients[name]]) for name, term in terms.items()}
+    return answer, objective.lm_tokens

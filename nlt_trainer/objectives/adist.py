@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from sentence_transformers import SentenceTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
-from nlt_trainer.errors import NLTError
-from nlt_trainer.models.attention import ValueMass, enable_document_attention
+from nlt_trainer.models.attention import ValueMass
 from nlt_trainer.models.document_prompts import DocumentPrompts
-from nlt_trainer.models.document_reader import DocumentReader
-from nlt_trainer.models.frozen_lm import FrozenLM
-from nlt_trainer.models.objective import Objective
+from nlt_trainer.models.prompt_teacher import PromptTeacher
 
 
-class ADistLoss(Objective):
+class ADistLoss(PromptTeacher):
     r"""KL divergence from the LLM's attention over a query's candidates to the encoder's distribution.
 
     The LLM reads a prompt of all K candidates, the query and the target. With p the attention and v the values,
@@ -59,55 +53,14 @@ class ADistLoss(Objective):
         ```
     """
 
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        lm: FrozenLM,
-        *,
-        temperature: float = 0.05,
-        teacher_temperature: float = 0.2,
-        micro_batch_size: int = 2,
-    ) -> None:
-        super().__init__(model, temperature=temperature)
-        if teacher_temperature <= 0:
-            raise NLTError(f"teacher_temperature is {teacher_temperature}; it must be greater than 0")
-        if micro_batch_size < 1:
-            raise NLTError(f"micro_batch_size is {micro_batch_size}; it must be at least 1")
-        enable_document_attention(lm)
-        self.teacher_temperature = teacher_temperature
-        self.micro_batch_size = micro_batch_size
-        self.reader = DocumentReader(lm)
+    term = "adist"
 
-    def compute_loss_from_embeddings(
-        self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        scores = self.own_scores(queries, documents)
-        attention = self.attention(DocumentPrompts.from_dict(labels), scores.shape[1])
-        return {"adist": self.compute_loss_from_scores(scores, attention)}
-
-    def compute_loss_from_scores(self, scores: Tensor, attention: Tensor) -> Tensor:
+    def compute_loss_from_scores(self, scores: Tensor, teacher: Tensor) -> Tensor:
         """Loss of scores and of the attention to each document, both `(B, K)`; a scalar in float32."""
-        relative = attention / attention.mean(-1, keepdim=True)
-        teacher = (relative.to(scores) / self.teacher_temperature).log_softmax(-1)
-        return nn.functional.kl_div(scores.log_softmax(-1), teacher, log_target=True, reduction="batchmean")
+        return super().compute_loss_from_scores(scores, teacher / teacher.mean(-1, keepdim=True))
 
-    @torch.no_grad()
-    def attention(self, prompts: DocumentPrompts, num_documents: int) -> Tensor:
-        """Attention times value norm of each document, from the rows that predict the target: `(B, K)` float32."""
-        device, size = self.reader.lm.device, self.micro_batch_size
-        parts = [prompts.rows(slice(start, start + size)).to(device) for start in range(0, len(prompts), size)]
-        with torch.autocast(device.type, enabled=False):  # the LLM runs in its own dtype, whatever the encoder's
-            return torch.cat([self._attention(part, num_documents) for part in parts])
-
-    def _attention(self, prompts: DocumentPrompts, num_documents: int) -> Tensor:
+    def read(self, prompts: DocumentPrompts, num_documents: int) -> Tensor:
+        """Attention times value norm of each document, from the rows that predict the target: `(b, K)` float32."""
         recorder = ValueMass(prompts.key_documents(num_documents), prompts.suffix_predicts, num_documents)
         self.reader.read_suffix(prompts, self.reader.read_documents(prompts), recorder)
-        return torch.stack(list(recorder.mass.values())).mean(dim=(0, 2))  # (L, B, H, K) -> (B, K)
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Settings for the model card."""
-        return {
-            "temperature": self.temperature,
-            "teacher_temperature": self.teacher_temperature,
-            "llm": self.reader.lm.name,
-        }
+        return torch.stack(list(recorder.mass.values())).mean(dim=(0, 2))  # (L, b, H, K) -> (b, K)

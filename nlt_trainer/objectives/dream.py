@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import all_gather, all_gather_with_grad
 from torch import Tensor
+from transformers import DynamicCache
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.attention import ScoreInjection, enable_document_attention
+from nlt_trainer.models.attention import DocumentMass, ScoreInjection
+from nlt_trainer.models.document_pool import DocumentPool, PooledPrompts, cache_rows, first_of_equals
 from nlt_trainer.models.document_prompts import DocumentPrompts
 from nlt_trainer.models.document_reader import DocumentReader
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.models.known_gradient import micro_batched_loss
-from nlt_trainer.models.objective import Objective
+from nlt_trainer.models.llm_objective import LLMObjective
+from nlt_trainer.models.similarity import all_cosines, label_of
+
+InjectedRows = Literal["all", "target"]
 
 
-class DREAMLoss(Objective):
+class DREAMLoss(LLMObjective):
     r"""Next-token loss of the target under a frozen LLM whose selected heads share attention as the encoder scores.
 
     With :math:`w_{bk} = \mathrm{softmax}_k(\cos(e(q_b), e(d_{bk})) / \tau)`, a selected head's attention p, from every
@@ -38,10 +44,16 @@ class DREAMLoss(Objective):
     The gradient fades as w saturates. With a share floor f the shares are :math:`(1 - f) w_{bk} + f / K`, so that the
     LLM keeps every document in view while a low temperature still lets queries that are solved rest.
 
+    With `in_batch_candidates` a query's selected heads choose among the U different documents of the global batch: w
+    is a softmax over all of them, and their keys and values stand in the place of the prompt's own. The other heads go
+    on reading the prompt's K documents. It costs no further reading, but attention to more keys, and memory for those
+    of all B x K documents at once.
+
     Inputs:
         | Texts              | Labels                                     |
         |--------------------|--------------------------------------------|
-        | B queries, B x K documents | the tensors of `DocumentPrompts` of the same documents, in the same order |
+        | B queries, B x K documents | the tensors of `DocumentPrompts` of the same documents, in the same order; |
+        |                    | `candidate_keys` `(B, K)`, equal for equal texts, for in-batch candidates   |
 
     Args:
         model: the encoder.
@@ -49,6 +61,10 @@ class DREAMLoss(Objective):
         heads: the heads to inject, found in this LLM.
         temperature: of the encoder's cosines.
         share_floor: part of the shares that all documents get alike, 0 (the paper's) to below 1.
+        document_mass: the attention that is divided among documents: what the head gives them (`kept`) or all (`one`).
+        injected_rows: `all` from the query on, or those alone that predict a token of the target (`target`).
+        in_batch_candidates: whether a query's heads choose among the documents of all queries; these must not see
+            each other.
         micro_batch_size: queries that the LLM reads at once; any value gives the same gradient, memory grows with it.
         document_cache_gib: memory, GiB, for keys and values of documents that do not see each other, kept from step to
             step; 0 keeps none.
@@ -66,6 +82,8 @@ class DREAMLoss(Objective):
         ```
     """
 
+    reader: DocumentReader
+
     def __init__(
         self,
         model: SentenceTransformer,
@@ -74,38 +92,76 @@ class DREAMLoss(Objective):
         heads: HeadSet,
         temperature: float = 0.05,
         share_floor: float = 0.0,
+        document_mass: DocumentMass = "kept",
+        injected_rows: InjectedRows = "all",
+        in_batch_candidates: bool = False,
         micro_batch_size: int = 2,
         document_cache_gib: float = 0.0,
     ) -> None:
-        super().__init__(model, temperature=temperature)
+        reader = DocumentReader(lm, cache_bytes=int(document_cache_gib * 2**30))
+        super().__init__(model, reader, temperature=temperature, micro_batch_size=micro_batch_size)
         if not 0 <= share_floor < 1:
             raise NLTError(
                 f"share_floor is {share_floor}; it must be at least 0 and below 1, where nothing would train"
             )
-        if micro_batch_size < 1:
-            raise NLTError(f"micro_batch_size is {micro_batch_size}; it must be at least 1")
+        if document_cache_gib < 0:
+            raise NLTError(f"document_cache_gib is {document_cache_gib}; it must be at least 0, which keeps none")
+        for name, value, choices in (
+            ("document_mass", document_mass, get_args(DocumentMass)),
+            ("injected_rows", injected_rows, get_args(InjectedRows)),
+        ):
+            if value not in choices:
+                raise NLTError(f"{name} {value!r} is unknown; choose one of {', '.join(choices)}")
         heads.check(lm)
-        enable_document_attention(lm)
         self.share_floor = share_floor
-        self.micro_batch_size = micro_batch_size
-        self.reader = DocumentReader(lm, cache_bytes=int(document_cache_gib * 2**30))
+        self.document_mass = document_mass
+        self.injected_rows = injected_rows
+        self.in_batch_candidates = in_batch_candidates
         self.heads = heads.by_layer(lm.device)
 
     def compute_loss_from_embeddings(
         self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        scores = self.own_scores(queries, documents)
         prompts = DocumentPrompts.from_dict(labels)
-        return {"dream": self.compute_loss_from_scores(scores, prompts)}
+        if not self.in_batch_candidates:
+            return {"dream": self.compute_loss_from_scores(self.own_scores(queries, documents), prompts)}
+        (b, k), prompts = documents.shape[:2], prompts.to(self.reader.lm.device)
+        cache = self.reader.read_documents(prompts)
+        pool = DocumentPool.of_batch(prompts, cache, num_candidates=k, layers=self.heads)
+        keys = label_of(labels, "candidate_keys", remedy="NLTCollator makes them").flatten()  # (B * K,)
+        documents = documents.flatten(0, 1)  # (B * K, D)
+        if torch.distributed.is_initialized():  # W processes: (W * B * K,), (W * B * K, D)
+            pool = pool.gathered(b * k, keys.device)
+            keys, documents = all_gather(keys), all_gather_with_grad(documents)
+        first = first_of_equals(keys)
+        scores = all_cosines(queries, documents[first]) / self.temperature  # (B, U)
+        pool = pool.only(first.to(self.reader.lm.device))
+        return {"dream": self.compute_loss_from_scores(scores, prompts, read=cache, pool=pool)}
 
-    def compute_loss_from_scores(self, scores: Tensor, prompts: DocumentPrompts) -> Tensor:
-        """Loss of scores `(B, K)` and their prompts; a scalar in float32 with a gradient to the scores."""
+    def compute_loss_from_scores(
+        self,
+        scores: Tensor,
+        prompts: DocumentPrompts,
+        *,
+        read: DynamicCache | None = None,
+        pool: DocumentPool | None = None,
+    ) -> Tensor:
+        """Loss of scores and their prompts; a scalar in float32 with a gradient to the scores.
+
+        Args:
+            scores: `(B, K)`, or `(B, U)` with a pool.
+            prompts: B prompts of K documents.
+            read: keys and values of their documents, where they have been read.
+            pool: U documents that the selected heads choose among, instead of the prompts' own.
+        """
         device = self.reader.lm.device
+
+        def losses(log_weights: Tensor, part: slice) -> Tensor:
+            own = prompts.rows(part).to(device)
+            return self.read(log_weights, own, cache=cache_rows(read, part) if read else None, pool=pool)
+
         return micro_batched_loss(
-            lambda log_weights, part: self.read(log_weights, prompts.rows(part).to(device)),
-            self.log_shares(scores),
-            micro_batch_size=self.micro_batch_size,
-            device=device,
+            losses, self.log_shares(scores), micro_batch_size=self.micro_batch_size, device=device
         )
 
     def log_shares(self, scores: Tensor) -> Tensor:
@@ -116,12 +172,24 @@ class DREAMLoss(Objective):
         even = log_weights.new_tensor(self.share_floor / scores.shape[1]).log()
         return torch.logaddexp(log_weights + math.log1p(-self.share_floor), even)
 
-    def read(self, log_weights: Tensor, prompts: DocumentPrompts) -> Tensor:
-        """Loss of each prompt, nats per target token, `(B,)`, with log-weights `(B, K)` injected."""
-        cache = self.reader.read_documents(prompts)
-        documents = prompts.key_documents(log_weights.shape[1])
-        injection = ScoreInjection(log_weights, documents, prompts.suffix_mask, self.heads)
-        losses = self.reader.target_losses(self.reader.read_suffix(prompts, cache, injection), prompts)  # (B, 1 + M)
+    def read(
+        self,
+        log_weights: Tensor,
+        prompts: DocumentPrompts,
+        *,
+        cache: DynamicCache | None = None,
+        pool: DocumentPool | None = None,
+    ) -> Tensor:
+        """Loss of each prompt, nats per target token, `(B,)`, with log-weights `(B, K)`, `(B, U)` with a pool."""
+        if cache is None:
+            cache = self.reader.read_documents(prompts)
+        pooled = None if pool is None else PooledPrompts.of(pool, prompts)
+        documents = prompts.key_documents(log_weights.shape[1]) if pooled is None else pooled.documents
+        # A row predicts the token after it; no suffix begins with its target.
+        rows = prompts.suffix_mask if self.injected_rows == "all" else prompts.suffix_target.roll(-1, dims=1)
+        injection = ScoreInjection(log_weights, documents, rows, self.heads, self.document_mass, pooled)
+        hidden = self.reader.read_suffix(prompts, cache, injection, begin=pool.end if pool else None)
+        losses = self.reader.target_losses(hidden, prompts)  # (B, 1 + M)
         return losses[:, 0] - losses[:, 1:].mean(1) if losses.shape[1] > 1 else losses[:, 0]
 
     def get_config_dict(self) -> dict[str, Any]:
@@ -130,6 +198,9 @@ class DREAMLoss(Objective):
         return {
             "temperature": self.temperature,
             "share_floor": self.share_floor,
+            "document_mass": self.document_mass,
+            "injected_rows": self.injected_rows,
+            "in_batch_candidates": self.in_batch_candidates,
             "llm": self.reader.lm.name,
             "heads": heads,
         }

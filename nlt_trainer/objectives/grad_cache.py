@@ -54,6 +54,10 @@ class GradCacheLoss(Objective):
         self.objective = objective
         self.micro_batch_size = micro_batch_size
 
+    @property
+    def lm_tokens(self) -> int:
+        return self.objective.lm_tokens
+
     def forward(self, sentence_features: Features, labels: dict[str, Tensor]) -> dict[str, Tensor]:
         embeddings = embed(_EncoderInParts(self.model, self.micro_batch_size), sentence_features)
         return self.compute_loss_from_embeddings(*embeddings, labels)

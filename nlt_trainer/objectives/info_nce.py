@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.objective import Objective
-from nlt_trainer.models.similarity import all_cosines, gain_of
+from nlt_trainer.models.similarity import all_cosines, gain_of, label_of
 
 
 class InfoNCELoss(Objective):
@@ -68,7 +68,7 @@ class InfoNCELoss(Objective):
     ) -> dict[str, Tensor]:
         own_positive = labels["positive"] if "positive" in labels else gain_of(labels).argmax(-1)  # (B,)
         not_negative = self.not_negative(labels, own_positive)  # (B, K)
-        own_keys = labels["candidate_keys"]
+        own_keys = label_of(labels, "candidate_keys", remedy="NLTCollator makes them")
         if not self.in_batch_negatives:
             scores, excluded = self.own_scores(queries, documents), _same_text(own_keys, own_keys, not_negative)
             return {"info_nce": self.compute_loss_from_scores(scores, own_positive, excluded)}

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from sentence_transformers import SentenceTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
-from nlt_trainer.errors import NLTError
-from nlt_trainer.models.attention import enable_document_attention
 from nlt_trainer.models.document_prompts import DocumentPrompts
-from nlt_trainer.models.document_reader import DocumentReader
-from nlt_trainer.models.frozen_lm import FrozenLM
-from nlt_trainer.models.objective import Objective
+from nlt_trainer.models.prompt_teacher import PromptTeacher
 
 
-class LOOPLoss(Objective):
+class LOOPLoss(PromptTeacher):
     r"""KL divergence from the LLM's leave-one-out distribution over a query's candidates to the encoder's.
 
     With :math:`\ell_{bk}` the target's negative log-likelihood, nats per target token, after a prompt of all K
@@ -56,59 +49,17 @@ class LOOPLoss(Objective):
         ```
     """
 
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        lm: FrozenLM,
-        *,
-        temperature: float = 0.05,
-        teacher_temperature: float = 0.01,
-        micro_batch_size: int = 2,
-    ) -> None:
-        super().__init__(model, temperature=temperature)
-        if teacher_temperature <= 0:
-            raise NLTError(f"teacher_temperature is {teacher_temperature}; it must be greater than 0")
-        if micro_batch_size < 1:
-            raise NLTError(f"micro_batch_size is {micro_batch_size}; it must be at least 1")
-        enable_document_attention(lm)
-        self.teacher_temperature = teacher_temperature
-        self.micro_batch_size = micro_batch_size
-        self.reader = DocumentReader(lm)
+    term = "loop"
 
-    def compute_loss_from_embeddings(
-        self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        scores = self.own_scores(queries, documents)
-        left_out = self.left_out_losses(DocumentPrompts.from_dict(labels), scores.shape[1])
-        return {"loop": self.compute_loss_from_scores(scores, left_out)}
+    def read(self, prompts: DocumentPrompts, num_documents: int) -> Tensor:
+        """Mean target loss of each prompt without each of its documents, nats per target token: `(b, K)`.
 
-    def compute_loss_from_scores(self, scores: Tensor, left_out: Tensor) -> Tensor:
-        """Loss of scores and of the LLM's losses without each document, both `(B, K)`; a scalar in float32."""
-        teacher = (left_out.to(scores) / self.teacher_temperature).log_softmax(-1)
-        return nn.functional.kl_div(scores.log_softmax(-1), teacher, log_target=True, reduction="batchmean")
-
-    @torch.no_grad()
-    def left_out_losses(self, prompts: DocumentPrompts, num_documents: int) -> Tensor:
-        """Mean target loss of each prompt without each of its documents, nats per target token: `(B, K)`."""
-        device, size = self.reader.lm.device, self.micro_batch_size
-        parts = [prompts.rows(slice(start, start + size)).to(device) for start in range(0, len(prompts), size)]
-        with torch.autocast(device.type, enabled=False):  # the LLM runs in its own dtype, whatever the encoder's
-            return torch.cat([self._left_out_losses(part, num_documents) for part in parts])
-
-    def _left_out_losses(self, prompts: DocumentPrompts, num_documents: int) -> Tensor:
-        """The documents are read once; K suffixes follow as rows `b * K + k`, each without document k."""
+        The documents are read once; K suffixes follow as rows `b * K + k`, each without document k.
+        """
         cache = self.reader.read_documents(prompts)
         cache.batch_repeat_interleave(num_documents)
         repeated = prompts.repeat(num_documents)
-        left_out = torch.arange(num_documents, device=prompts.documents.device).repeat(len(prompts))  # (B * K,)
+        left_out = torch.arange(num_documents, device=prompts.documents.device).repeat(len(prompts))  # (b * K,)
         visible = repeated.prompt_mask & (repeated.document_parts(num_documents) != left_out[:, None])
-        hidden = self.reader.read_suffix(repeated, cache, visible=visible)  # (B * K, S, hidden)
+        hidden = self.reader.read_suffix(repeated, cache, visible=visible)  # (b * K, S, hidden)
         return self.reader.target_losses(hidden, repeated)[:, 0].unflatten(0, (-1, num_documents))
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Settings for the model card."""
-        return {
-            "temperature": self.temperature,
-            "teacher_temperature": self.teacher_temperature,
-            "llm": self.reader.lm.name,
-        }

@@ -47,6 +47,10 @@ class MixtureLoss(Objective):
         self.objectives: Sequence[Objective] = nn.ModuleList(objectives)  # type: ignore[assignment]  # which forgets it
         self.weights = list(weights)
 
+    @property
+    def lm_tokens(self) -> int:
+        return sum(objective.lm_tokens for objective in self.objectives)
+
     def compute_loss_from_embeddings(
         self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]
     ) -> dict[str, Tensor]:

@@ -10,15 +10,14 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.attention import enable_document_attention
 from nlt_trainer.models.chunks import ChunkGroups, ChunkReader
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.known_gradient import micro_batched_loss
-from nlt_trainer.models.objective import Objective
+from nlt_trainer.models.llm_objective import LLMObjective
 from nlt_trainer.models.similarity import pairwise_cosines
 
 
-class RevelaLoss(Objective):
+class RevelaLoss(LLMObjective):
     r"""Next-token loss of chunks under an LLM whose heads add what the encoder finds similar in other chunks.
 
     A group holds C = K + 1 chunks: a query (chunk 0) and its K candidates. With
@@ -64,6 +63,8 @@ class RevelaLoss(Objective):
         ```
     """
 
+    reader: ChunkReader
+
     def __init__(
         self,
         model: SentenceTransformer,
@@ -73,18 +74,14 @@ class RevelaLoss(Objective):
         micro_batch_size: int = 2,
         trained: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
-        super().__init__(model, temperature=temperature)
-        if micro_batch_size < 1:
-            raise NLTError(f"micro_batch_size is {micro_batch_size}; it must be at least 1")
         if trained and lm.device != model.device:
             raise NLTError(
                 f"the LLM that is trained is on {lm.device} and the encoder on {model.device}; put both on one device "
                 "(leave llm_device out)"
             )
-        enable_document_attention(lm)
-        self.micro_batch_size = micro_batch_size
+        reader = ChunkReader(lm, trained=bool(trained))
+        super().__init__(model, reader, temperature=temperature, micro_batch_size=micro_batch_size)
         self.llm = nn.ParameterDict({name.replace(".", "_"): p for name, p in (trained or {}).items()})
-        self.reader = ChunkReader(lm, trained=bool(trained))
 
     def compute_loss_from_embeddings(
         self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]

@@ -29,7 +29,7 @@ from nlt_trainer.data.adaptation import (
     pad_rows,
 )
 from nlt_trainer.data.beir import Collection
-from nlt_trainer.data.candidates import QueryCandidates, read_candidates
+from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.gains import read_gains
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_folder, write_json
@@ -38,14 +38,21 @@ from nlt_trainer.models.locations import resolve_model
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.resume import (
     SETTINGS_FILE,
-    SecondsCallback,
+    CostCallback,
     adaptation_settings,
     check_settings,
     last_checkpoint,
-    train_seconds,
+    logged_cost,
 )
 from nlt_trainer.scripts import run_main
-from nlt_trainer.scripts.common import load_llm, load_training_collection, processes, prompt_tokens, target_of
+from nlt_trainer.scripts.common import (
+    load_candidates,
+    load_llm,
+    load_training_collection,
+    processes,
+    prompt_tokens,
+    target_of,
+)
 
 
 def report_file(adapter: str | Path) -> Path:
@@ -63,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = adaptation_settings(model, data, args)
     check_settings(folder, settings)
     collection = load_training_collection(data)
-    candidates = read_candidates(data.candidates, collection) if data.adapt_pairs else []
+    candidates = load_candidates(data, collection) if data.adapt_pairs else []
     pairs = best_pairs(candidates, read_gains(data.gains, candidates)) if candidates else []
     texts = choose_texts(collection, pairs, num_documents=data.adapt_documents, seed=args.seed)
     lm = load_llm(model)
@@ -71,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(args.seed)  # the adapter's random start
     adapted = add_adapter(lm, model)
     before = mean_loss(adapted, held_out)  # the adapter does nothing yet
-    trainer = Trainer(adapted, args, train_dataset=rows, data_collator=pad_rows, callbacks=[SecondsCallback()])
+    trainer = Trainer(adapted, args, train_dataset=rows, data_collator=pad_rows, callbacks=[CostCallback()])
     if trainer.is_world_process_zero():
         write_json(folder / SETTINGS_FILE, settings)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
@@ -82,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
             "documents": len(texts.documents),
             "pairs": len(texts.pairs),
             "steps": trainer.state.global_step,
-            "seconds": train_seconds(trainer.state),
+            "seconds": logged_cost(trainer.state, "train_seconds"),
             "lm_tokens": round(sum(rows["length"]) * float(trainer.state.epoch or 0)),
             "held_out_documents": len(texts.held_out),
             "held_out_loss_before": round(before, 4),

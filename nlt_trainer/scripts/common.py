@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Tra
 
 from nlt_trainer.arguments import DataArguments, ModelArguments
 from nlt_trainer.data.beir import Collection, Query, load_collection, training_queries
-from nlt_trainer.data.candidates import QueryCandidates
+from nlt_trainer.data.candidates import QueryCandidates, read_candidates
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.frozen_lm import FrozenLM, context_length
 from nlt_trainer.models.locations import resolve_model
@@ -50,6 +50,22 @@ def chosen_queries(collection: Collection, data: DataArguments, *, seed: int) ->
         return queries
     drawn = sorted(random.Random(seed).sample(range(len(queries)), data.max_queries))
     return [queries[i] for i in drawn]
+
+
+def load_candidates(data: DataArguments, collection: Collection) -> list[QueryCandidates]:
+    """The recipe's candidates.
+
+    Raises:
+        DataError: the file is not what `mine` writes, or has another number of candidates than the recipe.
+        NLTError: it has more queries than the recipe.
+    """
+    candidates = read_candidates(data.candidates, collection, num_candidates=data.num_candidates)
+    if data.max_queries is not None and len(candidates) > data.max_queries:
+        raise NLTError(
+            f"{data.candidates} has {len(candidates)} queries and max_queries is {data.max_queries}; only mine draws "
+            "them: run nlt mine again or set max_queries as it was"
+        )
+    return candidates
 
 
 def load_llm(model: ModelArguments) -> FrozenLM:

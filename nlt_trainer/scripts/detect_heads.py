@@ -23,14 +23,13 @@ import numpy as np
 
 from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments, ModelArguments
 from nlt_trainer.data.beir import Collection
-from nlt_trainer.data.candidates import read_candidates
 from nlt_trainer.data.gains import read_gains
 from nlt_trainer.data.needles import cut_needles
 from nlt_trainer.data.training import relevance
 from nlt_trainer.models.heads import HeadSet, detect_query_focused_heads, relevant_by_gain, tells_apart
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.scripts import run_main
-from nlt_trainer.scripts.common import load_llm, load_training_collection, processes, prompt_tokens
+from nlt_trainer.scripts.common import load_candidates, load_llm, load_training_collection, processes, prompt_tokens
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def detect(model: ModelArguments, data: DataArguments, *, seed: int) -> HeadSet:
 
 def candidate_task(collection: Collection, data: DataArguments) -> HeadTask:
     """The training queries with their candidates, known by gain or by judgements."""
-    candidates = read_candidates(data.candidates, collection)
+    candidates = load_candidates(data, collection)
     if data.head_method == "qrels":
         split = str(data.head_qrels)
         relevant, gold = relevance(candidates, collection.split_qrels(split)), f"qrels/{split}.tsv"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -19,6 +19,7 @@ from nlt_trainer.arguments import (
 )
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.collator import ChunkBuilder, PromptBuilder
+from nlt_trainer.errors import NLTError
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.models.lora import add_llm_lora
@@ -48,16 +49,19 @@ class Reading:
     prompts: PromptBuilder | None
     chunks: ChunkBuilder | None
 
-    def count_tokens(self, objectives: Iterable[str], rows: Sequence[Mapping[str, Any]]) -> int:
-        """Tokens that the LLM reads for the objectives in one pass over the rows, without padding."""
-        total = 0
-        for name in objectives:
-            if self.prompts is not None and name in PROMPT_OBJECTIVES:
-                suffixes = len(rows[0]["documents"]) if name == "loop" else 1
-                total += self.prompts.count_tokens(rows, suffixes=suffixes)
-            if self.chunks is not None and name == "revela":
-                total += self.chunks.count_tokens(rows)
-        return total
+    def truncated_documents(self, rows: Sequence[Mapping[str, Any]]) -> float:
+        """Share of the documents that are cut to `max_document_tokens`, 0 where nothing is read.
+
+        Raises:
+            NLTError: a prompt or a chunk does not fit the LLM's context.
+        """
+        cut: list[bool] = []
+        builders: list[PromptBuilder | ChunkBuilder] = [b for b in (self.prompts, self.chunks) if b is not None]
+        for build in builders:
+            for row in rows:
+                build([row])
+                cut += [build.tokens.document(text)[1] for text in row["documents"]]
+        return sum(cut) / len(cut) if cut else 0.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Parts:
     args: NLTTrainingArguments
     candidates: list[QueryCandidates]
     backbone: FrozenLM | None = None
-    """The LLM where the encoder shares its weights."""
+    """The LLM where it is in memory already, as when the encoder shares its weights."""
 
     @cached_property
     def lm(self) -> FrozenLM:
@@ -93,7 +97,7 @@ class Parts:
                     length,
                     layout=self.data.document_layout,  # type: ignore[arg-type]  # checked by DataArguments
                     foreign=[(c.query, c.answer) for c in self.candidates],
-                    contrast_targets=self.args.contrast_targets,
+                    contrast_targets=self.args.contrast_targets if "dream" in self.args.objectives else 0,
                     seed=self.args.seed,
                 )
             if "revela" in self.args.objectives:
@@ -116,12 +120,21 @@ def likelihood_gain(parts: Parts, temperature: float) -> LikelihoodGainLoss:
 
 
 def dream(parts: Parts, temperature: float) -> DREAMLoss:
+    heads = HeadSet.load(parts.model.heads)
+    if len(heads.heads) != min(parts.model.num_heads, sum(map(len, heads.scores))):
+        raise NLTError(
+            f"{parts.model.heads} has {len(heads.heads)} heads and num_heads is {parts.model.num_heads}; only "
+            "detect_heads chooses them: run it again (head_scores takes another number from the same scores)"
+        )
     return DREAMLoss(
         parts.encoder,
         parts.lm,
-        heads=HeadSet.load(parts.model.heads),
+        heads=heads,
         temperature=temperature,
         share_floor=parts.args.share_floor,
+        document_mass=parts.args.document_mass,  # type: ignore[arg-type]  # checked by the loss
+        injected_rows=parts.args.injected_rows,  # type: ignore[arg-type]
+        in_batch_candidates=parts.args.in_batch_candidates,
         micro_batch_size=parts.args.lm_micro_batch_size,
         document_cache_gib=parts.args.document_cache_gib,
     )

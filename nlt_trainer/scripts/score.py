@@ -17,14 +17,21 @@ from typing import Any
 import numpy as np
 
 from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments
-from nlt_trainer.data.candidates import QueryCandidates, read_candidates
+from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.gains import audit_teacher, write_gains
 from nlt_trainer.data.training import relevance
 from nlt_trainer.files import read_json, write_json
 from nlt_trainer.models.scoring import Likelihoods, LikelihoodScorer, likelihood_gain
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.scripts import run_main
-from nlt_trainer.scripts.common import load_llm, load_training_collection, make_scorer, processes, target_of
+from nlt_trainer.scripts.common import (
+    load_candidates,
+    load_llm,
+    load_training_collection,
+    make_scorer,
+    processes,
+    target_of,
+)
 
 
 def audit_file(gains: str) -> Path:
@@ -37,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     model, data, args = parse_recipe(RECIPE_BLOCKS, argv)
     state = processes(args)
     collection = load_training_collection(data)
-    candidates = read_candidates(data.candidates, collection)
+    candidates = load_candidates(data, collection)
     texts = [[collection.corpus[d].content for d in c.document_ids] for c in candidates]
     scorer = make_scorer(load_llm(model), data, target=target_of(data, candidates))
     start = time.monotonic()

@@ -16,11 +16,11 @@ from typing import Any
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from transformers import set_seed
+from transformers import IntervalStrategy, set_seed
 
 from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments, ModelArguments, NLTTrainingArguments
 from nlt_trainer.data.beir import Collection, load_collection
-from nlt_trainer.data.candidates import QueryCandidates, read_candidates
+from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.collator import NLTCollator
 from nlt_trainer.data.gains import read_gains, read_likelihoods
 from nlt_trainer.data.training import training_dataset
@@ -35,16 +35,16 @@ from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.resume import (
     SETTINGS_FILE,
     AdapterCallback,
-    SecondsCallback,
+    CostCallback,
     check_settings,
     last_checkpoint,
+    logged_cost,
     run_settings,
-    train_seconds,
 )
 from nlt_trainer.scripts import run_main
 from nlt_trainer.scripts.adapt_scorer import report_file
-from nlt_trainer.scripts.common import load_llm, load_training_collection, processes
-from nlt_trainer.scripts.losses import Parts, make_loss
+from nlt_trainer.scripts.common import load_candidates, load_llm, load_training_collection, processes
+from nlt_trainer.scripts.losses import Parts, Reading, make_loss
 from nlt_trainer.scripts.score import audit_file
 from nlt_trainer.trainer import NLTTrainer
 
@@ -55,30 +55,17 @@ def main(argv: list[str] | None = None) -> None:
     processes(args)
     folder = Path(args.output_dir)
     collection = load_training_collection(data)
-    candidates = read_candidates(data.candidates, collection)
+    candidates = load_candidates(data, collection)
     settings = run_settings(model, data, args)
     check_settings(folder, settings)
     before = cost_before_training(model, data, args)
-    check_llm_options(model, args)
+    check_options(model, data, args)
     set_seed(args.seed)  # the random start of an adapter
     backbone = load_llm(model) if model.shared_backbone else None
     encoder = load_start(model, backbone)
     dataset = make_dataset(collection, data, args, candidates=candidates)
-    loss, reading = make_loss(Parts(encoder, model, data, args, candidates, backbone))
-    lm_tokens = reading.count_tokens(args.objectives, dataset)  # also finds prompts that do not fit, now
-    collator = NLTCollator(
-        encoder, prompts=reading.prompts, chunks=reading.chunks, max_length=model.train_max_length, seed=args.seed
-    )
-    trainer = NLTTrainer(
-        encoder,
-        args,
-        train_dataset=dataset,
-        loss=loss,
-        data_collator=collator,  # type: ignore[arg-type]  # any callable
-        evaluator=dev_evaluator(data),
-        callbacks=[SecondsCallback(), AdapterCallback(encoder, last_checkpoint(folder))],
-    )
-    encoder.model_card_data.train_datasets, encoder.model_card_data.widget = [], []  # both would show the user's texts
+    trainer, reading = make_trainer(Parts(encoder, model, data, args, candidates, backbone), dataset)
+    truncated = reading.truncated_documents(dataset)  # also finds prompts that do not fit, now
     if trainer.is_world_process_zero():
         write_json(folder / SETTINGS_FILE, settings)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
@@ -89,16 +76,43 @@ def main(argv: list[str] | None = None) -> None:
             "seed": args.seed,
             "steps": trainer.state.global_step,
             "queries": len(dataset),
-            "train_seconds": round(train_seconds(trainer.state) + before["seconds"], 1),
-            "lm_tokens": round(lm_tokens * float(trainer.state.epoch or 0)) + before["lm_tokens"],
+            "train_seconds": round(logged_cost(trainer.state, "train_seconds") + before["seconds"], 1),
+            "lm_tokens": int(logged_cost(trainer.state, "lm_tokens")) + before["lm_tokens"],
+            **({"truncated_documents": round(truncated, 4)} if args.reads_llm else {}),
             "log": trainer.state.log_history,
         }
         write_json(folder / "training.json", report)
+        if truncated:
+            print(f"{truncated:.0%} of the documents were cut to {data.max_document_tokens} tokens for the LLM")
         print(f"{folder}/encoder: trained with {args.objective}; SentenceTransformer(path) loads it")
 
 
-def check_llm_options(model: ModelArguments, args: NLTTrainingArguments) -> None:
-    """Refuse options of an LLM that training does not read or train.
+def make_trainer(parts: Parts, dataset: Dataset) -> tuple[NLTTrainer, Reading]:
+    """The recipe's trainer, and what builds the texts that its objective reads with the LLM."""
+    encoder, args = parts.encoder, parts.args
+    loss, reading = make_loss(parts)
+    collator = NLTCollator(
+        encoder,
+        prompts=reading.prompts,
+        chunks=reading.chunks,
+        max_length=parts.model.train_max_length,
+        seed=args.seed,
+    )
+    trainer = NLTTrainer(
+        encoder,
+        args,
+        train_dataset=dataset,
+        loss=loss,
+        data_collator=collator,  # type: ignore[arg-type]  # any callable
+        evaluator=dev_evaluator(parts.data),
+        callbacks=[CostCallback(loss), AdapterCallback(encoder, last_checkpoint(Path(str(args.output_dir))))],
+    )
+    encoder.model_card_data.train_datasets, encoder.model_card_data.widget = [], []  # both would show the user's texts
+    return trainer, reading
+
+
+def check_options(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
+    """Refuse options of an LLM that training does not read or train, and options that contradict each other.
 
     Raises:
         NLTError: names the option.
@@ -110,6 +124,21 @@ def check_llm_options(model: ModelArguments, args: NLTTrainingArguments) -> None
             raise NLTError(f"{key}: objective {args.objective!r} reads no LLM in training; leave {key} out")
         if getattr(model, key) and model.llm_lora is not None:
             raise NLTError(f"{key}: llm_lora trains the LLM in the trainer's own process; leave one of the two out")
+    if args.eval_strategy != "no" and data.dev_split is None:
+        raise NLTError(
+            f"eval_strategy is {IntervalStrategy(args.eval_strategy).value} and there is nothing to evaluate on; set "
+            "dev_split, or eval_strategy: 'no'"
+        )
+    if args.in_batch_candidates and data.document_layout != "independent":
+        raise NLTError(
+            f"in_batch_candidates needs documents that do not see each other, and document_layout is "
+            f"{data.document_layout}; set it to independent"
+        )
+    if args.in_batch_candidates and model.llm_process and args.world_size > 1:
+        raise NLTError(
+            "in_batch_candidates: each of the LLM's processes would know its own documents alone; set llm_process: "
+            "false or train in one process"
+        )
 
 
 def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> SentenceTransformer:
