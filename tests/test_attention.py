@@ -13,13 +13,11 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from nlt_trainer.models.attention import (
     MASKED,
-    AttentionMass,
     ScoreInjection,
-    ValueMass,
     document_attention,
     enable_document_attention,
-    log_mass,
 )
+from nlt_trainer.models.attention_mass import AttentionMass, ValueMass, log_mass
 from nlt_trainer.models.document_pool import DocumentPool, PooledPrompts
 from nlt_trainer.models.frozen_lm import FrozenLM
 

@@ -12,7 +12,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig,
 from transformers.masking_utils import sdpa_mask
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.attention import AttentionMass, DocumentMass, ScoreInjection, enable_document_attention
+from nlt_trainer.models.attention import DocumentMass, ScoreInjection, enable_document_attention
+from nlt_trainer.models.attention_mass import AttentionMass
 from nlt_trainer.models.document_prompts import DocumentPrompts, build_prompts
 from nlt_trainer.models.document_reader import DocumentReader
 from nlt_trainer.models.frozen_lm import FrozenLM

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.attention import AttentionMass, ScoreInjection
+from nlt_trainer.models.attention import ScoreInjection
+from nlt_trainer.models.attention_mass import AttentionMass
 from nlt_trainer.models.document_prompts import DocumentPrompts
 from nlt_trainer.models.frozen_lm import FrozenLM
 

@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import read_json, write_json
-from nlt_trainer.models.attention import AttentionMass, enable_document_attention
+from nlt_trainer.models.attention import enable_document_attention
+from nlt_trainer.models.attention_mass import AttentionMass
 from nlt_trainer.models.document_prompts import DocumentLayout, DocumentPrompts, build_prompts
 from nlt_trainer.models.document_reader import DocumentReader
 from nlt_trainer.models.frozen_lm import FrozenLM

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nlt_trainer.models.attention import ValueMass
+from nlt_trainer.models.attention_mass import ValueMass
 from nlt_trainer.models.document_prompts import DocumentPrompts
 from nlt_trainer.models.prompt_teacher import PromptTeacher
 
