@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -188,6 +189,22 @@ def test_the_adapter_alone_is_saved_and_loads_without_the_trainer(lm: FrozenLM, 
     assert config["base_model_name_or_path"] == str(Path(lm.name).absolute())
     loaded = SentenceTransformer(str(tmp_path / "encoder"), device="cpu")
     np.testing.assert_allclose(loaded.encode_query(TEXTS), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["base", "start/base", "./base", "../base"])
+def test_an_adapter_names_a_relative_base_as_a_path(
+    lm: FrozenLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Reference: embeddings before, loaded from the same working directory; no Hub id begins with a dot."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    shutil.copytree(lm.name, name)
+    encoder = load_encoder(name, pooling="lasttoken", lora={"r": 2, "target_modules": "all-linear"}, device="cpu")
+    encoder.save_pretrained("encoder")
+    config = json.loads(Path("encoder", "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == {"../base": "./../base"}.get(name, f"./{name.removeprefix('./')}")
+    loaded = SentenceTransformer("encoder", device="cpu")
+    np.testing.assert_allclose(loaded.encode_query(TEXTS), encoder.encode_query(TEXTS), atol=1e-5)
 
 
 def test_a_merged_encoder_stands_alone_and_the_llm_stays_as_it_was(lm: FrozenLM, tmp_path: Path) -> None:

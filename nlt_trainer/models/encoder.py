@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.frozen_lm import FrozenLM
-from nlt_trainer.models.locations import reason, resolve_model
+from nlt_trainer.models.locations import adapter_base, reason, resolve_model
 from nlt_trainer.models.lora import lora_config
 from nlt_trainer.models.shared_backbone import share_weights
 
@@ -85,7 +85,7 @@ def load_encoder(
             raise NLTError(
                 f"encoder {name!r} is a table of token embeddings; LoRA needs a transformer, leave `lora` out"
             )
-        _add_lora(encoder, lora, base=str(Path(location).absolute()) if Path(location).is_dir() else location)
+        _add_lora(encoder, lora, base=adapter_base(location))
     return encoder
 
 

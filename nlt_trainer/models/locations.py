@@ -53,6 +53,20 @@ def resolve_model(name: str) -> str:
     return str(convert_gguf(path) if path.suffix == ".gguf" else path)
 
 
+def adapter_base(location: str) -> str:
+    """What the configuration of an adapter names as its base.
+
+    Args:
+        location: what `resolve_model` returned.
+
+    Returns:
+        A Hub id and an absolute path as they are; a relative path with `./` before it, so that from another working
+        directory it is not found, instead of being looked for on the Hub.
+    """
+    path = Path(location)
+    return f"./{path.as_posix()}" if path.is_dir() and not path.is_absolute() else location
+
+
 def reason(error: BaseException, name: str) -> str:
     """Why a model could not be loaded, and what to do about it where the Hub is the reason.
 
