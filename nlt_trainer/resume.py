@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from nlt_trainer.arguments import DataArguments, ModelArguments, NLTTrainingArguments
+from nlt_trainer.checkpoints import last_checkpoint
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json
 from nlt_trainer.models.locations import content_hash, resolve_model
 from nlt_trainer.models.lora import ADAPTER_WEIGHTS, load_lora
 from nlt_trainer.models.objective import Objective
-
-logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "settings.json"
 
@@ -101,14 +99,15 @@ def _file_hash(path: str) -> str | None:
         return hashlib.file_digest(handle, "blake2b").hexdigest()[:16]
 
 
-def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuse to go on with a run that had another trajectory.
+def check_settings(folder: Path, settings: dict[str, Any]) -> str | None:
+    """The checkpoint to go on from, if there is one; refuses to go on with a run that had another trajectory.
 
     Raises:
         NLTError: the folder has checkpoints of another run; names what differs.
     """
-    if not (folder / SETTINGS_FILE).is_file() or last_checkpoint(folder) is None:
-        return
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is None or not (folder / SETTINGS_FILE).is_file():
+        return checkpoint
     found = read_json(folder / SETTINGS_FILE).get("trajectory", {})
     different = [
         f"{key}: {found.get(key)!r} there, {value!r} now"
@@ -120,16 +119,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
             f"{folder} holds checkpoints of a run with other settings ({'; '.join(different)}); "
             "choose another output_dir or remove the folder"
         )
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The last whole checkpoint; the trainer's state is written last, so a folder without it was cut short."""
-    numbered = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    for checkpoint in sorted(numbered, key=lambda path: -int(path.name.rpartition("-")[2])):
-        if (checkpoint / "trainer_state.json").is_file():
-            return str(checkpoint)
-        logger.warning("%s is half-written and ignored; remove it", checkpoint)
-    return None
+    return checkpoint
 
 
 class CostCallback(TrainerCallback, ExportableState):

@@ -11,8 +11,8 @@ from sentence_transformers import SentenceTransformerTrainer
 from torch import Tensor, nn
 
 from nlt_trainer.arguments import NLTTrainingArguments
+from nlt_trainer.checkpoints import CheckpointFiles, last_checkpoint
 from nlt_trainer.errors import NLTError
-from nlt_trainer.resume import last_checkpoint
 
 ENCODER_INPUTS = ("query_", "document_")
 OBJECTIVE_FILE = "objective.safetensors"
@@ -103,10 +103,14 @@ class NLTTrainer(SentenceTransformerTrainer):
         """Train, from a checkpoint if one is given; `True` takes the last whole one.
 
         Raises:
-            NLTError: the checkpoint lacks what the objective trains beside the encoder.
+            NLTError: no checkpoint is whole, or it lacks what the objective trains beside the encoder.
         """
+        self.pop_callback(CheckpointFiles)  # of an earlier call
+        self.add_callback(CheckpointFiles())
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(Path(str(self.args.output_dir))) or True
+            resume_from_checkpoint = last_checkpoint(Path(str(self.args.output_dir)))
+            if resume_from_checkpoint is None:
+                raise NLTError(f"{self.args.output_dir} has no whole checkpoint; leave resume_from_checkpoint out")
         parameters = self.objective_parameters()
         if isinstance(resume_from_checkpoint, str) and parameters:
             file = Path(resume_from_checkpoint, OBJECTIVE_FILE)

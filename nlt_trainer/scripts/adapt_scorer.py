@@ -20,6 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Trainer, set_seed
 
 from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments, ModelArguments
+from nlt_trainer.checkpoints import CheckpointFiles
 from nlt_trainer.data.adaptation import (
     IGNORED,
     AdaptationTexts,
@@ -34,18 +35,18 @@ from nlt_trainer.data.gains import read_gains
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_folder, write_json
 from nlt_trainer.models.frozen_lm import FrozenLM
-from nlt_trainer.models.locations import resolve_model
+from nlt_trainer.models.locations import adapter_base, resolve_model
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.resume import (
     SETTINGS_FILE,
     CostCallback,
     adaptation_settings,
     check_settings,
-    last_checkpoint,
     logged_cost,
 )
 from nlt_trainer.scripts import run_main
 from nlt_trainer.scripts.common import (
+    check_batches,
     load_candidates,
     load_llm,
     load_training_collection,
@@ -68,20 +69,23 @@ def main(argv: list[str] | None = None) -> None:
         raise NLTError(f"adapter is {model.adapter!r}; an adapter is fitted to the plain LLM, leave `adapter` out")
     folder = Path(args.output_dir)
     settings = adaptation_settings(model, data, args)
-    check_settings(folder, settings)
+    checkpoint = check_settings(folder, settings)
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection) if data.adapt_pairs else []
     pairs = best_pairs(candidates, read_gains(data.gains, candidates)) if candidates else []
     texts = choose_texts(collection, pairs, num_documents=data.adapt_documents, seed=args.seed)
     lm = load_llm(model)
     rows, held_out = make_rows(lm, data, collection, texts=texts, candidates=candidates)
+    check_batches(len(rows), args)
     set_seed(args.seed)  # the adapter's random start
     adapted = add_adapter(lm, model)
     before = mean_loss(adapted, held_out)  # the adapter does nothing yet
-    trainer = Trainer(adapted, args, train_dataset=rows, data_collator=pad_rows, callbacks=[CostCallback()])
+    trainer = Trainer(
+        adapted, args, train_dataset=rows, data_collator=pad_rows, callbacks=[CostCallback(), CheckpointFiles()]
+    )
     if trainer.is_world_process_zero():
         write_json(folder / SETTINGS_FILE, settings)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         save_adapter(folder / "adapter", adapted)
         after = mean_loss(adapted, held_out)
@@ -128,8 +132,8 @@ def add_adapter(lm: FrozenLM, model: ModelArguments) -> PeftModel:
         adapted = get_peft_model(lm.model, LoraConfig(task_type="CAUSAL_LM", **model.adapter_lora))  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise NLTError(f"adapter_lora {model.adapter_lora!r} does not fit LLM {model.llm!r}: {error}") from error
-    config, location = adapted.peft_config["default"], resolve_model(model.llm)
-    config.base_model_name_or_path = str(Path(location).absolute()) if Path(location).is_dir() else location
+    config = adapted.peft_config["default"]
+    config.base_model_name_or_path = adapter_base(resolve_model(model.llm))
     config.revision = model.llm_revision
     return adapted
 

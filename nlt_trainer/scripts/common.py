@@ -37,6 +37,25 @@ def processes(args: TrainingArguments) -> PartialState:
     return state
 
 
+def check_batches(rows: int, args: TrainingArguments) -> int:
+    """How many rows each epoch leaves out, because they do not fill a batch of all processes.
+
+    Raises:
+        NLTError: all of them.
+    """
+    batch = args.train_batch_size * args.world_size
+    if not args.dataloader_drop_last:
+        return 0
+    if rows < batch:
+        raise NLTError(
+            f"{rows} training rows do not fill one batch of {batch} (per_device_train_batch_size "
+            f"{args.train_batch_size} x {args.world_size} processes), and a batch that is not full is left out "
+            "(dataloader_drop_last, which several processes always have); lower per_device_train_batch_size, start "
+            "fewer processes, or set dataloader_drop_last: false for one"
+        )
+    return rows % batch
+
+
 def load_training_collection(data: DataArguments) -> Collection:
     """The collection, with the qrels that the recipe names and no others."""
     named = {data.train_split, data.head_qrels}

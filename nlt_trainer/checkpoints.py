@@ -1,0 +1,75 @@
+"""Checkpoints that are whole, and the last of them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.files import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+SIZES_FILE = "checkpoint_files.json"
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint in which every file is there in full; later ones are named in a warning and ignored."""
+    for checkpoint in sorted(_checkpoints(folder), key=_step, reverse=True):
+        fault = _fault(checkpoint)
+        if fault is None:
+            return str(checkpoint)
+        logger.warning("%s is half-written and ignored: %s; remove it, or copy it again", checkpoint, fault)
+    return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _fault(checkpoint: Path) -> str | None:
+    """What a checkpoint lacks; `None` where it is whole."""
+    if not (checkpoint / SIZES_FILE).is_file():
+        return f"{SIZES_FILE}, which is written last, is missing"
+    try:
+        sizes = read_json(checkpoint / SIZES_FILE)
+    except NLTError as error:
+        return str(error)
+    for name, size in sizes.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} of {size} bytes"
+    return None
+
+
+class CheckpointFiles(TrainerCallback):
+    """Puts the list of a checkpoint's files and their sizes into it, when all processes have written theirs.
+
+    A checkpoint that lacks the list, or a file of it, was cut short by a kill, by a full disk or while it was copied.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Checkpoints of later steps are written anew; until then they are a mixture of two runs."""
+        if state.is_world_process_zero:
+            for checkpoint in _checkpoints(Path(str(args.output_dir))):
+                if _step(checkpoint) > state.global_step:
+                    (checkpoint / SIZES_FILE).unlink(missing_ok=True)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+            files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SIZES_FILE)
+            write_json(folder / SIZES_FILE, {f.relative_to(folder).as_posix(): f.stat().st_size for f in files})
