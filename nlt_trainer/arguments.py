@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -355,6 +356,8 @@ class NLTTrainingArguments(SentenceTransformerTrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        # Sentence-Transformers sets it for several processes, and every one of them warns.
+        self.dataloader_drop_last |= int(os.environ.get("WORLD_SIZE", "1")) > 1
         super().__post_init__()
         # torch warns at every epoch where there is no accelerator to pin memory for
         self.dataloader_pin_memory &= torch.cuda.is_available()

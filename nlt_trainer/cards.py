@@ -1,57 +1,60 @@
-"""The model card of a trained encoder: Sentence-Transformers' own, with how it was trained and what it scores."""
+"""The model card of a trained encoder: what it is, how to use it, how it was trained and what it scores."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
+from sentence_transformers import SentenceTransformer
 
-from nlt_trainer.arguments import parse_objective
+from nlt_trainer.arguments import ModelArguments, parse_objective
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_write, read_json
+from nlt_trainer.models.locations import resolve_model
 from nlt_trainer.results import Result, results_table
 
-MARK = "<!-- nlt_trainer -->"
+MARK, END = "<!-- nlt_trainer -->", "<!-- nlt_trainer ends -->"
+
+TEMPLATE = Path(__file__).parent / "card_template.md"
 
 SECTION = Template("""
-$mark
-## Trained by nlt_trainer
+## Use
 
-This encoder was trained with the objective `$objective`. $labels
-
-| | |
-|---|---|
-| start | `$encoder` |
-| frozen LLM | `$llm` |
-| training queries | $queries, $num_candidates candidates each |
-| target | $target |
-| optimizer steps | $steps |
-| LLM tokens | $lm_tokens |
-| seconds, LLM included | $train_seconds |
-
-Load it:
+```bash
+pip install $packages
+```
 
 ```python
 from sentence_transformers import SentenceTransformer
 
-encoder = SentenceTransformer("path or id of this model")
-queries = encoder.encode_query(["how do I parse a date?"])
-documents = encoder.encode_document(["def parse_date(text): ..."])
-print(encoder.similarity(queries, documents))
+model = SentenceTransformer("$path")  # this folder, or the model's id on the Hub
+queries = model.encode_query(["how do I parse a date?"])
+documents = model.encode_document(["Read a date from a string.", "Close a file."])
+print(model.similarity(queries, documents))  # one row a query, one column a document
 ```
+$base
+## Training
+
+nlt_trainer trained this encoder with the objective `$objective`. $labels
+
+| | |
+|---|---|
+$facts
 
 ### Results
 
-$table
-
-Scored by mteb on the whole corpus of each collection. "start" is the encoder before training.
+$results
 
 ### Settings
 
+<details><summary>Everything that the recipe sets, whether this objective reads it or not</summary>
+
 $settings
+
+</details>
 
 ### Limits
 
@@ -60,12 +63,30 @@ on your own. The licences of the start, of the LLM and of the training documents
 """)
 
 
-def write_card(run: Path, results: Sequence[Result]) -> None:
-    """Put settings, cost and results of a run into `<run>/encoder/README.md`; a second call replaces the first's.
+def prepare_card(encoder: SentenceTransformer, model: ModelArguments, *, name: str) -> None:
+    """Let an encoder that is to be trained be saved with a card of this project.
+
+    Args:
+        encoder: as it was loaded; the card that it came with is left behind.
+        model: names what it was loaded from.
+        name: title of the card.
+    """
+    data = encoder.model_card_data
+    start = resolve_model(model.encoder)
+    data.template_path = TEMPLATE
+    data.model_name = name
+    data.local_files_only = True  # else the Hub is asked for models that are called like the start's folder
+    data.base_model = None if Path(start).is_dir() else start
+    data.generate_widget_examples = False
+    data.widget = [{}]  # where it is empty, the trainer fills it with the user's texts
+
+
+def write_card(run: Path, results: Sequence[Result] = ()) -> None:
+    """Put use, settings, cost and results of a run into `<run>/encoder/README.md`; a second call replaces the first's.
 
     Args:
         run: output folder of a finished training run.
-        results: all rows; those of the run's objective also go into the card's metadata.
+        results: all rows, none before the evaluation; those of the run's objective also go into the card's metadata.
 
     Raises:
         NLTError: the encoder has no card of Sentence-Transformers to add to.
@@ -75,7 +96,9 @@ def write_card(run: Path, results: Sequence[Result]) -> None:
         raise NLTError(f"{path} is missing; train the encoder again")
     report, settings = read_json(run / "training.json"), read_json(run / "settings.json")
     card = ModelCard.load(path)
-    card.text = card.text.partition(MARK)[0].rstrip() + "\n" + _section(report, settings, results)
+    before, _, after = card.text.partition(MARK)
+    section = _section(report, settings, results, encoder=path.parent)
+    card.text = f"{before.rstrip()}\n\n{MARK}{section}{END}{after.partition(END)[2]}"
     card.data.eval_results = [
         EvalResult(
             task_type="retrieval",
@@ -93,25 +116,63 @@ def write_card(run: Path, results: Sequence[Result]) -> None:
         handle.write(str(card))
 
 
-def _section(report: dict[str, Any], settings: dict[str, Any], results: Sequence[Result]) -> str:
+def _section(report: dict[str, Any], settings: dict[str, Any], results: Sequence[Result], *, encoder: Path) -> str:
     model, data = settings["model"], settings["data"]
-    blocks = [model, data, settings["trainer"]]
-    lines = [f"- {key}: `{value!r}`" for block in blocks for key, value in block.items() if value is not None]
+    lines = [
+        f"- {key}: `{value!r}`"
+        for block in (model, data, settings["trainer"])
+        for key, value in block.items()
+        if value is not None
+    ]
+    base = _adapter_base(encoder)
+    needs = "" if base is None else f"\nThe folder holds an adapter alone; loading it needs its base too: `{base}`.\n"
+    measured = 'Scored by mteb on the whole corpus of each collection. "start" is the encoder before training.'
     return SECTION.substitute(
-        mark=MARK,
+        packages="sentence-transformers" if base is None else "sentence-transformers peft",
+        path=encoder.as_posix(),
+        base=needs,
         objective=report["objective"],
         labels=_labels(report["objective"], data, llm_trained=model.get("llm_lora") is not None),
-        encoder=model["encoder"],
-        llm=model["llm"],
-        queries=report["queries"],
-        num_candidates=data["num_candidates"],
-        target=data["target"] or "joint with answers, else query",
-        steps=report["steps"],
-        lm_tokens=f"{report['lm_tokens']:,}",
-        train_seconds=f"{report['train_seconds']:,.0f}",
-        table=results_table(results),
+        facts="\n".join(f"| {name} | {value} |" for name, value in _facts(report, model, data).items()),
+        results=f"{results_table(results)}\n\n{measured}" if results else "None yet: `nlt evaluate` puts them here.",
         settings="\n".join(lines),
     )
+
+
+def _facts(report: dict[str, Any], model: dict[str, Any], data: dict[str, Any]) -> dict[str, str]:
+    """What the card's table says of a run; nothing of an LLM where none had a part in it."""
+    facts = {"start": _named(model, "encoder")}
+    if report.get("target") is not None:
+        facts["LLM"] = _named(model, "llm") + (f" with adapter `{model['adapter']}`" if model["adapter"] else "")
+        facts["target"] = report["target"]
+    if report.get("reads_gains"):
+        facts["gains scored with"] = _scorer(report["scorer"])
+    return facts | {
+        "training queries": f"{report['queries']}, {data['num_candidates']} candidates each",
+        "optimizer steps": str(report["steps"]),
+        "LLM tokens": f"{report['lm_tokens']:,}",
+        "seconds, LLM included": f"{report['train_seconds']:,.0f}",
+    }
+
+
+def _named(model: dict[str, Any], key: str) -> str:
+    revision = model[f"{key}_revision"]
+    return f"`{model[key]}`" + (f" at revision `{revision}`" if revision else "")
+
+
+def _scorer(scorer: Mapping[str, Any] | None) -> str:
+    """The prompt and the LLM of the audit beside the gains."""
+    if scorer is None:
+        return "not known: no audit stands beside the gains"
+    flat = {**scorer.get("model", {}), **{k: v for k, v in scorer.items() if k not in ("model", "llm", "template")}}
+    flat |= {key: value for key, value in scorer.get("template", {}).items() if key != "version"}
+    return ", ".join(f"{key} `{value!r}`" for key, value in flat.items() if value is not None)
+
+
+def _adapter_base(encoder: Path) -> str | None:
+    """The base that an encoder's adapter names; `None` where the folder stands alone."""
+    config = encoder / "adapter_config.json"
+    return read_json(config)["base_model_name_or_path"] if config.is_file() else None
 
 
 def _labels(objective: str, data: dict[str, Any], *, llm_trained: bool = False) -> str:

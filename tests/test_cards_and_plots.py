@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from matplotlib.patches import Rectangle
 from sentence_transformers import SentenceTransformer
 
 from nlt_trainer import cards, plots
-from nlt_trainer.cards import write_card
+from nlt_trainer.arguments import ModelArguments
+from nlt_trainer.cards import prepare_card, write_card
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import write_json
 from nlt_trainer.models.heads import HeadSet
@@ -40,17 +43,27 @@ DATA = {
 @pytest.fixture
 def run(tiny_static_encoder: SentenceTransformer, tmp_path: Path) -> Path:
     """The folder of a finished run."""
+    model = ModelArguments(encoder="org/start", encoder_revision="v2", llm="org/llm")
+    prepare_card(tiny_static_encoder, model, name="run encoder")
     tiny_static_encoder.save_pretrained(str(tmp_path / "run" / "encoder"))
     report = {
         "objective": "dream",
+        "target": "joint",
+        "reads_gains": True,
+        "scorer": {
+            "llm": {"weights": "org/llm@c0ffee"},
+            "template": {"version": 1, "query_prefix": "Claim:"},
+            "target": "joint",
+            "max_document_tokens": 99,
+            "model": {"llm": "org/llm", "llm_revision": None},
+        },
         "steps": 12,
         "queries": 34,
         "lm_tokens": 7654321,
         "train_seconds": 1234.5,
         "seed": 7,
     }
-    model = {"encoder": "org/start", "llm": "org/llm", "adapter": None}
-    settings: dict[str, Any] = {"model": model, "data": DATA, "trainer": {"seed": 7}}
+    settings: dict[str, Any] = {"model": dataclasses.asdict(model), "data": DATA, "trainer": {"seed": 7}}
     write_json(tmp_path / "run" / "training.json", report)
     write_json(tmp_path / "run" / "settings.json", settings)
     return tmp_path / "run"
@@ -89,8 +102,10 @@ def test_the_card_has_results_settings_and_a_snippet(run: Path) -> None:
     assert card.data.library_name == "sentence-transformers"
     for part in (
         "objective `dream`",
-        "| start | `org/start` |",
-        "| frozen LLM | `org/llm` |",
+        "| start | `org/start` at revision `v2` |",
+        "| LLM | `org/llm` |",
+        "| target | joint |",
+        "| gains scored with | llm `'org/llm'`, target `'joint'`, max_document_tokens `99`, query_prefix `'Claim:'` |",
         "| training queries | 34, 5 candidates each |",
         "| LLM tokens | 7,654,321 |",
         results_table(RESULTS),
@@ -105,9 +120,38 @@ def test_a_second_card_replaces_the_first(run: Path) -> None:
     write_card(run, RESULTS)
     write_card(run, RESULTS[:3])
     text = (run / "encoder" / "README.md").read_text()
-    assert text.count("## Trained by nlt_trainer") == 1
+    assert text.count("## Training") == text.count("```python") == text.count("## Architecture") == 1
     assert "scifact" not in text
     assert SentenceTransformer(str(run / "encoder"), device="cpu").encode("a").shape == (32,)
+
+
+def test_the_card_before_the_evaluation(run: Path) -> None:
+    """Reference: all but the results; what was read where no gains and no LLM were; the base of a Hub model."""
+    write_card(run)
+    card = ModelCard.load(run / "encoder" / "README.md")
+    assert not card.data.eval_results
+    assert card.data.base_model == "org/start"
+    assert "`nlt evaluate` puts them here" in card.text
+    assert "| target | joint |" in card.text
+    report = json.loads((run / "training.json").read_text())
+    write_json(run / "training.json", {**report, "target": None, "reads_gains": False, "scorer": None})
+    write_card(run)
+    text = (run / "encoder" / "README.md").read_text()
+    assert not re.search(r"^\| (LLM|target|gains scored with) \|", text, flags=re.MULTILINE)
+    write_json(run / "training.json", {**report, "scorer": None})
+    write_card(run)
+    assert "| gains scored with | not known: no audit stands" in (run / "encoder" / "README.md").read_text()
+
+
+def test_the_card_is_true_of_the_encoder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Reference: the encoder itself; the only Python in the card runs, and nothing of a template is left."""
+    write_card(run, RESULTS)
+    text = (run / "encoder" / "README.md").read_text()
+    assert text.count("```python") == 1
+    exec(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0], {})
+    assert "tensor([[" in capsys.readouterr().out
+    assert "vectors of\n32 numbers: the higher their cosine similarity, the better" in text
+    assert not re.search(r"\{\{|\$|Unknown|None yet|More Information|model_id|\binf\b", text)
 
 
 @pytest.mark.parametrize(

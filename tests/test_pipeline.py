@@ -101,6 +101,7 @@ def test_all_stages(project: Project, capsys: pytest.CaptureFixture[str]) -> Non
     texts = ["the largest animal", "bread and gas"]
     for objective in OBJECTIVES:
         project.run(train, objective)
+        check_card_of_training(root / objective, objective, audit=audit)
         project.run(evaluate, objective)
         encoder = SentenceTransformer(str(root / objective / "encoder"), device="cpu")
         checkpoint = SentenceTransformer(str(root / objective / "checkpoint-4"), device="cpu")
@@ -112,6 +113,18 @@ def test_all_stages(project: Project, capsys: pytest.CaptureFixture[str]) -> Non
         assert not [row["query"] for row in rows_of(root / "candidates.jsonl") if row["query"] in card]
         check_report(root / objective, objective, audit=audit, heads=heads)
     assert "| collection test | dream |" in capsys.readouterr().out
+
+
+def check_card_of_training(run: Path, objective: str, *, audit: dict[str, Any]) -> None:
+    """Everything but results: what was trained, with which target and, where gains were read, their scorer."""
+    card = ModelCard.load(run / "encoder" / "README.md")
+    assert not card.data.eval_results
+    assert f"objective `{objective}`" in card.text
+    assert "| target | joint |" in card.text
+    assert ("| gains scored with |" in card.text) == (objective != "dream")
+    assert f'SentenceTransformer("{run.as_posix()}/encoder")' in card.text
+    if objective != "dream":
+        assert json.loads((run / "training.json").read_text())["scorer"] == audit["scorer"]
 
 
 def check_results(run: Path, objective: str) -> None:
@@ -305,6 +318,40 @@ def test_heads_of_another_llm_are_refused(project: Project) -> None:
         project.run(train, "dream")
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--max_document_tokens", "20"],
+            r"scored with max_document_tokens 24 and not 20; run nlt score again",
+        ),
+        (["--query_prefix", "Claim:"], r"scored with query_prefix 'Question:' and not 'Claim:'"),
+        (["--document_suffix", " "], r"scored with document_suffix"),
+        (["--target", "query"], r"scored with target 'joint' and not 'query'"),
+        (["--llm", "org/other", "--llm_revision", "v1"], r"scored with llm '.*', llm_revision None and not 'v1'"),
+        (["--adapter", "org/adapter"], r"scored with adapter None and not 'org/adapter'"),
+    ],
+)
+def test_gains_of_another_scorer_are_refused(project: Project, flags: list[str], message: str) -> None:
+    """Reference: the audit beside the gains; what an older one lacks is not compared."""
+    project.run(score)
+    with pytest.raises(NLTError, match=rf"gains.jsonl was {message}"):
+        project.run(train, "likelihood_gain", *flags)
+    audit = project.root / "gains.audit.json"
+    written = json.loads(audit.read_text())
+    kept = {key: value for key, value in written["scorer"].items() if key == "llm"}
+    audit.write_text(json.dumps({**written, "scorer": kept}))
+    project.run(train, "likelihood_gain", *flags)
+
+
+def test_an_objective_that_reads_no_gains_may_have_another_prompt(project: Project) -> None:
+    """Reference: the card's row of gains, which is missing; DREAM's heads came from gains of another prompt."""
+    project.run(score)
+    project.run(detect_heads, "dream")
+    project.run(train, "dream", "--max_document_tokens", "20")
+    assert "gains scored with" not in (project.root / "dream" / "encoder" / "README.md").read_text()
+
+
 def test_gains_of_other_candidates_are_refused(project: Project) -> None:
     """Reference: candidates that were mined again with another seed after the scores."""
     project.run(score)
@@ -376,6 +423,18 @@ def test_settings_that_only_mine_reads_are_refused_elsewhere(project: Project, s
         project.run(stage, "likelihood_gain", "--num_candidates", "2", "--num_random_candidates", "0")
     with pytest.raises(NLTError, match=r"has 4 queries and max_queries is 3; only mine draws them"):
         project.run(stage, "likelihood_gain", "--max_queries", "3")
+
+
+def test_rows_that_do_not_fill_a_batch(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """Reference: 4 rows in batches of 5 and of 3; several processes drop what does not fill one as well."""
+    project.run(score)
+    flags = ("--dataloader_drop_last", "true", "--per_device_train_batch_size")
+    with pytest.raises(NLTError, match=r"4 training rows do not fill one batch of 5 \(.* 5 x 1 processes\).*; lower"):
+        project.run(train, "likelihood_gain", *flags, "5")
+    project.run(train, "likelihood_gain", *flags, "3")
+    assert "Each epoch leaves out 1 of 4 rows" in capsys.readouterr().out
+    project.run(train, "info_nce", "--per_device_train_batch_size", "5")
+    assert "leaves out" not in capsys.readouterr().out
 
 
 def test_another_number_of_heads_than_the_file_has_is_refused(project: Project) -> None:

@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments
+from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments, ModelArguments
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.gains import audit_teacher, write_gains
 from nlt_trainer.data.training import relevance
+from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json, write_json
 from nlt_trainer.models.scoring import Likelihoods, LikelihoodScorer, likelihood_gain
+from nlt_trainer.prompts import TargetKind
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.scripts import run_main
 from nlt_trainer.scripts.common import (
@@ -33,10 +35,37 @@ from nlt_trainer.scripts.common import (
     target_of,
 )
 
+SCORER_KEYS = ("llm", "llm_revision", "adapter", "llm_dtype")
+"""Keys of a recipe that say which LLM gains are scored with."""
+
 
 def audit_file(gains: str) -> Path:
     """Where the audit of a gains file stands."""
     return Path(gains).with_suffix(".audit.json")
+
+
+def check_scorer(model: ModelArguments, data: DataArguments, target: TargetKind) -> dict[str, Any] | None:
+    """What the recipe's gains were scored with, as the audit beside them says; `None` where there is no audit.
+
+    Raises:
+        NLTError: with another prompt or LLM than the recipe's; names what differs. What an older audit does not hold
+            is not compared.
+    """
+    path = audit_file(data.gains)
+    if not path.is_file():
+        return None
+    scorer: dict[str, Any] = read_json(path).get("scorer", {})
+    keys = ("target", "max_document_tokens")
+    found = {**{k: scorer[k] for k in keys if k in scorer}, **scorer.get("template", {}), **scorer.get("model", {})}
+    stated = {**data.template.as_dict(), "target": target, "max_document_tokens": data.max_document_tokens}
+    stated |= {key: getattr(model, key) for key in SCORER_KEYS}
+    different = {key: value for key, value in stated.items() if key in found and found[key] != value}
+    if different:
+        were = ", ".join(f"{key} {found[key]!r} and not {value!r}" for key, value in different.items())
+        raise NLTError(
+            f"{data.gains} was scored with {were}; run nlt score again, or set {', '.join(different)} as in {path}"
+        )
+    return scorer
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,7 +84,8 @@ def main(argv: list[str] | None = None) -> None:
         seconds = time.monotonic() - start
         relevant = relevance(candidates, collection.split_qrels(data.train_split)) if data.train_split else None
         seconds *= state.num_processes
-        report = write_results(scorer, data, candidates, texts, seconds=seconds, relevant=relevant)
+        named = {key: getattr(model, key) for key in SCORER_KEYS}
+        report = write_results(scorer, data, candidates, texts, named=named, seconds=seconds, relevant=relevant)
         print(summary(report))
         print(f"{data.gains}: gains of {report['queries']} queries x {report['candidates']} candidates")
 
@@ -82,10 +112,11 @@ def write_results(
     candidates: list[QueryCandidates],
     texts: list[list[str]],
     *,
+    named: dict[str, str | None],
     seconds: float,
     relevant: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Write gains and audit; everything comes out of the cache by now.
+    """Write gains and audit, which says how the recipe named the LLM; everything comes out of the cache by now.
 
     Where a part was in the cache already, the seconds of this call are scaled up to all tokens. Judgements of the
     candidates, `(B, K)` bool, go into the audit and nowhere else.
@@ -111,7 +142,7 @@ def write_results(
         "mean_target_tokens": round(float(without.target_tokens.mean()), 2),
         "lm_tokens": tokens,
         "seconds": round(seconds * tokens / computed, 1) if computed else earlier.get("seconds", 0.0),
-        "scorer": scorer.description,
+        "scorer": {**scorer.description, "model": named},
     }
     write_gains(data.gains, candidates, gain, further=further)
     write_json(path, report)

@@ -19,6 +19,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from transformers import IntervalStrategy, set_seed
 
 from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments, ModelArguments, NLTTrainingArguments
+from nlt_trainer.cards import prepare_card, write_card
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.collator import NLTCollator
@@ -37,15 +38,21 @@ from nlt_trainer.resume import (
     AdapterCallback,
     CostCallback,
     check_settings,
-    last_checkpoint,
     logged_cost,
     run_settings,
 )
 from nlt_trainer.scripts import run_main
 from nlt_trainer.scripts.adapt_scorer import report_file
-from nlt_trainer.scripts.common import load_candidates, load_llm, load_training_collection, processes
+from nlt_trainer.scripts.common import (
+    check_batches,
+    load_candidates,
+    load_llm,
+    load_training_collection,
+    processes,
+    target_of,
+)
 from nlt_trainer.scripts.losses import Parts, Reading, make_loss
-from nlt_trainer.scripts.score import audit_file
+from nlt_trainer.scripts.score import audit_file, check_scorer
 from nlt_trainer.trainer import NLTTrainer
 
 
@@ -57,22 +64,32 @@ def main(argv: list[str] | None = None) -> None:
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection)
     settings = run_settings(model, data, args)
-    check_settings(folder, settings)
+    checkpoint = check_settings(folder, settings)
     before = cost_before_training(model, data, args)
     check_options(model, data, args)
+    target = target_of(data, candidates) if args.reads_llm or args.reads_gains(data) else None
+    scorer = check_scorer(model, data, target) if target and args.reads_gains(data) else None
     set_seed(args.seed)  # the random start of an adapter
     backbone = load_llm(model) if model.shared_backbone else None
     encoder = load_start(model, backbone)
     dataset = make_dataset(collection, data, args, candidates=candidates)
-    trainer, reading = make_trainer(Parts(encoder, model, data, args, candidates, backbone), dataset)
+    trainer, reading = make_trainer(
+        Parts(encoder, model, data, args, candidates, backbone), dataset, checkpoint=checkpoint
+    )
     truncated = reading.truncated_documents(dataset)  # also finds prompts that do not fit, now
+    left_out = check_batches(len(dataset), args)
     if trainer.is_world_process_zero():
         write_json(folder / SETTINGS_FILE, settings)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+        if left_out:
+            print(f"Each epoch leaves out {left_out} of {len(dataset)} rows, which do not fill a batch")
+    trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         save_encoder(folder / "encoder", encoder, merge=model.merge_lora)
         report = {
             "objective": args.objective,
+            "target": target,
+            "reads_gains": args.reads_gains(data),
+            "scorer": scorer,
             "seed": args.seed,
             "steps": trainer.state.global_step,
             "queries": len(dataset),
@@ -82,14 +99,16 @@ def main(argv: list[str] | None = None) -> None:
             "log": trainer.state.log_history,
         }
         write_json(folder / "training.json", report)
+        write_card(folder)
         if truncated:
             print(f"{truncated:.0%} of the documents were cut to {data.max_document_tokens} tokens for the LLM")
         print(f"{folder}/encoder: trained with {args.objective}; SentenceTransformer(path) loads it")
 
 
-def make_trainer(parts: Parts, dataset: Dataset) -> tuple[NLTTrainer, Reading]:
-    """The recipe's trainer, and what builds the texts that its objective reads with the LLM."""
+def make_trainer(parts: Parts, dataset: Dataset, *, checkpoint: str | None = None) -> tuple[NLTTrainer, Reading]:
+    """The recipe's trainer, which will go on from `checkpoint`, and what builds the texts that the LLM reads."""
     encoder, args = parts.encoder, parts.args
+    prepare_card(encoder, parts.model, name=f"{Path(str(args.output_dir)).name} encoder")
     loss, reading = make_loss(parts)
     collator = NLTCollator(
         encoder,
@@ -105,7 +124,7 @@ def make_trainer(parts: Parts, dataset: Dataset) -> tuple[NLTTrainer, Reading]:
         loss=loss,
         data_collator=collator,  # type: ignore[arg-type]  # any callable
         evaluator=dev_evaluator(parts.data),
-        callbacks=[CostCallback(loss), AdapterCallback(encoder, last_checkpoint(Path(str(args.output_dir))))],
+        callbacks=[CostCallback(loss), AdapterCallback(encoder, checkpoint)],
     )
     encoder.model_card_data.train_datasets, encoder.model_card_data.widget = [], []  # both would show the user's texts
     return trainer, reading
@@ -167,7 +186,6 @@ def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> Sente
             f"encoder {model.encoder!r} is a table of token embeddings and reads whole texts; leave "
             "train_max_length out"
         )
-    encoder.model_card_data.widget = [{}]  # where it is empty, the trainer fills it with the user's texts
     return encoder
 
 
