@@ -112,7 +112,7 @@ def test_the_card_has_results_settings_and_a_snippet(run: Path) -> None:
         "- num_candidates: `5`",
     ):
         assert part in card.text
-    assert "- adapter" not in card.text
+    assert "- adapter:" not in card.text
 
 
 def test_a_second_card_replaces_the_first(run: Path) -> None:

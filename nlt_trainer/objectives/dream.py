@@ -55,17 +55,14 @@ class DREAMLoss(LLMObjective):
         | B queries, B x K documents | the tensors of `DocumentPrompts` of the same documents, in the same order; |
         |                    | `candidate_keys` `(B, K)`, equal for equal texts, for in-batch candidates   |
 
-    Args:
-        model: the encoder.
+    Args (`model`, `temperature` and `micro_batch_size` are those of `LLMObjective`):
         lm: the frozen LLM; a plain object, so that it is neither wrapped nor saved.
         heads: the heads to inject, found in this LLM.
-        temperature: of the encoder's cosines.
         share_floor: part of the shares that all documents get alike, 0 (the paper's) to below 1.
         document_mass: the attention that is divided among documents: what the head gives them (`kept`) or all (`one`).
         injected_rows: `all` from the query on, or those alone that predict a token of the target (`target`).
         in_batch_candidates: whether a query's heads choose among the documents of all queries; these must not see
             each other.
-        micro_batch_size: queries that the LLM reads at once; any value gives the same gradient, memory grows with it.
         document_cache_gib: memory, GiB, for keys and values of documents that do not see each other, kept from step to
             step; 0 keeps none.
 
