@@ -73,7 +73,7 @@ def write_card(run: Path, results: Sequence[Result]) -> None:
     path = run / "encoder" / "README.md"
     if not path.is_file():
         raise NLTError(f"{path} is missing; train the encoder again")
-    report, settings = read_json(run / "training.json"), read_json(run / "settings.json")
+    report, settings = (read_json(run / name, stage="nlt train") for name in ("training.json", "settings.json"))
     card = ModelCard.load(path)
     card.text = card.text.partition(MARK)[0].rstrip() + "\n" + _section(report, settings, results)
     card.data.eval_results = [

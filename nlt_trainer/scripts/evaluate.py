@@ -86,7 +86,7 @@ def evaluate_run(collection: Collection, split: str, *, run: Path, model: ModelA
     """
     if not (run / "encoder").is_dir() or not (run / "training.json").is_file():
         raise NLTError(f"{run} has no finished encoder; run `nlt train` with this recipe first")
-    report = read_json(run / "training.json")
+    report = read_json(run / "training.json", stage="nlt train")
     metrics = evaluate_encoder(load_encoder(str(run / "encoder")), collection, split=split)
     return Result(
         report["objective"],
