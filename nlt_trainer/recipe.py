@@ -100,7 +100,8 @@ def parse_recipe(argument_classes: Mapping[str, type], argv: Sequence[str] | Non
 
     Raises:
         DataError: the recipe is missing or malformed, or holds an unknown block, an unknown key or a wrong value.
-        NLTError: an unknown flag, a value of a wrong type or a required flag that is missing.
+        NLTError: an unknown flag, a value of a wrong type, a required flag that is missing, or values that a
+            dataclass refuses; says whether they stand in the recipe or on the command line.
 
     Example:
         ```python
@@ -117,11 +118,27 @@ def parse_recipe(argument_classes: Mapping[str, type], argv: Sequence[str] | Non
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
         raise NLTError(_unknown_flag_message(unknown, list(parser.blocks)))
-    values = {key: _expand_home(value) for key, value in vars(namespace).items() if key != "config"}
     try:
-        return parser.parse_dict(values)
+        return _build(parser, namespace)
     except ValueError as error:
-        raise NLTError(f"{config}: {error}" if config is not None else str(error)) from error
+        place = "" if config is None else f"{_origin(parser, config, error)}: "
+        raise NLTError(f"{place}{error}") from error
+
+
+def _build(parser: RecipeParser, namespace: argparse.Namespace) -> tuple[Any, ...]:
+    """The instances; a dataclass that refuses its values raises `ValueError`."""
+    given = {key: value for key, value in vars(namespace).items() if key in parser.blocks}
+    return parser.parse_dict({key: _expand_home(value) for key, value in given.items()})
+
+
+def _origin(parser: RecipeParser, config: str, error: ValueError) -> str:
+    """Where refused values come from: the recipe if it is refused alike without the command line, else that."""
+    try:
+        _build(parser, parser.parse_args([]))
+    except ValueError as alone:
+        if str(alone) == str(error):
+            return config
+    return "command line"
 
 
 def read_recipe(path: str | Path, parser: RecipeParser) -> dict[str, Any]:

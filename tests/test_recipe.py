@@ -34,6 +34,10 @@ class SmallDataArguments:
     shuffle: bool = field(default=True, metadata={"help": "Shuffle the queries."})
     lengths: list[int] | None = field(default=None, metadata={"help": "Lengths."})
 
+    def __post_init__(self) -> None:
+        if self.num_candidates < 0:
+            raise ValueError(f"num_candidates is {self.num_candidates}")
+
 
 @dataclass
 class SmallTrainingArguments(SentenceTransformerTrainingArguments):
@@ -212,6 +216,15 @@ def test_a_required_field_must_come_from_somewhere(recipe: Path) -> None:
 def test_a_value_that_the_dataclass_refuses_names_the_recipe(recipe: Path) -> None:
     content = "model: {name: start}\ntrainer: {save_strategy: sometimes}"
     assert message(recipe, content).startswith(f"{recipe}: sometimes is not a valid SaveStrategy")
+
+
+def test_a_value_of_the_command_line_that_the_dataclass_refuses_is_not_blamed_on_the_recipe(recipe: Path) -> None:
+    """Reference: the place at the start of the message; a fault of both is the recipe's."""
+    good, bad = "model: {name: start}", "model: {name: start}\ndata: {num_candidates: -1}"
+    assert message(recipe, good, "--num_candidates", "-2") == "command line: num_candidates is -2"
+    assert message(recipe, bad, "--num_candidates", "-2") == "command line: num_candidates is -2"
+    assert message(recipe, bad, "--no_shuffle") == f"{recipe}: num_candidates is -1"
+    assert message(recipe, "data: {}", "--name=x", "--num_candidates=-2") == "command line: num_candidates is -2"
 
 
 def test_help_groups_own_fields_before_inherited_ones(capsys: pytest.CaptureFixture[str]) -> None:
