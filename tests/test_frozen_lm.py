@@ -206,7 +206,9 @@ def test_an_encoder_is_no_llm(tiny_encoder_folder: Path, tmp_path: Path) -> None
     )
     BertForMaskedLM(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_encoder_folder.parent / "bert").save_pretrained(tmp_path)
-    with pytest.raises(NLTError, match=r"what it makes of a token changes with the tokens after it. Choose a decoder"):
+    with pytest.raises(
+        NLTError, match=r"what it makes of a token changes with the tokens after it, as in an encoder. Choose a"
+    ):
         FrozenLM.from_pretrained(str(tmp_path), device="cpu")
 
 

@@ -229,13 +229,15 @@ def _check_forward(lm: FrozenLM) -> None:
             f"{name}, {lm.model.dtype}: its weights give NaN or infinite logits; use dtype float32 or "
             "bfloat16 (float16 overflows), or check the weights"
         )
+    if not readings_agree(hidden[:, :3], alone):
+        raise NLTError(
+            f"{name}: what it makes of a token changes with the tokens after it, as in an encoder. {DECODER_HELP}."
+        )
     if not torch.allclose(expected, ours, atol=1e-2, rtol=1e-2):
         raise NLTError(
             f"{name}: its logits are not its output embedding applied to its last hidden state, so log-likelihoods at "
             f"target positions would be wrong. {DECODER_HELP}."
         )
-    if not readings_agree(hidden[:, :3], alone):
-        raise NLTError(f"{name}: what it makes of a token changes with the tokens after it. {DECODER_HELP}.")
 
 
 def _weights_id(location: str, model: PreTrainedModel) -> str:
