@@ -190,10 +190,10 @@ def test_missing_and_malformed_files(tmp_path: Path) -> None:
     ("flags", "expected"),
     [
         (["--learning_rat", "1"], "unknown flag --learning_rat, did you mean --learning_rate?"),
-        (["--learning-rat=1"], "unknown flag --learning-rat, did you mean --learning_rate?"),
+        (["--learning-rat=1"], "unknown flag --learning_rat, did you mean --learning_rate?"),
         (["--xyzzy"], "unknown flag --xyzzy; --help lists the known ones"),
         (["value"], "unexpected argument 'value'; give values as --key value"),
-        (["--num_candidates", "eight"], "argument --num_candidates/--num-candidates: invalid int value: 'eight'"),
+        (["--num_candidates", "eight"], "argument --num_candidates: invalid int value: 'eight'"),
         (["--aliases", "q"], "argument --aliases: 'q' is not a mapping of type dict[str, str]"),
         (["--aliases", "{q"], "argument --aliases: '{q' is not a mapping of type dict[str, str]"),
         (["--pooling", "max"], "argument --pooling: invalid choice: 'max'"),
@@ -238,17 +238,32 @@ def test_help_groups_own_fields_before_inherited_ones(capsys: pytest.CaptureFixt
         "Parameters that control training (block `trainer:`):",
         "--temperature",
         "Parameters of SentenceTransformerTrainingArguments (block `trainer:`):",
-        "--learning_rate",
+        "https://sbert.net/docs",
     ]
     places = [text.index(heading) for heading in headings]
     assert places == sorted(places)
     assert "Candidates of a query. (default: 8)" in text
+    assert "--learning_rate" not in text
+    assert "-" not in "".join(re.findall(r"--(\S+)", text))
+    assert re.search(r"--no_shuffle +Short for --shuffle false\.\n", text)
+
+
+def test_help_all_lists_inherited_fields_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """Reference: a field of transformers, after the heading of what it is inherited from."""
+    with pytest.raises(SystemExit) as exit_info:
+        parse_recipe(CLASSES, ["--help_all"], description="What it does:\n  a command")
+    assert exit_info.value.code == 0
+    text = capsys.readouterr().out
+    assert "\nWhat it does:\n  a command\n" in text
+    assert 0 < text.index("Parameters of SentenceTransformerTrainingArguments") < text.index("--learning_rate")
 
 
 def test_help_shows_the_values_of_the_recipe(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse(recipe, "data: {num_candidates: 4}", "--help")
-    assert "Candidates of a query. (default: 4)" in capsys.readouterr().out
+        parse(recipe, "data: {num_candidates: 4, shuffle: false}", "--help")
+    text = capsys.readouterr().out
+    assert "Candidates of a query. (default: 4)" in text
+    assert re.search(r"--no_shuffle +Short for --shuffle false\.\n", text)
 
 
 def test_a_failing_dataclass_without_a_recipe_keeps_its_message() -> None:

@@ -29,7 +29,7 @@ from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.plots import head_heat_map, learning_curve
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.results import Result, results_table, write_results
-from nlt_trainer.scripts import build_stdlib, detect_heads, evaluate, make_encoder, mine, run_main, score, train
+from nlt_trainer.scripts import build_stdlib, detect_heads, evaluate, make_encoder, mine, run_main, score, shown, train
 
 DEV_METRIC = "eval_dev_ndcg_at_10"
 
@@ -55,7 +55,7 @@ class Stage:
 
 def main(argv: list[str] | None = None) -> None:
     """Run all stages, then show the table, the pictures and what to do next."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=shown(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", type=Path, default=Path("recipes/demo"), help="folder with the two recipes")
     recipes = parser.parse_args(argv).recipes
     gain, dream = recipes / "likelihood_gain.yaml", recipes / "dream.yaml"
