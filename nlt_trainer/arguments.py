@@ -12,6 +12,8 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.document_prompts import DocumentLayout
+from nlt_trainer.models.encoder import ENCODER_DTYPES
+from nlt_trainer.models.frozen_lm import LLM_DTYPES
 from nlt_trainer.models.heads import HEAD_SELECTIONS
 from nlt_trainer.prompts import PromptTemplate
 
@@ -111,10 +113,10 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.head_selection not in HEAD_SELECTIONS:
-            raise NLTError(
-                f"head_selection {self.head_selection!r} is unknown; choose one of {', '.join(HEAD_SELECTIONS)}"
-            )
+        choices = {"encoder_dtype": ENCODER_DTYPES, "llm_dtype": LLM_DTYPES, "head_selection": HEAD_SELECTIONS}
+        for name, known in choices.items():
+            if (value := getattr(self, name)) not in known:
+                raise NLTError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
         if self.shared_backbone and (self.llm_device is not None or self.llm_process):
             raise NLTError("shared_backbone keeps encoder and LLM on one device; leave llm_device and llm_process out")
         if self.shared_backbone and self.encoder_revision != self.llm_revision:

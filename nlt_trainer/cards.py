@@ -94,7 +94,7 @@ def write_card(run: Path, results: Sequence[Result] = ()) -> None:
     path = run / "encoder" / "README.md"
     if not path.is_file():
         raise NLTError(f"{path} is missing; train the encoder again")
-    report, settings = read_json(run / "training.json"), read_json(run / "settings.json")
+    report, settings = (read_json(run / name, stage="nlt train") for name in ("training.json", "settings.json"))
     card = ModelCard.load(path)
     before, _, after = card.text.partition(MARK)
     section = _section(report, settings, results, encoder=path.parent)

@@ -80,19 +80,42 @@ def write_json(path: str | Path, value: Any) -> None:
         handle.write("\n")
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, *, stage: str | None = None) -> Any:
     """Read one JSON document.
+
+    Args:
+        path: the file.
+        stage: what writes it, e.g. `nlt score`; named where the file is missing.
 
     Raises:
         DataError: the file is missing or is not JSON.
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(path, "file not found; run the stage that writes it")
+        raise DataError(path, "file not found" + (f"; run `{stage}` first, which writes it" if stage else ""))
+    text = "\n".join(line for _, line in read_lines(path))
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
         raise DataError(path, f"not valid JSON ({error})") from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield `(line number from 1, line without its end)` of a UTF-8 file; a `.gz` file is unpacked on the way.
+
+    A byte order mark at the start, as some editors write it, is no part of the text.
+
+    Raises:
+        DataError: the file is missing, or a line is not UTF-8; names file and line.
+    """
+    if not path.is_file():
+        raise DataError(path, "file not found")
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
+        for number, raw in enumerate(handle, start=1):
+            try:
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise DataError(path, f"not UTF-8 ({error}); save the file as UTF-8", line=number) from error
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
@@ -109,19 +132,16 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield `(line number from 1, object)` for each line that is not blank; a `.gz` file is unpacked on the way.
 
     Raises:
-        DataError: the file is missing, or a line is not a JSON object; names file and line.
+        DataError: the file is missing, or a line is not UTF-8 or not a JSON object; names file and line.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(path, "file not found")
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
-        for number, raw in enumerate(handle, start=1):
-            if not raw.strip():
-                continue
-            try:
-                row = json.loads(raw.decode("utf-8"))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise DataError(path, f"not valid JSON ({error})", line=number) from error
-            if not isinstance(row, dict):
-                raise DataError(path, f"expected a JSON object, found {type(row).__name__}", line=number)
-            yield number, row
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(path, f"not valid JSON ({error})", line=number) from error
+        if not isinstance(row, dict):
+            raise DataError(path, f"expected a JSON object, found {type(row).__name__}", line=number)
+        yield number, row

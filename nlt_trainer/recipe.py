@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
@@ -28,6 +29,15 @@ from transformers import HfArgumentParser
 
 from nlt_trainer.errors import DataError, NLTError
 
+INHERITED_HELP = (
+    "accepted too; --help_all lists them, and they are documented under\n"
+    "https://sbert.net/docs/package_reference/sentence_transformer/training_args.html"
+)
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Descriptions as they are written, the default after each option."""
+
 
 class RecipeParser(HfArgumentParser):
     """A parser of one flag per dataclass field, grouped by block, that raises instead of leaving the process.
@@ -35,18 +45,25 @@ class RecipeParser(HfArgumentParser):
     Args:
         argument_classes: dataclass of each block. The first line of a dataclass's docstring is the heading of its
             own fields in the help; inherited fields stand under a heading of their own.
+        help_all: whether the help lists inherited fields, or says where they are documented.
         **kwargs: passed to `argparse.ArgumentParser`.
     """
 
-    def __init__(self, argument_classes: Mapping[str, Any], **kwargs: Any):
+    def __init__(self, argument_classes: Mapping[str, Any], *, help_all: bool = False, **kwargs: Any):
+        self.help_all = help_all
         self.hints = {block: _field_hints(argument_class) for block, argument_class in argument_classes.items()}
         self.blocks = {key: block for block, hints in self.hints.items() for key in hints}
         self._classes = argument_classes
         self._titled_groups: dict[str, argparse._ArgumentGroup] = {}
         self._field_actions: dict[str, list[argparse.Action]] = {key: [] for key in self.blocks}
         usage = "%(prog)s [--config FILE.yaml] [--key value ...]"
-        super().__init__(list(argument_classes.values()), allow_abbrev=False, usage=usage, **kwargs)
-        self.add_argument("--config", metavar="FILE.yaml", help="recipe whose values replace the defaults below")
+        kwargs = {"allow_abbrev": False, "usage": usage, "formatter_class": HelpFormatter, **kwargs}
+        super().__init__(list(argument_classes.values()), **kwargs)
+        self.add_argument(
+            "--config", metavar="FILE.yaml", default=argparse.SUPPRESS, help="recipe whose values replace the defaults"
+        )
+        if self.add_help:
+            self.add_argument("--help_all", action="help", help="show this message with the inherited keys, and exit")
 
     def add_argument(self, *flags: Any, **kwargs: Any) -> argparse.Action:
         """Add one argument to the group of its block; mappings are read from the command line as YAML or JSON."""
@@ -56,21 +73,29 @@ class RecipeParser(HfArgumentParser):
         hint = self.hints[self.blocks[key]][key]
         if get_origin(kwargs.get("type")) is dict or kwargs.get("type") is dict:
             kwargs["type"] = lambda text: _mapping_from_text(text, hint)
-        action = self._group_of(key).add_argument(*flags, **kwargs)
+        flags = tuple(flag for flag in flags if "-" not in flag.removeprefix("--"))  # see `parse_known_args`
+        if flags[0].startswith("--no_"):
+            kwargs |= {"help": f"Short for --{key} false.", "default": argparse.SUPPRESS}
+        is_own = key in inspect.get_annotations(self._classes[self.blocks[key]])
+        if not is_own and not self.help_all:
+            kwargs["help"] = argparse.SUPPRESS
+        action = self._group_of(key, is_own=is_own).add_argument(*flags, **kwargs)
         self._field_actions[key].append(action)
         return action
 
-    def _group_of(self, key: str) -> argparse._ArgumentGroup:
-        """Return the group under whose heading the help lists a field."""
+    def _group_of(self, key: str, *, is_own: bool) -> argparse._ArgumentGroup:
+        """Return the group under whose heading the help lists a field: of its block, or of what the block inherits."""
         block = self.blocks[key]
         argument_class = self._classes[block]
         heading = (inspect.getdoc(argument_class) or block).splitlines()[0].rstrip(".")
-        own = f"{heading} (block `{block}:`)"
-        inherited = f"Parameters of {argument_class.__mro__[1].__name__} (block `{block}:`)"
-        for title in (own, inherited):
+        titles: dict[str, str | None] = {f"{heading} (block `{block}:`)": None}
+        if not is_own:
+            base = argument_class.__mro__[1].__name__
+            titles[f"Parameters of {base} (block `{block}:`)"] = None if self.help_all else INHERITED_HELP
+        for title, description in titles.items():  # a block's own group stands first, whichever field comes first
             if title not in self._titled_groups:
-                self._titled_groups[title] = self.add_argument_group(title)
-        return self._titled_groups[own if key in inspect.get_annotations(argument_class) else inherited]
+                self._titled_groups[title] = self.add_argument_group(title, description)
+        return self._titled_groups[title]
 
     def set_field_defaults(self, values: Mapping[str, Any]) -> None:
         """Replace the defaults of fields; a field that has a value is no longer required."""
@@ -78,6 +103,13 @@ class RecipeParser(HfArgumentParser):
         for key in values:
             for action in self._field_actions[key]:
                 action.required = False
+                if action.const is False:  # --no_KEY, which has no default of its own to show
+                    action.default = argparse.SUPPRESS
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse does, with hyphens in a flag read as underscores: the help shows one spelling."""
+        arguments = [_with_underscores(word) for word in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(arguments, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print.
@@ -88,19 +120,23 @@ class RecipeParser(HfArgumentParser):
         raise NLTError(message)
 
 
-def parse_recipe(argument_classes: Mapping[str, type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+def parse_recipe(
+    argument_classes: Mapping[str, type], argv: Sequence[str] | None = None, *, description: str | None = None
+) -> tuple[Any, ...]:
     """Build one instance of each argument dataclass from `--config FILE.yaml` and the rest of the command line.
 
     Args:
         argument_classes: dataclass of each block, for example `{"model": ModelArguments, "data": DataArguments}`.
         argv: the command line without the program's name; `None` reads `sys.argv`.
+        description: what the help says before the keys.
 
     Returns:
         The instances, in the order of `argument_classes`.
 
     Raises:
         DataError: the recipe is missing or malformed, or holds an unknown block, an unknown key or a wrong value.
-        NLTError: an unknown flag, a value of a wrong type or a required flag that is missing.
+        NLTError: an unknown flag, a value of a wrong type, a required flag that is missing, or values that a
+            dataclass refuses; says whether they stand in the recipe or on the command line.
 
     Example:
         ```python
@@ -110,18 +146,35 @@ def parse_recipe(argument_classes: Mapping[str, type], argv: Sequence[str] | Non
         )
         ```
     """
-    parser = RecipeParser(argument_classes)
-    config = RecipeParser({}, add_help=False).parse_known_args(argv)[0].config
+    arguments = sys.argv[1:] if argv is None else argv
+    parser = RecipeParser(argument_classes, help_all="--help_all" in arguments, description=description)
+    config = vars(RecipeParser({}, add_help=False).parse_known_args(arguments)[0]).get("config")
     if config is not None:
         parser.set_field_defaults(read_recipe(config, parser))
-    namespace, unknown = parser.parse_known_args(argv)
+    namespace, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise NLTError(_unknown_flag_message(unknown, list(parser.blocks)))
-    values = {key: _expand_home(value) for key, value in vars(namespace).items() if key != "config"}
     try:
-        return parser.parse_dict(values)
+        return _build(parser, namespace)
     except ValueError as error:
-        raise NLTError(f"{config}: {error}" if config is not None else str(error)) from error
+        place = "" if config is None else f"{_origin(parser, config, error)}: "
+        raise NLTError(f"{place}{error}") from error
+
+
+def _build(parser: RecipeParser, namespace: argparse.Namespace) -> tuple[Any, ...]:
+    """The instances; a dataclass that refuses its values raises `ValueError`."""
+    given = {key: value for key, value in vars(namespace).items() if key in parser.blocks}
+    return parser.parse_dict({key: _expand_home(value) for key, value in given.items()})
+
+
+def _origin(parser: RecipeParser, config: str, error: ValueError) -> str:
+    """Where refused values come from: the recipe if it is refused alike without the command line, else that."""
+    try:
+        _build(parser, parser.parse_args([]))
+    except ValueError as alone:
+        if str(alone) == str(error):
+            return config
+    return "command line"
 
 
 def read_recipe(path: str | Path, parser: RecipeParser) -> dict[str, Any]:
@@ -190,6 +243,12 @@ def _coerce(value: Any, hint: Any) -> Any:
 def _config_for(hint: Any) -> ConfigDict | None:
     """Let pydantic check foreign classes by `isinstance`; it refuses a config beside a dataclass of its own."""
     return None if dataclasses.is_dataclass(hint) else ConfigDict(arbitrary_types_allowed=True)
+
+
+def _with_underscores(word: str) -> str:
+    """Turn `--learning-rate=2e-5` into `--learning_rate=2e-5`."""
+    flag, equals, value = word.partition("=")
+    return f"--{flag[2:].replace('-', '_')}{equals}{value}" if flag.startswith("--") else word
 
 
 def _mapping_from_text(text: str, hint: Any) -> Any:

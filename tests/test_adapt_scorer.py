@@ -160,10 +160,10 @@ def test_a_failed_write_leaves_no_adapter(recipe: str, tmp_path: Path, monkeypat
 
 def test_pairs_come_from_gains(recipe: str, tmp_path: Path) -> None:
     """Reference: the queries of the gains file whose best gain is positive, minus held-out documents."""
-    with pytest.raises(DataError, match="file not found; mine candidates first"):
+    with pytest.raises(DataError, match="file not found; run `nlt mine` first, which writes it"):
         adapt_scorer.main(["--config", recipe, "--adapt_pairs", "true"])
     mine.main(["--config", recipe])
-    with pytest.raises(DataError, match="file not found; compute gains first: nlt score"):
+    with pytest.raises(DataError, match="file not found; run `nlt score` first, which writes it"):
         adapt_scorer.main(["--config", recipe, "--adapt_pairs", "true"])
     rows = [json.loads(line) for line in (tmp_path / "candidates.jsonl").read_text().splitlines()]
     gains = [{**row, "gain": [0.1, 0.2, 0.0] if b else [-1, -2, -3]} for b, row in enumerate(rows)]

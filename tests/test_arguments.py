@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from nlt_trainer.arguments import LLM_OBJECTIVES, OBJECTIVES, DataArguments, NLTTrainingArguments, parse_objective
+from nlt_trainer.arguments import (
+    LLM_OBJECTIVES,
+    OBJECTIVES,
+    DataArguments,
+    ModelArguments,
+    NLTTrainingArguments,
+    parse_objective,
+)
 from nlt_trainer.errors import NLTError
 
 
@@ -88,6 +95,21 @@ def test_what_objectives_read(
     args, data = arguments(tmp_path, **settings), DataArguments(labels=labels)
     assert (args.reads_gains(data), args.reads_llm, args.reads_likelihoods) == (gains, llm, likelihoods)
     assert args.reads_labels(data) == (labels and "info_nce" in settings["objective"])
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("encoder_dtype", "float32, bfloat16"),
+        ("llm_dtype", "float32, bfloat16, float16"),
+        ("head_selection", "best, "),
+    ],
+)
+def test_an_unknown_choice_is_refused_before_anything_is_loaded(name: str, known: str) -> None:
+    """Reference: the value and the choices in the message."""
+    settings: dict[str, Any] = {name: "float23"}
+    with pytest.raises(NLTError, match=rf"^{name} 'float23' is unknown; choose one of {known}"):
+        ModelArguments(**settings)
 
 
 def test_those_that_read_the_llm_are_objectives() -> None:

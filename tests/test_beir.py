@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nlt_trainer.data.beir import Document, Query, load_collection, training_queries, write_collection
-from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.errors import DataError
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -65,8 +65,12 @@ def test_a_collection_without_qrels_trains_on_all_queries(tmp_path: Path) -> Non
     collection = load_collection(_write(tmp_path))
     assert collection.qrels == {}
     assert [query.id for query in training_queries(collection, None)] == ["q1", "q2"]
-    with pytest.raises(NLTError, match=r"no qrels for split 'train'.*none"):
+    with pytest.raises(
+        DataError, match=r"qrels/train.tsv: not found.*'train'; .* the header query-id, corpus-id, .*document$"
+    ):
         training_queries(collection, "train")
+    with pytest.raises(DataError, match=r"qrels/test.tsv: not found.*a line for each relevant document$"):
+        load_collection(collection.folder, splits=["test"])
 
 
 def test_training_queries_are_those_of_the_split(tiny_collection_folder: Path) -> None:
@@ -80,7 +84,7 @@ def test_only_the_named_splits_are_read(tiny_collection_folder: Path) -> None:
     assert set(load_collection(tiny_collection_folder).qrels) == {"train", "dev", "test"}
     assert set(load_collection(tiny_collection_folder, splits=["dev"]).qrels) == {"dev"}
     assert load_collection(tiny_collection_folder, splits=[]).qrels == {}
-    with pytest.raises(NLTError, match=r"'valid' .there are: dev, test, train"):
+    with pytest.raises(DataError, match=r"qrels/valid.tsv: .* split that is there: dev, test, train"):
         load_collection(tiny_collection_folder, splits=["valid"])
 
 
@@ -154,8 +158,17 @@ def test_bad_qrels_are_refused_with_file_and_line(tmp_path: Path, qrels: str, li
 def test_qrels_that_are_not_text_are_refused(tmp_path: Path) -> None:
     folder = _write(tmp_path, qrels=HEADER)
     (folder / "qrels" / "train.tsv").write_bytes(HEADER.encode() + b"q1\td\xff\t1\n")
-    with pytest.raises(DataError, match="not valid UTF-8"):
+    with pytest.raises(DataError, match=r"train.tsv:2: not UTF-8 .*; save the file as UTF-8"):
         load_collection(folder)
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows_are_read(tmp_path: Path) -> None:
+    """Reference: the collection without them."""
+    folder = _write(tmp_path, qrels=HEADER + "q1\td1\t1\n")
+    expected = load_collection(folder)
+    for path in folder.rglob("*.*"):
+        path.write_bytes(path.read_text().replace("\n", "\r\n").encode("utf-8-sig"))
+    assert load_collection(folder) == expected
 
 
 @pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl"])

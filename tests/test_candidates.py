@@ -185,14 +185,14 @@ def test_a_bad_line_is_refused_with_file_and_line(
     path.write_text(json.dumps({**GOOD, "query_id": "q1"}) + "\n" + json.dumps(GOOD) + "\n")
     assert len(read_candidates(path, collection)) == 2
     path.write_text(json.dumps({**GOOD, "query_id": "q1"}) + "\n" + json.dumps({**GOOD, **change}) + "\n")
-    with pytest.raises(DataError, match=f"{reason}.*mine candidates again") as caught:
+    with pytest.raises(DataError, match=f"{reason}.*run `nlt mine` again") as caught:
         read_candidates(path, collection)
     assert (caught.value.path, caught.value.line) == (path, 2)
 
 
 def test_a_missing_an_empty_and_a_shorter_file_are_refused(collection: Collection, tmp_path: Path) -> None:
     path = tmp_path / "candidates.jsonl"
-    with pytest.raises(DataError, match="file not found; mine candidates first"):
+    with pytest.raises(DataError, match="file not found; run `nlt mine` first, which writes it"):
         read_candidates(path, collection)
     path.write_text("\n")
     with pytest.raises(DataError, match="holds no query"):

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.scripts import cli, run_main
+from nlt_trainer.scripts import GOES_ON, cli, run_main, shown
 
 
 @pytest.fixture
@@ -74,6 +74,32 @@ def test_wrong_input_is_one_line_and_exit_code_2(stage: ModuleType, capsys: pyte
         cli.main(["train"])
     assert exit_info.value.code == 2
     assert capsys.readouterr().err == "nlt train: error: corpus.jsonl:3: empty id\n"
+
+
+@pytest.mark.parametrize(("name", "hint"), [("train", "; run again, it goes on from the last whole"), ("mine", "\n")])
+def test_an_interrupt_is_one_line_and_exit_code_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, hint: str
+) -> None:
+    """Reference: 128 + SIGINT; what is said of going on is said of stages that do, also amid a stage's imports."""
+
+    def interrupt(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["nlt"])
+    monkeypatch.setattr(cli.importlib, "import_module", interrupt)
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main([name])
+    assert exit_info.value.code == 130
+    found = capsys.readouterr().err
+    assert found.startswith(f"\nnlt {name}: stopped{hint}")
+    assert found.count("\n") == 2
+
+
+def test_a_docstring_is_shown_without_its_fences() -> None:
+    """Reference: the text by hand; the stages that go on are stages."""
+    doc = "Do it.\n\n```bash\nnlt train \\\n  --x 1\n```\n\nThen more.\n"
+    assert shown(doc) == "Do it.\n\n  nlt train \\\n    --x 1\n\nThen more."
+    assert set(GOES_ON) <= set(cli.STAGES)
 
 
 def test_a_programming_error_keeps_its_traceback(stage: ModuleType) -> None:

@@ -127,7 +127,7 @@ def test_the_dtype_is_the_recipes_and_an_adapter_is_float32(tiny_llm_folder: Pat
         encoder = load_encoder(str(tmp_path), dtype=dtype, pooling="lasttoken", lora=lora, device="cpu")
         assert {p.dtype for p in encoder.parameters() if p.requires_grad} == {torch.float32}
         assert {p.dtype for p in encoder.parameters() if not p.requires_grad} == {expected}
-    with pytest.raises(NLTError, match="encoder dtype 'float16' is unknown; choose float32 or bfloat16"):
+    with pytest.raises(NLTError, match="encoder dtype 'float16' is unknown; choose one of float32, bfloat16"):
         load_encoder(str(tmp_path), dtype="float16")
 
 

@@ -166,9 +166,9 @@ def test_a_task_can_run_twice_and_its_revision_follows_the_data(tiny_collection_
 
 @pytest.mark.parametrize("make", [evaluate_bm25, RetrievalEvaluator, BEIRFolderRetrieval])
 def test_a_missing_split_or_folder_is_refused(make: Any, tiny_collection_folder: Path) -> None:
-    with pytest.raises(NLTError, match=r"'valid' .there are: dev, test, train"):
+    with pytest.raises(DataError, match=r"qrels/valid.tsv: .* split that is there: dev, test, train"):
         make(tiny_collection_folder, split="valid")
-    with pytest.raises(NLTError, match=r"'valid' .there are: dev, test, train"):
+    with pytest.raises(DataError, match=r"qrels/valid.tsv: .* split that is there: dev, test, train"):
         make(load_collection(tiny_collection_folder), split="valid")
     with pytest.raises(DataError, match="file not found"):
         make(tiny_collection_folder / "nothing", split="test")

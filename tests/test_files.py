@@ -75,12 +75,23 @@ def test_write_json_keeps_the_previous_file_when_a_value_has_no_json(tmp_path: P
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe"])
-def test_read_json_refuses_what_is_not_json(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"{", ": not valid JSON"), (b"{\n\xff", ":2: not UTF-8 .*; save the file as UTF-8")]
+)
+def test_read_json_refuses_what_is_not_json(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "heads.json"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: not valid JSON"):
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}{reason}"):
         read_json(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    """Reference: what Python's utf-8-sig, which some editors write, encodes; lines end as on Windows too."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes('{"_id": "é"}\r\n{"_id": "b"}\r\n'.encode("utf-8-sig"))
+    assert list(read_jsonl(path)) == [(1, {"_id": "é"}), (2, {"_id": "b"})]
+    path.write_bytes('{\r\n"a": 1}'.encode("utf-8-sig"))
+    assert read_json(path) == {"a": 1}
 
 
 def test_jsonl_round_trip_counts_lines_and_skips_blank_ones(tmp_path: Path) -> None:
@@ -103,7 +114,7 @@ def test_write_jsonl_keeps_the_previous_file_when_the_rows_fail(tmp_path: Path) 
     ("line", "reason"),
     [
         (b'{"_id": "b"', "not valid JSON"),
-        (b'{"_id": "\xff"}', "not valid JSON"),
+        ('{"_id": "é"}'.encode("latin-1"), "not UTF-8 .*; save the file as UTF-8"),
         (b'["b"]', "expected a JSON object, found list"),
         (b"null", "expected a JSON object, found NoneType"),
     ],
@@ -117,8 +128,10 @@ def test_read_jsonl_names_file_line_and_reason(tmp_path: Path, line: bytes, reas
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"absent\.json: file not found; run the stage that writes it$"):
+    with pytest.raises(DataError, match=r"absent\.json: file not found$"):
         read_json(tmp_path / "absent.json")
+    with pytest.raises(DataError, match=r"absent\.json: file not found; run `nlt score` first, which writes it$"):
+        read_json(tmp_path / "absent.json", stage="nlt score")
     with pytest.raises(DataError, match=r"absent\.jsonl: file not found$"):
         list(read_jsonl(tmp_path / "absent.jsonl"))
 

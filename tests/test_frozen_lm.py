@@ -14,6 +14,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
     BloomConfig,
     BloomForCausalLM,
     GraniteConfig,
@@ -189,6 +192,30 @@ def test_a_configuration_without_a_context_length_is_refused(tiny_lm: FrozenLM) 
         _ = lm.context_length
     lm.model.config.max_position_embeddings = 128
     assert lm.context_length == 128
+
+
+def test_an_encoder_is_no_llm(tiny_encoder_folder: Path, tmp_path: Path) -> None:
+    """Reference: a BERT without a language-model head, whose head would be random, and one that was trained to fill
+    masks, which sees later tokens."""
+    with pytest.raises(
+        NLTError, match=r"have no weights for cls.predictions.* as an encoder has none.* Choose a decoder"
+    ):
+        FrozenLM.from_pretrained(str(tiny_encoder_folder.parent / "bert"), device="cpu")
+    config = BertConfig(
+        vocab_size=512, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_encoder_folder.parent / "bert").save_pretrained(tmp_path)
+    with pytest.raises(
+        NLTError, match=r"what it makes of a token changes with the tokens after it, as in an encoder. Choose a"
+    ):
+        FrozenLM.from_pretrained(str(tmp_path), device="cpu")
+
+
+def test_an_unknown_dtype_is_refused(tiny_llm_folder: Path) -> None:
+    """Reference: the choices in the message."""
+    with pytest.raises(NLTError, match=r"LLM dtype 'float23' is unknown; choose one of float32, bfloat16, float16"):
+        FrozenLM.from_pretrained(str(tiny_llm_folder), dtype="float23")
 
 
 def test_the_fingerprint_tells_weights_adapter_tokenizer_and_dtype_apart(

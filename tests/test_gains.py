@@ -70,7 +70,7 @@ def test_a_file_from_before_likelihoods_is_refused_where_they_are_read(tmp_path:
     write_gains(path, CANDIDATES, GAIN)
     np.testing.assert_array_equal(read_gains(path, CANDIDATES), GAIN)
     option = " with token_likelihoods: true" if name == "token_log_likelihoods" else ""
-    with pytest.raises(DataError, match=rf"gains.jsonl:1: the file has no {name}; run nlt score again{option}$"):
+    with pytest.raises(DataError, match=rf"gains.jsonl:1: the file has no {name}; run `nlt score` again{option}$"):
         read_likelihoods(path, CANDIDATES, [name])
 
 
@@ -91,14 +91,14 @@ def test_malformed_likelihoods_are_refused(tmp_path: Path, name: str, value: Any
     write_gains(path, CANDIDATES, GAIN, further=FURTHER)
     lines = path.read_text().splitlines()
     path.write_text(f"{lines[0]}\n{json.dumps({**json.loads(lines[1]), name: value})}\n")
-    with pytest.raises(DataError, match=rf"gains.jsonl:2: {name} of query 'q2' is malformed; run nlt score again"):
+    with pytest.raises(DataError, match=rf"gains.jsonl:2: {name} of query 'q2' is malformed; run `nlt score` again"):
         read_likelihoods(path, CANDIDATES, [name])
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"document_ids": ["d3", "d5", "d4"]}, "query 'q2' has other candidates here; run nlt score again"),
+        ({"document_ids": ["d3", "d5", "d4"]}, "query 'q2' has other candidates here; run `nlt score` again"),
         ({"gain": [0.1, float("nan"), 0.2]}, "query 'q2' needs 3 finite gains"),
         ({"gain": [0.1, 0.2]}, "query 'q2' needs 3 finite gains"),
         ({"gain": None}, "query 'q2' needs 3 finite gains"),
@@ -119,10 +119,10 @@ def test_a_bad_line_is_refused_with_file_and_line(tmp_path: Path, change: dict[s
 def test_missing_gains_are_refused(tmp_path: Path) -> None:
     """Reference: the remedy in each message."""
     path = tmp_path / "gains.jsonl"
-    with pytest.raises(DataError, match=r"file not found; compute gains first: nlt score"):
+    with pytest.raises(DataError, match="file not found; run `nlt score` first, which writes it"):
         read_gains(path, CANDIDATES)
     write_gains(path, CANDIDATES[:1], GAIN[:1])
-    with pytest.raises(DataError, match=r"no gains for 1 queries, e.g. 'q2'; run nlt score again"):
+    with pytest.raises(DataError, match=r"no gains for 1 queries, e.g. 'q2'; run `nlt score` again"):
         read_gains(path, CANDIDATES)
 
 

@@ -40,11 +40,14 @@ def test_names_are_resolved(tiny_llm_folder: Path, tmp_path: Path, monkeypatch: 
     [
         (
             "package:no_such_models/tiny",
-            "no package 'no_such_models' is installed.*pip install --no-deps no-such-models",
+            "no package that is imported as 'no_such_models' is installed; correct it, or install the distribution",
         ),
-        ("package:nlt_trainer/nothing", "nothing does not exist"),
+        ("package:no_such.models/tiny", "no package that is imported as 'no_such.models' is installed"),
+        ("package:/tiny", "no package that is imported as '' is installed"),
+        ("package:tokenizer/tiny", r"imported as 'tokenizer' is installed; did you mean 'tokenizers'\?"),
+        ("package:nlt_trainer/nothing", "nothing does not exist. Correct the path inside the package"),
         ("./nothing", "does not exist. Give a Hub id"),
-        ("nothing.gguf", "nothing.gguf does not exist"),
+        ("nothing.gguf", "nothing.gguf does not exist. Give the path of a .gguf file on this machine"),
     ],
 )
 def test_what_is_not_there_is_refused(name: str, message: str) -> None:

@@ -356,17 +356,17 @@ def test_gains_of_other_candidates_are_refused(project: Project) -> None:
     """Reference: candidates that were mined again with another seed after the scores."""
     project.run(score)
     project.run(mine, "likelihood_gain", "--num_candidates", "4")
-    with pytest.raises(DataError, match=r"gains.jsonl:1: query 'q1' has other candidates here; run nlt score again"):
+    with pytest.raises(DataError, match=r"gains.jsonl:1: query 'q1' has other candidates here; run `nlt score` again"):
         project.run(train, "likelihood_gain", "--num_candidates", "4")
 
 
 @pytest.mark.parametrize(
     ("stage", "objective", "missing", "message"),
     [
-        (score, "likelihood_gain", "candidates.jsonl", "file not found; mine candidates first"),
-        (train, "likelihood_gain", "gains.jsonl", "file not found; compute gains first: nlt score"),
-        (detect_heads, "dream", "gains.jsonl", "file not found; compute gains first: nlt score"),
-        (train, "dream", "heads.json", "file not found"),
+        (score, "likelihood_gain", "candidates.jsonl", "file not found; run `nlt mine` first, which writes it"),
+        (train, "likelihood_gain", "gains.jsonl", "file not found; run `nlt score` first, which writes it"),
+        (detect_heads, "dream", "gains.jsonl", "file not found; run `nlt score` first, which writes it"),
+        (train, "dream", "heads.json", "file not found; run `nlt detect_heads` first, which writes it"),
         (mine, "likelihood_gain", "collection", "file not found; a collection is a folder"),
         (train, "likelihood_gain", "encoder", "does not exist. Give a Hub id"),
     ],
@@ -419,7 +419,7 @@ def test_stages_replace_no_folder_of_the_user(project: Project, monkeypatch: pyt
 def test_settings_that_only_mine_reads_are_refused_elsewhere(project: Project, stage: Any) -> None:
     """Reference: the candidates file has 4 queries with 3 candidates each; the message names the remedy."""
     project.run(score)
-    with pytest.raises(DataError, match=r"candidates.jsonl:1: .*mine candidates again"):
+    with pytest.raises(DataError, match=r"candidates.jsonl:1: .*run `nlt mine` again"):
         project.run(stage, "likelihood_gain", "--num_candidates", "2", "--num_random_candidates", "0")
     with pytest.raises(NLTError, match=r"has 4 queries and max_queries is 3; only mine draws them"):
         project.run(stage, "likelihood_gain", "--max_queries", "3")

@@ -92,7 +92,8 @@ def test_a_shown_command_parses(
         return
     module, arguments = stage_of(words)
     with pytest.raises(SystemExit) as exit_info:
-        importlib.import_module(module).main(["--help"])
+        has_keys = not module.endswith((".demo", ".compare_heads"))
+        importlib.import_module(module).main(["--help_all" if has_keys else "--help"])
     assert exit_info.value.code == 0
     known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
     assert {argument.split("=")[0] for argument in arguments if argument.startswith("--")} <= known

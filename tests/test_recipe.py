@@ -34,6 +34,10 @@ class SmallDataArguments:
     shuffle: bool = field(default=True, metadata={"help": "Shuffle the queries."})
     lengths: list[int] | None = field(default=None, metadata={"help": "Lengths."})
 
+    def __post_init__(self) -> None:
+        if self.num_candidates < 0:
+            raise ValueError(f"num_candidates is {self.num_candidates}")
+
 
 @dataclass
 class SmallTrainingArguments(SentenceTransformerTrainingArguments):
@@ -186,10 +190,10 @@ def test_missing_and_malformed_files(tmp_path: Path) -> None:
     ("flags", "expected"),
     [
         (["--learning_rat", "1"], "unknown flag --learning_rat, did you mean --learning_rate?"),
-        (["--learning-rat=1"], "unknown flag --learning-rat, did you mean --learning_rate?"),
+        (["--learning-rat=1"], "unknown flag --learning_rat, did you mean --learning_rate?"),
         (["--xyzzy"], "unknown flag --xyzzy; --help lists the known ones"),
         (["value"], "unexpected argument 'value'; give values as --key value"),
-        (["--num_candidates", "eight"], "argument --num_candidates/--num-candidates: invalid int value: 'eight'"),
+        (["--num_candidates", "eight"], "argument --num_candidates: invalid int value: 'eight'"),
         (["--aliases", "q"], "argument --aliases: 'q' is not a mapping of type dict[str, str]"),
         (["--aliases", "{q"], "argument --aliases: '{q' is not a mapping of type dict[str, str]"),
         (["--pooling", "max"], "argument --pooling: invalid choice: 'max'"),
@@ -214,6 +218,15 @@ def test_a_value_that_the_dataclass_refuses_names_the_recipe(recipe: Path) -> No
     assert message(recipe, content).startswith(f"{recipe}: sometimes is not a valid SaveStrategy")
 
 
+def test_a_value_of_the_command_line_that_the_dataclass_refuses_is_not_blamed_on_the_recipe(recipe: Path) -> None:
+    """Reference: the place at the start of the message; a fault of both is the recipe's."""
+    good, bad = "model: {name: start}", "model: {name: start}\ndata: {num_candidates: -1}"
+    assert message(recipe, good, "--num_candidates", "-2") == "command line: num_candidates is -2"
+    assert message(recipe, bad, "--num_candidates", "-2") == "command line: num_candidates is -2"
+    assert message(recipe, bad, "--no_shuffle") == f"{recipe}: num_candidates is -1"
+    assert message(recipe, "data: {}", "--name=x", "--num_candidates=-2") == "command line: num_candidates is -2"
+
+
 def test_help_groups_own_fields_before_inherited_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         parse_recipe(CLASSES, ["--help"])
@@ -225,17 +238,32 @@ def test_help_groups_own_fields_before_inherited_ones(capsys: pytest.CaptureFixt
         "Parameters that control training (block `trainer:`):",
         "--temperature",
         "Parameters of SentenceTransformerTrainingArguments (block `trainer:`):",
-        "--learning_rate",
+        "https://sbert.net/docs",
     ]
     places = [text.index(heading) for heading in headings]
     assert places == sorted(places)
     assert "Candidates of a query. (default: 8)" in text
+    assert "--learning_rate" not in text
+    assert "-" not in "".join(re.findall(r"--(\S+)", text))
+    assert re.search(r"--no_shuffle +Short for --shuffle false\.\n", text)
+
+
+def test_help_all_lists_inherited_fields_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """Reference: a field of transformers, after the heading of what it is inherited from."""
+    with pytest.raises(SystemExit) as exit_info:
+        parse_recipe(CLASSES, ["--help_all"], description="What it does:\n  a command")
+    assert exit_info.value.code == 0
+    text = capsys.readouterr().out
+    assert "\nWhat it does:\n  a command\n" in text
+    assert 0 < text.index("Parameters of SentenceTransformerTrainingArguments") < text.index("--learning_rate")
 
 
 def test_help_shows_the_values_of_the_recipe(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse(recipe, "data: {num_candidates: 4}", "--help")
-    assert "Candidates of a query. (default: 4)" in capsys.readouterr().out
+        parse(recipe, "data: {num_candidates: 4, shuffle: false}", "--help")
+    text = capsys.readouterr().out
+    assert "Candidates of a query. (default: 4)" in text
+    assert re.search(r"--no_shuffle +Short for --shuffle false\.\n", text)
 
 
 def test_a_failing_dataclass_without_a_recipe_keeps_its_message() -> None:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import atomic_folder, atomic_write, read_jsonl, write_jsonl
+from nlt_trainer.errors import DataError
+from nlt_trainer.files import atomic_folder, atomic_write, read_jsonl, read_lines, write_jsonl
 
 CORPUS_FILE = "corpus.jsonl"
 QUERIES_FILE = "queries.jsonl"
@@ -68,18 +68,17 @@ class Collection:
         """Return the judgements of a split.
 
         Raises:
-            NLTError: the split was not read or does not exist; names those that are there.
+            DataError: the split was not read or does not exist; says how to write it and names those that are there.
         """
         if split not in self.qrels:
-            there = ", ".join(sorted(self.qrels)) or "none"
-            raise NLTError(f"{self.folder}: no qrels for split {split!r} (there are: {there}); name one of them")
+            raise _no_judgements(self.folder, split, known=self.qrels)
         return self.qrels[split]
 
     def split_queries(self, split: str) -> list[Query]:
         """Return the queries that have a line in the qrels of a split, in the order of `queries.jsonl`.
 
         Raises:
-            NLTError: the split was not read or does not exist; names those that are there.
+            DataError: as `split_qrels`.
         """
         judged = self.split_qrels(split)
         return [query for query in self.queries.values() if query.id in judged]
@@ -94,7 +93,7 @@ def training_queries(collection: Collection, split: str | None) -> list[Query]:
             `None` takes every query, as in a collection without qrels.
 
     Raises:
-        NLTError: there is no such split.
+        DataError: there is no such split.
     """
     return list(collection.queries.values()) if split is None else collection.split_queries(split)
 
@@ -109,8 +108,7 @@ def load_collection(folder: str | Path, *, splits: Sequence[str] | None = None) 
 
     Raises:
         DataError: a file is missing or malformed, an id is missing, empty or doubled, a text is empty, qrels point to
-            an unknown query or document; names file and line.
-        NLTError: a split of `splits` has no qrels.
+            an unknown query or document, a split of `splits` has no qrels; names file and line.
     """
     folder = Path(folder)
     corpus = _read_corpus(folder / CORPUS_FILE)
@@ -119,11 +117,21 @@ def load_collection(folder: str | Path, *, splits: Sequence[str] | None = None) 
     if splits is not None:
         missing = [split for split in splits if split not in files]
         if missing:
-            there = ", ".join(files) or "none"
-            raise NLTError(f"{folder}: no qrels for split {missing[0]!r} (there are: {there}); name one of them")
+            raise _no_judgements(folder, missing[0], known=files)
         files = {split: files[split] for split in splits}
     qrels = {split: _read_qrels(path, queries=queries, corpus=corpus) for split, path in files.items()}
     return Collection(name=folder.resolve().name, folder=folder, corpus=corpus, queries=queries, qrels=qrels)
+
+
+def _no_judgements(folder: Path, split: str, *, known: Iterable[str]) -> DataError:
+    """The error for a split without judgements: which file is missing, how to write it, what is there instead."""
+    there = ", ".join(sorted(known))
+    return DataError(
+        folder / QRELS_FOLDER / f"{split}.tsv",
+        f"not found, so nothing judges the split {split!r}; write it with tabs between the columns: the header "
+        f"{', '.join(QRELS_HEADER)}, then a line for each relevant document"
+        + (f"; or name a split that is there: {there}" if there else ""),
+    )
 
 
 def write_collection(
@@ -234,14 +242,11 @@ def _answer(row: dict[str, Any], *, path: Path, line: int) -> str | None:
 
 
 def _read_qrels(path: Path, *, queries: Mapping[str, Query], corpus: Mapping[str, Document]) -> Qrels:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(path, f"not valid UTF-8 ({error}); save the file as UTF-8") from error
-    if tuple(lines[0].split("\t")) != QRELS_HEADER:
+    lines = read_lines(path)
+    if tuple(next(lines, (1, ""))[1].split("\t")) != QRELS_HEADER:
         raise DataError(path, f"the first line must be {' '.join(QRELS_HEADER)}, separated by tabs", line=1)
     qrels: Qrels = {}
-    for line, raw in enumerate(lines[1:], start=2):
+    for line, raw in lines:
         if not raw.strip():
             continue
         query_id, document_id, grade = _judgement(raw, path=path, line=line)

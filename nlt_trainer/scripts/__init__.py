@@ -9,11 +9,34 @@ from typing import NoReturn
 
 from nlt_trainer.errors import NLTError
 
+GOES_ON = {
+    "score": "the scores that it has in its cache",
+    "train": "the last whole checkpoint, if there is one",
+    "adapt_scorer": "the last whole checkpoint, if there is one",
+    "demo": "the stage that was under way",
+}
+"""Stages that go on where they stopped, and from what."""
+
+STOPPED = 130
+"""Exit code of a program that Ctrl-C has ended: 128 and the number of SIGINT."""
+
+
+def shown(doc: str | None) -> str:
+    """A module's docstring as the help of a stage: without the fences around its commands, which are indented."""
+    lines, inside = [], False
+    for line in (doc or "").strip().splitlines():
+        if line.startswith("```"):
+            inside = not inside
+        else:
+            lines.append(f"  {line}" if inside else line)
+    return "\n".join(lines)
+
 
 def run_main(
     main: Callable[[list[str] | None], int | None], argv: Sequence[str] | None = None, *, stage: str | None = None
 ) -> NoReturn:
-    """Run a stage and leave the process: wrong input is one line on stderr and exit code 2, without a traceback.
+    """Run a stage and leave the process: wrong input is one line on stderr and exit code 2, without a traceback, and
+    so is Ctrl-C with exit code 130.
 
     Args:
         main: the stage; it returns its exit code, or `None` for success.
@@ -31,4 +54,9 @@ def run_main(
     except NLTError as error:
         sys.stderr.write(f"{name}: error: {error}\n")
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        source = GOES_ON.get(name.removeprefix("nlt "))
+        remedy = f"; run again, it goes on from {source}" if source else ""
+        sys.stderr.write(f"\n{name}: stopped{remedy}\n")
+        raise SystemExit(STOPPED) from None
     raise SystemExit(code or 0)

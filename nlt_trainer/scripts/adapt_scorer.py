@@ -44,7 +44,7 @@ from nlt_trainer.resume import (
     check_settings,
     logged_cost,
 )
-from nlt_trainer.scripts import run_main
+from nlt_trainer.scripts import run_main, shown
 from nlt_trainer.scripts.common import (
     check_batches,
     load_candidates,
@@ -63,7 +63,7 @@ def report_file(adapter: str | Path) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     """Train and save the adapter; prints where it is and what it does to held-out documents."""
-    model, data, args = parse_recipe(RECIPE_BLOCKS, argv)
+    model, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__))
     processes(args)
     if model.adapter is not None:
         raise NLTError(f"adapter is {model.adapter!r}; an adapter is fitted to the plain LLM, leave `adapter` out")

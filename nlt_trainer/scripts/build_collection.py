@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from nlt_trainer.data.hub_collection import BEIRSource, QuestionSource, build_hub_collection
 from nlt_trainer.data.questions import Columns
 from nlt_trainer.recipe import parse_recipe
-from nlt_trainer.scripts import run_main
+from nlt_trainer.scripts import run_main, shown
 
 
 @dataclass
@@ -69,7 +69,7 @@ COLLECTION_BLOCKS: dict[str, type] = {"collection": CollectionArguments}
 
 def main(argv: list[str] | None = None) -> None:
     """Write the BEIR folder; prints what is in it."""
-    (c,) = parse_recipe(COLLECTION_BLOCKS, argv)
+    (c,) = parse_recipe(COLLECTION_BLOCKS, argv, description=shown(__doc__))
     beir = questions = None
     if c.beir is not None:
         beir = BEIRSource(c.beir, c.beir_revision, c.beir_qrels, c.beir_qrels_revision, c.beir_splits)

@@ -50,8 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         remedy = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(STAGES)}"
         print(f"nlt: error: unknown stage {arguments[0]!r}, {remedy}", file=sys.stderr)
         return 2
-    module = importlib.import_module(STAGES[stage][0])
-    run_main(module.main, arguments[1:], stage=stage)
+    run_main(lambda argv: importlib.import_module(STAGES[stage][0]).main(argv), arguments[1:], stage=stage)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ import numpy as np
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.plots import head_heat_map
-from nlt_trainer.scripts import run_main
+from nlt_trainer.scripts import run_main, shown
 
 
 def main(argv: list[str] | None = None) -> None:
     """Print the overlap of the best heads of each two files."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=shown(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="HEADS.json", help="two or more head files")
     parser.add_argument("--num_heads", type=int, default=16, help="how many of each file's best heads are compared")
     parser.add_argument("--heat_maps", type=Path, metavar="FOLDER", help="also draw the scores as FOLDER/1.png, ...")

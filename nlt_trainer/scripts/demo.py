@@ -29,7 +29,7 @@ from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.plots import head_heat_map, learning_curve
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.results import Result, results_table, write_results
-from nlt_trainer.scripts import build_stdlib, detect_heads, evaluate, make_encoder, mine, run_main, score, train
+from nlt_trainer.scripts import build_stdlib, detect_heads, evaluate, make_encoder, mine, run_main, score, shown, train
 
 DEV_METRIC = "eval_dev_ndcg_at_10"
 
@@ -55,7 +55,7 @@ class Stage:
 
 def main(argv: list[str] | None = None) -> None:
     """Run all stages, then show the table, the pictures and what to do next."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=shown(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", type=Path, default=Path("recipes/demo"), help="folder with the two recipes")
     recipes = parser.parse_args(argv).recipes
     gain, dream = recipes / "likelihood_gain.yaml", recipes / "dream.yaml"
@@ -105,7 +105,7 @@ def run_stage(stage: Stage, stamps: Path, *, earlier: str, place: str) -> str:
 
 def collect(runs: list[Path]) -> list[Result]:
     """BM25 and the start once, then the trained encoders."""
-    rows = [Result(**row) for run in runs for row in read_json(run / "results.json")]
+    rows = [Result(**row) for run in runs for row in read_json(run / "results.json", stage="nlt evaluate")]
     return list({(row.name, row.collection): row for row in rows}.values())
 
 
@@ -114,11 +114,11 @@ def draw(folder: Path, runs: list[Path], *, start: str, collection: str) -> None
     before = evaluate_encoder(load_encoder(start), load_collection(collection, splits=["dev"]), split="dev")
     logs, queries = {}, 0
     for run in runs:
-        report = read_json(run / "training.json")
+        report = read_json(run / "training.json", stage="nlt train")
         logs[report["objective"]] = [{"epoch": 0, DEV_METRIC: before["ndcg_at_10"]}, *report["log"]]
         queries = report["queries"]
     learning_curve(logs, folder / "learning_curve.png", metric=DEV_METRIC, queries=queries)
-    heads = read_json(runs[1] / "settings.json")["model"]["heads"]
+    heads = read_json(runs[1] / "settings.json", stage="nlt train")["model"]["heads"]
     head_heat_map(HeadSet.load(heads), folder / "heads.png")
 
 

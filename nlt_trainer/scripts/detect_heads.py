@@ -28,7 +28,7 @@ from nlt_trainer.data.needles import cut_needles
 from nlt_trainer.data.training import relevance
 from nlt_trainer.models.heads import HeadSet, detect_query_focused_heads, relevant_by_gain, tells_apart
 from nlt_trainer.recipe import parse_recipe
-from nlt_trainer.scripts import run_main
+from nlt_trainer.scripts import run_main, shown
 from nlt_trainer.scripts.common import load_candidates, load_llm, load_training_collection, processes, prompt_tokens
 
 
@@ -51,7 +51,7 @@ class HeadTask:
 
 def main(argv: list[str] | None = None) -> None:
     """Write the recipe's `heads` file."""
-    model, data, args = parse_recipe(RECIPE_BLOCKS, argv)
+    model, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__))
     if not processes(args).is_main_process:
         return
     scored = detect(model, data, seed=args.seed) if model.head_scores is None else HeadSet.load(model.head_scores)

@@ -21,13 +21,13 @@ from nlt_trainer.files import read_json
 from nlt_trainer.models.encoder import load_encoder
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.results import Result, results_table, write_results
-from nlt_trainer.scripts import run_main
+from nlt_trainer.scripts import run_main, shown
 from nlt_trainer.scripts.common import processes
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write results and card; prints the table."""
-    model, data, args = parse_recipe(RECIPE_BLOCKS, argv)
+    model, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__))
     if not processes(args).is_main_process:
         return
     run = Path(args.output_dir)
@@ -86,7 +86,7 @@ def evaluate_run(collection: Collection, split: str, *, run: Path, model: ModelA
     """
     if not (run / "encoder").is_dir() or not (run / "training.json").is_file():
         raise NLTError(f"{run} has no finished encoder; run `nlt train` with this recipe first")
-    report = read_json(run / "training.json")
+    report = read_json(run / "training.json", stage="nlt train")
     metrics = evaluate_encoder(load_encoder(str(run / "encoder")), collection, split=split)
     return Result(
         report["objective"],

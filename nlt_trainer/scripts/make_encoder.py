@@ -16,7 +16,7 @@ from nlt_trainer.files import atomic_folder
 from nlt_trainer.models.encoder import encoder_from_token_embeddings
 from nlt_trainer.models.locations import PACKAGE_SCHEME
 from nlt_trainer.recipe import parse_recipe
-from nlt_trainer.scripts import run_main
+from nlt_trainer.scripts import run_main, shown
 from nlt_trainer.scripts.common import processes
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         NLTError: `encoder` names no folder but a model in a package or, it seems, on the Hub.
     """
-    model, _, args = parse_recipe(RECIPE_BLOCKS, argv)
+    model, _, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__))
     if not processes(args).is_main_process:
         return
     if model.encoder.startswith(PACKAGE_SCHEME):

@@ -10,13 +10,13 @@ from __future__ import annotations
 from nlt_trainer.arguments import RECIPE_BLOCKS
 from nlt_trainer.data.candidates import mine_candidates, write_candidates
 from nlt_trainer.recipe import parse_recipe
-from nlt_trainer.scripts import run_main
+from nlt_trainer.scripts import run_main, shown
 from nlt_trainer.scripts.common import chosen_queries, load_training_collection, processes
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write the recipe's `candidates` file."""
-    _, data, args = parse_recipe(RECIPE_BLOCKS, argv)
+    _, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__))
     if not processes(args).is_main_process:
         return
     collection = load_training_collection(data)

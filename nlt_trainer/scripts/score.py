@@ -25,7 +25,7 @@ from nlt_trainer.files import read_json, write_json
 from nlt_trainer.models.scoring import Likelihoods, LikelihoodScorer, likelihood_gain
 from nlt_trainer.prompts import TargetKind
 from nlt_trainer.recipe import parse_recipe
-from nlt_trainer.scripts import run_main
+from nlt_trainer.scripts import run_main, shown
 from nlt_trainer.scripts.common import (
     load_candidates,
     load_llm,
@@ -70,7 +70,7 @@ def check_scorer(model: ModelArguments, data: DataArguments, target: TargetKind)
 
 def main(argv: list[str] | None = None) -> None:
     """Write the recipe's `gains` file and the audit beside it."""
-    model, data, args = parse_recipe(RECIPE_BLOCKS, argv)
+    model, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__))
     state = processes(args)
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection)

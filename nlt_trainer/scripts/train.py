@@ -41,7 +41,7 @@ from nlt_trainer.resume import (
     logged_cost,
     run_settings,
 )
-from nlt_trainer.scripts import run_main
+from nlt_trainer.scripts import run_main, shown
 from nlt_trainer.scripts.adapt_scorer import report_file
 from nlt_trainer.scripts.common import (
     check_batches,
@@ -58,7 +58,7 @@ from nlt_trainer.trainer import NLTTrainer
 
 def main(argv: list[str] | None = None) -> None:
     """Train and save; prints where the encoder is."""
-    model, data, args = parse_recipe(RECIPE_BLOCKS, argv)
+    model, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__))
     processes(args)
     folder = Path(args.output_dir)
     collection = load_training_collection(data)
