@@ -107,8 +107,11 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     Raises:
         NLTError: the folder has checkpoints of another run; names what differs.
     """
-    if not (folder / SETTINGS_FILE).is_file() or last_checkpoint(folder) is None:
-        return
+    if (folder / SETTINGS_FILE).is_file() and last_checkpoint(folder) is not None:
+        _check_trajectory(folder, settings)
+
+
+def _check_trajectory(folder: Path, settings: dict[str, Any]) -> None:
     found = read_json(folder / SETTINGS_FILE).get("trajectory", {})
     different = [
         f"{key}: {found.get(key)!r} there, {value!r} now"
@@ -130,6 +133,27 @@ def last_checkpoint(folder: Path) -> str | None:
             return str(checkpoint)
         logger.warning("%s is half-written and ignored; remove it", checkpoint)
     return None
+
+
+def start_checkpoint(args: TrainingArguments, settings: dict[str, Any]) -> str | None:
+    """What a run goes on from: `resume_from_checkpoint`, else the last whole checkpoint of `output_dir`.
+
+    Raises:
+        NLTError: the checkpoint that was named is none, or either folder has checkpoints of another run.
+    """
+    folder = Path(str(args.output_dir))
+    check_settings(folder, settings)
+    if args.resume_from_checkpoint is None:
+        return last_checkpoint(folder)
+    named = Path(args.resume_from_checkpoint)
+    if not (named / "trainer_state.json").is_file() or not (named.parent / SETTINGS_FILE).is_file():
+        raise NLTError(
+            f"resume_from_checkpoint: {named} is no whole checkpoint in the output_dir of a run (with "
+            f"trainer_state.json, and {SETTINGS_FILE} beside its folder); name one, or leave the option out: "
+            f"a run goes on from the last whole checkpoint of {folder} by itself"
+        )
+    _check_trajectory(named.parent, settings)
+    return str(named)
 
 
 class CostCallback(TrainerCallback, ExportableState):

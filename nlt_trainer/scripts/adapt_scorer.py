@@ -40,9 +40,8 @@ from nlt_trainer.resume import (
     SETTINGS_FILE,
     CostCallback,
     adaptation_settings,
-    check_settings,
-    last_checkpoint,
     logged_cost,
+    start_checkpoint,
 )
 from nlt_trainer.scripts import run_main, shown
 from nlt_trainer.scripts.common import (
@@ -68,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         raise NLTError(f"adapter is {model.adapter!r}; an adapter is fitted to the plain LLM, leave `adapter` out")
     folder = Path(args.output_dir)
     settings = adaptation_settings(model, data, args)
-    check_settings(folder, settings)
+    checkpoint = start_checkpoint(args, settings)
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection) if data.adapt_pairs else []
     pairs = best_pairs(candidates, read_gains(data.gains, candidates)) if candidates else []
@@ -81,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer = Trainer(adapted, args, train_dataset=rows, data_collator=pad_rows, callbacks=[CostCallback()])
     if trainer.is_world_process_zero():
         write_json(folder / SETTINGS_FILE, settings)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         save_adapter(folder / "adapter", adapted)
         after = mean_loss(adapted, held_out)

@@ -36,10 +36,9 @@ from nlt_trainer.resume import (
     SETTINGS_FILE,
     AdapterCallback,
     CostCallback,
-    check_settings,
-    last_checkpoint,
     logged_cost,
     run_settings,
+    start_checkpoint,
 )
 from nlt_trainer.scripts import run_main, shown
 from nlt_trainer.scripts.adapt_scorer import report_file
@@ -57,18 +56,20 @@ def main(argv: list[str] | None = None) -> None:
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection)
     settings = run_settings(model, data, args)
-    check_settings(folder, settings)
+    checkpoint = start_checkpoint(args, settings)
     before = cost_before_training(model, data, args)
     check_options(model, data, args)
     set_seed(args.seed)  # the random start of an adapter
     backbone = load_llm(model) if model.shared_backbone else None
     encoder = load_start(model, backbone)
     dataset = make_dataset(collection, data, args, candidates=candidates)
-    trainer, reading = make_trainer(Parts(encoder, model, data, args, candidates, backbone), dataset)
+    trainer, reading = make_trainer(
+        Parts(encoder, model, data, args, candidates, backbone), dataset, checkpoint=checkpoint
+    )
     truncated = reading.truncated_documents(dataset)  # also finds prompts that do not fit, now
     if trainer.is_world_process_zero():
         write_json(folder / SETTINGS_FILE, settings)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         save_encoder(folder / "encoder", encoder, merge=model.merge_lora)
         report = {
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{folder}/encoder: trained with {args.objective}; SentenceTransformer(path) loads it")
 
 
-def make_trainer(parts: Parts, dataset: Dataset) -> tuple[NLTTrainer, Reading]:
+def make_trainer(parts: Parts, dataset: Dataset, *, checkpoint: str | None = None) -> tuple[NLTTrainer, Reading]:
     """The recipe's trainer, and what builds the texts that its objective reads with the LLM."""
     encoder, args = parts.encoder, parts.args
     loss, reading = make_loss(parts)
@@ -105,7 +106,7 @@ def make_trainer(parts: Parts, dataset: Dataset) -> tuple[NLTTrainer, Reading]:
         loss=loss,
         data_collator=collator,  # type: ignore[arg-type]  # any callable
         evaluator=dev_evaluator(parts.data),
-        callbacks=[CostCallback(loss), AdapterCallback(encoder, last_checkpoint(Path(str(args.output_dir))))],
+        callbacks=[CostCallback(loss), AdapterCallback(encoder, checkpoint)],
     )
     encoder.model_card_data.train_datasets, encoder.model_card_data.widget = [], []  # both would show the user's texts
     return trainer, reading
