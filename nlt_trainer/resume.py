@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from nlt_trainer.arguments import DataArguments, ModelArguments, NLTTrainingArguments
-from nlt_trainer.checkpoints import last_checkpoint
+from nlt_trainer.checkpoints import checkpoint_fault, last_checkpoint
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json
 from nlt_trainer.models.locations import content_hash, resolve_model
@@ -106,8 +106,12 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> str | None:
         NLTError: the folder has checkpoints of another run; names what differs.
     """
     checkpoint = last_checkpoint(folder)
-    if checkpoint is None or not (folder / SETTINGS_FILE).is_file():
-        return checkpoint
+    if checkpoint is not None and (folder / SETTINGS_FILE).is_file():
+        _check_trajectory(folder, settings)
+    return checkpoint
+
+
+def _check_trajectory(folder: Path, settings: dict[str, Any]) -> None:
     found = read_json(folder / SETTINGS_FILE).get("trajectory", {})
     different = [
         f"{key}: {found.get(key)!r} there, {value!r} now"
@@ -119,7 +123,29 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> str | None:
             f"{folder} holds checkpoints of a run with other settings ({'; '.join(different)}); "
             "choose another output_dir or remove the folder"
         )
-    return checkpoint
+
+
+def start_checkpoint(args: TrainingArguments, settings: dict[str, Any]) -> str | None:
+    """What a run goes on from: `resume_from_checkpoint`, else the last whole checkpoint of `output_dir`.
+
+    Raises:
+        NLTError: the checkpoint that was named is none, or either folder has checkpoints of another run.
+    """
+    folder = Path(str(args.output_dir))
+    last = check_settings(folder, settings)
+    if args.resume_from_checkpoint is None:
+        return last
+    named = Path(args.resume_from_checkpoint)
+    fault = checkpoint_fault(named)
+    if fault is None and not (named.parent / SETTINGS_FILE).is_file():
+        fault = f"{SETTINGS_FILE} is not beside its folder"
+    if fault is not None:
+        raise NLTError(
+            f"resume_from_checkpoint: {named} is no whole checkpoint of a run: {fault}; name one, or leave the option "
+            f"out: a run goes on from the last whole checkpoint of {folder} by itself"
+        )
+    _check_trajectory(named.parent, settings)
+    return str(named)
 
 
 class CostCallback(TrainerCallback, ExportableState):
