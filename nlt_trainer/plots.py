@@ -14,7 +14,6 @@ from matplotlib.patches import Rectangle
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.heads import HeadSet
 
-FRAMED = 16  # heads that stand out in the heat map, as many as DREAM's paper injects
 COLOURS = ("#1f5fa8", "#c8501e", "#3a7d44", "#7a4f9a")
 
 
@@ -49,17 +48,23 @@ def learning_curve(
     _save(figure, path)
 
 
-def head_heat_map(heads: HeadSet, path: str | Path) -> None:
-    """Draw every head's score by layer and head; the first of the selected heads are framed."""
+def head_heat_map(heads: HeadSet, path: str | Path, *, name: str) -> None:
+    """Draw every head's score by layer and head, with the heads of the set framed.
+
+    Args:
+        heads: the set.
+        path: PNG file.
+        name: first line of the title, e.g. the head file.
+    """
     scores = np.array(heads.scores)  # (L, H)
     figure = Figure(
         figsize=(max(4.0, 0.42 * scores.shape[1] + 2), max(4.0, 0.22 * scores.shape[0] + 1)), layout="constrained"
     )
     axes = figure.add_subplot()
     image = axes.imshow(scores, aspect="auto", cmap="viridis")
-    for layer, head in heads.heads[:FRAMED]:
+    for layer, head in heads.heads:
         axes.add_patch(_frame(head, layer))
-    title = f"Attention heads, {min(FRAMED, len(heads.heads))} {heads.settings.get('selection', 'best')} framed"
+    title = f"{name}\n{len(heads.heads)} {heads.settings.get('selection', 'best')} heads framed"
     axes.set(xlabel="head", ylabel="layer", title=title)
     axes.set_xticks(range(scores.shape[1]))
     axes.set_yticks(range(0, scores.shape[0], 2 if scores.shape[0] > 12 else 1))

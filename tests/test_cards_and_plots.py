@@ -218,14 +218,14 @@ def test_more_runs_than_colours_are_all_drawn(figures: list[Figure], tmp_path: P
 def test_the_heat_map_frames_the_chosen_heads(figures: list[Figure], tmp_path: Path) -> None:
     """Reference: the score table, and one frame around each chosen head."""
     scores = np.random.default_rng(0).random((14, 4)).round(3)
-    chosen = ((13, 2), (0, 3))
+    chosen = tuple((layer, head) for layer in range(5) for head in range(4))
     settings = {"score": "correlation", "selection": "worst"}
     heads = HeadSet(chosen, tuple(map(tuple, scores.tolist())), "llm", {"weights": "w"}, settings)
-    plots.head_heat_map(heads, tmp_path / "heads.png")
+    plots.head_heat_map(heads, tmp_path / "heads.png", name="runs/heads.json")
     assert matplotlib.image.imread(tmp_path / "heads.png")[..., :3].std() > 0
     axes = figures[0].axes[0]
     np.testing.assert_allclose(np.asarray(axes.images[0].get_array()), scores.astype(np.float64))
-    assert axes.get_title() == "Attention heads, 2 worst framed"
+    assert axes.get_title() == f"runs/heads.json\n{len(chosen)} worst heads framed"
     assert figures[0].axes[1].get_ylabel() == "mean correlation"
     frames = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
     centres = {(frame.get_y() + 0.5, frame.get_x() + 0.5) for frame in frames}

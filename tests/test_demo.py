@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.files import write_json
+from nlt_trainer.results import Result
 from nlt_trainer.scripts import demo
 
 
@@ -51,7 +53,7 @@ def test_the_demo_runs_once_and_repeats_only_what_changed(
     demo.main(arguments)
     first = capsys.readouterr().out
     assert "done before" not in first
-    assert "What to do next" in first
+    assert "use it:       from sentence_transformers import SentenceTransformer\n" in first
     rows = json.loads((tmp_path / "run" / "results.json").read_text())
     assert [row["name"] for row in rows] == ["bm25", "start", "likelihood_gain", "dream"]
     needed = {"name", "ndcg_at_10", "mrr_at_10", "recall_at_100", "train_seconds", "lm_tokens", "seed"}
@@ -68,6 +70,19 @@ def test_the_demo_runs_once_and_repeats_only_what_changed(
     demo.main(arguments)
     changed = json.loads((tmp_path / "run" / "likelihood_gain" / "settings.json").read_text())
     assert changed["trainer"]["learning_rate"] == 0.02
+
+
+def test_the_better_run_is_shown(tmp_path: Path) -> None:
+    """Reference: the higher nDCG@10; baselines are no runs."""
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for run, objective in zip(runs, ("likelihood_gain", "dream"), strict=True):
+        write_json(run / "training.json", {"objective": objective})
+
+    def best(gain: float, dream: float) -> Path:
+        values = {"bm25": 0.9, "likelihood_gain": gain, "dream": dream}
+        return demo.best_run(runs, [Result(name, v, 0, 0, 0, 0, None, "c", "test") for name, v in values.items()])
+
+    assert (best(0.3, 0.4), best(0.4, 0.3), best(0.3, 0.3)) == (runs[1], runs[0], runs[0])
 
 
 def test_a_killed_stage_goes_on_and_is_not_taken_for_done(tmp_path: Path) -> None:

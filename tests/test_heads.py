@@ -230,11 +230,13 @@ def test_random_heads_are_drawn_from_all_alike() -> None:
 
 
 def test_the_jaccard_index_of_the_best_heads() -> None:
-    """Reference: sets by hand: {0.1, 1.2, 0.0} and {0.1, 1.1, 1.2} share 2 of 4; what was kept plays no part."""
+    """Reference: sets by hand: {0.1, 1.2, 0.0} and {0.1, 1.1, 1.2} share 2 of 4; what was kept plays a part only
+    where it is of that number."""
     ours = table_of([[0.5, 0.9, 0.1], [0.4, 0.2, 0.7]])
     theirs = table_of([[0.1, 0.9, 0.2], [0.3, 0.8, 0.7]]).select(1, "worst")
     assert ours.jaccard(theirs, 3) == theirs.jaccard(ours, 3) == 0.5
     assert ours.jaccard(ours, 2) == 1.0
+    assert ours.jaccard(theirs.select(3, "worst"), 3) == 0.2
     with pytest.raises(NLTError, match=r"heads of different LLMs, 'llm' and 'llm', cannot be compared"):
         ours.jaccard(table_of([[0.1]], "other"), 1)
 

@@ -117,15 +117,19 @@ class HeadSet:
         heads = tuple(divmod(int(i), table.shape[1]) for i in orders[selection][:num_heads])
         return replace(self, heads=heads, settings={**self.settings, "selection": selection, "selection_seed": seed})
 
+    def chosen(self, num_heads: int) -> HeadSet:
+        """The set itself where it holds `num_heads`, however they were selected; else the best by its scores."""
+        return self if len(self.heads) == num_heads else self.select(num_heads)
+
     def jaccard(self, other: HeadSet, num_heads: int) -> float:
-        """Heads that are among the best `num_heads` of both, divided by those that are among the best of either.
+        """Heads that are `chosen` in both, divided by those that are chosen in either.
 
         Raises:
             NLTError: the heads are those of different LLMs.
         """
         if self.llm_fingerprint["weights"] != other.llm_fingerprint["weights"]:
             raise NLTError(f"heads of different LLMs, {self.llm!r} and {other.llm!r}, cannot be compared")
-        ours, theirs = set(self.select(num_heads).heads), set(other.select(num_heads).heads)
+        ours, theirs = set(self.chosen(num_heads).heads), set(other.chosen(num_heads).heads)
         return len(ours & theirs) / len(ours | theirs)
 
     def by_layer(self, device: torch.device) -> dict[int, Tensor]:

@@ -119,7 +119,13 @@ def draw(folder: Path, runs: list[Path], *, start: str, collection: str) -> None
         queries = report["queries"]
     learning_curve(logs, folder / "learning_curve.png", metric=DEV_METRIC, queries=queries)
     heads = read_json(runs[1] / "settings.json", stage="nlt train")["model"]["heads"]
-    head_heat_map(HeadSet.load(heads), folder / "heads.png")
+    head_heat_map(HeadSet.load(heads), folder / "heads.png", name=heads)
+
+
+def best_run(runs: list[Path], results: list[Result]) -> Path:
+    """The run whose encoder has the highest nDCG@10 of the table, the first of equal ones."""
+    found = {row.name: row.ndcg_at_10 for row in results}
+    return max(runs, key=lambda run: found[read_json(run / "training.json", stage="nlt train")["objective"]])
 
 
 def finish(folder: Path, runs: list[Path], *, results: list[Result], seconds: float) -> None:
@@ -129,7 +135,9 @@ def finish(folder: Path, runs: list[Path], *, results: list[Result], seconds: fl
     print(f"This call took {seconds / 60:.1f} minutes and at most {peak:.1f} GiB of memory.")
     print(f"Results {folder}/results.json, pictures {folder}/learning_curve.png and {folder}/heads.png\n")
     print("What to do next")
-    print(f'  use it:       SentenceTransformer("{runs[0]}/encoder").encode_query("open a file for reading")')
+    print("  use it:       from sentence_transformers import SentenceTransformer")
+    print(f'                encoder = SentenceTransformer("{best_run(runs, results)}/encoder")')
+    print('                encoder.encode_query("open a file for reading")')
     print("  your own data: copy recipes/minilm/likelihood_gain.yaml, point `collection` to your BEIR folder,")
     print("                then: nlt mine, nlt score, nlt train, nlt evaluate, each with --config your.yaml")
 
