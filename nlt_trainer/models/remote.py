@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 import numpy as np
@@ -63,6 +65,7 @@ class RemoteObjective(Objective):
         self.process = context.Process(target=_serve, args=(theirs, build), daemon=True)
         self.process.start()
         self._lm_tokens = 0
+        atexit.register(_end, self.connection, self.process)
         theirs.close()  # only the worker holds that end, so that its death is seen here
         self._receive()
 
@@ -115,6 +118,12 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().numpy()
 
 
+def _end(connection: Connection, process: SpawnProcess) -> None:
+    """Let the worker leave by itself when this process ends, so that it frees its semaphores."""
+    connection.close()
+    process.join(timeout=30)
+
+
 def _serve(connection: Connection, build: Callable[[nn.Module], Objective]) -> None:
     """The worker: answers `(None, answer)` or `(error's name, message)` until the other end is gone."""
     for name in GROUP_VARIABLES:
@@ -165,5 +174,5 @@ def _compute(objective: Objective, request: tuple[Any, ...]) -> tuple[dict[str, 
         name: torch.autograd.grad(term, embeddings, retain_graph=True, materialize_grads=True) if wanted else ()
         for name, term in terms.items()
     }
-    answer = {name: (float(term), [g.numpy() for g in gradients[name]]) for name, term in terms.items()}
+    answer = {name: (term.item(), [g.numpy() for g in gradients[name]]) for name, term in terms.items()}
     return answer, objective.lm_tokens
