@@ -20,7 +20,7 @@ SIZES_FILE = "checkpoint_files.json"
 def last_checkpoint(folder: Path) -> str | None:
     """The last checkpoint in which every file is there in full; later ones are named in a warning and ignored."""
     for checkpoint in sorted(_checkpoints(folder), key=_step, reverse=True):
-        fault = _fault(checkpoint)
+        fault = checkpoint_fault(checkpoint)
         if fault is None:
             return str(checkpoint)
         logger.warning("%s is half-written and ignored: %s; remove it, or copy it again", checkpoint, fault)
@@ -35,7 +35,7 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _fault(checkpoint: Path) -> str | None:
+def checkpoint_fault(checkpoint: Path) -> str | None:
     """What a checkpoint lacks; `None` where it is whole."""
     if not (checkpoint / SIZES_FILE).is_file():
         return f"{SIZES_FILE}, which is written last, is missing"

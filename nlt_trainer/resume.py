@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from nlt_trainer.arguments import DataArguments, ModelArguments, NLTTrainingArguments
-from nlt_trainer.checkpoints import last_checkpoint
+from nlt_trainer.checkpoints import checkpoint_fault, last_checkpoint
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json
 from nlt_trainer.models.locations import content_hash, resolve_model
@@ -106,8 +106,12 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> str | None:
         NLTError: the folder has checkpoints of another run; names what differs.
     """
     checkpoint = last_checkpoint(folder)
-    if checkpoint is None or not (folder / SETTINGS_FILE).is_file():
-        return checkpoint
+    if checkpoint is not None and (folder / SETTINGS_FILE).is_file():
+        _check_trajectory(folder, settings, remedy="choose another output_dir or remove the folder")
+    return checkpoint
+
+
+def _check_trajectory(folder: Path, settings: dict[str, Any], *, remedy: str) -> None:
     found = read_json(folder / SETTINGS_FILE).get("trajectory", {})
     different = [
         f"{key}: {found.get(key)!r} there, {value!r} now"
@@ -115,11 +119,29 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> str | None:
         if found.get(key) != value
     ]
     if different:
+        raise NLTError(f"{folder} holds checkpoints of a run with other settings ({'; '.join(different)}); {remedy}")
+
+
+def start_checkpoint(args: TrainingArguments, settings: dict[str, Any]) -> str | None:
+    """What a run goes on from: `resume_from_checkpoint`, else the last whole checkpoint of `output_dir`.
+
+    Raises:
+        NLTError: the checkpoint that was named is not whole, or either folder has checkpoints of another run.
+    """
+    last = check_settings(Path(str(args.output_dir)), settings)
+    if args.resume_from_checkpoint is None:
+        return last
+    named = Path(args.resume_from_checkpoint)
+    fault = checkpoint_fault(named)
+    if fault is None and not (named.parent / SETTINGS_FILE).is_file():
+        fault = f"{SETTINGS_FILE} of its run is missing beside it"
+    if fault is not None:
         raise NLTError(
-            f"{folder} holds checkpoints of a run with other settings ({'; '.join(different)}); "
-            "choose another output_dir or remove the folder"
+            f"resume_from_checkpoint: {named} is no whole checkpoint of a run ({fault}); name another, or leave the "
+            f"option out: a run goes on from the last whole checkpoint of {args.output_dir} by itself"
         )
-    return checkpoint
+    _check_trajectory(named.parent, settings, remedy="set them as they were, or leave resume_from_checkpoint out")
+    return str(named)
 
 
 class CostCallback(TrainerCallback, ExportableState):

@@ -300,6 +300,35 @@ def test_evaluating_before_training_is_refused(project: Project) -> None:
         project.run(evaluate)
 
 
+def test_a_run_goes_on_from_the_checkpoint_that_is_named(project: Project) -> None:
+    """Reference: the weights of the run that the checkpoint is of; the steps before it are not made again."""
+    project.run(score)
+    project.run(train)
+    whole, branch = project.root / "likelihood_gain", project.root / "branch"
+    flags = ("--output_dir", str(branch), "--resume_from_checkpoint")
+    with pytest.raises(
+        NLTError,
+        match=r"resume_from_checkpoint: nosuch is no whole checkpoint .*is missing.*; name another, or leave the",
+    ):
+        project.run(train, "likelihood_gain", *flags, "nosuch")
+    with pytest.raises(NLTError, match=r"likelihood_gain holds checkpoints of a run with other settings .*seed: 42"):
+        project.run(train, "likelihood_gain", *flags, str(whole / "checkpoint-2"), "--seed", "3")
+    project.run(train, "likelihood_gain", *flags, str(whole / "checkpoint-2"))
+    assert [path.name for path in branch.glob("checkpoint-*")] == ["checkpoint-4"]
+    expected, found = (next((run / "encoder").rglob("model.safetensors")) for run in (whole, branch))
+    assert found.read_bytes() == expected.read_bytes()
+
+
+def test_a_collection_that_is_named_twice_is_reported_once(project: Project) -> None:
+    """Reference: a row of each system for each split, whatever the folder is called."""
+    project.run(score)
+    project.run(train)
+    folder = project.root / "collection"
+    project.run(evaluate, "likelihood_gain", "--eval_collections", f"{folder}/:test", f"{folder}:dev", f"{folder}:dev")
+    results = json.loads((project.root / "likelihood_gain" / "results.json").read_text())
+    assert [row["split"] for row in results] == ["test"] * 3 + ["dev"] * 3
+
+
 @pytest.mark.parametrize("entry", ["data/scifact", ":test", "data/scifact:"])
 def test_malformed_eval_collections_are_refused(project: Project, entry: str) -> None:
     """Reference: the form that the message shows; nothing is evaluated before."""

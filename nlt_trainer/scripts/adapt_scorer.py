@@ -41,8 +41,8 @@ from nlt_trainer.resume import (
     SETTINGS_FILE,
     CostCallback,
     adaptation_settings,
-    check_settings,
     logged_cost,
+    start_checkpoint,
 )
 from nlt_trainer.scripts import run_main, shown
 from nlt_trainer.scripts.common import (
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         raise NLTError(f"adapter is {model.adapter!r}; an adapter is fitted to the plain LLM, leave `adapter` out")
     folder = Path(args.output_dir)
     settings = adaptation_settings(model, data, args)
-    checkpoint = check_settings(folder, settings)
+    checkpoint = start_checkpoint(args, settings)
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection) if data.adapt_pairs else []
     pairs = best_pairs(candidates, read_gains(data.gains, candidates)) if candidates else []

@@ -4,7 +4,7 @@
 nlt evaluate --config recipes/demo/likelihood_gain.yaml
 ```
 
-Reports on `collection` and `eval_split`, then on each of `eval_collections`, in float32;
+Reports on `collection` and `eval_split`, then on each of `eval_collections`, on none twice, in float32;
 writes `<output_dir>/results.json` and puts the results into the model card.
 """
 
@@ -35,7 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     own = [] if data.eval_split is None else [(data.collection, data.eval_split)]
     if not own and not data.eval_collections:
         raise NLTError("eval_split is null and eval_collections empty; name a split or a collection to report on")
-    for folder, split in [*own, *map(folder_and_split, data.eval_collections)]:
+    named = [*own, *map(folder_and_split, data.eval_collections)]
+    for folder, split in {(Path(folder).resolve(), split): (folder, split) for folder, split in named}.values():
         collection = load_collection(folder, splits=[split])
         results += [
             evaluate_baseline(collection, split),

@@ -37,9 +37,9 @@ from nlt_trainer.resume import (
     SETTINGS_FILE,
     AdapterCallback,
     CostCallback,
-    check_settings,
     logged_cost,
     run_settings,
+    start_checkpoint,
 )
 from nlt_trainer.scripts import run_main, shown
 from nlt_trainer.scripts.adapt_scorer import report_file
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection)
     settings = run_settings(model, data, args)
-    checkpoint = check_settings(folder, settings)
+    checkpoint = start_checkpoint(args, settings)
     before = cost_before_training(model, data, args)
     check_options(model, data, args)
     target = target_of(data, candidates) if args.reads_llm or args.reads_gains(data) else None
