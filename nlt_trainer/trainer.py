@@ -84,12 +84,15 @@ class NLTTrainer(SentenceTransformerTrainer):
         return {name: parameter for name, parameter in parameters if id(parameter) not in encoder}
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Loss and gradients of a batch; those that `DistributedDataParallel` does not know are averaged here."""
+        """Loss and gradients of a batch; gradients that `DistributedDataParallel` does not know are averaged here.
+
+        The loss is averaged too: `train_loss` sums what each process has alone since the last entry of the log.
+        """
         loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
             for parameter in self.objective_parameters().values():
                 parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
-        return loss
+        return self.accelerator.reduce(loss, reduction="mean")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the encoder; in a checkpoint also what the objective trains beside it."""

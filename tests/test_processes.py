@@ -41,6 +41,7 @@ OBJECTIVES = (
     *("loop", "adist", "revela", "revela_trained", "dream_in_batch"),
 )
 ACCUMULATED = ("cached_likelihood_gain", "revela_trained")  # two batches a step, under no_sync between them
+LOGGED_LATE = "adist"  # at its second step only, so that the third is in train_loss alone
 READS_LLM = ("dream", "mixture", "loop", "adist", "revela", "revela_trained", "dream_in_batch")
 GLOBAL_BATCH, STEPS = 4, 3
 TEXTS = ["green tea", "an owl hunts", "the moon pulls", "bread rises", "silk", "a furnace of glass", "honey", "north"]
@@ -61,8 +62,8 @@ def train(objective: str, encoder_folder: str, *, llm_folder: str, output: Path,
     args = NLTTrainingArguments(
         output_dir=str(output / objective), max_steps=STEPS, gradient_accumulation_steps=parts,
         per_device_train_batch_size=GLOBAL_BATCH // num_processes // parts,
-        learning_rate=0.1, optim="sgd", logging_steps=1, save_strategy="no", report_to=[], use_cpu=True,
-        disable_tqdm=True, dataloader_drop_last=True,
+        learning_rate=0.1, optim="sgd", logging_steps=1 + (objective == LOGGED_LATE),
+        save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, dataloader_drop_last=True,
     )  # fmt: skip
     heads = HeadSet(((1, 2), (0, 3)), ((1.0,) * 4,) * 2, lm.name, lm.fingerprint, {})
     trained = None
@@ -104,7 +105,12 @@ def train(objective: str, encoder_folder: str, *, llm_folder: str, output: Path,
     if trainer.is_world_process_zero():
         values = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         tokens_read = [entry["lm_tokens"] for entry in trainer.state.log_history if "loss" in entry]
-        (output / f"{objective}.json").write_text(json.dumps({"losses": values, "lm_tokens": tokens_read}))
+        report = {
+            "losses": values,
+            "lm_tokens": tokens_read,
+            "train_loss": trainer.state.log_history[-1]["train_loss"],
+        }
+        (output / f"{objective}.json").write_text(json.dumps(report))
         weights = {name: value.clone().contiguous() for name, value in encoder.state_dict().items()}
         weights |= {name: value.detach().clone() for name, value in trainer.objective_parameters().items()}
         save_file(weights, output / f"{objective}.safetensors")
@@ -164,7 +170,8 @@ def test_two_processes_train_as_one(runs: tuple[Path, Path], tiny_encoder_folder
     dream_in_batch documents of both, and revela_trained an adapter of the LLM that is no part of the wrapped encoder.
     The LLM reads the same tokens where no document is shared."""
     one, two = (json.loads((folder / f"{objective}.json").read_text()) for folder in runs)
-    assert len(one["losses"]) == STEPS
+    assert len(one["losses"]) == (1 if objective == LOGGED_LATE else STEPS)
+    assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
     if objective == "dream_in_batch":  # one process reads a document of two queries once, two processes twice
         assert all(a < b for a, b in zip(one["lm_tokens"], two["lm_tokens"], strict=True))
