@@ -107,11 +107,11 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> str | None:
     """
     checkpoint = last_checkpoint(folder)
     if checkpoint is not None and (folder / SETTINGS_FILE).is_file():
-        _check_trajectory(folder, settings)
+        _check_trajectory(folder, settings, remedy="choose another output_dir or remove the folder")
     return checkpoint
 
 
-def _check_trajectory(folder: Path, settings: dict[str, Any]) -> None:
+def _check_trajectory(folder: Path, settings: dict[str, Any], *, remedy: str) -> None:
     found = read_json(folder / SETTINGS_FILE).get("trajectory", {})
     different = [
         f"{key}: {found.get(key)!r} there, {value!r} now"
@@ -119,32 +119,28 @@ def _check_trajectory(folder: Path, settings: dict[str, Any]) -> None:
         if found.get(key) != value
     ]
     if different:
-        raise NLTError(
-            f"{folder} holds checkpoints of a run with other settings ({'; '.join(different)}); "
-            "choose another output_dir or remove the folder"
-        )
+        raise NLTError(f"{folder} holds checkpoints of a run with other settings ({'; '.join(different)}); {remedy}")
 
 
 def start_checkpoint(args: TrainingArguments, settings: dict[str, Any]) -> str | None:
     """What a run goes on from: `resume_from_checkpoint`, else the last whole checkpoint of `output_dir`.
 
     Raises:
-        NLTError: the checkpoint that was named is none, or either folder has checkpoints of another run.
+        NLTError: the checkpoint that was named is not whole, or either folder has checkpoints of another run.
     """
-    folder = Path(str(args.output_dir))
-    last = check_settings(folder, settings)
+    last = check_settings(Path(str(args.output_dir)), settings)
     if args.resume_from_checkpoint is None:
         return last
     named = Path(args.resume_from_checkpoint)
     fault = checkpoint_fault(named)
     if fault is None and not (named.parent / SETTINGS_FILE).is_file():
-        fault = f"{SETTINGS_FILE} is not beside its folder"
+        fault = f"{SETTINGS_FILE} of its run is missing beside it"
     if fault is not None:
         raise NLTError(
-            f"resume_from_checkpoint: {named} is no whole checkpoint of a run: {fault}; name one, or leave the option "
-            f"out: a run goes on from the last whole checkpoint of {folder} by itself"
+            f"resume_from_checkpoint: {named} is no whole checkpoint of a run ({fault}); name another, or leave the "
+            f"option out: a run goes on from the last whole checkpoint of {args.output_dir} by itself"
         )
-    _check_trajectory(named.parent, settings)
+    _check_trajectory(named.parent, settings, remedy="set them as they were, or leave resume_from_checkpoint out")
     return str(named)
 
 

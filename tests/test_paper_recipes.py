@@ -129,12 +129,12 @@ def test_a_killed_run_goes_on_bit_by_bit(tiny_models: dict[str, Path], tmp_path:
     mini.run(mine, "likelihood_gain")
     mini.run(score, "likelihood_gain", "--target", "query")
     run = tmp_path / "runs" / "qwen2.5-0.5b" / "likelihood_gain"
-    mini.run(train, "likelihood_gain", "--save_total_limit", "2")
+    mini.run(train, "likelihood_gain", "--target", "query", "--save_total_limit", "2")
     expected = load_file(run / "encoder" / "model.safetensors")
     log = json.loads((run / "training.json").read_text())["log"]
     for path in sorted((run / "checkpoint-4").iterdir()):
         path.unlink() if path.is_file() else None
-    mini.run(train, "likelihood_gain", "--save_total_limit", "2")
+    mini.run(train, "likelihood_gain", "--target", "query", "--save_total_limit", "2")
     found = load_file(run / "encoder" / "model.safetensors")
     assert all(torch.equal(found[key], value) for key, value in expected.items())
     resumed = json.loads((run / "training.json").read_text())["log"]

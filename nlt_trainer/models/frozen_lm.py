@@ -90,15 +90,15 @@ class FrozenLM:
         except (RuntimeError, AssertionError) as error:
             raise NLTError(f"device {str(place)!r} cannot be used ({error}); choose another llm_device") from error
         location = resolve_model(name)
+        model: PreTrainedModel
+        loading: dict[str, list[str]]
         try:
-            loaded = AutoModelForCausalLM.from_pretrained(
+            model, loading = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, as asked for
                 location, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
         except (OSError, ImportError, *FORWARD_ERRORS) as error:  # ValueError: a model that transformers does not know
             raise NLTError(f"LLM {name!r} cannot be loaded: {reason(error, name)}") from error
-        model: PreTrainedModel
-        model, loading = loaded  # type: ignore[misc]  # a pair, because of output_loading_info
         if missing := sorted(loading["missing_keys"]):
             raise NLTError(
                 f"LLM {name!r}: its files have no weights for {missing[0]} ({len(missing)} missing), as an encoder "
