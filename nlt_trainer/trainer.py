@@ -104,7 +104,7 @@ class NLTTrainer(SentenceTransformerTrainer):
             raise NLTError(f"train_sampling_strategy {strategy!r} is not known here; choose random or group_by_length")
         lengths = [len(row["query"]) + sum(map(len, row["documents"])) for row in dataset]
         rows = LengthGroupedSampler(batch_size * self.args.world_size, lengths=lengths, generator=generator)
-        return DefaultBatchSampler(rows, batch_size=batch_size, drop_last=drop_last)  # type: ignore[arg-type]  # sized
+        return DefaultBatchSampler(rows, batch_size=batch_size, drop_last=drop_last)
 
     def objective_parameters(self) -> dict[str, nn.Parameter]:
         """What the objective trains beside the encoder, by name."""

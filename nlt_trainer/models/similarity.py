@@ -32,7 +32,7 @@ def _in_groups(model: Callable[[dict[str, Any]], Any], features: dict[str, Tenso
     """
     mask = features.get("attention_mask")
     if mask is None or mask.device.type != "cpu":
-        return model(dict(features))["sentence_embedding"]  # type: ignore[no-any-return]
+        return model(dict(features))["sentence_embedding"]
     order = mask.sum(1).argsort(stable=True)
     embeddings = []
     for rows in order.chunk(LENGTH_GROUPS):
