@@ -10,6 +10,7 @@ from typing import get_args
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 
+from nlt_trainer.data.candidates import MINERS
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.document_prompts import DocumentLayout
 from nlt_trainer.models.encoder import ENCODER_DTYPES
@@ -153,7 +154,14 @@ class DataArguments:
     )
     num_candidates: int = field(default=8, metadata={"help": "K, candidates a query."})
     num_random_candidates: int = field(
-        default=0, metadata={"help": "How many of the K are drawn at random from the corpus instead of from BM25."}
+        default=0, metadata={"help": "How many of the K are drawn at random from the corpus instead of by the miner."}
+    )
+    miner: str = field(
+        default="bm25",
+        metadata={
+            "help": "What chooses candidates: bm25, encoder (cosines of the recipe's encoder) or fused (both, by "
+            "reciprocal rank fusion)."
+        },
     )
     gains: str = field(
         default="gains.jsonl", metadata={"help": "File of likelihood gains: score writes it, later stages read it."}
@@ -241,10 +249,17 @@ class DataArguments:
         for name, layout in (("document_layout", self.document_layout), ("head_layout", self.head_layout)):
             if layout is not None and layout not in get_args(DocumentLayout):
                 raise NLTError(f"{name} {layout!r} is unknown; choose one of {', '.join(get_args(DocumentLayout))}")
+        if self.miner not in MINERS:
+            raise NLTError(f"miner {self.miner!r} is unknown; choose one of {', '.join(MINERS)}")
         if not 0 <= self.num_random_candidates <= self.num_candidates:
             raise NLTError(
                 f"num_random_candidates is {self.num_random_candidates}; "
                 f"choose 0 to num_candidates ({self.num_candidates})"
+            )
+        if self.miner != "bm25" and self.num_random_candidates == self.num_candidates:
+            raise NLTError(
+                f"miner {self.miner!r} has nothing to choose: num_random_candidates is {self.num_random_candidates}, as "
+                "num_candidates is; lower it"
             )
 
     @property

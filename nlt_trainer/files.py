@@ -8,29 +8,38 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, BinaryIO, TextIO
 
 from nlt_trainer.errors import DataError, NLTError
 
 FOLDER_MARK = ".nlt_trainer"
 
 
-@contextmanager
-def atomic_write(path: str | Path) -> Iterator[TextIO]:
+def atomic_write(path: str | Path) -> AbstractContextManager[TextIO]:
     """Open a text file for writing that takes its final name only when the block ends without an exception.
 
     Raises:
         NLTError: `path` is a folder.
     """
-    path = Path(path)
+    return _atomic(Path(path), "w", encoding="utf-8")
+
+
+def atomic_write_bytes(path: str | Path) -> AbstractContextManager[BinaryIO]:
+    """The same for a file of bytes."""
+    return _atomic(Path(path), "wb", encoding=None)
+
+
+@contextmanager
+def _atomic(path: Path, mode: str, *, encoding: str | None) -> Iterator[Any]:
     if path.is_dir():
         raise NLTError(f"{path} is a folder, and a file is to be written there; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as handle:
+        handle: IO[Any]
+        with partial.open(mode, encoding=encoding) as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.files import atomic_write_bytes
 from nlt_trainer.models.heads import HeadSet
 
 COLOURS = ("#1f5fa8", "#c8501e", "#3a7d44", "#7a4f9a")
@@ -78,8 +79,5 @@ def _frame(column: int, row: int) -> Any:
 
 def _save(figure: Figure, path: str | Path) -> None:
     """Write a PNG beside its final name, then rename it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=140)
-    partial.replace(path)
+    with atomic_write_bytes(path) as handle:
+        figure.savefig(handle, format="png", dpi=140)

@@ -47,7 +47,8 @@ def load_encoder(
         dtype: `float32` or `bfloat16`, of the weights, whatever the checkpoint has; an adapter is always float32.
         prompts: put in front of texts; only the keys `query` and `document` (MTEB drops others).
         max_seq_length: tokens, longer texts are cut; default what the model has.
-        pooling: for a plain transformer: `mean`, `cls` or `lasttoken`.
+        pooling: for a plain transformer: `mean`, `cls` or `lasttoken`; a Sentence-Transformers folder has its own, and
+            this may name it.
         lora: arguments of `peft.LoraConfig`, e.g. `{"r": 16, "lora_alpha": 32}`; then only the adapter is trained.
         device: default CUDA where there is one, else CPU.
         backbone: the LLM of the same name, whose weights the encoder uses in place of a copy; needs pooling and LoRA.
@@ -64,8 +65,10 @@ def load_encoder(
     if backbone is not None:
         _check_backbone(name, backbone, pooling=pooling, lora=lora)
     try:
-        if pooling is None:
+        whole = backbone is None and Path(location, "modules.json").is_file()
+        if pooling is None or whole:
             encoder = SentenceTransformer(location, revision=revision, device=device, model_kwargs=loading)
+            _check_own_pooling(encoder, name, pooling)
         else:
             _check_pooling(location, pooling)
             transformer = _transformer(location, revision=revision, loading=loading, backbone=backbone)
@@ -109,6 +112,15 @@ def _check_backbone(name: str, backbone: FrozenLM, *, pooling: str | None, lora:
     if pooling is None or not lora:
         raise NLTError(
             "shared_backbone: the encoder is a LoRA adapter on the LLM; set pooling (lasttoken for a decoder) and lora"
+        )
+
+
+def _check_own_pooling(encoder: SentenceTransformer, name: str, pooling: str | None) -> None:
+    own = {str(module.pooling_mode) for module in encoder if isinstance(module, Pooling)}
+    if pooling is not None and own != {pooling}:
+        raise NLTError(
+            f"{name} is a Sentence-Transformers model with its own pooling; leave `pooling` out or set it to "
+            f"{', '.join(own) or 'null'}"
         )
 
 

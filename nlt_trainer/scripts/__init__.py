@@ -10,6 +10,7 @@ from typing import NoReturn
 from nlt_trainer.errors import NLTError
 
 GOES_ON = {
+    "mine": "the embeddings that it has on disk, where an encoder mines",
     "score": "the scores that it has in its cache",
     "train": "the last whole checkpoint, if there is one",
     "adapt_scorer": "the last whole checkpoint, if there is one",
