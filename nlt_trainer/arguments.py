@@ -258,8 +258,8 @@ class DataArguments:
             )
         if self.miner != "bm25" and self.num_random_candidates == self.num_candidates:
             raise NLTError(
-                f"miner {self.miner!r} has nothing to choose: num_random_candidates is {self.num_random_candidates}, as "
-                "num_candidates is; lower it"
+                f"miner {self.miner!r} has nothing to choose: num_random_candidates and num_candidates are both "
+                f"{self.num_candidates}; lower the former"
             )
 
     @property

@@ -140,7 +140,7 @@ def test_an_embedding_that_is_not_finite_is_refused(
     """Reference: the text in the message."""
     with torch.no_grad():
         next(tiny_encoder.parameters()).fill_(float("nan"))
-    with pytest.raises(NLTError, match="the encoder's embedding of 'Whale.* is infinite or NaN"):
+    with pytest.raises(NLTError, match=r"the encoder's embedding of 'Whale.* is infinite or NaN"):
         CorpusEmbeddings(tiny_encoder, collection, tmp_path).compute()
 
 
