@@ -123,7 +123,8 @@ def _in_order(query: np.ndarray, rows: np.ndarray, shards: Sequence[np.ndarray])
 
 def _content_key(encoder: SentenceTransformer, contents: Sequence[str]) -> str:
     """Hash of weights, settings and texts (16 hex digits)."""
-    digest = hashlib.blake2b(repr((str(encoder), encoder.prompts, SHARD_DOCUMENTS)).encode(), digest_size=8)
+    settings = (str(encoder), encoder.prompts, encoder.max_seq_length, encoder.truncate_dim, SHARD_DOCUMENTS)
+    digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
     for name, weight in encoder.state_dict().items():
         digest.update(name.encode())
         digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)

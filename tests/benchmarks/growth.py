@@ -70,7 +70,8 @@ def watched() -> Iterator[dict[str, float]]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before, start = _status("VmRSS"), time.perf_counter()
     yield measured
-    measured |= {"seconds": time.perf_counter() - start, "memory_mib": _status("VmHWM") - before}
+    seconds = time.perf_counter() - start
+    measured |= {"seconds": seconds, "memory_mib": max(_status("VmHWM") - before, 1 / 256)}  # at least a page
 
 
 def _status(name: str) -> float:
@@ -89,9 +90,10 @@ def score(folder: Path, *, llm: str, queries: int, k: int, document_tokens: int)
         asked = [text(QUERY_WORDS, seed=f"query {b}") for b in range(queries)]
         read = [[text(document_tokens, seed=f"{b} {i}") for i in range(k)] for b in range(queries)]
         scorer.gain(["w1 w2 w3"], [[text(document_tokens, seed=f"warm-up {i}") for i in range(2)]])
+        earlier = scorer.lm_tokens
         with watched() as measured:
             scorer.gain(asked, read)
-    return measured
+    return measured | {"lm_tokens": scorer.lm_tokens - earlier}
 
 
 def dream_step(folder: Path, *, k: int) -> dict[str, float]:
@@ -111,9 +113,10 @@ def dream_step(folder: Path, *, k: int) -> dict[str, float]:
         loss(features, prompts.as_dict())["dream"].backward()
 
     step("warm-up", 2)
+    earlier = loss.lm_tokens
     with watched() as measured:
         step("step", k)
-    return measured
+    return measured | {"lm_tokens": loss.lm_tokens - earlier}
 
 
 def mine(folder: Path, *, documents: int, dense: bool) -> dict[str, float]:
