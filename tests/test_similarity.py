@@ -11,13 +11,28 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.similarity import LENGTH_GROUPS, all_cosines, embed, gain_of, own_cosines
+from nlt_trainer.models.encoder import load_encoder
+from nlt_trainer.models.similarity import (
+    LENGTH_GROUPS,
+    EncoderInLengthGroups,
+    all_cosines,
+    embed,
+    gain_of,
+    own_cosines,
+)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_groups_of_similar_length_embed_as_each_text_alone(tiny_encoder_folder: Path, side: str) -> None:
-    """Reference: one text at a time, embeddings and gradients; and the padding that the groups leave out."""
-    encoder = SentenceTransformer(str(tiny_encoder_folder), device="cpu").eval()
+def test_groups_of_similar_length_embed_as_each_text_alone(
+    tiny_encoder: SentenceTransformer, tiny_llm_folder: Path, side: str
+) -> None:
+    """Reference: one text at a time, embeddings and gradients; and the padding that the groups leave out.
+
+    A decoder's positions are relative, so that padding on the left moves nothing.
+    """
+    encoder = tiny_encoder.eval()
+    if side == "left":
+        encoder = load_encoder(str(tiny_llm_folder), pooling="lasttoken", device="cpu").eval()
     encoder.tokenizer.padding_side = side
     words = "green tea is made from leaves that an owl at night hunts".split()
     texts = [" ".join(words[: 1 + 5 * i % 12]) for i in range(11)]
@@ -28,7 +43,7 @@ def test_groups_of_similar_length_embed_as_each_text_alone(tiny_encoder_folder: 
 
     encoder.register_forward_pre_hook(count)
     features = encoder.preprocess(texts)
-    _, documents = embed(encoder, [encoder.preprocess(["an owl"]), features])  # (1, 11, D)
+    _, documents = embed(EncoderInLengthGroups(encoder), [encoder.preprocess(["an owl"]), features])  # (1, 11, D)
     assert len(seen) == 1 + LENGTH_GROUPS
     assert int(features["attention_mask"].sum()) <= sum(seen[1:]) < features["input_ids"].numel()
     weights = torch.arange(documents.numel()).reshape(documents.shape).float().sin()

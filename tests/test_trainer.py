@@ -98,7 +98,7 @@ def batches(trainer: NLTTrainer) -> list[list[int]]:
 def test_batches_are_grouped_by_length(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, tmp_path: Path) -> None:
     """Reference: the rows sorted by length; every row comes once, and batches come in an order of the seed's."""
     trainer = make_trainer(tiny_encoder, "likelihood_gain", tmp_path, lm=tiny_lm)
-    trainer.train_dataset = Dataset.from_list([{**row, "query": "owl " * (b + 1)} for b, row in enumerate(ROWS)])
+    trainer.train_dataset = Dataset.from_list([{**row, "query": "owl " * 10 * (b + 1)} for b, row in enumerate(ROWS)])
     lengths = [len(r["query"]) + sum(map(len, r["documents"])) for r in trainer.train_dataset]  # type: ignore[union-attr]
     trainer.args.train_sampling_strategy = "group_by_length"
     grouped = batches(trainer)
