@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from typing import Any, TextIO
 from nlt_trainer.errors import DataError, NLTError
 
 FOLDER_MARK = ".nlt_trainer"
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character, whole where the other half follows
 
 
 @contextmanager
@@ -80,24 +82,43 @@ def write_json(path: str | Path, value: Any) -> None:
         handle.write("\n")
 
 
-def read_json(path: str | Path, *, stage: str | None = None) -> Any:
+def read_json(path: str | Path, *, stage: str | None = None, kind: type = dict) -> Any:
     """Read one JSON document.
 
     Args:
         path: the file.
         stage: what writes it, e.g. `nlt score`; named where the file is missing.
+        kind: what it must hold: an object (`dict`), a `list`, or anything (`object`).
 
     Raises:
-        DataError: the file is missing or is not JSON.
+        DataError: the file is missing, is not JSON or holds something of another kind.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(path, "file not found" + (f"; run `{stage}` first, which writes it" if stage else ""))
     text = "\n".join(line for _, line in read_lines(path))
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        value = _parsed(text)
+    except ValueError as error:
         raise DataError(path, f"not valid JSON ({error})") from error
+    if not isinstance(value, kind):
+        raise DataError(path, f"expected a JSON {kind.__name__}, found {type(value).__name__}")
+    return value
+
+
+def _parsed(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deeply, or has half a character, which no UTF-8 file could hold.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if SURROGATE.search(text):
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -139,8 +160,8 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = _parsed(line)
+        except ValueError as error:
             raise DataError(path, f"not valid JSON ({error})", line=number) from error
         if not isinstance(row, dict):
             raise DataError(path, f"expected a JSON object, found {type(row).__name__}", line=number)

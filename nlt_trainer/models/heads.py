@@ -60,7 +60,7 @@ class HeadSet:
         Raises:
             DataError: missing, malformed, without a head, or with one that its own score table does not have.
         """
-        value = read_json(path, stage="nlt detect_heads")
+        value = read_json(path, stage="nlt detect_heads", kind=object)
         if not isinstance(value, dict):
             raise DataError(path, f"holds a JSON {type(value).__name__} and no head file; {MAKE_HEADS}")
         if missing := [f.name for f in fields(cls) if f.name not in value]:
