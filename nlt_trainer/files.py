@@ -41,6 +41,22 @@ def atomic_write(path: str | Path) -> Iterator[TextIO]:
         partial.unlink(missing_ok=True)
 
 
+def check_folder(path: Path) -> None:
+    """Refuse what `atomic_folder` does not replace; a stage that runs long asks before it begins.
+
+    Raises:
+        NLTError: `path` or what it would stand in is a file, or it is a folder with anything in it that was not
+            written here.
+    """
+    if files := [place for place in (path, *path.parents) if place.is_file()]:
+        raise NLTError(f"{files[0]} is a file, and a folder is to be written there; name a folder")
+    if path.is_dir() and not (path / FOLDER_MARK).is_file() and any(path.iterdir()):
+        raise NLTError(
+            f"{path} is there already and was not written by nlt (it has no {FOLDER_MARK}); name another folder, or "
+            "move this one away"
+        )
+
+
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`; it replaces `path` only when the block ends without an exception.
@@ -48,16 +64,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     A folder written so has an empty file `FOLDER_MARK` in it; no other folder with anything in it is ever replaced.
 
     Raises:
-        NLTError: `path` is a file, or a folder that was not written here.
+        NLTError: as `check_folder`.
     """
     path = Path(path)
-    if path.is_file():
-        raise NLTError(f"{path} is a file, and a folder is to be written there; name a folder")
-    if path.is_dir() and not (path / FOLDER_MARK).is_file() and any(path.iterdir()):
-        raise NLTError(
-            f"{path} is there already and was not written by nlt (it has no {FOLDER_MARK}); name another folder, or "
-            "move this one away"
-        )
+    check_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.mkdir()
