@@ -246,6 +246,16 @@ def test_a_model_that_cannot_be_loaded_is_refused(tiny_llm_folder: Path, tmp_pat
         FrozenLM.from_pretrained(str(tmp_path / "odd"))
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_half_written_folder_is_refused(tiny_llm_folder: Path, tmp_path: Path, file: str) -> None:
+    """Reference: a file that was cut short, as by a full disk; safetensors and tokenizers have errors of their own."""
+    shutil.copytree(tiny_llm_folder, tmp_path / "half")
+    content = (tiny_llm_folder / file).read_bytes()
+    (tmp_path / "half" / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(NLTError, match=r"LLM .*half' cannot be loaded: "):
+        FrozenLM.from_pretrained(str(tmp_path / "half"))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
 def test_a_device_that_is_not_there_is_named(tiny_llm_folder: Path) -> None:
     """Reference: the value and the remedy, before the weights are read."""

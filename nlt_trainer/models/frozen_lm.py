@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.locations import content_hash, reason, resolve_model
+from nlt_trainer.models.locations import content_hash, loading, resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -91,15 +91,13 @@ class FrozenLM:
             raise NLTError(f"device {str(place)!r} cannot be used ({error}); choose another llm_device") from error
         location = resolve_model(name)
         model: PreTrainedModel
-        loading: dict[str, list[str]]
-        try:
-            model, loading = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, as asked for
+        report: dict[str, list[str]]
+        with loading("LLM", name):
+            model, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, as asked for
                 location, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
-        except (OSError, ImportError, *FORWARD_ERRORS) as error:  # ValueError: a model that transformers does not know
-            raise NLTError(f"LLM {name!r} cannot be loaded: {reason(error, name)}") from error
-        if missing := sorted(loading["missing_keys"]):
+        if missing := sorted(report["missing_keys"]):
             raise NLTError(
                 f"LLM {name!r}: its files have no weights for {missing[0]} ({len(missing)} missing), as an encoder "
                 f"has none for a language-model head. {DECODER_HELP}."
