@@ -8,16 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.models.encoder import load_encoder
 from nlt_trainer.models.similarity import LENGTH_GROUPS, all_cosines, embed, gain_of, own_cosines
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_groups_of_similar_length_embed_as_each_text_alone(tiny_encoder_folder: Path, side: str) -> None:
-    """Reference: one text at a time, embeddings and gradients; and the padding that the groups leave out."""
-    encoder = SentenceTransformer(str(tiny_encoder_folder), device="cpu").eval()
+def test_groups_of_similar_length_embed_as_each_text_alone(
+    tiny_encoder_folder: Path, tiny_llm_folder: Path, side: str
+) -> None:
+    """Reference: one text at a time, embeddings and gradients; and the padding that the groups leave out. Padding on
+    the left is for decoders: it shifts the positions that BERT counts."""
+    folder, pooling = (tiny_encoder_folder, None) if side == "right" else (tiny_llm_folder, "mean")
+    encoder = load_encoder(str(folder), pooling=pooling, device="cpu").eval()
     encoder.tokenizer.padding_side = side
     words = "green tea is made from leaves that an owl at night hunts".split()
     texts = [" ".join(words[: 1 + 5 * i % 12]) for i in range(11)]
