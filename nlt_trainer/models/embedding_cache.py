@@ -62,8 +62,8 @@ class EmbeddingCache:
 def encoder_fingerprint(encoder: SentenceTransformer) -> str:
     """Hash of an encoder's weights, modules, tokenizer and prompts (16 hex digits)."""
     digest = hashlib.blake2b(digest_size=8)
-    described = (str(encoder), encoder.prompts, encoder.default_prompt_name, encoder.truncate_dim)
-    digest.update(repr(described).encode())
+    prompts = (encoder.prompts, encoder.default_prompt_name)
+    digest.update(repr((str(encoder), encoder.max_seq_length, encoder.truncate_dim, prompts)).encode())
     tokenizer: Any = encoder.tokenizer  # of a `StaticEmbedding` the bare one of the tokenizers library
     bare = tokenizer if isinstance(tokenizer, Tokenizer) else tokenizer.backend_tokenizer
     digest.update(bare.to_str().encode())
