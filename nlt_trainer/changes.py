@@ -176,9 +176,7 @@ class RunComparer:
         data = run.settings["data"]
         dev, split = data["dev_split"], data["eval_split"] or data["dev_split"]
         if split is None:
-            return RunChange(
-                run, None, [], "Not compared: eval_split and dev_split are null, so no queries are judged"
-            )
+            return RunChange(run, None, [], "Not compared: eval_split and dev_split are null, no queries are judged")
         try:
             collection = self._load(data["collection"], splits=(split,) if dev is None else tuple({split, dev}))
             start = self._start(run.settings["model"], collection)

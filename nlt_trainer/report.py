@@ -125,13 +125,14 @@ def _curve(gallery: Gallery, logs: dict[str, list[dict[str, Any]]], metric: str,
 def _change_picture(part: RunChange, gallery: Gallery) -> Picture | None:
     if not part.changes:
         return None
-    differences = [change.difference for change in part.changes]
-    edges = np.array([-1.0, -0.5, -0.2, 0.0, 0.2, 0.5, 1.0])
-    rows: list[tuple[str, int]] = [("0", part.counts["unchanged"])]
-    nonzero = np.array([d for d in differences if d])
-    for low, high in zip(edges, edges[1:], strict=False):
-        inside = (nonzero > low) & (nonzero <= high) if low >= 0 else (nonzero >= low) & (nonzero < high)
-        rows.append((f"{low:+g} to {high:+g}", int(inside.sum())))
+    differences = np.array([change.difference for change in part.changes])
+    rows = [
+        ("improved by 0.5 or more", int((differences >= 0.5).sum())),
+        ("improved by less", int(((differences > 0) & (differences < 0.5)).sum())),
+        ("unchanged", int((differences == 0).sum())),
+        ("harmed by less than 0.5", int(((differences < 0) & (differences > -0.5)).sum())),
+        ("harmed by more", int((differences <= -0.5).sum())),
+    ]
     return gallery.hang(
         change_chart(differences, label="change of nDCG@10"),
         f"queries_{part.run.name}",

@@ -55,12 +55,10 @@ def find_runs(folder: str | Path) -> list[Run]:
         DataError: a file of a run is missing or malformed.
     """
     folder = Path(folder)
-    folders = (
-        [folder] if (folder / REPORT_FILE).is_file() else sorted(p.parent for p in folder.glob(f"*/{REPORT_FILE}"))
-    )
-    if not folders:
+    files = [folder / REPORT_FILE] if (folder / REPORT_FILE).is_file() else sorted(folder.glob(f"*/{REPORT_FILE}"))
+    if not files:
         raise NLTError(f"{folder} has no {REPORT_FILE}, nor has a folder in it; name the output_dir of `nlt train`")
-    return [_load(path) for path in folders]
+    return [_load(file.parent) for file in files]
 
 
 def _load(folder: Path) -> Run:
