@@ -308,7 +308,7 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_named(project: Project) -> No
     flags = ("--output_dir", str(branch), "--resume_from_checkpoint")
     with pytest.raises(
         NLTError,
-        match=r"resume_from_checkpoint: nosuch is no whole checkpoint .*there is no such folder.*; name another, or leave the",
+        match=r"resume_from_checkpoint: nosuch is no whole checkpoint .*no such folder.*; name another, or leave the",
     ):
         project.run(train, "likelihood_gain", *flags, "nosuch")
     with pytest.raises(NLTError, match=r"likelihood_gain holds checkpoints of a run with other settings .*seed: 42"):

@@ -89,6 +89,39 @@ def make_trainer(
     )
 
 
+def batches(trainer: NLTTrainer) -> list[list[int]]:
+    """Row indices of each batch of an epoch."""
+    sampler: Any = trainer.get_train_dataloader().batch_sampler
+    return [list(batch) for batch in sampler]
+
+
+def test_batches_are_grouped_by_length(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, tmp_path: Path) -> None:
+    """Reference: the rows sorted by length; every row comes once, and batches come in an order of the seed's."""
+    trainer = make_trainer(tiny_encoder, "likelihood_gain", tmp_path, lm=tiny_lm)
+    trainer.train_dataset = Dataset.from_list([{**row, "query": "owl " * (b + 1)} for b, row in enumerate(ROWS)])
+    lengths = [len(r["query"]) + sum(map(len, r["documents"])) for r in trainer.train_dataset]  # type: ignore[union-attr]
+    trainer.args.train_sampling_strategy = "group_by_length"
+    grouped = batches(trainer)
+    by_length = sorted(range(8), key=lengths.__getitem__)
+    assert sorted(map(sorted, grouped)) == sorted(sorted(by_length[i : i + 2]) for i in range(0, 8, 2))
+    trainer.args.train_sampling_strategy = "sequential"
+    with pytest.raises(NLTError, match="train_sampling_strategy 'sequential' is not known here; choose random or"):
+        batches(trainer)
+
+
+def test_workers_prepare_the_same_batches(tiny_encoder_folder: Path, tiny_lm: FrozenLM, tmp_path: Path) -> None:
+    """Reference: the losses of a run whose batches are made in the main process, LLM prompts included."""
+    found = []
+    for workers in (0, 2):
+        encoder = load_encoder(str(tiny_encoder_folder), device="cpu")
+        trainer = make_trainer(encoder, "dream", tmp_path / str(workers), lm=tiny_lm)
+        trainer.args.dataloader_num_workers = workers
+        trainer.train()
+        found.append(losses(trainer))
+    assert found[0] == found[1]
+    assert len(set(found[0])) > 1
+
+
 def losses(trainer: NLTTrainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
