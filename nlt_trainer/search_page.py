@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from nlt_trainer.comparison import Hit, SearchIndex, side_by_side
-from nlt_trainer.models.scoring import LikelihoodScorer
+from nlt_trainer.models.scoring import LikelihoodScorer, likelihood_gain
 from nlt_trainer.pages import render
 
 
@@ -41,11 +41,13 @@ class SearchPage:
         found = self._hits(query)
         yield self._view(query, found, {}), "Loading the LLM ..."
         scorer = self.scorer()
+        without = scorer.log_likelihood([(None, query, None)])
         documents = {hit.document.id: hit.document.content for hits in found for hit in hits}
         gains: dict[str, float] = {}
         for number, (document_id, content) in enumerate(documents.items()):
             yield self._view(query, found, gains), f"The LLM reads document {number + 1} of {len(documents)} ..."
-            gains[document_id] = float(scorer.gain([query], [[content]])[0, 0])
+            gain = likelihood_gain(scorer.log_likelihood([(content, query, None)]), without)  # (1, 1)
+            gains[document_id] = float(gain[0, 0])
         yield self._view(query, found, gains), f"The LLM has read {len(documents)} documents."
 
     def _hits(self, query: str) -> list[list[Hit]]:
