@@ -178,7 +178,7 @@ class RunComparer:
         if split is None:
             return RunChange(run, None, [], "Not compared: eval_split and dev_split are null, no queries are judged")
         try:
-            collection = self._load(data["collection"], splits=(split,) if dev is None else tuple({split, dev}))
+            collection = self._load(data["collection"], splits=tuple(sorted({split, dev or split})))
             start = self._start(run.settings["model"], collection)
             encoder = load_encoder(str(run.folder / "encoder"))
             after = SearchIndex("after", encoder, collection.corpus, cache=self.embeddings)

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         earlier = run_stage(stage, folder / "stamps", earlier=earlier, place=f"{number}/{len(stages)}")
     results = collect(runs)
     write_results(folder / "results.json", results)
-    write_report(folder)
+    write_report(folder, embeddings=folder / "embeddings")
     print_table(folder, results, seconds=time.monotonic() - start)
     print_next(best_run(runs, results), start=model.encoder, collection=data.collection)
 
