@@ -121,7 +121,8 @@ def to_svg(figure: Figure, *, key: str) -> Markup:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"([^>]*?) width="[^"]*"', r"\1\2", svg, count=1)
+    root, rest = svg.split(">", 1)
+    svg = re.sub(r'\s(width|height)="[^"]*"', "", root) + ">" + rest
     svg = re.sub(r'(\sid="|href="#|url\(#)', rf"\1{key}-", svg).replace(LINES, "currentColor")
     for number, colour in enumerate(COLOURS, start=1):
         svg = svg.replace(colour, f"var(--series-{number}, {colour})")

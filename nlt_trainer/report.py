@@ -115,7 +115,7 @@ def _curves(parts: Sequence[RunChange], gallery: Gallery) -> list[Picture]:
 
 
 def _curve(gallery: Gallery, logs: dict[str, list[dict[str, Any]]], metric: str, file: str, *, title: str) -> Picture:
-    figure = learning_curve(logs, metric=metric, label=title, from_zero=metric != "loss")
+    figure = learning_curve(logs, metric=metric, label="loss" if metric == "loss" else "nDCG@10", from_zero=metric != "loss")
     rows = [
         (name, entry["step"], f"{entry[metric]:.4f}") for name, log in logs.items() for entry in log if metric in entry
     ]
@@ -134,7 +134,7 @@ def _change_picture(part: RunChange, gallery: Gallery) -> Picture | None:
         ("harmed by more", int((differences <= -0.5).sum())),
     ]
     return gallery.hang(
-        change_chart(differences, label="change of nDCG@10"),
+        change_chart(differences.tolist(), label="change of nDCG@10"),
         f"queries_{part.run.name}",
         title=f"Change of nDCG@10 of each {part.split} query",
         header=("change", "queries"),
@@ -160,12 +160,12 @@ def _audits(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _heads(runs: Sequence[Run], gallery: Gallery) -> list[tuple[HeadSet, Picture]]:
+def _heads(runs: Sequence[Run], gallery: Gallery) -> list[Picture]:
     """The heads that a DREAM run reads, each file once."""
     files = dict.fromkeys(
         run.settings["model"]["heads"] for run in runs if "dream" in run.settings["trainer"]["objective"]
     )
-    found = []
+    found: list[Picture] = []
     for file in filter(lambda file: Path(file).is_file(), files):
         heads = HeadSet.load(file)
         rows = [(layer, head, f"{heads.scores[layer][head]:.3f}") for layer, head in heads.heads]
@@ -174,7 +174,7 @@ def _heads(runs: Sequence[Run], gallery: Gallery) -> list[tuple[HeadSet, Picture
         picture = gallery.hang(
             figure, name, title=f"Heads of {heads.llm}", header=("layer", "head", heads.score_name), rows=rows
         )
-        found.append((heads, picture))
+        found.append(picture)
     return found
 
 

@@ -34,7 +34,7 @@ def test_one_query_is_answered_side_by_side(
     command = [*arguments, "--against", arguments[1], "--query", "green tea", "--top_k", "3"]
     search.main(command)
     out = capsys.readouterr().out
-    assert out.startswith("green tea\n")
+    assert out.startswith("green tea ")
     rows = re.findall(r"│ +(\d) │ (-?[\d.]+) = (d\d\d) +│ (-?[\d.]+) = (d\d\d) +│", out)
     assert [row[0] for row in rows] == ["1", "2", "3"]
     assert all((row[1], row[2]) == (row[3], row[4]) for row in rows)
@@ -50,7 +50,7 @@ def test_piped_queries_are_answered_one_by_one(
     monkeypatch.setattr(sys, "stdin", io.StringIO("green tea\n\n the moon \n"))
     search.main([*arguments, "--top_k", "1"])
     out = capsys.readouterr().out
-    assert [line for line in out.splitlines() if line in ("green tea", "the moon")] == ["green tea", "the moon"]
+    assert [line.strip() for line in out.splitlines() if line.startswith(("green", "the"))] == ["green tea", "the moon"]
     assert "query>" not in out
 
 
