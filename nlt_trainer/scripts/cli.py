@@ -24,6 +24,9 @@ STAGES = {
     "compare_heads": ("nlt_trainer.scripts.compare_heads", "say how far several head files agree"),
     "train": ("nlt_trainer.scripts.train", "train an encoder"),
     "evaluate": ("nlt_trainer.scripts.evaluate", "score an encoder on a BEIR folder"),
+    "report": ("nlt_trainer.scripts.report", "write one page on a run: curves, changed queries, teacher, heads, cost"),
+    "search": ("nlt_trainer.scripts.search", "search a corpus in the terminal, with two encoders side by side"),
+    "app": ("nlt_trainer.scripts.app", "the same search as a web page, with the LLM's gain of each document"),
     "demo": ("nlt_trainer.scripts.demo", "run everything on the embedded default"),
 }
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import resource
+import sys
 from dataclasses import dataclass
 
+import torch
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
@@ -37,6 +40,15 @@ def processes(args: TrainingArguments) -> PartialState:
             "without an accelerator add --use_cpu true"
         )
     return state
+
+
+def peak_memory() -> dict[str, float]:
+    """Most memory that this process has had since it was started, GiB; also on the accelerator, where there is one."""
+    unit = 1 << (30 if sys.platform == "darwin" else 20)  # ru_maxrss counts bytes there, else KiB
+    peak = {"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+    if torch.cuda.is_available():
+        peak["peak_accelerator_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return {name: round(value, 2) for name, value in peak.items()}
 
 
 def check_batches(rows: int, args: TrainingArguments) -> int:

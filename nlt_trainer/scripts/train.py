@@ -48,6 +48,7 @@ from nlt_trainer.scripts.common import (
     load_candidates,
     load_llm,
     load_training_collection,
+    peak_memory,
     processes,
     target_of,
 )
@@ -96,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
             "queries": len(dataset),
             "train_seconds": round(logged_cost(trainer.state, "train_seconds") + before["seconds"], 1),
             "lm_tokens": int(logged_cost(trainer.state, "lm_tokens")) + before["lm_tokens"],
+            **peak_memory(),
             **({"truncated_documents": round(truncated, 4)} if args.reads_llm else {}),
             "log": trainer.state.log_history,
         }
