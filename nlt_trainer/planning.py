@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -26,7 +26,7 @@ ACCELERATORS = {
     "H200 bf16": 989.4,
     "MI300X bf16": 1307.4,
 }
-"""Dense matrix-multiply peaks without sparsity, TFLOP/s, from the makers' data sheets (SXM where there are several)."""
+"""Dense matrix-multiply peaks without sparsity, TFLOP/s, from the makers' data sheets (SXM where there is one)."""
 
 ADAM_COPIES = 5
 """A trained weight beside itself: gradient, two moments, what the step holds for a moment, what saving holds."""
@@ -126,6 +126,21 @@ def _tables(model: PreTrainedModel) -> Iterator[Any]:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """A part of a stage's cost: LLM tokens, FLOPs and their seconds, other seconds, memory and files in bytes."""
+
+    tokens: float = 0.0
+    flops: float = 0.0
+    seconds: float = 0.0
+    other: float = 0.0
+    memory: float = 0.0
+    files: float = 0.0
+
+    def __add__(self, more: Cost) -> Cost:
+        return Cost(*(a + b for a, b in zip(astuple(self), astuple(more), strict=True)))
+
+
+@dataclass(frozen=True)
 class Schedule:
     """How often training does what.
 
@@ -181,7 +196,7 @@ def gains_bytes(query_ids: Sequence[str], document_ids: Sequence[Sequence[str]],
     total = 0
     for query_id, documents in zip(query_ids, document_ids, strict=True):
         k = len(documents)
-        row = {"query_id": query_id, "document_ids": list(documents), "gain": [-0.123456] * k}
+        row: dict[str, Any] = {"query_id": query_id, "document_ids": list(documents), "gain": [-0.123456] * k}
         row |= {"target_tokens": 10, "log_likelihood": [-12.345678] * k}
         if token_numbers:
             row["token_log_likelihoods"] = [[-1.234567] * round(token_numbers)] * k

@@ -24,7 +24,10 @@ from nlt_trainer.planning import accelerator_peak
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.scripts import run_main, shown
 from nlt_trainer.scripts.common import processes
-from nlt_trainer.scripts.stages import Planner, StagePlan
+from nlt_trainer.scripts.plan_context import PlanContext, StagePlan
+from nlt_trainer.scripts.plan_evaluation import plan_evaluate
+from nlt_trainer.scripts.plan_scoring import plan_detect_heads, plan_mine, plan_score
+from nlt_trainer.scripts.plan_training import plan_train
 
 
 @dataclass
@@ -58,19 +61,49 @@ def main(argv: list[str] | None = None) -> None:
     if not processes(args).is_main_process:
         return
     with tempfile.TemporaryDirectory() as folder:
-        planner = Planner(model, data, args, Path(folder), start)
-        stages = planner.stages()
+        context = PlanContext(model, data, args, Path(folder), start)
+        stages = plan_stages(context)
     peak = accelerator_peak(plan.accelerator, plan.accelerator_tflops)
     if peak is not None:
-        speed = plan.utilisation * peak
-        stages = [dataclasses.replace(s, accelerator_seconds=s.on_accelerator(speed)) for s in stages]
+        stages = [stage.on_accelerator(plan.utilisation * peak) for stage in stages]
     name = plan.accelerator or f"{plan.accelerator_tflops} TFLOP/s"
     print(plan_table(stages, f"{name} at {plan.utilisation:.0%}" if peak is not None else None))
-    for note in planner.notes:
+    for note in context.notes:
         print(f"- {note}")
     if plan.plan_file is not None:
         rows = [dataclasses.asdict(stage) for stage in stages]
-        write_json(plan.plan_file, {"stages": rows, "notes": planner.notes})
+        write_json(plan.plan_file, {"stages": rows, "notes": context.notes})
+
+
+def plan_stages(context: PlanContext) -> list[StagePlan]:
+    """The stages that the recipe needs, in their order, and their sum."""
+    model, data, args = context.model, context.data, context.args
+    detects = "dream" in args.objectives and model.head_scores is None
+    scores = args.reads_gains(data) or (detects and data.head_method in ("gain", "correlation"))
+    # Evaluation is planned first: its memory is that of this process, which has no LLM yet.
+    last = [plan_evaluate(context)] if data.eval_split or data.eval_collections else []
+    stages = [plan_mine(context), *([plan_score(context)] if scores else [])]
+    stages += [plan_detect_heads(context)] if detects else []
+    stages += [plan_train(context), *last]
+    return [*stages, total(stages)]
+
+
+def total(stages: list[StagePlan]) -> StagePlan:
+    """The sum of stages, unknown where one is; memory is that of the hungriest."""
+
+    def of(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) if len(known) == len(values) else None
+
+    return StagePlan(
+        "total",
+        of([s.lm_tokens for s in stages]),
+        of([s.flops for s in stages]),
+        of([s.seconds for s in stages]),
+        sum(s.other_seconds for s in stages),
+        sum(s.file_bytes for s in stages),
+        max((s.memory for s in stages if s.memory is not None), default=None),
+    )
 
 
 def plan_table(stages: list[StagePlan], accelerator: str | None) -> str:

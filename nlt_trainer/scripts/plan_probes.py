@@ -12,7 +12,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -45,11 +45,13 @@ from nlt_trainer.readings import Reading
 from nlt_trainer.scripts.losses import Parts, make_loss
 from nlt_trainer.scripts.train import make_trainer
 
+P, T = ParamSpec("P"), TypeVar("T")
+
 PROBE_DOCUMENTS = 1000
 """Documents of which BM25 makes an index to be timed."""
 
 STAND_IN_PARAMETERS = 50_000_000
-"""Weights in the layers of a model that stands in for one without weights; it has as many layers as fit, at least 1."""
+"""Weights in the layers of a model that stands in for one without weights: as many layers as fit, at least 1."""
 
 
 def peak_memory() -> float:
@@ -60,10 +62,10 @@ def peak_memory() -> float:
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
-def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+def timed(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, float]:
     """What a call returns, and its seconds; an accelerator has finished its work by then."""
     begin = time.monotonic()
-    result = call()
+    result = call(*args, **kwargs)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return result, time.monotonic() - begin
@@ -117,8 +119,8 @@ def probe_bm25(collection: Collection, queries: Sequence[Query], *, seed: int) -
     documents = drawn(list(collection.corpus.values()), PROBE_DOCUMENTS, seed=seed)
     part = dataclasses.replace(collection, corpus={d.id: d for d in documents})
     some = drawn(queries, 65, seed=seed)
-    _, index = timed(lambda: bm25_rankings(part, some[:1]))
-    _, both = timed(lambda: bm25_rankings(part, some))
+    _, index = timed(bm25_rankings, part, some[:1])
+    _, both = timed(bm25_rankings, part, some)
     each = max(both - index, 0.0) / max(len(some) - 1, 1)
     return BM25Rate(index / len(documents), each * len(collection.corpus) / len(documents))
 
@@ -147,7 +149,7 @@ def probe_scoring(
     ends = np.cumsum([reading.tokens for reading, _ in readings])
     middle = list(documents[readings[int(np.searchsorted(ends, ends[-1] / 2))][1]])
     scorer.log_likelihood(middle)  # warms up
-    _, once = timed(lambda: scorer.log_likelihood(middle))
+    _, once = timed(scorer.log_likelihood, middle)
     budget = min(scorer.batch_tokens, seconds / 3 / once * scored(scorer, middle).tokens)
     total, spent = Reading(), 0.0
     for share in (1 / 6, 3 / 6, 5 / 6):
@@ -155,7 +157,7 @@ def probe_scoring(
         first = max(0, int(np.searchsorted(ends, ends[at] - budget)))
         chosen = readings[first : at + 1][-max(1, at - first) :]
         pairs = [pair for _, i in chosen for pair in documents[i]]
-        _, took = timed(lambda pairs=pairs: scorer.log_likelihood(pairs))
+        _, took = timed(scorer.log_likelihood, pairs)
         spent += took
         for reading, _ in chosen:
             total += reading
@@ -283,8 +285,7 @@ def probe_reading(parts: Parts, rows: Sequence[QueryCandidates], *, collection: 
     collator = NLTCollator(parts.encoder, prompts=reading.prompts, chunks=reading.chunks)
     labels = collator([dataset[i] for i in range(len(dataset))])
     labels = {n: v.to(parts.encoder.device) if isinstance(v, torch.Tensor) else v for n, v in labels.items()}
-    size = parts.encoder.get_embedding_dimension()
-    shape = (len(rows), 1 + len(rows[0].document_ids), size)
+    shape = (len(rows), 1 + len(rows[0].document_ids), 16)
     texts = torch.nn.functional.normalize(torch.randn(shape, device=parts.encoder.device), dim=-1).requires_grad_()
     _, seconds = [timed(lambda: loss.compute_loss_from_embeddings(texts[:, 0], texts[:, 1:], labels)) for _ in "12"][1]
     return seconds
@@ -301,7 +302,7 @@ def random_heads(lm: FrozenLM, count: int, folder: Path) -> str:
 def probe_documents(lm: FrozenLM, prompts: DocumentPrompts) -> tuple[int, float]:
     """Tokens and seconds of reading the documents of prompts into keys and values."""
     reader = DocumentReader(lm)
-    _, seconds = timed(lambda: reader.read_documents(prompts.to(lm.device)))
+    _, seconds = timed(reader.read_documents, prompts.to(lm.device))
     return reader.lm_tokens, seconds
 
 
@@ -332,7 +333,7 @@ def probe_encoding(
     documents = everything
     while took < seconds / 3:  # until it takes long enough to be timed, or there are no more
         documents = drawn(everything, count, seed=seed)
-        _, took = timed(lambda docs=documents: encoder.encode_document([d.content for d in docs], **options))
+        _, took = timed(encoder.encode_document, [d.content for d in documents], **options)
         if count >= len(everything):
             break
         count = min(len(everything), count * (2 if took > seconds / 12 else 4))
@@ -342,7 +343,7 @@ def probe_encoding(
 
     def spent(evaluate: Callable[[Collection], Mapping[str, float]], count: int) -> float:
         part = _part(collection, few, queries[:count], split)
-        return max(0.0, timed(lambda: evaluate(part))[1] - each * len(few))
+        return max(0.0, timed(evaluate, part)[1] - each * len(few))
 
     def light(part: Collection) -> Mapping[str, float]:
         return RetrievalEvaluator(part, split=split)(encoder)
