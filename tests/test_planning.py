@@ -41,7 +41,7 @@ def test_the_shape_of_a_decoder(tied: bool) -> None:
 
 
 def test_flops_forward_and_backward() -> None:
-    """Reference: 2 FLOPs a weight and token, 4 a layer, pair and unit of width; twice and twice that again backward."""
+    """Reference: 2 FLOPs a weight and token, 4 a layer, pair and unit of width; backward once and twice that."""
     reading = Reading(10, 30, 3)
     linear, attention, projection = 2 * 100 * 10, 4 * 2 * 8 * 30, 2 * 8 * 50 * 3
     assert SHAPE.flops(reading) == linear + attention + projection
