@@ -1,19 +1,17 @@
 """What `nlt plan` says of a recipe against what its stages then take, each in a process of its own.
 
 ```bash
-python tests/benchmarks/planned.py recipes/demo/likelihood_gain.yaml --max_queries 32 --json runs/planned.json
+python tests/benchmarks/planned.py recipes/demo/likelihood_gain.yaml --folder runs/planned --max_queries 32
 ```
 
-Collection and encoder must be there. Files of the stages are removed before the plan is made, so that it has nothing to
-read them off; further keys go to plan and stages alike. Memory is the peak of a process's resident set.
+Collection and encoder must be there. All files of the stages go to a new folder, so that the plan is made before any of
+them is there; further keys go to plan and stages alike. Memory is the peak of a process's resident set.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +22,15 @@ from nlt_trainer.arguments import RECIPE_BLOCKS
 from nlt_trainer.files import read_json, write_json
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.scripts.score import audit_file
+
+FILES = {
+    "candidates": "candidates.jsonl",
+    "gains": "gains.jsonl",
+    "score_cache": "scores",
+    "heads": "heads.json",
+    "output_dir": "run",
+}
+"""Keys of what stages write, and where it goes."""
 
 COLUMNS = ("lm_tokens", "seconds", "memory", "file_bytes")
 
@@ -78,25 +85,23 @@ def main() -> None:
     """Plan, run and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
-    parser.add_argument("--json", type=Path, help="file of the results")
-    parser.add_argument("--logs", type=Path, default=Path("runs/planned"), help="folder for what the stages print")
+    parser.add_argument("--folder", type=Path, required=True, help="new folder, for files, logs and results")
     known, further = parser.parse_known_args()
+    if known.folder.exists():
+        raise SystemExit(f"{known.folder} is there already; name a new folder")
+    known.folder.mkdir(parents=True)
     arguments = ["--config", known.recipe, *further]
+    for key, name in FILES.items():
+        arguments += [f"--{key}", str(known.folder / name)]
     model, data, args = parse_recipe(RECIPE_BLOCKS, arguments)
-    known.logs.mkdir(parents=True, exist_ok=True)
-    for file in (data.candidates, data.gains, model.heads):
-        Path(file).unlink(missing_ok=True)
-    for folder in (data.score_cache, args.output_dir):
-        shutil.rmtree(folder, ignore_errors=True)
-    plan_file = known.logs / "plan.json"
-    run("plan", [*arguments, "--plan_file", str(plan_file)], log=known.logs / "plan.txt")
-    print((known.logs / "plan.txt").read_text())
+    plan_file = known.folder / "plan.json"
+    run("plan", [*arguments, "--plan_file", str(plan_file)], log=known.folder / "plan.txt")
+    print((known.folder / "plan.txt").read_text())
     planned = {stage["stage"]: stage for stage in read_json(plan_file)["stages"]}
-    measured = {s: run(s, arguments, log=known.logs / f"{s}.txt") for s in planned if s != "total"}
+    measured = {s: run(s, arguments, log=known.folder / f"{s}.txt") for s in planned if s != "total"}
     read_off(measured, model, data, args)
     print(comparison(planned, measured))
-    if known.json:
-        write_json(known.json, {"planned": planned, "measured": measured, "arguments": json.dumps(arguments)})
+    write_json(known.folder / "results.json", {"arguments": arguments, "planned": planned, "measured": measured})
 
 
 if __name__ == "__main__":
