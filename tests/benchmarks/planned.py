@@ -4,8 +4,8 @@
 python tests/benchmarks/planned.py recipes/demo/likelihood_gain.yaml --folder runs/planned --max_queries 32
 ```
 
-Collection and encoder must be there. All files of the stages go to a new folder, so that the plan is made before any of
-them is there; further keys go to plan and stages alike. Memory is the peak of a process's resident set.
+Collection and encoder must be there. All files of the stages go to a new folder, so that the plan is made before any
+of them is there; further keys go to plan and stages alike. Memory is the peak of a process's resident set.
 """
 
 from __future__ import annotations
