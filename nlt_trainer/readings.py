@@ -7,6 +7,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nlt_trainer.models.chunks import ChunkGroups
 from nlt_trainer.models.document_prompts import DocumentPrompts
@@ -71,7 +72,7 @@ def micro_batches(rows: int, *, epochs: float, batch: int, micro_batch: int, see
 
 
 def tokens_read(
-    calls: Iterable[Sequence[Hashable]], lengths: Mapping[Hashable, float], *, capacity: float
+    calls: Iterable[Sequence[Hashable]], lengths: Mapping[Any, float], *, capacity: float
 ) -> tuple[float, float]:
     """Tokens of documents that are read once a call and kept from call to call, and most tokens kept at once.
 

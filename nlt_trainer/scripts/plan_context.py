@@ -183,8 +183,10 @@ class PlanContext:
         except (OSError, ValueError, NLTError):
             self.notes.append(f"not known: LLM tokens, FLOPs and time, because {reason}")
             return None
-        same = {"encoder": str(folder), "encoder_revision": None} if model.shared_backbone else {}
-        self.model = dataclasses.replace(model, llm=str(folder), llm_revision=None, adapter=None, **same)
+        encoder, at = (str(folder), None) if model.shared_backbone else (model.encoder, model.encoder_revision)
+        self.model = dataclasses.replace(
+            model, llm=str(folder), llm_revision=None, adapter=None, encoder=encoder, encoder_revision=at
+        )
         lm = load_llm(self.model)
         probed = ModelShape.of(lm.model, bytes_per_number=shape.bytes_per_number)
         self.notes.append(

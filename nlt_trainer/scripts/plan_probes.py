@@ -45,7 +45,8 @@ from nlt_trainer.readings import Reading
 from nlt_trainer.scripts.losses import Parts, make_loss
 from nlt_trainer.scripts.train import make_trainer
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PROBE_DOCUMENTS = 1000
 """Documents of which BM25 makes an index to be timed."""
