@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -334,7 +335,7 @@ def probe_encoding(
     documents = everything
     while took < seconds / 3:  # until it takes long enough to be timed, or there are no more
         documents = drawn(everything, count, seed=seed)
-        _, took = timed(encoder.encode_document, [d.content for d in documents], **options)
+        _, took = timed(partial(encoder.encode_document, [d.content for d in documents], **options))
         if count >= len(everything):
             break
         count = min(len(everything), count * (2 if took > seconds / 12 else 4))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nlt_trainer.errors import NLTError
 from nlt_trainer.models.attention import enable_document_attention
 from nlt_trainer.models.document_prompts import DocumentLayout, build_prompts
 from nlt_trainer.models.document_reader import DocumentReader
@@ -16,13 +17,14 @@ from nlt_trainer.models.scoring import Pair
 from nlt_trainer.planning import gains_bytes, score_cache_bytes
 from nlt_trainer.readings import Reading, document_reading, suffix_reading
 from nlt_trainer.scripts.common import make_scorer, prompt_tokens, target_of
+from nlt_trainer.scripts.detect_heads import head_task
 from nlt_trainer.scripts.plan_context import LLM, PlanContext, StagePlan
 from nlt_trainer.scripts.plan_probes import drawn, probe_scoring, scored, timed
 
 SCORED_PAIRS = 20_000
 """Pairs whose tokens are counted; of more a sample of documents, with all their pairs, stands for all."""
 
-HEAD_PROMPTS = 32
+HEAD_PROMPTS = 256
 """Prompts of head detection that are counted; of more a sample stands for all."""
 
 SCORING_SECONDS = 3.0
@@ -93,27 +95,38 @@ def plan_detect_heads(context: PlanContext) -> StagePlan:
         return StagePlan("detect_heads", None, None, None)
     tokens, lm = prompt_tokens(llm.lm, data), llm.lm
     layout: DocumentLayout = data.head_layout or data.document_layout  # type: ignore[assignment]  # checked there
+    asked, count = _head_queries(context)
     null, readings = tokens.suffix(NULL_QUERY, None, "query"), []
-    some = drawn(context.candidates, min(data.head_queries, HEAD_PROMPTS), seed=context.args.seed)
-    texts = [[context.collection.corpus[d].content for d in c.document_ids] for c in some]
-    for c, row in zip(some, texts, strict=True):
+    for query, documents in asked:
         prompts = build_prompts(
-            tokens, [c.query], [row], target="query", context_length=lm.context_length, layout=layout
+            tokens, [query], [documents], target="query", context_length=lm.context_length, layout=layout
         )
         after = int(prompts.prompt_mask.sum())
         reading = document_reading(prompts) + suffix_reading(prompts) + Reading.text(len(null.ids), after=after)
         readings.append(dataclasses.replace(reading, targets=0.0))
-    middle = sorted(range(len(some)), key=lambda i: readings[i].tokens)[len(some) // 2]
+    middle = sorted(range(len(asked)), key=lambda i: readings[i].tokens)[len(asked) // 2]
+    query, documents = asked[middle]
     enable_document_attention(lm)
-    reader, asked, documents = DocumentReader(lm), [some[middle].query], [texts[middle]]
+    reader = DocumentReader(lm)
     for _ in range(2):  # the first time warms up
-        _, took = timed(lambda: calibrated_mass(reader, asked, documents=documents, tokens=tokens, layout=layout))
-    count = min(data.head_queries, round(len(context.candidates) * context.factor))
-    context.notes.append("detect_heads: tokens are estimated, because it draws its queries by their gains")
-    whole = sum(readings, Reading()) * (count / len(some))
+        _, took = timed(calibrated_mass, reader, [query], documents=[documents], tokens=tokens, layout=layout)
+    whole = sum(readings, Reading()) * (count / len(asked))
     flops, other = llm.shape.flops(whole), context.begin + llm.seconds
     seconds = other + flops / llm.probed.flops(readings[middle]) * took
     longest = 2 * max(reading.tokens for reading in readings)  # two queries at once
     memory = context.base + llm.shape.weight_bytes + llm.shape.activation_bytes(longest)
     memory += 2 * longest * llm.shape.key_value_bytes
     return StagePlan("detect_heads", whole.tokens, flops, seconds, other, 0.0, memory)
+
+
+def _head_queries(context: PlanContext) -> tuple[list[tuple[str, list[str]]], int]:
+    """Queries with their documents that heads are tried on, and how many there will be."""
+    data, seed = context.data, context.args.seed
+    try:
+        task = head_task(context.collection, data, seed=seed)
+        found = list(zip(task.queries, task.documents, strict=True))
+    except NLTError:  # candidates or gains are not there yet
+        context.notes.append("detect_heads: tokens are estimated, because it draws its queries by their gains")
+        found = [(c.query, [context.collection.corpus[d].content for d in c.document_ids]) for c in context.candidates]
+    count = min(data.head_queries, round(len(found) * context.factor))
+    return drawn(found, min(count, HEAD_PROMPTS), seed=seed), count
