@@ -84,7 +84,7 @@ def detect(model: ModelArguments, data: DataArguments, *, seed: int) -> HeadSet:
 
 
 def head_task(collection: Collection, data: DataArguments, *, seed: int) -> HeadTask:
-    """What heads are tried on by the recipe's method: `head_queries` of the queries that tell their documents apart."""
+    """What the recipe tries heads on: at most `head_queries` of the queries that tell their documents apart."""
     needle = data.head_method == "needle"
     task = needle_task(collection, data, seed=seed) if needle else candidate_task(collection, data)
     drawn = np.random.default_rng(seed).permutation(np.flatnonzero(tells_apart(task.relevant)))[: data.head_queries]
