@@ -236,6 +236,9 @@ class DataArguments:
                 f"head_method is {self.head_method!r} and head_qrels {self.head_qrels!r}; judgements are read where "
                 "head_method is qrels and head_qrels names their split"
             )
+        for name in ("max_queries", "max_document_tokens", "batch_tokens", "adapt_documents", "head_queries"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise NLTError(f"{name} is {number}; it must be at least 1")
         if self.num_candidates < 2:
             raise NLTError(f"num_candidates is {self.num_candidates}; a distribution needs at least 2 candidates")
         for name, layout in (("document_layout", self.document_layout), ("head_layout", self.head_layout)):

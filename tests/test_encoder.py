@@ -177,6 +177,16 @@ def test_a_pickled_llm_is_not_read(tiny_llm_folder: Path, tmp_path: Path) -> Non
         encoder_from_token_embeddings(str(folder))
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "modules.json"])
+def test_a_half_written_folder_is_refused(tiny_encoder_folder: Path, tmp_path: Path, file: str) -> None:
+    """Reference: a file that was cut short, as by a full disk; safetensors and tokenizers have errors of their own."""
+    shutil.copytree(tiny_encoder_folder, tmp_path / "half")
+    path = next((tmp_path / "half").rglob(file))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(NLTError, match=r"encoder .*half' cannot be loaded: "):
+        load_encoder(str(tmp_path / "half"))
+
+
 def test_settings_that_do_not_fit_are_refused(tiny_encoder_folder: Path, tmp_path: Path) -> None:
     """Reference: the value and the remedy in each message."""
     folder, plain = str(tiny_encoder_folder), str(tiny_encoder_folder.parent / "bert")
