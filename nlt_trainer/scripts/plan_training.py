@@ -134,7 +134,7 @@ def llm_cost(context: PlanContext, llm: LLM, rows: TrainingRows, schedule: Sched
         assert build is not None
         found, spent = probe_documents(llm.lm, build([rows.texts_of(candidates[0])]))
         seconds = tokens / found * spent / scale
-    seconds += each * schedule.queries / probed * took * _padding(context, rows.rows, chosen)
+    seconds += each * schedule.queries / probed * took
     return Cost(
         tokens=tokens + float(np.mean([row.rest_tokens for row in rows.rows])) * schedule.queries,
         flops=read + each * schedule.queries,
@@ -142,16 +142,6 @@ def llm_cost(context: PlanContext, llm: LLM, rows: TrainingRows, schedule: Sched
         other=llm.seconds,
         memory=llm_memory(context, llm.shape, rows.rows, kept),
     )
-
-
-def _padding(context: PlanContext, rows: Sequence[Row], chosen: Sequence[int]) -> float:
-    """How much more padding all rows have behind their documents than those that are timed."""
-    size, lengths = context.args.lm_micro_batch_size, [row.rest_tokens for row in rows]
-
-    def of(some: list[float]) -> float:
-        return padded(some, min(size, len(some))).tokens / sum(some)
-
-    return of(lengths) / of([lengths[i] for i in chosen])
 
 
 def llm_memory(context: PlanContext, shape: ModelShape, rows: Sequence[Row], kept: float) -> float:
