@@ -1,7 +1,7 @@
 """Embeddings on disk, by content: what was embedded once is read from a file the next time.
 
-A file holds one chunk of texts of one encoder, under a hash of the encoder's content, the prompt and the texts. Nothing
-in it can be stale, a killed run loses the chunk that it was at, and any file or folder can be removed at any time.
+A file holds one chunk of texts of one encoder, under a hash of the encoder's content, the prompt and the texts.
+Nothing in it can be stale, a killed run loses the chunk that it was at, and any file can be removed at any time.
 """
 
 from __future__ import annotations
@@ -154,5 +154,7 @@ class CachedEncoder:
             return encode(chunk, prompt=prompt, **{**options, "show_progress_bar": False})
 
         key = f"{self.fingerprint} {role} {prompt!r} {self.encoder.prompts if prompt is None else None}"
-        progress = None if self.progress is None else f"{self.progress}: {role}s"
+        progress = (
+            None if self.progress is None else f"{self.progress}, {'queries' if role == 'query' else 'documents'}"
+        )
         return self.cache.embed(texts, embed, key=key, progress=progress)

@@ -43,7 +43,8 @@ class EvaluationTask:
     def of(cls, task: AbsTaskRetrieval) -> EvaluationTask:
         """The entry of a task."""
         if isinstance(task, BEIRFolderRetrieval):
-            return cls(task, task.collection.name, task.split, f"{task.metadata.name} {task.metadata.dataset}")
+            content = f"{task.metadata.name} {task.metadata.dataset['revision']}"  # wherever the folder lies
+            return cls(task, task.collection.name, task.split, content)
         described = [task.metadata.name, task.metadata.dataset, list(task.eval_splits), list(task.hf_subsets)]
         splits = list(task.eval_splits)
         split = splits[0] if len(splits) == 1 else f"{len(splits)} splits"
@@ -80,14 +81,21 @@ class TaskList:
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, task: AbsTask) -> str:
-        """Add a task, or the tasks that it is the mean of; returns what averages call it."""
+        """Add a task, or the tasks that it is the mean of; returns what averages call it.
+
+        Raises:
+            NLTError: another task has its title.
+        """
         if isinstance(task, AbsTaskAggregate):
             self.averages[task.metadata.name] = [self.add(part) for part in task.metadata.tasks]
             return task.metadata.name
         assert isinstance(task, AbsTaskRetrieval)
         entry = EvaluationTask.of(task)
-        if entry.fingerprint not in {known.fingerprint for known in self.tasks}:
+        known = next((known for known in self.tasks if known.title == entry.title), None)
+        if known is None:
             self.tasks.append(entry)
+        elif known.fingerprint != entry.fingerprint:
+            raise NLTError(f"two different tasks would be called {entry.title!r}; rename one folder")
         return entry.title
 
 
@@ -199,7 +207,8 @@ def _missing(entry: EvaluationTask, dataset: Any, error: Exception) -> str:
     path, revision = dataset["path"], dataset["revision"]
     folder = f"datasets--{path.replace('/', '--')}"
     return (
-        f"task {entry.collection}: its data set {path} (revision {revision}) cannot be read ({error}). Run `hf download "
-        f"{path} --repo-type dataset --revision {revision}` where there is a network, and copy the folder {folder} "
-        f"from the Hub's cache there (~/.cache/huggingface/hub) to {Path(constants.HF_HUB_CACHE) / folder} here"
+        f"task {entry.collection}: its data set {path} (revision {revision}) cannot be read ({error}). Run `hf "
+        f"download {path} --repo-type dataset --revision {revision}` where there is a network, and copy the folder "
+        f"{folder} from the Hub's cache there (~/.cache/huggingface/hub) to {Path(constants.HF_HUB_CACHE) / folder} "
+        "here"
     )

@@ -248,11 +248,15 @@ def _value(row: Mapping[str, Any], keys: Sequence[str]) -> str:
 
 def _read_qrels(path: Path, queries: Mapping[str, Query]) -> Qrels:
     qrels: Qrels = {}
+    is_beir = False
     for line, raw in read_lines(path):
         fields = raw.split()
-        if not fields or tuple(fields) == QRELS_HEADER:
+        if tuple(fields) == QRELS_HEADER:
+            is_beir = True
             continue
-        if len(fields) == 3:
+        if not fields:
+            continue
+        if is_beir:
             fields.insert(1, "0")
         if len(fields) != 4:
             raise DataError(path, f"expected query, 0, document, grade; found {len(fields)} fields", line=line)

@@ -23,7 +23,7 @@ STAGES = {
     "detect_heads": ("nlt_trainer.scripts.detect_heads", "find the attention heads that read the right document"),
     "compare_heads": ("nlt_trainer.scripts.compare_heads", "say how far several head files agree"),
     "train": ("nlt_trainer.scripts.train", "train an encoder"),
-    "evaluate": ("nlt_trainer.scripts.evaluate", "score an encoder on a BEIR folder"),
+    "evaluate": ("nlt_trainer.scripts.evaluate", "score encoders on collections and on tasks of mteb"),
     "demo": ("nlt_trainer.scripts.demo", "run everything on the embedded default"),
 }
 
