@@ -51,12 +51,13 @@ class CompressedEncoder:
         """Embeddings `(n, H)` of documents, float32, each value one of those that the precision has."""
         embeddings = truncate_embeddings(self.encoder.encode_document(texts, **options), self.truncate_dim)
         if self.precision == "binary":
-            bits = np.unpackbits(quantize_embeddings(embeddings, "ubinary"), axis=1, count=embeddings.shape[1])
+            packed = np.asarray(quantize_embeddings(embeddings, "ubinary"))  # (n, H / 8), eight signs a byte
+            bits = np.unpackbits(packed, axis=1, count=embeddings.shape[1])
             return bits.astype(np.float32) * 2 - 1  # 0 and 1 as -1 and 1
         if self.precision == "int8":
             if self.ranges is None:
                 self.ranges = np.stack([embeddings.min(0), embeddings.max(0)])  # (2, H)
-            codes = quantize_embeddings(embeddings, "uint8", ranges=self.ranges)
+            codes = np.asarray(quantize_embeddings(embeddings, "uint8", ranges=self.ranges))
             low, high = self.ranges
             return low + (codes + np.float32(0.5)) * (high - low) / 255  # the middle of each step
         return embeddings

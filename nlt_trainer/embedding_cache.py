@@ -90,13 +90,13 @@ class EmbeddingCache:
     def _load(self, path: Path, chunk: list[str], embed: Callable[[list[str]], np.ndarray]) -> np.ndarray:
         """A chunk's file, mapped; one that is damaged is made again."""
         try:
-            array = np.load(path, mmap_mode="r")
+            array = np.load(path, mmap_mode="c")  # read only as long as nobody writes into it
             path.touch()  # used now: `trim` removes the oldest
         except (OSError, ValueError, EOFError):
             array = np.empty((0, 0), np.float32)
         if len(array) != len(chunk):
             _store(path, embed(chunk))
-            array = np.load(path, mmap_mode="r")
+            array = np.load(path, mmap_mode="c")
         return array
 
 

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mteb.models import SearchEncoderWrapper, SentenceTransformerEncoderWrapper
 from mteb.models.hybrid_wrappers import fuse_rrf
 
@@ -49,6 +50,11 @@ class Cell:
     queries: dict[str, list[str]]
     values: dict[str, dict[str, list[float]]]
     mteb: dict[str, Any]
+
+    @property
+    def ndcg_at_10(self) -> float:
+        """Mean over the parts of the mean over their queries."""
+        return float(np.mean([np.mean(values[METRICS[0]]) for values in self.values.values()]))
 
 
 def rank_bm25(entry: EvaluationTask) -> TaskRankings:

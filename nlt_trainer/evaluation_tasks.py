@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -111,19 +112,24 @@ def resolve_tasks(names: Iterable[str]) -> TaskList:
         NLTError: no such folder, task or benchmark (names the nearest), or a task of another kind.
     """
     found = TaskList()
-    benchmarks = {name: b for b in mteb.get_benchmarks() for name in (b.name, *(b.aliases or ()))}
     for name in names:
         folder, _, split = name.rpartition(":")
         if folder and split and Path(folder).expanduser().is_dir():
             found.add(BEIRFolderRetrieval(Path(folder).expanduser(), split=split))
-        elif name in benchmarks:
-            _add_benchmark(found, benchmarks[name])
         else:
-            task = _get_task(name, [*benchmarks])
-            if reason := _unfit(task):
-                raise NLTError(f"task {name!r} {reason}; evaluate measures retrieval of text by text")
-            found.add(task)
+            _add_named(found, name)
     return found
+
+
+def _add_named(found: TaskList, name: str) -> None:
+    benchmarks = {name: b for b in mteb.get_benchmarks() for name in (b.name, *(b.aliases or ()))}
+    if name in benchmarks:
+        _add_benchmark(found, benchmarks[name])
+        return
+    task = _get_task(name, [*benchmarks])
+    if reason := _unfit(task):
+        raise NLTError(f"task {name!r} {reason}; evaluate measures retrieval of text by text")
+    found.add(task)
 
 
 def _add_benchmark(found: TaskList, benchmark: Any) -> None:
@@ -157,6 +163,26 @@ def _get_task(name: str, benchmarks: Sequence[str]) -> AbsTask:
     raise NLTError(f"{name!r} is no folder, and no task or benchmark of mteb; {remedy}{form}")
 
 
+def check_data(entries: Sequence[EvaluationTask]) -> None:
+    """See that the data of all tasks can be had, before any of them is evaluated.
+
+    Raises:
+        NLTError: the Hub is out of reach, and data is not on this machine; says of all of it what to place where.
+    """
+    remote = [entry for entry in entries if not isinstance(entry.task, BEIRFolderRetrieval)]
+    if not remote or hub_answers():
+        return
+    missing: dict[str, EvaluationTask] = {}
+    for entry in remote:
+        if _snapshot(entry.task.metadata.dataset) is None:
+            try:
+                load_task(entry)  # `datasets` has a cache of its own
+            except NLTError:
+                missing[entry.title] = entry
+    if missing:
+        raise NLTError(_missing([*missing.values()]))
+
+
 def load_task(entry: EvaluationTask) -> None:
     """Load a task's data: from its folder, from the Hub, or from the Hub's cache where the Hub is out of reach.
 
@@ -170,13 +196,14 @@ def load_task(entry: EvaluationTask) -> None:
         task.load_data()
         return
     dataset = task.metadata.dataset
-    if not _hub_answers(dataset["path"], dataset["revision"]) and (folder := _snapshot(dataset)):
+    if not hub_answers() and (folder := _snapshot(dataset)):
         # `datasets` does not look into the Hub's own cache when it is offline, but reads any folder
         task.metadata = task.metadata.model_copy(update={"dataset": {**dataset, "path": folder}})
     try:
         task.load_data()
     except (OSError, ValueError) as error:  # ValueError: a snapshot in which a configuration or split is missing
-        raise NLTError(_missing(entry, dataset, error)) from error
+        task.metadata = task.metadata.model_copy(update={"dataset": dataset})
+        raise NLTError(f"{_missing([entry])}\n({type(error).__name__}: {error})") from error
     task.convert_v1_dataset_format_to_v2(None)
     if any(task.dataset[subset][split]["top_ranked"] for split, subset in entry.parts()):
         raise NLTError(f"task {entry.collection} ranks given candidates; evaluate measures search of a whole corpus")
@@ -191,24 +218,30 @@ def _snapshot(dataset: Any) -> str | None:
         return None
 
 
-def _hub_answers(path: str, revision: str) -> bool:
+@functools.cache
+def hub_answers() -> bool:
+    """Whether the Hub can be reached; it is asked once."""
     if is_offline_mode():
         return False
     try:
-        HfApi().dataset_info(path, revision=revision, timeout=HUB_TIMEOUT)
+        HfApi().dataset_info("mteb/scifact", timeout=HUB_TIMEOUT)
     except HfHubHTTPError:
-        return True  # what it says of this data set comes up again, with a reason, when the data is loaded
+        return True  # it answers, whatever it says of this data set
     except Exception:  # of the HTTP library beneath; `datasets` would try for half a minute before it says as much
         return False
     return True
 
 
-def _missing(entry: EvaluationTask, dataset: Any, error: Exception) -> str:
-    path, revision = dataset["path"], dataset["revision"]
-    folder = f"datasets--{path.replace('/', '--')}"
-    return (
-        f"task {entry.collection}: its data set {path} (revision {revision}) cannot be read ({error}). Run `hf "
-        f"download {path} --repo-type dataset --revision {revision}` where there is a network, and copy the folder "
-        f"{folder} from the Hub's cache there (~/.cache/huggingface/hub) to {Path(constants.HF_HUB_CACHE) / folder} "
-        "here"
+def _missing(entries: Sequence[EvaluationTask]) -> str:
+    others = f" and {len(entries) - 1} others have" if len(entries) > 1 else " has"
+    datasets = [entry.task.metadata.dataset for entry in entries]
+    commands = [f"  hf download {d['path']} --repo-type dataset --revision {d['revision']}" for d in datasets]
+    return "\n".join(
+        [
+            f"{entries[0].collection}{others} data that is not on this machine, or not whole, and the Hub does not give "
+            "it. Where there is a network, run",
+            *dict.fromkeys(commands),
+            "and copy the folders datasets--ORG--NAME from the Hub's cache there (~/.cache/huggingface/hub) to "
+            f"{constants.HF_HUB_CACHE} here",
+        ]
     )

@@ -114,7 +114,8 @@ class _Twins(BEIRFolderRetrieval):
 def test_a_query_does_not_find_itself_where_mteb_says_so(collection: Collection) -> None:
     """Reference: mteb's own figure (`score` compares the two), which differs from that of the plain task."""
     plain, twins = (EvaluationTask.of(make(collection, split="test")) for make in (BEIRFolderRetrieval, _Twins))
-    rankings = {("test", "default"): {f"{q}": {f"{d}": float(-abs(d - q)) for d in range(120)} for q in range(20)}}
+    near = {f"{q}": {f"{d}": float(-abs(d - q)) for d in range(120)} for q in range(20)}
+    rankings: TaskRankings = {("test", "default"): near}
     for entry in (plain, twins):
         load_task(entry)
     assert means(score(twins, rankings)) != means(score(plain, rankings))

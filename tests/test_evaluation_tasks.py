@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import mteb
 import pytest
 
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.evaluation_tasks import load_task, resolve_tasks
+from nlt_trainer.evaluation_tasks import check_data, hub_answers, load_task, resolve_tasks
 
 CARD = """---
 configs:
@@ -105,56 +103,57 @@ def hub_cache(root: Path) -> tuple[Path, str]:
     return snapshot, dataset["revision"]
 
 
-LOAD = """
-import sys
-from nlt_trainer.errors import NLTError
-from nlt_trainer.evaluation_tasks import load_task, resolve_tasks
-(entry,) = resolve_tasks(["SciFact"]).tasks
-try:
+def test_what_hf_download_brings_is_enough_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: the rows in the snapshot; a snapshot without a file says what to bring."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    snapshot, revision = hub_cache(tmp_path / "hub")
+    (entry,) = resolve_tasks(["SciFact"]).tasks
     load_task(entry)
     data = entry.task.dataset["default"]["test"]
-    print(len(data["corpus"]), len(data["queries"]), len(data["relevant_docs"]))
-except NLTError as error:
-    print(error)
-"""
-
-
-def load(home: Path) -> str:
-    environment = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", LOAD], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip().splitlines()[-1]
-
-
-def test_what_hf_download_brings_is_enough_offline(tmp_path: Path) -> None:
-    """Reference: the rows in the snapshot; a snapshot without a file says what to bring."""
-    snapshot, revision = hub_cache(tmp_path / "hub")
-    assert load(tmp_path) == "5 2 2"
+    assert (len(data["corpus"]), len(data["queries"]), len(data["relevant_docs"])) == (5, 2, 2)
     (snapshot / "qrels" / "test.jsonl").unlink()
-    shutil.rmtree(tmp_path / "datasets")
-    assert f"--repo-type dataset --revision {revision}" in load(tmp_path)
+    (entry,) = resolve_tasks(["SciFact"]).tasks
+    with pytest.raises(NLTError, match=f"--repo-type dataset --revision {revision}"):
+        load_task(entry)
 
 
 def test_data_that_is_not_here_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reference: data set, revision and place by hand; the Hub is not asked."""
     monkeypatch.setattr("nlt_trainer.evaluation_tasks.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     (entry,) = resolve_tasks(["NanoSciFactRetrieval"]).tasks
-    path, revision = (entry.task.metadata.dataset[key] for key in ("path", "revision"))
+    dataset = entry.task.metadata.dataset
     start = time.monotonic()
     with pytest.raises(NLTError) as error:
         load_task(entry)
     assert time.monotonic() - start < 5
-    assert f"`hf download {path} --repo-type dataset --revision {revision}`" in str(error.value)
-    assert f"to {tmp_path}/hub/datasets--{path.replace('/', '--')} here" in str(error.value)
+    assert f"\n  hf download {dataset['path']} --repo-type dataset --revision {dataset['revision']}\n" in str(
+        error.value
+    )
+    assert f"to {tmp_path}/hub here" in str(error.value)
+
+
+def test_all_that_is_missing_is_named_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: a line for each set of a benchmark but the one that is in the Hub's cache, and the folder."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub_cache(tmp_path / "hub")
+    tasks = resolve_tasks(["NanoBEIR", "SciFact"]).tasks
+    with pytest.raises(NLTError, match=r"^NanoArguAnaRetrieval and 12 others have data that is not") as error:
+        check_data(tasks)
+    assert str(error.value).count("\n  hf download mteb/Nano") == 13
+    assert "mteb/scifact" not in str(error.value)
+    check_data(tasks[13:])
 
 
 def test_data_that_is_not_here_is_named_within_seconds_without_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reference: the same message where the Hub's host cannot be reached; `datasets` would try for half a minute."""
     monkeypatch.setattr("nlt_trainer.evaluation_tasks.is_offline_mode", lambda: False)
     monkeypatch.setattr("nlt_trainer.evaluation_tasks.HfApi", _Unreachable)
+    hub_answers.cache_clear()
     (entry,) = resolve_tasks(["SciFact"]).tasks
-    with pytest.raises(NLTError, match=r"task SciFact: its data set mteb/scifact .* cannot be read"):
+    with pytest.raises(NLTError, match=r"^SciFact has data that is not"):
         load_task(entry)
+    hub_answers.cache_clear()
 
 
 class _Unreachable:

@@ -27,7 +27,7 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation_cells import Cell, CellCache, score
 from nlt_trainer.evaluation_report import Evaluation
 from nlt_trainer.evaluation_systems import BM25, Checkpoint, EncoderSystems, Family, RunFile, System, training_cost
-from nlt_trainer.evaluation_tasks import EvaluationTask, TaskList, load_task, resolve_tasks
+from nlt_trainer.evaluation_tasks import EvaluationTask, TaskList, check_data, load_task, resolve_tasks
 from nlt_trainer.files import read_json
 from nlt_trainer.folder_task import BEIRFolderRetrieval
 from nlt_trainer.models.locations import cache_folder
@@ -213,7 +213,9 @@ def find_cells(
     """Evaluate each system on each task, unless the cache has it; all but the main process only help to embed."""
     rows = {id(family): family.systems() for family in families}
     grid = [(family, entry, system) for family in families for entry in tasks.tasks for system in rows[id(family)]]
+    names = {system.name for _, _, system in grid}
     kept = {(system.name, entry.title): cache.get(system.fingerprint, entry) for _, entry, system in grid}
+    check_data([entry for entry in tasks.tasks if any(kept[name, entry.title] is None for name in names)])
     state.wait_for_everyone()  # nobody writes a result before all have looked for theirs
     if state.is_main_process:
         for name, left_out in tasks.left_out.items():
@@ -226,7 +228,8 @@ def find_cells(
             if cell is None:
                 cache.put(system.fingerprint, entry, found)
             cells[system.name, entry.title] = found
-            print(f"[{number}/{len(grid)}] {entry.title}: {system.name}{'' if cell is None else ', kept'}", flush=True)
+            figure = f"nDCG@10 {found.ndcg_at_10:.3f}" + ("" if cell is None else ", kept")
+            print(f"[{number}/{len(grid)}] {entry.title}: {system.name} {figure}", flush=True)
         if number == len(grid) or grid[number][0] is not family:
             family.release()
     return cells
