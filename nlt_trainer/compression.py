@@ -13,8 +13,8 @@ import numpy as np
 from sentence_transformers.util import quantize_embeddings, truncate_embeddings
 from torch import Tensor
 
-from nlt_trainer.embedding_cache import CachedEncoder
 from nlt_trainer.errors import NLTError
+from nlt_trainer.models.embedding_cache import EmbeddingCache
 
 PRECISIONS = ("int8", "binary")
 
@@ -33,7 +33,7 @@ class CompressedEncoder:
     """
 
     def __init__(
-        self, encoder: CachedEncoder, *, truncate_dim: int | None = None, precision: str | None = None
+        self, encoder: EmbeddingCache, *, truncate_dim: int | None = None, precision: str | None = None
     ) -> None:
         size = encoder.encoder.get_embedding_dimension()
         if truncate_dim is not None and size is not None and not 0 < truncate_dim < size:

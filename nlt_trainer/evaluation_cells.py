@@ -22,12 +22,12 @@ from mteb.models.hybrid_wrappers import fuse_rrf
 from nlt_trainer.compression import CompressedEncoder
 from nlt_trainer.data.beir import Collection, Document, Query
 from nlt_trainer.data.candidates import bm25_rankings
-from nlt_trainer.embedding_cache import CachedEncoder
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.evaluation import FixedRankings, Rankings, best, quiet, run_mteb
 from nlt_trainer.evaluation_tasks import EvaluationTask
 from nlt_trainer.files import read_json, write_json
 from nlt_trainer.folder_task import METRICS, TOP_K, Part
+from nlt_trainer.models.embedding_cache import EmbeddingCache
 from nlt_trainer.retrieval_metric import query_values
 
 LIBRARIES = ("mteb", "sentence-transformers", "transformers", "torch", "bm25s", "pytrec_eval-terrier")
@@ -78,7 +78,7 @@ def _query_text(text: Any) -> str:
 
 def rank_encoder(
     entry: EvaluationTask,
-    encoder: CachedEncoder,
+    encoder: EmbeddingCache,
     *,
     batch_size: int,
     truncate_dim: int | None = None,

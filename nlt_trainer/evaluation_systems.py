@@ -15,13 +15,13 @@ from huggingface_hub import snapshot_download
 
 from nlt_trainer.data import candidates
 from nlt_trainer.data.trec import read_run
-from nlt_trainer.embedding_cache import CachedEncoder, EmbeddingCache
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation import best
 from nlt_trainer.evaluation_cells import TaskRankings, fuse, rank_bm25, rank_encoder
 from nlt_trainer.evaluation_tasks import EvaluationTask
 from nlt_trainer.files import read_json
 from nlt_trainer.folder_task import TOP_K
+from nlt_trainer.models.embedding_cache import EmbeddingCache, Processes
 from nlt_trainer.models.encoder import load_encoder
 from nlt_trainer.models.locations import reason, resolve_model
 
@@ -160,31 +160,33 @@ class EncoderSystems:
 
     Args:
         checkpoint: the encoder.
-        cache: where its embeddings are kept.
+        folder: where its embeddings are kept, see `EmbeddingCache`.
         batch_size: texts encoded at once.
         bm25: what it is fused with; `None` leaves that row out.
         truncate_dims: numbers of dimensions that embeddings are cut to.
         precisions: of documents, see `CompressedEncoder`; every size is evaluated in each.
-        show_progress: whether embedding shows a bar.
+        processes: that share the embedding.
+        show_progress: whether it shows a bar.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         *,
-        cache: EmbeddingCache,
+        folder: str | Path | None,
         batch_size: int,
         bm25: BM25 | None = None,
         truncate_dims: Sequence[int] = (),
         precisions: Sequence[str] = (),
+        processes: Processes | None = None,
         show_progress: bool = False,
     ) -> None:
-        self.checkpoint, self.cache, self.batch_size, self.bm25 = checkpoint, cache, batch_size, bm25
+        self.checkpoint, self.folder, self.batch_size, self.bm25 = checkpoint, folder, batch_size, bm25
         self.sizes: list[tuple[int | None, str | None]] = [
             (dim, precision) for dim in (None, *truncate_dims) for precision in (None, *precisions)
         ]
-        self.show_progress = show_progress
-        self.encoder: CachedEncoder | None = None
+        self.processes, self.show_progress = processes, show_progress
+        self.encoder: EmbeddingCache | None = None
         self.last: tuple[str, TaskRankings] | None = None
 
     def systems(self) -> list[System]:
@@ -220,7 +222,7 @@ class EncoderSystems:
     def _rank(self, entry: EvaluationTask, dim: int | None, precision: str | None) -> TaskRankings:
         if self.encoder is None:
             encoder = load_encoder(self.checkpoint.location, **self.checkpoint.loading)
-            self.encoder = CachedEncoder(encoder, fingerprint=self.checkpoint.fingerprint, cache=self.cache)
+            self.encoder = EmbeddingCache(encoder, self.folder, processes=self.processes)
         self.encoder.progress = f"{entry.title} {self.checkpoint.name}" if self.show_progress else None
         return rank_encoder(entry, self.encoder, batch_size=self.batch_size, truncate_dim=dim, precision=precision)
 

@@ -238,8 +238,8 @@ def _missing(entries: Sequence[EvaluationTask]) -> str:
     commands = [f"  hf download {d['path']} --repo-type dataset --revision {d['revision']}" for d in datasets]
     return "\n".join(
         [
-            f"{entries[0].collection}{others} data that is not on this machine, or not whole, and the Hub does not give "
-            "it. Where there is a network, run",
+            f"{entries[0].collection}{others} data that is not on this machine, or not whole, and the Hub does not "
+            "give it. Where there is a network, run",
             *dict.fromkeys(commands),
             "and copy the folders datasets--ORG--NAME from the Hub's cache there (~/.cache/huggingface/hub) to "
             f"{constants.HF_HUB_CACHE} here",

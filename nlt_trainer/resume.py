@@ -43,8 +43,8 @@ TRAINER_KEYS = (
     "query_weight emdr2_level share_floor contrast_targets document_mass injected_rows in_batch_candidates "
     "in_batch_negatives false_negative_margin seed data_seed "
     "learning_rate learning_rate_mapping lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay optim "
-    "batch_sampler adam_beta1 adam_beta2 adam_epsilon max_grad_norm num_train_epochs max_steps "
-    "per_device_train_batch_size gradient_accumulation_steps dataloader_drop_last bf16 fp16"
+    "batch_sampler train_sampling_strategy adam_beta1 adam_beta2 adam_epsilon max_grad_norm num_train_epochs "
+    "max_steps per_device_train_batch_size gradient_accumulation_steps dataloader_drop_last bf16 fp16"
 ).split()
 
 
@@ -84,7 +84,7 @@ def adaptation_settings(model: ModelArguments, data: DataArguments, args: NLTTra
     values = args.to_dict()
     inherited = {f.name for f in dataclasses.fields(TrainingArguments)}
     files = [str(Path(data.collection, "corpus.jsonl")), *([data.candidates, data.gains] if data.adapt_pairs else [])]
-    trajectory = {key: values[key] for key in (*TRAINER_KEYS, "train_sampling_strategy") if key in inherited}
+    trajectory = {key: values[key] for key in TRAINER_KEYS if key in inherited}
     trajectory |= {key: getattr(model, key) for key in ("adapter_lora", *LLM_KEYS)}
     trajectory |= {key: getattr(data, key) for key in ("adapt_documents", "adapt_pairs", *PROMPT_KEYS)}
     trajectory |= {f"content of {file}": _file_hash(file) for file in files}

@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers.base.sampler import DefaultBatchSampler
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from nlt_trainer.arguments import NLTTrainingArguments
 from nlt_trainer.checkpoints import CheckpointFiles, last_checkpoint
@@ -76,6 +80,31 @@ class NLTTrainer(SentenceTransformerTrainer):
                 f"({self.args.learning_rate}) or raise temperature ({self.args.temperature})"
             )
         return result
+
+    def get_batch_sampler(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        drop_last: bool,
+        valid_label_columns: list[str] | None = None,
+        generator: torch.Generator | None = None,
+        seed: int = 0,
+    ) -> BatchSampler | None:
+        """Random batches or, with `train_sampling_strategy: group_by_length`, random ones of rows of similar length.
+
+        Rows are grouped for the batches of all processes, so that several train on the order of one.
+
+        Raises:
+            NLTError: another strategy, which would be ignored.
+        """
+        strategy = self.args.train_sampling_strategy
+        if strategy == "random":
+            return super().get_batch_sampler(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
+        if strategy != "group_by_length":
+            raise NLTError(f"train_sampling_strategy {strategy!r} is not known here; choose random or group_by_length")
+        lengths = [len(row["query"]) + sum(map(len, row["documents"])) for row in dataset]
+        rows = LengthGroupedSampler(batch_size * self.args.world_size, lengths=lengths, generator=generator)
+        return DefaultBatchSampler(rows, batch_size=batch_size, drop_last=drop_last)
 
     def objective_parameters(self) -> dict[str, nn.Parameter]:
         """What the objective trains beside the encoder, by name."""

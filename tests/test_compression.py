@@ -9,18 +9,18 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.compression import CompressedEncoder
-from nlt_trainer.embedding_cache import CachedEncoder, EmbeddingCache
 from nlt_trainer.errors import NLTError
+from nlt_trainer.models.embedding_cache import EmbeddingCache
 
 DOCUMENTS = [f"a document of {word}" for word in ("tea", "glass", "silk", "bread", "owls", "tides", "clocks", "bees")]
 
 
 @pytest.fixture
-def cached(tiny_static_encoder: SentenceTransformer, tmp_path: Path) -> CachedEncoder:
-    return CachedEncoder(tiny_static_encoder, fingerprint="x", cache=EmbeddingCache(tmp_path))
+def cached(tiny_static_encoder: SentenceTransformer, tmp_path: Path) -> EmbeddingCache:
+    return EmbeddingCache(tiny_static_encoder, tmp_path)
 
 
-def test_the_first_dimensions_are_those_of_the_encoder(cached: CachedEncoder) -> None:
+def test_the_first_dimensions_are_those_of_the_encoder(cached: EmbeddingCache) -> None:
     """Reference: `truncate_dim` of the encoder's own method."""
     encoder = CompressedEncoder(cached, truncate_dim=8)
     for found, expected in (
@@ -30,7 +30,7 @@ def test_the_first_dimensions_are_those_of_the_encoder(cached: CachedEncoder) ->
         np.testing.assert_allclose(found(DOCUMENTS), expected(DOCUMENTS, truncate_dim=8), atol=1e-6)
 
 
-def test_int8_is_within_half_a_step(cached: CachedEncoder) -> None:
+def test_int8_is_within_half_a_step(cached: EmbeddingCache) -> None:
     """Reference: the float embeddings; 256 steps between least and greatest value; later documents share the steps."""
     exact = cached.encoder.encode_document(DOCUMENTS)
     encoder = CompressedEncoder(cached, precision="int8")
@@ -42,7 +42,7 @@ def test_int8_is_within_half_a_step(cached: CachedEncoder) -> None:
     np.testing.assert_array_equal(encoder.encode_query(DOCUMENTS), cached.encoder.encode_query(DOCUMENTS))
 
 
-def test_binary_is_the_sign_of_the_dimensions_that_are_kept(cached: CachedEncoder) -> None:
+def test_binary_is_the_sign_of_the_dimensions_that_are_kept(cached: EmbeddingCache) -> None:
     """Reference: the signs of the first 12 dimensions, which do not fill two bytes."""
     encoder = CompressedEncoder(cached, truncate_dim=12, precision="binary")
     exact = cached.encoder.encode_document(DOCUMENTS)[:, :12]
@@ -50,7 +50,7 @@ def test_binary_is_the_sign_of_the_dimensions_that_are_kept(cached: CachedEncode
 
 
 @pytest.mark.parametrize("dim", [0, 32, 500])
-def test_sizes_that_are_none_are_refused(dim: int, cached: CachedEncoder) -> None:
+def test_sizes_that_are_none_are_refused(dim: int, cached: EmbeddingCache) -> None:
     """Reference: the encoder's 32 dimensions."""
     with pytest.raises(NLTError, match=rf"truncate_dims has {dim}, and the embeddings have 32 dimensions"):
         CompressedEncoder(cached, truncate_dim=dim)

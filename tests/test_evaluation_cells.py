@@ -17,7 +17,6 @@ from sentence_transformers import SentenceTransformer
 from nlt_trainer import evaluation_cells
 from nlt_trainer.data.beir import Collection, Document, Query, load_collection, write_collection
 from nlt_trainer.data.trec import read_run, write_run
-from nlt_trainer.embedding_cache import CachedEncoder, EmbeddingCache
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.evaluation import evaluate_bm25, evaluate_encoder
 from nlt_trainer.evaluation_cells import Cell, CellCache, TaskRankings, fuse, rank_bm25, rank_encoder, score
@@ -25,6 +24,7 @@ from nlt_trainer.evaluation_systems import BM25, Checkpoint, EncoderSystems, Run
 from nlt_trainer.evaluation_tasks import EvaluationTask, load_task
 from nlt_trainer.files import read_json, write_json
 from nlt_trainer.folder_task import METRICS, BEIRFolderRetrieval
+from nlt_trainer.models.embedding_cache import EmbeddingCache
 
 WORDS = "amber birch cedar dune ember fjord grove heath islet jetty knoll larch marsh notch oasis plain".split()
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -55,28 +55,22 @@ def means(cell: Cell) -> dict[str, float]:
 
 @pytest.mark.parametrize("encoder_name", ["tiny_encoder", "tiny_static_encoder"])
 def test_an_encoder_scores_what_mteb_gives_it(
-    entry: EvaluationTask, encoder_name: str, request: pytest.FixtureRequest, tmp_path: Path
+    entry: EvaluationTask,
+    encoder_name: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Reference: `mteb.evaluate` of the encoder itself, with prompts; a second call reads the embeddings."""
     encoder: SentenceTransformer = request.getfixturevalue(encoder_name)
     encoder.prompts = {"query": "ask: ", "document": "read: "}
     expected = evaluate_encoder(encoder, entry.task.collection, split="test")  # type: ignore[attr-defined]
-    cached = CachedEncoder(encoder, fingerprint="x", cache=EmbeddingCache(tmp_path / "embeddings"))
+    cached = EmbeddingCache(encoder, tmp_path / "embeddings")
     cell = score(entry, rank_encoder(entry, cached, batch_size=16))
     assert means(cell) == pytest.approx(expected, abs=1e-5)
     assert cell.mteb["scores"]["test"][0]["ndcg_at_10"] == pytest.approx(expected["ndcg_at_10"])
-    cached.cache.embed = _refuse(cached.cache.embed)  # type: ignore[method-assign]
+    monkeypatch.setattr(EmbeddingCache, "_embed", lambda *_: pytest.fail("embedded again"))
     assert score(entry, rank_encoder(entry, cached, batch_size=16)).values == cell.values
-
-
-def _refuse(embed: Any) -> Any:
-    def stored(texts: Any, compute: Any, **kwargs: Any) -> Any:
-        def fail(chunk: list[str]) -> np.ndarray:
-            raise AssertionError("embedded again")
-
-        return embed(texts, fail, **kwargs)
-
-    return stored
 
 
 def test_bm25_scores_what_it_scores_alone(entry: EvaluationTask) -> None:
@@ -89,7 +83,7 @@ def test_an_encoder_that_diverged_is_refused(
     entry: EvaluationTask, tiny_static_encoder: SentenceTransformer, tmp_path: Path
 ) -> None:
     next(tiny_static_encoder.parameters()).data[0, 0] = float("nan")
-    cached = CachedEncoder(tiny_static_encoder, fingerprint="x", cache=EmbeddingCache(tmp_path))
+    cached = EmbeddingCache(tiny_static_encoder, tmp_path)
     with pytest.raises(NLTError, match=r"infinite or NaN.*lower learning rate"):
         rank_encoder(entry, cached, batch_size=16)
 
@@ -231,7 +225,7 @@ def test_subsets_are_kept_apart(
     entry = EvaluationTask.of(_TwoLanguages(collection))
     load_task(entry)
     assert entry.parts() == [("test", "en"), ("test", "de")]
-    cached = CachedEncoder(tiny_static_encoder, fingerprint="x", cache=EmbeddingCache(tmp_path / "embeddings"))
+    cached = EmbeddingCache(tiny_static_encoder, tmp_path / "embeddings")
     cell = score(entry, rank_encoder(entry, cached, batch_size=16, precision="int8"))
     assert list(cell.values) == ["test/en", "test/de"]
     assert cell.values["test/en"] != cell.values["test/de"]
@@ -304,7 +298,7 @@ def test_the_rows_of_a_checkpoint(tiny_encoder_folder: Path, tmp_path: Path) -> 
     shutil.copytree(tiny_encoder_folder, run / "encoder")
     write_json(run / "training.json", {"train_seconds": 3.5, "lm_tokens": 7, "seed": 1, "objective": "dream"})
     rows = EncoderSystems(
-        Checkpoint.named(str(run)), cache=EmbeddingCache(tmp_path), batch_size=8, bm25=BM25(keep=True),
+        Checkpoint.named(str(run)), folder=tmp_path, batch_size=8, bm25=BM25(keep=True),
         truncate_dims=[16], precisions=["int8"],
     ).systems()  # fmt: skip
     ends = ("", " + bm25", ", int8", ", 16 dimensions", ", 16 dimensions, int8")

@@ -309,7 +309,7 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_named(project: Project) -> No
     flags = ("--output_dir", str(branch), "--resume_from_checkpoint")
     with pytest.raises(
         NLTError,
-        match=r"resume_from_checkpoint: nosuch is no whole checkpoint .*there is no such folder.*; name another, or leave the",
+        match=r"resume_from_checkpoint: nosuch is no whole checkpoint .*no such folder.*; name another, or leave the",
     ):
         project.run(train, "likelihood_gain", *flags, "nosuch")
     with pytest.raises(NLTError, match=r"likelihood_gain holds checkpoints of a run with other settings .*seed: 42"):
@@ -443,6 +443,19 @@ def test_stages_replace_no_folder_of_the_user(project: Project, monkeypatch: pyt
         project.run(make_encoder, "likelihood_gain", "--encoder", "org/model")
     project.run(make_encoder, "likelihood_gain", "--encoder", "./org/model")
     assert (project.root / "org" / "model" / "modules.json").is_file()
+
+
+def test_an_encoder_folder_that_is_no_run_is_refused_before_training(project: Project) -> None:
+    """Reference: a folder as a copy that was cut short leaves it, and a file in the run's place; no step is made."""
+    project.run(score)
+    half = project.root / "likelihood_gain" / "encoder"
+    half.mkdir(parents=True)
+    (half / "config.json").write_text("{}")
+    with pytest.raises(NLTError, match=r"encoder is there already and was not written by nlt.*name another folder"):
+        project.run(train)
+    assert list(half.parent.iterdir()) == [half]
+    with pytest.raises(NLTError, match=r"gains.jsonl is a file, and a folder is to be written there; name a folder"):
+        project.run(train, "likelihood_gain", "--output_dir", str(project.root / "gains.jsonl"))
 
 
 @pytest.mark.parametrize("stage", [score, train, detect_heads])

@@ -14,6 +14,7 @@ from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.scripts.build_collection import COLLECTION_BLOCKS
 from nlt_trainer.scripts.cli import STAGES
 from nlt_trainer.scripts.evaluate import EVALUATION_BLOCKS
+from nlt_trainer.scripts.plan import PLAN_BLOCKS
 
 ROOT = Path(__file__).parents[1]
 RECIPES = [p for p in sorted((ROOT / "recipes").rglob("*.yaml")) if p.parent.name != "accelerate_configs"]
@@ -74,6 +75,8 @@ def parse(module: str, arguments: list[str]) -> None:
         parse_recipe(COLLECTION_BLOCKS, arguments)
     elif module == "nlt_trainer.scripts.evaluate":
         parse_recipe(EVALUATION_BLOCKS, [*arguments, "--use_cpu", "true"])
+    elif module == "nlt_trainer.scripts.plan":
+        parse_recipe(PLAN_BLOCKS, [*arguments, "--use_cpu", "true"])
     else:
         parse_recipe(RECIPE_BLOCKS, [*arguments, "--use_cpu", "true"])
 
@@ -95,7 +98,7 @@ def test_a_shown_command_parses(
         return
     module, arguments = stage_of(words)
     with pytest.raises(SystemExit) as exit_info:
-        has_keys = not module.endswith((".demo", ".compare_heads"))
+        has_keys = not module.endswith((".demo", ".compare_heads", ".report"))
         importlib.import_module(module).main(["--help_all" if has_keys else "--help"])
     assert exit_info.value.code == 0
     known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))

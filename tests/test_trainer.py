@@ -89,6 +89,47 @@ def make_trainer(
     )
 
 
+def batches(trainer: NLTTrainer) -> list[list[int]]:
+    """Row indices of each batch of an epoch."""
+    sampler: Any = trainer.get_train_dataloader().batch_sampler
+    return [list(batch) for batch in sampler]
+
+
+def test_batches_are_grouped_by_length(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, tmp_path: Path) -> None:
+    """Reference: random batches of 64 rows, whose lengths lie more than twice as far apart; every row comes once, and
+    the seed decides the order."""
+    trainer = make_trainer(tiny_encoder, "likelihood_gain", tmp_path, lm=tiny_lm)
+    rows: list[dict[str, Any]] = [{**ROWS[b % 8], "query": "owl " * (b + 1)} for b in range(64)]
+    lengths = [len(row["query"]) + sum(map(len, row["documents"])) for row in rows]
+    trainer.train_dataset = Dataset.from_list(rows)
+
+    def distance(found: list[list[int]]) -> int:
+        return sum(abs(lengths[a] - lengths[b]) for a, b in found)
+
+    at_random = batches(trainer)
+    trainer.args.train_sampling_strategy = "group_by_length"
+    grouped = batches(trainer)
+    assert sorted(row for batch in grouped for row in batch) == list(range(64))
+    assert 2 * distance(grouped) < distance(at_random)
+    assert batches(trainer) == grouped
+    trainer.args.train_sampling_strategy = "sequential"
+    with pytest.raises(NLTError, match="train_sampling_strategy 'sequential' is not known here; choose random or"):
+        batches(trainer)
+
+
+def test_workers_prepare_the_same_batches(tiny_encoder_folder: Path, tiny_lm: FrozenLM, tmp_path: Path) -> None:
+    """Reference: the losses of a run whose batches are made in the main process, LLM prompts included."""
+    found = []
+    for workers in (0, 2):
+        encoder = load_encoder(str(tiny_encoder_folder), device="cpu")
+        trainer = make_trainer(encoder, "dream", tmp_path / str(workers), lm=tiny_lm)
+        trainer.args.dataloader_num_workers = workers
+        trainer.train()
+        found.append(losses(trainer))
+    assert found[0] == found[1]
+    assert len(set(found[0])) > 1
+
+
 def losses(trainer: NLTTrainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 

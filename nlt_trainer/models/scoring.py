@@ -22,6 +22,12 @@ logger = logging.getLogger(__name__)
 ROW_TOKENS = 512
 """A row takes several suffixes of one document up to this length; longer rows waste attention on masked pairs."""
 
+MAX_PADDING = 0.05
+"""Share of a batch's tokens; a batch that would have more ends before."""
+
+WINDOW_PAIRS = 16_384
+"""Pairs that are tokenised and sorted by length at once; bounds the memory that token ids take."""
+
 Pair = tuple[str | None, str, str | None]
 """(document or None for no document, query, answer or None)"""
 
@@ -181,23 +187,25 @@ class LikelihoodScorer:
         self, missing: dict[bytes, Pair]
     ) -> Iterator[tuple[dict[bytes, tuple[float, int, bool]], dict[bytes, np.ndarray]]]:
         """Score and store pairs batch by batch; yields each batch's values as `ScoreCache.put` takes them."""
-        keys = list(missing)
-        rows = self._rows(list(missing.values()))
-        with tqdm(total=sum(row.length for row in rows), unit="tok", unit_scale=True, disable=len(keys) < 64) as bar:
-            bar.set_description(f"scoring {len(keys)} pairs")
-            for batch in token_batches(rows, self.batch_tokens):
-                cut = {keys[index]: row.truncated for row in batch for index in row.pairs}
-                tokens = dict(zip(cut, self._score(batch), strict=True))
-                scores = {k: (float(t.sum(dtype=np.float64)), len(t), cut[k]) for k, t in tokens.items()}
-                for key, (value, *_) in scores.items():
-                    if not np.isfinite(value):
-                        self._refuse(missing[key], value)
-                if self.cache is not None:
-                    self.cache.put(scores, tokens)
-                read = sum(row.length for row in batch)
-                self.lm_tokens += read
-                bar.update(read)
-                yield scores, tokens
+        first: dict[str | None, int] = {}
+        for document, *_ in missing.values():
+            first.setdefault(document, len(first))
+        ordered = sorted(missing, key=lambda key: first[missing[key][0]])  # a document's pairs stand together
+        with tqdm(total=len(ordered), unit="pair", desc="scoring", disable=len(ordered) < 64) as bar:
+            for begin in range(0, len(ordered), WINDOW_PAIRS):
+                keys = ordered[begin : begin + WINDOW_PAIRS]
+                for batch in token_batches(self._rows([missing[key] for key in keys]), self.batch_tokens):
+                    cut = {keys[index]: row.truncated for row in batch for index in row.pairs}
+                    tokens = dict(zip(cut, self._score(batch), strict=True))
+                    scores = {k: (float(t.sum(dtype=np.float64)), len(t), cut[k]) for k, t in tokens.items()}
+                    for key, (value, *_) in scores.items():
+                        if not np.isfinite(value):
+                            self._refuse(missing[key], value)
+                    if self.cache is not None:
+                        self.cache.put(scores, tokens)
+                    self.lm_tokens += sum(row.length for row in batch)
+                    bar.update(len(cut))
+                    yield scores, tokens
 
     def _refuse(self, pair: Pair, value: float) -> None:
         document, query, _ = pair
@@ -301,12 +309,18 @@ def _row_mask(segments: Tensor, lm: FrozenLM) -> Tensor:
 
 
 def token_batches(rows: list[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
-    """Split rows, sorted by descending length, into batches of at most `batch_tokens` tokens with padding."""
+    """Split rows, sorted by descending length, into batches of at most `batch_tokens` tokens with padding.
+
+    At most `MAX_PADDING` of a batch's tokens are padding.
+    """
     batch: list[_Row] = []
+    tokens = 0
     for row in rows:
-        if batch and (len(batch) + 1) * batch[0].length > batch_tokens:
+        padded = (len(batch) + 1) * batch[0].length if batch else 0
+        if padded > batch_tokens or tokens + row.length < (1 - MAX_PADDING) * padded:
             yield batch
-            batch = []
+            batch, tokens = [], 0
         batch.append(row)
+        tokens += row.length
     if batch:
         yield batch

@@ -22,7 +22,6 @@ from accelerate import PartialState
 from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments, ModelArguments
 from nlt_trainer.cards import write_card
 from nlt_trainer.compression import PRECISIONS
-from nlt_trainer.embedding_cache import EmbeddingCache
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation_cells import Cell, CellCache, score
 from nlt_trainer.evaluation_report import Evaluation
@@ -30,6 +29,7 @@ from nlt_trainer.evaluation_systems import BM25, Checkpoint, EncoderSystems, Fam
 from nlt_trainer.evaluation_tasks import EvaluationTask, TaskList, check_data, load_task, resolve_tasks
 from nlt_trainer.files import read_json
 from nlt_trainer.folder_task import BEIRFolderRetrieval
+from nlt_trainer.models.embedding_cache import trim
 from nlt_trainer.models.locations import cache_folder
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.results import write_results
@@ -72,7 +72,8 @@ class EvaluationArguments:
     )
     encode_batch_size: int = field(default=32, metadata={"help": "Texts that an encoder embeds at once."})
     evaluation_cache: str | None = field(
-        default=None, metadata={"help": "Folder of results and embeddings that are kept; unset: in the user's cache."}
+        default=None,
+        metadata={"help": "Folder of results and embeddings that are kept; unset: the user's cache (NLT_CACHE)."},
     )
     embedding_cache_gib: float = field(
         default=20.0,
@@ -85,7 +86,7 @@ class EvaluationArguments:
 
     @property
     def cache(self) -> Path:
-        return cache_folder() / "evaluation" if self.evaluation_cache is None else Path(self.evaluation_cache)
+        return cache_folder() if self.evaluation_cache is None else Path(self.evaluation_cache)
 
 
 EVALUATION_BLOCKS = {**RECIPE_BLOCKS, "evaluation": EvaluationArguments}
@@ -99,21 +100,15 @@ def main(argv: list[str] | None = None) -> None:
     trained = (run / "encoder").is_dir() and (run / "training.json").is_file()
     if not trained and not evaluation.checkpoints and not evaluation.run_files:
         raise NLTError(f"{run} has no finished encoder; run `nlt train` with this recipe first, or name --checkpoints")
-    embeddings = EmbeddingCache(
-        evaluation.cache / "embeddings",
-        rank=state.process_index,
-        num_processes=state.num_processes,
-        wait=state.wait_for_everyone,
-    )
     checkpoints = [*(checkpoints_of(run, model) if trained else []), *map(Checkpoint.named, evaluation.checkpoints)]
     progress = state.is_main_process and not args.disable_tqdm
-    families = find_families(checkpoints, evaluation, embeddings=embeddings, show_progress=progress)
+    families = find_families(checkpoints, evaluation, state=state, show_progress=progress)
     systems = [system for family in families for system in family.systems()]
     against = check_systems(systems, evaluation.against)
     cells = find_cells(tasks, families, CellCache(evaluation.cache / "results"), state=state)
     if not state.is_main_process:
         return
-    embeddings.trim(evaluation.embedding_cache_gib * GIB)
+    trim(evaluation.cache / "embeddings", evaluation.embedding_cache_gib * GIB)
     found = Evaluation(tasks, systems, cells, against)
     results = found.rows()
     write_results(run / "results.json", results)
@@ -171,18 +166,19 @@ def checkpoints_of(run: Path, model: ModelArguments) -> list[Checkpoint]:
 
 
 def find_families(
-    checkpoints: list[Checkpoint], evaluation: EvaluationArguments, *, embeddings: EmbeddingCache, show_progress: bool
+    checkpoints: list[Checkpoint], evaluation: EvaluationArguments, *, state: PartialState, show_progress: bool
 ) -> list[Family]:
     """BM25, the encoders and the run files, in the table's order."""
     bm25 = BM25(keep=evaluation.fused)
     encoders = [
         EncoderSystems(
             checkpoint,
-            cache=embeddings,
+            folder=evaluation.cache / "embeddings",
             batch_size=evaluation.encode_batch_size,
             bm25=bm25 if evaluation.fused else None,
             truncate_dims=evaluation.truncate_dims,
             precisions=evaluation.quantisations,
+            processes=state,
             show_progress=show_progress,
         )
         for checkpoint in checkpoints
