@@ -24,7 +24,7 @@ STAGES = {
     "detect_heads": ("nlt_trainer.scripts.detect_heads", "find the attention heads that read the right document"),
     "compare_heads": ("nlt_trainer.scripts.compare_heads", "say how far several head files agree"),
     "train": ("nlt_trainer.scripts.train", "train an encoder"),
-    "evaluate": ("nlt_trainer.scripts.evaluate", "score an encoder on a BEIR folder"),
+    "evaluate": ("nlt_trainer.scripts.evaluate", "score encoders on collections and on tasks of mteb"),
     "report": ("nlt_trainer.scripts.report", "write one page on a run: curves, changed queries, teacher, heads, cost"),
     "search": ("nlt_trainer.scripts.search", "search a corpus in the terminal, with two encoders side by side"),
     "app": ("nlt_trainer.scripts.app", "the same search as a web page, with the LLM's gain of each document"),
