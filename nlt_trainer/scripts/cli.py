@@ -24,6 +24,9 @@ STAGES = {
     "compare_heads": ("nlt_trainer.scripts.compare_heads", "say how far several head files agree"),
     "train": ("nlt_trainer.scripts.train", "train an encoder"),
     "evaluate": ("nlt_trainer.scripts.evaluate", "score an encoder on a BEIR folder"),
+    "export": ("nlt_trainer.scripts.export", "have a trained encoder in another form, checked against the trainer's"),
+    "push": ("nlt_trainer.scripts.push", "publish an encoder on the Hub"),
+    "pull": ("nlt_trainer.scripts.pull", "fetch a published encoder or published gains"),
     "demo": ("nlt_trainer.scripts.demo", "run everything on the embedded default"),
 }
 
