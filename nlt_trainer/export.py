@@ -1,4 +1,4 @@
-"""The forms in which a run's encoder leaves: merged, adapter alone, or through another runtime; all of them checked."""
+"""The forms in which a run's encoder leaves: merged, adapter alone, or for another runtime; all are checked."""
 
 from __future__ import annotations
 
