@@ -65,14 +65,21 @@ def _compare(what: str, found: Probe, trained: Probe) -> None:
 
 
 def _probe_mteb(folder: Path, **loading: Any) -> Probe:
-    """What mteb gets from the encoder, with the prompts that it looks up."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"mteb\.")
-        wrapper = SentenceTransformerEncoderWrapper(str(folder), device="cpu", **loading)
+        return probe_wrapper(SentenceTransformerEncoderWrapper(str(folder), device="cpu", **loading))
+
+
+def probe_wrapper(wrapper: SentenceTransformerEncoderWrapper) -> Probe:
+    """What mteb gets from an encoder, with the prompts that mteb looks up.
+
+    Args:
+        wrapper: what `mteb.get_model` returns.
+    """
 
     def encode(prompt_type: PromptType) -> EncodeFunction:
         return lambda texts: wrapper.encode(
-            DataLoader(Dataset.from_dict({"text": texts})),  # type: ignore[arg-type]
+            DataLoader(Dataset.from_dict({"text": texts})),
             task_metadata=TASK,
             hf_split="test",
             hf_subset="default",

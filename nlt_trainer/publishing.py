@@ -102,7 +102,7 @@ def _send(
         raise NLTError(taken)
     present = api.list_repo_files(repo, repo_type=repo_type)
     stale = [name for name in present if name not in files and any(fnmatch.fnmatch(name, p) for p in STALE)]
-    operations = [
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
         *(CommitOperationDelete(path_in_repo=name) for name in stale),
         *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()),
     ]

@@ -199,7 +199,9 @@ class Handler(BaseHTTPRequestHandler):
         if found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(.*))?", path):
             repo = self.repo(f"{found[1]}/{found[2]}", signed_in=signed_in)
             self.api(repo, found[2], found[3] or "", body)
-        if found := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)(?:/resolve/([^/]+)/(.*)|\.git/info/lfs/objects/batch)", path):
+        if found := re.fullmatch(
+            r"/(datasets/)?([^/]+/[^/]+)(?:/resolve/([^/]+)/(.*)|\.git/info/lfs/objects/batch)", path
+        ):
             repo = self.repo(f"{found[1] or 'models/'}{found[2].removesuffix('.git')}", signed_in=signed_in)
             self.batch(json.loads(body)) if found[3] is None else self.file(repo, found[3], found[4])
         raise Answer(404, {"error": f"{path} is not part of this Hub"})
@@ -241,7 +243,9 @@ class Handler(BaseHTTPRequestHandler):
             known = {"id": name, "sha": commit, "private": repo.private, "tags": [], **times}
             raise Answer(200, known | {"siblings": siblings})
         if verb == "commits":
-            raise Answer(200, [{"id": c, "title": "", "message": "", "date": DATE, "authors": []} for c in repo.commits])
+            raise Answer(
+                200, [{"id": c, "title": "", "message": "", "date": DATE, "authors": []} for c in repo.commits]
+            )
         if verb == "tree":
             raise Answer(200, [entry(path, content) for path, content in files.items()])
         if verb == "preupload":
@@ -285,7 +289,9 @@ class Handler(BaseHTTPRequestHandler):
         if path not in repo.commits[commit]:
             raise Answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
         content = repo.commits[commit][path]
-        raise Answer(200, content, ETag=f'"{entry(path, content)["oid"]}"', X_Repo_Commit=commit, Accept_Ranges="bytes")
+        raise Answer(
+            200, content, ETag=f'"{entry(path, content)["oid"]}"', X_Repo_Commit=commit, Accept_Ranges="bytes"
+        )
 
 
 def is_large(path: str) -> bool:

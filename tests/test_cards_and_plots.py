@@ -42,7 +42,9 @@ RESULTS = [
 @pytest.fixture
 def run(tiny_static_encoder: SentenceTransformer, tmp_path: Path) -> Path:
     """The folder of a finished run."""
-    model = ModelArguments(encoder="org/start", encoder_revision="v2", llm="org/llm", heads="/home/somebody/heads.json")
+    model = ModelArguments(
+        encoder="org/start", encoder_revision="v2", llm="org/llm", heads="/home/somebody/heads.json"
+    )
     data = DataArguments(collection=str(tmp_path / "stdlib"), num_candidates=5, train_split="train", dev_split="dev")
     args = NLTTrainingArguments(output_dir=str(tmp_path / "run"), objective="dream", seed=7, use_cpu=True)
     tiny_static_encoder.prompts = {"query": "Represent: ", "document": ""}
@@ -129,6 +131,7 @@ def test_the_card_has_results_settings_and_a_snippet(run: Path) -> None:
     assert "On scifact" not in card.text  # neither its start nor BM25 was evaluated there
 
 
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*:DeprecationWarning")
 def test_results_are_written_as_mteb_writes_them(run: Path, tiny_collection_folder: Path) -> None:
     """Reference: mteb's own metadata of its own result of the same encoder on the same collection."""
     task = BEIRFolderRetrieval(tiny_collection_folder)
@@ -138,7 +141,9 @@ def test_results_are_written_as_mteb_writes_them(run: Path, tiny_collection_fold
     result.__dict__["task"] = task
     expected = result.get_hf_eval_results()[0]
     scores = {name: result.scores["test"][0][name] for name in ("ndcg_at_10", "mrr_at_10", "recall_at_100")}
-    write_card(run, [Result("dream", **scores, train_seconds=0, lm_tokens=0, seed=7, collection="collection", split="test")])
+    write_card(
+        run, [Result("dream", **scores, train_seconds=0, lm_tokens=0, seed=7, collection="collection", split="test")]
+    )
     found = ModelCard.load(run / "encoder" / "README.md").data.eval_results[0]
     for name in vars(expected):
         if name not in ("dataset_revision", "metric_config", "verified", "verify_token"):

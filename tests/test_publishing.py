@@ -180,7 +180,10 @@ def test_a_busy_hub_is_called_again_when_it_says(
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (Fault("GET", "/api/whoami", 401), r"does not accept the token \(401\); log in with `hf auth login`, or correct"),
+        (
+            Fault("GET", "/api/whoami", 401),
+            r"does not accept the token \(401\); log in with `hf auth login`, or correct",
+        ),
         (Fault("POST", "/create", 403), r"the token does not permit this \(403\); take one that may write there"),
         (Fault("POST", "/commit/", 429, times=99), r"takes no more calls for now \(429\); run again later"),
         (Fault("POST", "/commit/", 502, times=99), r"the Hub fails \(502\); run again later, what it has is not sent"),
@@ -226,7 +229,9 @@ def test_without_a_token_or_a_network_nothing_is_tried(
     """Reference: the messages; the Hub has seen nothing."""
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", "none")
-    with pytest.raises(NLTError, match="the Hub wants to know who you are; log in with `hf auth login`, or set HF_TOKEN"):
+    with pytest.raises(
+        NLTError, match="the Hub wants to know who you are; log in with `hf auth login`, or set HF_TOKEN"
+    ):
         push(HfApi(endpoint=hub.url), "org/name", FILES)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(NLTError, match="HF_HUB_OFFLINE=1 forbids every call; unset it"):

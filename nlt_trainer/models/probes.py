@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +88,8 @@ def probe(
     document = encode_document or (lambda texts: encoder.encode_document(texts, **options))
     with _observed(encoder) as layers:
         query([TEXTS[0]])
-    return Probe(*(torch.as_tensor(encode(list(TEXTS))).float() for encode in (query, document)), dict(layers))
+    queries, documents = (torch.as_tensor(encode(list(TEXTS))).float() for encode in (query, document))
+    return Probe(queries, documents, layers)
 
 
 @contextmanager
@@ -120,7 +121,7 @@ def _tensor(output: Any) -> Tensor | None:
     """The tensor of a module's output: itself, the embeddings of a Sentence-Transformers module, or the first."""
     if isinstance(output, Tensor):
         return output
-    if isinstance(output, dict):
+    if isinstance(output, Mapping):
         keys = [key for key in ("sentence_embedding", "token_embeddings", "last_hidden_state") if key in output]
         return output[keys[0]] if keys else None
     return output[0] if isinstance(output, tuple) and output and isinstance(output[0], Tensor) else None
