@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
@@ -96,7 +97,11 @@ def _merged(run: Path) -> Path:
         return run / ENCODER
     encoder = SentenceTransformer(str(run / ENCODER), device="cpu").float()
     merge_lora(encoder)
-    _save(run / "merged", encoder)
+    transformer: Any = encoder.transformers_model
+    with atomic_folder(run / "merged") as partial:
+        encoder.save_pretrained(str(partial))
+        # transformers renames weights back to those of the adapter's file, and then nobody finds them: write them again
+        transformer.save_pretrained(partial, save_original_format=False)
     return run / "merged"
 
 

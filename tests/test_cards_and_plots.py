@@ -31,6 +31,7 @@ from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.results import Result, results_table, write_results
 from nlt_trainer.resume import TRAINER_KEYS
 
+MODEL_CARDS = Path(__file__).parents[1] / "model_cards"
 RESULTS = [
     Result("bm25", 0.5, 0.4, 0.9, 0, 0, None, "stdlib", "test"),
     Result("start", 0.1, 0.05, 0.3, 0, 0, None, "stdlib", "test"),
@@ -218,6 +219,18 @@ def test_a_card_is_a_function_of_recipe_and_record(run: Path) -> None:
     recipe, record = read_release(run / "encoder")
     assert render_card(recipe, record, load_as=f"{run}/encoder") == card
     assert render_card(recipe, record, load_as="org/name") == card.replace(f"{run}/encoder", "org/name")
+
+
+@pytest.mark.parametrize("folder", sorted(MODEL_CARDS.iterdir()), ids=lambda folder: folder.name)
+def test_a_released_card_is_what_its_record_says(folder: Path) -> None:
+    """Reference: the card that is kept; its recipe is one that the stages take."""
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card == render_card(*read_release(folder), load_as=f"ORG/{folder.name}")
+    _, _, args = parse_recipe(RECIPE_BLOCKS, ["--config", str(folder / "recipe.yaml"), "--use_cpu", "true"])
+    record = read_release(folder)[1]
+    assert args.objective == record["training"]["objective"]
+    assert {row["name"] for row in record["results"]} >= {"bm25", "start", args.objective}
+    assert ModelCard(card).data.to_dict()["model-index"]
 
 
 @pytest.mark.parametrize(

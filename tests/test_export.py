@@ -25,10 +25,10 @@ PROMPTS = {"query": "query: ", "document": "passage: "}
 
 def trained(llm: Path, *, lora: bool = True) -> SentenceTransformer:
     """A decoder with last-token pooling, prompts and an adapter that is not that of the start."""
+    torch.manual_seed(1)
     encoder = load_encoder(
         str(llm), pooling="lasttoken", lora=LORA if lora else None, prompts=PROMPTS, max_seq_length=64, device="cpu"
     )
-    torch.manual_seed(1)
     for name, parameter in encoder.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
@@ -69,7 +69,7 @@ def test_a_run_that_saved_its_adapter_is_merged_on_export(tiny_llm_folder: Path,
 
 def test_an_encoder_without_a_transformer_passes(tiny_static_encoder: SentenceTransformer, tmp_path: Path) -> None:
     """Reference: its own embeddings."""
-    tiny_static_encoder.prompts = PROMPTS
+    tiny_static_encoder.prompts = {**PROMPTS}
     save_trained(tmp_path, tiny_static_encoder, merge=True, keep_adapter=False)
     assert export(tmp_path, "merged") == (tmp_path / "encoder", ["SentenceTransformer", "mteb"])
 

@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from hub_server import TOKEN, Hub, running_hub
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.arguments import DataArguments, ModelArguments, NLTTrainingArguments
@@ -47,7 +48,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with running_hub() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        for stage in (push, pull):
+            monkeypatch.setattr(stage, "HfApi", partial(HfApi, endpoint=running.url))
         yield running
 
 
@@ -164,8 +166,8 @@ def test_a_release_is_pulled_into_a_folder_that_loads(
     assert not (tmp_path / "a").exists()
     pull.main(["--repo", "org/name", "--folder", str(tmp_path / "a"), "--revision", "v1"])
     assert capsys.readouterr().out == f"{tmp_path}/a: org/name at {repo.head}\n"
-    encoders = [SentenceTransformer(str(tmp_path / name), device="cpu") for name in ("a", "run/encoder")]
-    np.testing.assert_array_equal(*(encoder.encode_query(TEXTS) for encoder in encoders))
+    found, expected = (SentenceTransformer(str(tmp_path / name), device="cpu") for name in ("a", "run/encoder"))
+    np.testing.assert_array_equal(found.encode_query(TEXTS), expected.encode_query(TEXTS))
     with pytest.raises(NLTError, match=r"repo_type 'space' is unknown; choose one of model, dataset"):
         pull.main(["--repo", "org/name", "--folder", "x", "--repo_type", "space"])
 

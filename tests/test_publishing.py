@@ -57,7 +57,7 @@ def test_a_release_is_one_private_tagged_commit_and_comes_back(hub: Hub, api: Hf
     assert commit == repo.head
     assert files == {name: len(content) for name, content in repo.files.items()}
     assert pull(api, "org/name", tmp_path / "pulled", revision="v1") == commit
-    assert {name: Path(path).read_bytes() for name, path in folder_files(tmp_path / "pulled").items()} == FILES
+    assert {name: (tmp_path / "pulled" / name).read_bytes() for name in folder_files(tmp_path / "pulled")} == FILES
     assert [path.name for path in tmp_path.iterdir()] == ["pulled"]
 
 

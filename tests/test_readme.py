@@ -13,6 +13,8 @@ from nlt_trainer.arguments import RECIPE_BLOCKS
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.scripts.build_collection import COLLECTION_BLOCKS
 from nlt_trainer.scripts.cli import STAGES
+from nlt_trainer.scripts.export import EXPORT_BLOCKS
+from nlt_trainer.scripts.push import PUSH_BLOCKS
 
 ROOT = Path(__file__).parents[1]
 RECIPES = [p for p in sorted((ROOT / "recipes").rglob("*.yaml")) if p.parent.name != "accelerate_configs"]
@@ -72,7 +74,8 @@ def parse(module: str, arguments: list[str]) -> None:
     if module == "nlt_trainer.scripts.build_collection":
         parse_recipe(COLLECTION_BLOCKS, arguments)
     else:
-        parse_recipe(RECIPE_BLOCKS, [*arguments, "--use_cpu", "true"])
+        blocks = {"export": EXPORT_BLOCKS, "push": PUSH_BLOCKS}.get(module.rpartition(".")[2], RECIPE_BLOCKS)
+        parse_recipe(blocks, [*arguments, "--use_cpu", "true"])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[str(path.relative_to(ROOT)) for path in RECIPES])
