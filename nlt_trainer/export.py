@@ -100,7 +100,7 @@ def _merged(run: Path) -> Path:
     transformer: Any = encoder.transformers_model
     with atomic_folder(run / "merged") as partial:
         encoder.save_pretrained(str(partial))
-        # transformers renames weights back to those of the adapter's file, and then nobody finds them: write them again
+        # transformers has renamed the weights after those of an adapter, under which nobody finds them: write again
         transformer.save_pretrained(partial, save_original_format=False)
     return run / "merged"
 
