@@ -15,7 +15,7 @@ import yaml
 from huggingface_hub import DatasetCardData
 from sentence_transformers import SentenceTransformer
 
-from nlt_trainer.arguments import DataArguments, ModelArguments, NLTTrainingArguments
+from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments
 from nlt_trainer.card_rendering import dump_recipe, render_card
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_write, read_json, write_json
@@ -23,6 +23,7 @@ from nlt_trainer.licences import data_licence, model_licence
 from nlt_trainer.models.locations import is_hub_id
 from nlt_trainer.models.lora import ADAPTER_CONFIG
 from nlt_trainer.results import Result
+from nlt_trainer.runs import changed_settings
 
 CARD_FILE, RECIPE_FILE, RECORD_FILE = "README.md", "recipe.yaml", "results.json"
 GAINS_CARD = """---
@@ -99,14 +100,10 @@ def write_card(run: Path, results: Sequence[Result] = ()) -> None:
 
 def published_recipe(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Block -> key -> value of all settings that are not the default; of a path on this machine the name alone."""
-    defaults = {
-        "model": dataclasses.asdict(ModelArguments()),
-        "data": dataclasses.asdict(DataArguments()),
-        "trainer": NLTTrainingArguments().to_dict(),
-    }
+    changed = changed_settings(settings)
     return {
-        block: {key: shareable(value) for key, value in settings[block].items() if value != known[key]}
-        for block, known in defaults.items()
+        block: {key: shareable(value) for key, value in settings[block].items() if key in changed}
+        for block in RECIPE_BLOCKS
     }
 
 

@@ -1,4 +1,4 @@
-"""Model cards, the results table and the two pictures."""
+"""Model cards, the results table and the pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from sentence_transformers import SentenceTransformer
 
@@ -262,58 +261,69 @@ def test_an_encoder_that_is_missing_or_older_is_refused(run: Path) -> None:
         write_card(run, RESULTS)
 
 
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are drawn, besides their files."""
-    drawn: list[Figure] = []
-    real = plots._save
-
-    def save(figure: Figure, path: str | Path) -> None:
-        drawn.append(figure)
-        real(figure, path)
-
-    monkeypatch.setattr(plots, "_save", save)
-    return drawn
-
-
-def test_the_learning_curve_shows_each_run(figures: list[Figure], tmp_path: Path) -> None:
-    """Reference: the logged points."""
+def test_the_learning_curve_shows_each_run(tmp_path: Path) -> None:
+    """Reference: the logged points; the file's size in pixels."""
     logs = {
-        "gain": [{"epoch": 0, "ndcg": 0.1}, {"epoch": 0.5, "loss": 1.0}, {"epoch": 1.0, "ndcg": 0.3}],
-        "dream": [{"epoch": 0, "ndcg": 0.1}, {"epoch": 2, "ndcg": 0.2}],
-        "silent": [{"epoch": 1, "loss": 2.0}],
+        "gain": [{"step": 0, "ndcg": 0.1}, {"step": 5, "loss": 1.0}, {"step": 10, "ndcg": 0.3}],
+        "dream": [{"step": 0, "ndcg": 0.1}, {"step": 20, "ndcg": 0.2}],
+        "silent": [{"step": 10, "loss": 2.0}],
     }
-    plots.learning_curve(logs, tmp_path / "figures" / "curve.png", metric="ndcg", queries=10)
-    image = matplotlib.image.imread(tmp_path / "figures" / "curve.png")
-    assert image.shape[:2] == (588, 980)
-    assert image[..., :3].std() > 0
-    lines = figures[0].axes[0].get_lines()
+    figure = plots.learning_curve(logs, metric="ndcg", label="nDCG")
+    lines = figure.axes[0].get_lines()
     points = {line.get_label(): np.asarray(line.get_xydata()).tolist() for line in lines}
     assert points == {"gain": [[0, 0.1], [10, 0.3]], "dream": [[0, 0.1], [20, 0.2]]}
+    plots.save_png(figure, tmp_path / "figures" / "curve.png")
+    image = matplotlib.image.imread(tmp_path / "figures" / "curve.png")
+    assert image.shape[:2] == (504, 812)
+    assert image[..., :3].std() > 0
     with pytest.raises(NLTError, match=r"no run has logged 'mrr'; set dev_split and eval_strategy"):
-        plots.learning_curve(logs, tmp_path / "none.png", metric="mrr", queries=10)
-    assert not (tmp_path / "none.png").exists()
+        plots.learning_curve(logs, metric="mrr", label="MRR")
 
 
-def test_more_runs_than_colours_are_all_drawn(figures: list[Figure], tmp_path: Path) -> None:
-    """Reference: one line a run."""
-    logs = {f"seed {i}": [{"epoch": i, "ndcg": 0.1}] for i in range(6)}
-    plots.learning_curve(logs, tmp_path / "curve.png", metric="ndcg", queries=10)
-    assert [line.get_label() for line in figures[0].axes[0].get_lines()] == list(logs)
+def test_more_runs_than_colours_are_all_drawn_under_their_names() -> None:
+    """Reference: one line a run; a dollar is no formula, and an underscore hides no run."""
+    logs = {name: [{"step": i, "ndcg": 0.1}] for i, name in enumerate(["a", "b", "c", "d", "_e", "$f$"])}
+    figure = plots.learning_curve(logs, metric="ndcg", label="nDCG")
+    svg = str(plots.to_svg(figure, key="k"))
+    assert [text for text in ("a", "b", "c", "d", "e", "$f$") if f">{text}</text>" not in svg] == []
 
 
-def test_the_heat_map_frames_the_chosen_heads(figures: list[Figure], tmp_path: Path) -> None:
+def test_the_heat_map_frames_the_chosen_heads() -> None:
     """Reference: the score table, and one frame around each chosen head."""
     scores = np.random.default_rng(0).random((14, 4)).round(3)
     chosen = tuple((layer, head) for layer in range(5) for head in range(4))
     settings = {"score": "correlation", "selection": "worst"}
     heads = HeadSet(chosen, tuple(map(tuple, scores.tolist())), "llm", {"weights": "w"}, settings)
-    plots.head_heat_map(heads, tmp_path / "heads.png", name="runs/heads.json")
-    assert matplotlib.image.imread(tmp_path / "heads.png")[..., :3].std() > 0
-    axes = figures[0].axes[0]
+    figure = plots.head_heat_map(heads, name="runs/heads.json")
+    axes = figure.axes[0]
     np.testing.assert_allclose(np.asarray(axes.images[0].get_array()), scores.astype(np.float64))
     assert axes.get_title() == f"runs/heads.json\n{len(chosen)} worst heads framed"
-    assert figures[0].axes[1].get_ylabel() == "mean correlation"
+    assert figure.axes[1].get_ylabel() == "mean correlation"
     frames = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
     centres = {(frame.get_y() + 0.5, frame.get_x() + 0.5) for frame in frames}
     assert centres == {(float(layer), float(head)) for layer, head in chosen}
+
+
+def test_the_change_chart_shows_every_query_once() -> None:
+    """Reference: the sorted differences; the area above 0 and below it in two colours."""
+    figure = plots.change_chart([-0.5, 0.25, 0.0, 1.0], label="change")
+    axes = figure.axes[0]
+    assert axes.get_xlim() == (0.5, 4.5)
+    tops = [collection.get_datalim(axes.transData) for collection in axes.collections]
+    assert (tops[0].y1, tops[1].y0) == (1.0, -0.5)
+
+
+def test_an_svg_stands_in_a_page_beside_others() -> None:
+    """Reference: ids stand once a page, references stay in it, size and colour are the page's."""
+    logs = {"<b>run</b>": [{"step": 1, "loss": 1.0}]}
+    first, second = (str(plots.to_svg(plots.learning_curve(logs, metric="loss", label="l"), key=k)) for k in "ab")
+    ids = [re.findall(r'\sid="([^"]+)"', svg) for svg in (first, second)]
+    assert ids[0]
+    assert not set(ids[0]) & set(ids[1])
+    assert {reference.removeprefix("#") for reference in re.findall(r'href="([^"]+)"', first)} <= set(ids[0])
+    assert first.startswith("<svg ")
+    assert not re.search(r"<svg[^>]*\s(width|height)=", first)
+    assert "&lt;b&gt;run&lt;/b&gt;" in first
+    assert "#000000" not in first
+    assert "currentColor" in first
+    assert "var(--series-1, #1f5fa8)" in first

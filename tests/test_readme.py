@@ -14,6 +14,7 @@ from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.scripts.build_collection import COLLECTION_BLOCKS
 from nlt_trainer.scripts.cli import STAGES
 from nlt_trainer.scripts.export import EXPORT_BLOCKS
+from nlt_trainer.scripts.plan import PLAN_BLOCKS
 from nlt_trainer.scripts.push import PUSH_BLOCKS
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +75,8 @@ def parse(module: str, arguments: list[str]) -> None:
     if module == "nlt_trainer.scripts.build_collection":
         parse_recipe(COLLECTION_BLOCKS, arguments)
     else:
-        blocks = {"export": EXPORT_BLOCKS, "push": PUSH_BLOCKS}.get(module.rpartition(".")[2], RECIPE_BLOCKS)
+        own = {"export": EXPORT_BLOCKS, "plan": PLAN_BLOCKS, "push": PUSH_BLOCKS}
+        blocks = own.get(module.rpartition(".")[2], RECIPE_BLOCKS)
         parse_recipe(blocks, [*arguments, "--use_cpu", "true"])
 
 
@@ -95,7 +97,7 @@ def test_a_shown_command_parses(
         return
     module, arguments = stage_of(words)
     with pytest.raises(SystemExit) as exit_info:
-        has_keys = not module.endswith((".demo", ".compare_heads"))
+        has_keys = not module.endswith((".demo", ".compare_heads", ".report"))
         importlib.import_module(module).main(["--help_all" if has_keys else "--help"])
     assert exit_info.value.code == 0
     known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))

@@ -111,7 +111,7 @@ def load_collection(folder: str | Path, *, splits: Sequence[str] | None = None) 
             an unknown query or document, a split of `splits` has no qrels; names file and line.
     """
     folder = Path(folder)
-    corpus = _read_corpus(folder / CORPUS_FILE)
+    corpus = load_corpus(folder)
     queries = _read_queries(folder / QUERIES_FILE)
     files = {path.stem: path for path in sorted((folder / QRELS_FOLDER).glob("*.tsv"))}
     if splits is not None:
@@ -177,7 +177,13 @@ def write_qrels(folder: Path, qrels: Mapping[str, Mapping[str, Mapping[str, int]
                 handle.writelines(f"{query_id}\t{document_id}\t{grade}\n" for document_id, grade in grades.items())
 
 
-def _read_corpus(path: Path) -> dict[str, Document]:
+def load_corpus(folder: str | Path) -> dict[str, Document]:
+    """Read and check the documents of a BEIR folder alone: document id -> document, in file order.
+
+    Raises:
+        DataError: `corpus.jsonl` is missing or malformed; names file and line.
+    """
+    path = Path(folder) / CORPUS_FILE
     corpus: dict[str, Document] = {}
     for line, row in _rows(path):
         document_id = _new_id(row, corpus, path=path, line=line)

@@ -14,6 +14,7 @@ import sys
 from nlt_trainer.scripts import run_main
 
 STAGES = {
+    "plan": ("nlt_trainer.scripts.plan", "say what a recipe will cost before anything runs"),
     "build_stdlib": ("nlt_trainer.scripts.build_stdlib", "write Python's standard library as a BEIR folder"),
     "build_collection": ("nlt_trainer.scripts.build_collection", "write data sets of the Hub as a BEIR folder"),
     "make_encoder": ("nlt_trainer.scripts.make_encoder", "make an encoder that was never trained for retrieval"),
@@ -27,6 +28,9 @@ STAGES = {
     "export": ("nlt_trainer.scripts.export", "have a trained encoder in another form, checked against the trainer's"),
     "push": ("nlt_trainer.scripts.push", "publish an encoder on the Hub"),
     "pull": ("nlt_trainer.scripts.pull", "fetch a published encoder or published gains"),
+    "report": ("nlt_trainer.scripts.report", "write one page on a run: curves, changed queries, teacher, heads, cost"),
+    "search": ("nlt_trainer.scripts.search", "search a corpus in the terminal, with two encoders side by side"),
+    "app": ("nlt_trainer.scripts.app", "the same search as a web page, with the LLM's gain of each document"),
     "demo": ("nlt_trainer.scripts.demo", "run everything on the embedded default"),
 }
 

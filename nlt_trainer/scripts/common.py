@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import random
+import resource
+import sys
 from dataclasses import dataclass
 
+import torch
 from accelerate import PartialState
+from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 
 from nlt_trainer.arguments import DataArguments, ModelArguments
 from nlt_trainer.data.beir import Collection, Query, load_collection, training_queries
 from nlt_trainer.data.candidates import QueryCandidates, read_candidates
 from nlt_trainer.errors import NLTError
+from nlt_trainer.models.encoder import load_encoder
 from nlt_trainer.models.frozen_lm import FrozenLM, context_length
 from nlt_trainer.models.locations import resolve_model
 from nlt_trainer.models.prompt_tokens import PromptTokens
@@ -35,6 +40,15 @@ def processes(args: TrainingArguments) -> PartialState:
             "without an accelerator add --use_cpu true"
         )
     return state
+
+
+def peak_memory() -> dict[str, float]:
+    """Most memory that this process has had since it was started, GiB; also on the accelerator, where there is one."""
+    unit = 1 << (30 if sys.platform == "darwin" else 20)  # ru_maxrss counts bytes there, else KiB
+    peak = {"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+    if torch.cuda.is_available():
+        peak["peak_accelerator_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return {name: round(value, 2) for name, value in peak.items()}
 
 
 def check_batches(rows: int, args: TrainingArguments) -> int:
@@ -85,6 +99,17 @@ def load_candidates(data: DataArguments, collection: Collection) -> list[QueryCa
             "them: run nlt mine again or set max_queries as it was"
         )
     return candidates
+
+
+def load_untrained(model: ModelArguments) -> SentenceTransformer:
+    """The recipe's encoder as it stands, in float32, without what training would add."""
+    return load_encoder(
+        model.encoder,
+        revision=model.encoder_revision,
+        prompts=model.encoder_prompts,
+        max_seq_length=model.max_seq_length,
+        pooling=model.pooling,
+    )
 
 
 def load_llm(model: ModelArguments) -> FrozenLM:

@@ -15,7 +15,7 @@ import numpy as np
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.heads import HeadSet
-from nlt_trainer.plots import head_heat_map
+from nlt_trainer.plots import head_heat_map, save_png
 from nlt_trainer.scripts import run_main, shown
 
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         first = ", ".join(f"{layer}.{head}" for layer, head in chosen.heads[:8])
         print(f"{number}: {path} ({found.score_name}; {origin(found, chosen)}: {first})")
         if args.heat_maps is not None:
-            head_heat_map(chosen, args.heat_maps / f"{number}.png", name=str(path))
+            save_png(head_heat_map(chosen, name=str(path)), args.heat_maps / f"{number}.png")
 
 
 def origin(found: HeadSet, chosen: HeadSet) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import resource
 import shutil
 import sys
 import time
@@ -20,18 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nlt_trainer.arguments import RECIPE_BLOCKS
-from nlt_trainer.data.beir import load_collection
 from nlt_trainer.errors import NLTError
-from nlt_trainer.evaluation import evaluate_encoder
 from nlt_trainer.files import read_json, write_json
-from nlt_trainer.models.encoder import load_encoder
-from nlt_trainer.models.heads import HeadSet
-from nlt_trainer.plots import head_heat_map, learning_curve
 from nlt_trainer.recipe import parse_recipe
+from nlt_trainer.report import write_report
 from nlt_trainer.results import Result, results_table, write_results
 from nlt_trainer.scripts import build_stdlib, detect_heads, evaluate, make_encoder, mine, run_main, score, shown, train
-
-DEV_METRIC = "eval_dev_ndcg_at_10"
+from nlt_trainer.scripts.common import peak_memory
+from nlt_trainer.scripts.export import export_run
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ class Stage:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run all stages, then show the table, the pictures and what to do next."""
+    """Run all stages, then write the report, show the table, check the export, say what to do next."""
     parser = argparse.ArgumentParser(description=shown(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", type=Path, default=Path("recipes/demo"), help="folder with the two recipes")
     recipes = parser.parse_args(argv).recipes
@@ -81,8 +76,12 @@ def main(argv: list[str] | None = None) -> None:
         earlier = run_stage(stage, folder / "stamps", earlier=earlier, place=f"{number}/{len(stages)}")
     results = collect(runs)
     write_results(folder / "results.json", results)
-    draw(folder, runs, start=model.encoder, collection=data.collection)
-    finish(folder, runs, results=results, seconds=time.monotonic() - start)
+    write_report(folder, embeddings=folder / "embeddings")
+    print_table(folder, results, seconds=time.monotonic() - start)
+    best = best_run(runs, results)
+    exported, equal = export_run(best, "merged")
+    print(f"Encoder {exported}, the same as in the trainer when loaded by {' and by '.join(equal)}\n")
+    print_next(best, start=model.encoder, collection=data.collection)
 
 
 def run_stage(stage: Stage, stamps: Path, *, earlier: str, place: str) -> str:
@@ -105,21 +104,9 @@ def run_stage(stage: Stage, stamps: Path, *, earlier: str, place: str) -> str:
 
 def collect(runs: list[Path]) -> list[Result]:
     """BM25 and the start once, then the trained encoders."""
-    rows = [Result(**row) for run in runs for row in read_json(run / "results.json", stage="nlt evaluate")]
+    tables = [read_json(run / "results.json", stage="nlt evaluate", kind=list) for run in runs]
+    rows = [Result(**row) for table in tables for row in table]
     return list({(row.name, row.collection): row for row in rows}.values())
-
-
-def draw(folder: Path, runs: list[Path], *, start: str, collection: str) -> None:
-    """Write the learning curve on dev queries and the heads' heat map as PNG."""
-    before = evaluate_encoder(load_encoder(start), load_collection(collection, splits=["dev"]), split="dev")
-    logs, queries = {}, 0
-    for run in runs:
-        report = read_json(run / "training.json", stage="nlt train")
-        logs[report["objective"]] = [{"epoch": 0, DEV_METRIC: before["ndcg_at_10"]}, *report["log"]]
-        queries = report["queries"]
-    learning_curve(logs, folder / "learning_curve.png", metric=DEV_METRIC, queries=queries)
-    heads = read_json(runs[1] / "settings.json", stage="nlt train")["model"]["heads"]
-    head_heat_map(HeadSet.load(heads), folder / "heads.png", name=heads)
 
 
 def best_run(runs: list[Path], results: list[Result]) -> Path:
@@ -128,16 +115,21 @@ def best_run(runs: list[Path], results: list[Result]) -> Path:
     return max(runs, key=lambda run: found[read_json(run / "training.json", stage="nlt train")["objective"]])
 
 
-def finish(folder: Path, runs: list[Path], *, results: list[Result], seconds: float) -> None:
-    """Print the table and what to do next."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (30 if sys.platform == "darwin" else 20))
+def print_table(folder: Path, results: list[Result], *, seconds: float) -> None:
+    """Print the table, what it took, and where the report is."""
     print(f"\n{results_table(results)}\n")
+    peak = peak_memory()["peak_memory_gib"]
     print(f"This call took {seconds / 60:.1f} minutes and at most {peak:.1f} GiB of memory.")
-    print(f"Results {folder}/results.json, pictures {folder}/learning_curve.png and {folder}/heads.png\n")
+    print(f"Report {folder}/report.html (open it in a browser), results {folder}/results.json\n")
+
+
+def print_next(run: Path, *, start: str, collection: str) -> None:
+    """Print what to do with the better run's encoder."""
     print("What to do next")
     print("  use it:       from sentence_transformers import SentenceTransformer")
-    print(f'                encoder = SentenceTransformer("{best_run(runs, results)}/encoder")')
+    print(f'                encoder = SentenceTransformer("{run}/encoder")')
     print('                encoder.encode_query("open a file for reading")')
+    print(f"  search:       nlt search --encoder {run}/encoder --against {start} --corpus {collection}")
     print("  your own data: copy recipes/minilm/likelihood_gain.yaml, point `collection` to your BEIR folder,")
     print("                then: nlt mine, nlt score, nlt train, nlt evaluate, each with --config your.yaml")
 

@@ -28,7 +28,7 @@ from nlt_trainer.data.training import training_dataset
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation import RetrievalEvaluator
 from nlt_trainer.export import save_trained
-from nlt_trainer.files import read_json, write_json
+from nlt_trainer.files import check_folder, read_json, write_json
 from nlt_trainer.models.encoder import load_encoder
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
@@ -48,6 +48,7 @@ from nlt_trainer.scripts.common import (
     load_candidates,
     load_llm,
     load_training_collection,
+    peak_memory,
     processes,
     target_of,
 )
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     model, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__))
     processes(args)
     folder = Path(args.output_dir)
+    check_folder(folder / "encoder")
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection)
     settings = run_settings(model, data, args)
@@ -95,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
             "queries": len(dataset),
             "train_seconds": round(logged_cost(trainer.state, "train_seconds") + before["seconds"], 1),
             "lm_tokens": int(logged_cost(trainer.state, "lm_tokens")) + before["lm_tokens"],
+            **peak_memory(),
             **({"truncated_documents": round(truncated, 4)} if args.reads_llm else {}),
             "encoder": encoder_facts(encoder),
             "log": trainer.state.log_history,
