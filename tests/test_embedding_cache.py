@@ -138,7 +138,12 @@ def test_several_processes_share_the_parts(
     def work(rank: int) -> None:
         cache = EmbeddingCache(tiny_encoder, tmp_path, processes=_Process(rank, barrier))
         real = cache._embed
-        cache._embed = lambda role, texts, *rest: (seen[rank].extend(texts), real(role, texts, *rest))[1]  # type: ignore[method-assign]
+
+        def embed(role: Any, texts: Any, *rest: Any) -> Any:
+            seen[rank].extend(texts)
+            return real(role, texts, *rest)
+
+        cache._embed = embed  # type: ignore[method-assign,assignment]
         found[rank] = cache.encode_document(TEXTS)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
