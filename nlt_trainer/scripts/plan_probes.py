@@ -156,8 +156,8 @@ def probe_scoring(
     total, spent = Reading(), 0.0
     for share in (1 / 6, 3 / 6, 5 / 6):
         at = int(np.searchsorted(ends, ends[-1] * share))
-        first = max(0, int(np.searchsorted(ends, ends[at] - budget)))
-        chosen = readings[first : at + 1][-max(1, at - first) :]
+        first = int(np.searchsorted(ends, ends[at] - budget))
+        chosen = readings[min(first + 1, at) : at + 1]
         pairs = [pair for _, i in chosen for pair in documents[i]]
         _, took = timed(scorer.log_likelihood, pairs)
         spent += took
