@@ -115,7 +115,9 @@ def _curves(parts: Sequence[RunChange], gallery: Gallery) -> list[Picture]:
 
 
 def _curve(gallery: Gallery, logs: dict[str, list[dict[str, Any]]], metric: str, file: str, *, title: str) -> Picture:
-    figure = learning_curve(logs, metric=metric, label="loss" if metric == "loss" else "nDCG@10", from_zero=metric != "loss")
+    figure = learning_curve(
+        logs, metric=metric, label="loss" if metric == "loss" else "nDCG@10", from_zero=metric != "loss"
+    )
     rows = [
         (name, entry["step"], f"{entry[metric]:.4f}") for name, log in logs.items() for entry in log if metric in entry
     ]
