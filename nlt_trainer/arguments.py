@@ -10,6 +10,7 @@ from typing import get_args
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 
+from nlt_trainer.data.candidates import MINERS
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.document_prompts import DocumentLayout
 from nlt_trainer.models.encoder import ENCODER_DTYPES
@@ -153,7 +154,14 @@ class DataArguments:
     )
     num_candidates: int = field(default=8, metadata={"help": "K, candidates a query."})
     num_random_candidates: int = field(
-        default=0, metadata={"help": "How many of the K are drawn at random from the corpus instead of from BM25."}
+        default=0, metadata={"help": "How many of the K are drawn at random from the corpus instead of by the miner."}
+    )
+    miner: str = field(
+        default="bm25",
+        metadata={
+            "help": "What chooses candidates: bm25, encoder (cosines of the recipe's encoder) or fused (both, by "
+            "reciprocal rank fusion)."
+        },
     )
     gains: str = field(
         default="gains.jsonl", metadata={"help": "File of likelihood gains: score writes it, later stages read it."}
@@ -236,15 +244,25 @@ class DataArguments:
                 f"head_method is {self.head_method!r} and head_qrels {self.head_qrels!r}; judgements are read where "
                 "head_method is qrels and head_qrels names their split"
             )
+        for name in ("max_queries", "max_document_tokens", "batch_tokens", "adapt_documents", "head_queries"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise NLTError(f"{name} is {number}; it must be at least 1")
         if self.num_candidates < 2:
             raise NLTError(f"num_candidates is {self.num_candidates}; a distribution needs at least 2 candidates")
         for name, layout in (("document_layout", self.document_layout), ("head_layout", self.head_layout)):
             if layout is not None and layout not in get_args(DocumentLayout):
                 raise NLTError(f"{name} {layout!r} is unknown; choose one of {', '.join(get_args(DocumentLayout))}")
+        if self.miner not in MINERS:
+            raise NLTError(f"miner {self.miner!r} is unknown; choose one of {', '.join(MINERS)}")
         if not 0 <= self.num_random_candidates <= self.num_candidates:
             raise NLTError(
                 f"num_random_candidates is {self.num_random_candidates}; "
                 f"choose 0 to num_candidates ({self.num_candidates})"
+            )
+        if self.miner != "bm25" and self.num_random_candidates == self.num_candidates:
+            raise NLTError(
+                f"miner {self.miner!r} has nothing to choose: num_random_candidates and num_candidates are both "
+                f"{self.num_candidates}; lower the former"
             )
 
     @property

@@ -5,38 +5,65 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, BinaryIO, TextIO
 
 from nlt_trainer.errors import DataError, NLTError
 
 FOLDER_MARK = ".nlt_trainer"
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character, whole where the other half follows
 
 
-@contextmanager
-def atomic_write(path: str | Path) -> Iterator[TextIO]:
+def atomic_write(path: str | Path) -> AbstractContextManager[TextIO]:
     """Open a text file for writing that takes its final name only when the block ends without an exception.
 
     Raises:
         NLTError: `path` is a folder.
     """
-    path = Path(path)
+    return _atomic(Path(path), "w", encoding="utf-8")
+
+
+def atomic_write_bytes(path: str | Path) -> AbstractContextManager[BinaryIO]:
+    """The same for a file of bytes."""
+    return _atomic(Path(path), "wb", encoding=None)
+
+
+@contextmanager
+def _atomic(path: Path, mode: str, *, encoding: str | None) -> Iterator[Any]:
     if path.is_dir():
         raise NLTError(f"{path} is a folder, and a file is to be written there; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as handle:
+        handle: IO[Any]
+        with partial.open(mode, encoding=encoding) as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_folder(path: Path) -> None:
+    """Refuse what `atomic_folder` does not replace; a stage that runs long asks before it begins.
+
+    Raises:
+        NLTError: `path` or what it would stand in is a file, or it is a folder with anything in it that was not
+            written here.
+    """
+    if files := [place for place in (path, *path.parents) if place.is_file()]:
+        raise NLTError(f"{files[0]} is a file, and a folder is to be written there; name a folder")
+    if path.is_dir() and not (path / FOLDER_MARK).is_file() and any(path.iterdir()):
+        raise NLTError(
+            f"{path} is there already and was not written by nlt (it has no {FOLDER_MARK}); name another folder, or "
+            "move this one away"
+        )
 
 
 @contextmanager
@@ -46,16 +73,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     A folder written so has an empty file `FOLDER_MARK` in it; no other folder with anything in it is ever replaced.
 
     Raises:
-        NLTError: `path` is a file, or a folder that was not written here.
+        NLTError: as `check_folder`.
     """
     path = Path(path)
-    if path.is_file():
-        raise NLTError(f"{path} is a file, and a folder is to be written there; name a folder")
-    if path.is_dir() and not (path / FOLDER_MARK).is_file() and any(path.iterdir()):
-        raise NLTError(
-            f"{path} is there already and was not written by nlt (it has no {FOLDER_MARK}); name another folder, or "
-            "move this one away"
-        )
+    check_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.mkdir()
@@ -80,24 +101,43 @@ def write_json(path: str | Path, value: Any) -> None:
         handle.write("\n")
 
 
-def read_json(path: str | Path, *, stage: str | None = None) -> Any:
+def read_json(path: str | Path, *, stage: str | None = None, kind: type = dict) -> Any:
     """Read one JSON document.
 
     Args:
         path: the file.
         stage: what writes it, e.g. `nlt score`; named where the file is missing.
+        kind: what it must hold: an object (`dict`), a `list`, or anything (`object`).
 
     Raises:
-        DataError: the file is missing or is not JSON.
+        DataError: the file is missing, is not JSON or holds something of another kind.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(path, "file not found" + (f"; run `{stage}` first, which writes it" if stage else ""))
     text = "\n".join(line for _, line in read_lines(path))
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        value = _parsed(text)
+    except ValueError as error:
         raise DataError(path, f"not valid JSON ({error})") from error
+    if not isinstance(value, kind):
+        raise DataError(path, f"expected a JSON {kind.__name__}, found {type(value).__name__}")
+    return value
+
+
+def _parsed(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deeply, or has half a character, which no UTF-8 file could hold.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if SURROGATE.search(text):
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -139,8 +179,8 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = _parsed(line)
+        except ValueError as error:
             raise DataError(path, f"not valid JSON ({error})", line=number) from error
         if not isinstance(row, dict):
             raise DataError(path, f"expected a JSON object, found {type(row).__name__}", line=number)

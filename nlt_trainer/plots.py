@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.files import atomic_write_bytes
 from nlt_trainer.models.heads import HeadSet
 
 COLOURS = ("#1f5fa8", "#c8501e", "#3a7d44", "#7a4f9a")
@@ -100,11 +101,8 @@ def change_chart(differences: Sequence[float], *, label: str) -> Figure:
 
 def save_png(figure: Figure, path: str | Path) -> None:
     """Write a PNG beside its final name, then rename it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=140)
-    partial.replace(path)
+    with atomic_write_bytes(path) as handle:
+        figure.savefig(handle, format="png", dpi=140)
 
 
 def to_svg(figure: Figure, *, key: str) -> Markup:

@@ -158,6 +158,16 @@ def test_a_failed_write_leaves_no_adapter(recipe: str, tmp_path: Path, monkeypat
     assert not [path for path in (tmp_path / "run").iterdir() if "adapter" in path.name]
 
 
+def test_a_folder_that_is_no_adapter_is_refused_before_training(recipe: str, tmp_path: Path) -> None:
+    """Reference: a folder as a copy that was cut short leaves it; nothing is trained."""
+    half = tmp_path / "run" / "adapter"
+    half.mkdir(parents=True)
+    (half / "adapter_config.json").write_text("{}")
+    with pytest.raises(NLTError, match=r"adapter is there already and was not written by nlt"):
+        adapt_scorer.main(["--config", recipe])
+    assert list(half.parent.iterdir()) == [half]
+
+
 def test_pairs_come_from_gains(recipe: str, tmp_path: Path) -> None:
     """Reference: the queries of the gains file whose best gain is positive, minus held-out documents."""
     with pytest.raises(DataError, match="file not found; run `nlt mine` first, which writes it"):

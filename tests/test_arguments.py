@@ -112,6 +112,16 @@ def test_an_unknown_choice_is_refused_before_anything_is_loaded(name: str, known
         ModelArguments(**settings)
 
 
+@pytest.mark.parametrize("name", ["max_queries", "max_document_tokens", "batch_tokens", "adapt_documents"])
+def test_a_number_of_nothing_is_refused(name: str) -> None:
+    """Reference: the value and the remedy in the message; 1 is enough."""
+    settings: dict[str, Any] = {name: 0}
+    with pytest.raises(NLTError, match=rf"^{name} is 0; it must be at least 1$"):
+        DataArguments(**settings)
+    settings[name] = 1
+    DataArguments(**settings)
+
+
 def test_those_that_read_the_llm_are_objectives() -> None:
     """Reference: the names themselves."""
     assert set(OBJECTIVES) > LLM_OBJECTIVES

@@ -27,6 +27,28 @@ def test_shared_backbone(tmp_path: Path) -> None:
     assert set(shared) == {"weights_mib", "peak_before_loading_mib", "peak_mib", "loss"}
 
 
+def test_growth(tiny_llm_folder: Path, tmp_path: Path) -> None:
+    """Reference: the tokens that the LLM reads grow as it says; the exponent of a power law; a PNG."""
+    benchmark = runpy.run_path(str(BENCHMARKS / "growth.py"))
+    benchmark["prepare"](tmp_path, str(tiny_llm_folder))
+    small = dict.fromkeys(benchmark["SERIES"], (8, 16)) | {"scoring_bookkeeping": (16, 32), "dream_k": (2, 4)}
+    results = {}
+    for name, sizes in small.items():
+        series = benchmark["SERIES"][name]
+        points = [{"size": size} | series.measure(tmp_path, size) for size in sizes]
+        assert all(point["seconds"] > 0 and point["memory_mib"] > 0 for point in points)
+        results[name] = benchmark["summary"](name, points)
+    first, second = ({name: r["points"][i].get("lm_tokens", 0) for name, r in results.items()} for i in (0, 1))
+    assert second["scoring_length"] - first["scoring_length"] == 24 * 8  # 24 documents, each 8 tokens longer
+    assert 1.8 < second["scoring_k"] / first["scoring_k"] < 2  # the no-document baseline stays
+    for name in ("scoring_pairs", "scoring_bookkeeping", "dream_k"):
+        assert 1.4 < second[name] / first[name] < 2.4
+    assert benchmark["exponent"]([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx(2)
+    assert benchmark["table"](results).count("\n| ") == len(small)
+    benchmark["draw"](results, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_starts(tiny_llm_folder: Path, tmp_path: Path) -> None:
     """Reference: the rows that are asked for; the metric of a collection whose queries are its documents' words."""
     benchmark = runpy.run_path(str(BENCHMARKS / "starts.py"))

@@ -102,7 +102,7 @@ def test_a_query_without_a_common_token_gets_k_random_documents(collection: Coll
 
 def test_random_documents_depend_on_the_seed_and_the_query_alone(collection: Collection) -> None:
     queries = list(collection.queries.values())
-    options = {"num_candidates": 6, "num_random": 3}
+    options: dict[str, Any] = {"num_candidates": 6, "num_random": 3}
     forward = {row.query_id: row for row in mine_candidates(collection, queries, **options)}
     backward = {row.query_id: row for row in mine_candidates(collection, queries[::-1], **options)}
     assert forward == backward

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
 import subprocess
 import sys
 from types import ModuleType
@@ -124,3 +126,29 @@ def test_run_main_names_the_stage_after_the_file_and_keeps_its_code(
         run_main(stage_main)
     assert exit_info.value.code == 3
     assert capsys.readouterr().out == "['--key', 'value'] nlt mine\n"
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ENOSPC])
+def test_a_disk_that_refuses_is_one_line(code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Reference: the system's own words, the remedy, and what a second call goes on from; exit code 2."""
+
+    def main(argv: list[str] | None) -> None:
+        raise OSError(code, os.strerror(code), "gains.jsonl")
+
+    with pytest.raises(SystemExit) as exit_info:
+        run_main(main, [], stage="score")
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"nlt score: error: [Errno {code}] {os.strerror(code)}: 'gains.jsonl'; ")
+    assert error.endswith("; run again, it goes on from the scores that it has in its cache\n")
+    assert error.count("\n") == 1
+
+
+def test_other_errors_of_the_system_keep_their_traceback() -> None:
+    """Reference: the exception itself."""
+
+    def main(argv: list[str] | None) -> None:
+        raise ConnectionResetError("peer")
+
+    with pytest.raises(ConnectionResetError, match="peer"):
+        run_main(main, [], stage="score")

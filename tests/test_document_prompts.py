@@ -134,6 +134,24 @@ def test_rows_and_dict_are_round_trips(tiny_lm: FrozenLM) -> None:
     assert [len(part) for part in parts] == [1, 1]
 
 
+@pytest.mark.parametrize("prompt", [True, False])
+def test_padding_goes_and_losses_stay(tiny_lm: FrozenLM, prompt: bool) -> None:
+    """Reference: the padded prompts' losses; columns of padding alone, counted by hand."""
+    enable_document_attention(tiny_lm)
+    prompts = prompts_of(tiny_lm)
+    log_weights = torch.randn(2, 3).log_softmax(-1)
+    expected = two_part_losses(tiny_lm, log_weights, prompts)
+    for b in range(2):
+        row = prompts.rows(torch.tensor([b])).without_padding(prompt=prompt)
+        tokens = int(prompts.prompt_mask[b].sum()) if prompt else prompts.prompt_ids.shape[1]
+        assert row.prompt_ids.shape == row.documents.shape == (1, tokens)
+        assert row.suffix_ids.shape == row.suffix_target.shape == (1, int(prompts.suffix_mask[b].sum()))
+        found = two_part_losses(tiny_lm, log_weights[b : b + 1], row)
+        torch.testing.assert_close(found, expected[b : b + 1], atol=1e-5, rtol=1e-5)
+    costs = (prompts.prompt_mask.sum(1) + 2 * prompts.suffix_mask.sum(1)).tolist()
+    assert prompts.by_cost.tolist() == sorted(range(2), key=costs.__getitem__)
+
+
 @pytest.mark.parametrize("lengths", [[20, 20, 20], [20, 1, 1], [1, 9, 3]])
 def test_a_prompt_longer_than_the_context_names_a_length_that_fits(tiny_lm: FrozenLM, lengths: list[int]) -> None:
     """Reference: the proposed `max_document_tokens` is accepted for all prompts, the one above it is not."""

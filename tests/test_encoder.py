@@ -59,6 +59,13 @@ def test_a_plain_transformer_gets_pooling_and_unit_length(tiny_encoder_folder: P
     np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=1e-5)
 
 
+def test_a_trained_encoder_is_loaded_by_the_recipe_of_its_start(tiny_encoder_folder: Path) -> None:
+    """Reference: the encoder without the setting, which says what the folder does by itself."""
+    plain, named = (load_encoder(str(tiny_encoder_folder), pooling=p, device="cpu") for p in (None, "mean"))
+    np.testing.assert_array_equal(named.encode(["a bee"]), plain.encode(["a bee"]))
+    assert len(named) == len(plain)
+
+
 def test_a_decoder_with_last_token_pooling(tiny_llm_folder: Path) -> None:
     """Reference: the hidden state of each text's last token, one text at a time."""
     encoder = load_encoder(str(tiny_llm_folder), pooling="lasttoken", device="cpu")
@@ -177,13 +184,23 @@ def test_a_pickled_llm_is_not_read(tiny_llm_folder: Path, tmp_path: Path) -> Non
         encoder_from_token_embeddings(str(folder))
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "modules.json"])
+def test_a_half_written_folder_is_refused(tiny_encoder_folder: Path, tmp_path: Path, file: str) -> None:
+    """Reference: a file that was cut short, as by a full disk; safetensors and tokenizers have errors of their own."""
+    shutil.copytree(tiny_encoder_folder, tmp_path / "half")
+    path = next((tmp_path / "half").rglob(file))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(NLTError, match=r"encoder .*half' cannot be loaded: "):
+        load_encoder(str(tmp_path / "half"))
+
+
 def test_settings_that_do_not_fit_are_refused(tiny_encoder_folder: Path, tmp_path: Path) -> None:
     """Reference: the value and the remedy in each message."""
     folder, plain = str(tiny_encoder_folder), str(tiny_encoder_folder.parent / "bert")
     with pytest.raises(NLTError, match=r"prompts has the keys \['passage'\]; only 'query' and 'document'"):
         load_encoder(folder, prompts={"passage": "x"})
-    with pytest.raises(NLTError, match=r"with its own pooling; leave `pooling` out"):
-        load_encoder(folder, pooling="mean")
+    with pytest.raises(NLTError, match=r"with its own pooling; leave `pooling` out or set it to mean"):
+        load_encoder(folder, pooling="cls")
     with pytest.raises(NLTError, match=r"pooling 'max' is unknown; choose mean, cls or lasttoken"):
         load_encoder(plain, pooling="max")
     (tmp_path / "empty").mkdir()

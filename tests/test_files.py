@@ -71,7 +71,7 @@ def test_write_json_keeps_the_previous_file_when_a_value_has_no_json(tmp_path: P
     write_json(path, [1])
     with pytest.raises(TypeError):
         write_json(path, {"path": object()})
-    assert read_json(path) == [1]
+    assert read_json(path, kind=list) == [1]
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -83,6 +83,15 @@ def test_read_json_refuses_what_is_not_json(tmp_path: Path, content: bytes, reas
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"^{re.escape(str(path))}{reason}"):
         read_json(path)
+
+
+def test_read_json_refuses_another_kind(tmp_path: Path) -> None:
+    """Reference: what the file holds; a list is no object, and anything is what was asked for."""
+    path = tmp_path / "report.json"
+    path.write_text("[1]")
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: expected a JSON dict, found list$"):
+        read_json(path)
+    assert read_json(path, kind=list) == read_json(path, kind=object) == [1]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
@@ -102,6 +111,14 @@ def test_jsonl_round_trip_counts_lines_and_skips_blank_ones(tmp_path: Path) -> N
     assert list(read_jsonl(path)) == [(1, {"_id": "a"}), (2, {"_id": "é"}), (5, {"_id": "c"})]
 
 
+def test_a_character_in_two_escapes_is_whole(tmp_path: Path) -> None:
+    """Reference: what the json module writes without `ensure_ascii=False` for a character outside the basic plane."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"_id": "\N{OWL}"}))
+    assert "\\ud83e" in path.read_text()
+    assert list(read_jsonl(path)) == [(1, {"_id": "\N{OWL}"})]
+
+
 def test_write_jsonl_keeps_the_previous_file_when_the_rows_fail(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     write_jsonl(path, [{"_id": "a"}])
@@ -117,6 +134,9 @@ def test_write_jsonl_keeps_the_previous_file_when_the_rows_fail(tmp_path: Path) 
         ('{"_id": "é"}'.encode("latin-1"), "not UTF-8 .*; save the file as UTF-8"),
         (b'["b"]', "expected a JSON object, found list"),
         (b"null", "expected a JSON object, found NoneType"),
+        (b'{"_id": "' + rb"\uD83D" + b'"}', "not valid JSON .*surrogates not allowed"),
+        (b"[" * 100_000, "not valid JSON .nested too deeply"),
+        (b'{"_id": ' + b"1" * 5000 + b"}", "not valid JSON .*4300 digits"),
     ],
 )
 def test_read_jsonl_names_file_line_and_reason(tmp_path: Path, line: bytes, reason: str) -> None:

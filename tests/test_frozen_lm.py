@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -119,6 +120,24 @@ def test_an_adapter_that_does_not_fit_or_exist_is_refused(tiny_llm_folder: Path,
         FrozenLM.from_pretrained(str(tiny_llm_folder), adapter=str(adapter_folder))
     with pytest.raises(NLTError, match=r"adapter '/nowhere/adapter' cannot be loaded"):
         FrozenLM.from_pretrained(str(tiny_llm_folder), adapter="/nowhere/adapter")
+
+
+def test_an_adapter_of_other_layers_is_refused(tiny_llm_folder: Path, adapter_folder: Path) -> None:
+    """Reference: weights of a layer that the LLM does not have, of which peft would merely warn."""
+    path = adapter_folder / "adapter_model.safetensors"
+    moved = {name.replace("layers.1.", "layers.7."): weight for name, weight in load_file(path).items()}
+    save_file(moved, path)
+    with pytest.raises(NLTError, match=r"does not fit .*layers\.[17]\..* belong to one of them alone"):
+        FrozenLM.from_pretrained(str(tiny_llm_folder), adapter=str(adapter_folder))
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_half_written_adapter_is_refused(tiny_llm_folder: Path, adapter_folder: Path, file: str) -> None:
+    """Reference: a file that was cut short, as by a full disk."""
+    path = adapter_folder / file
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(NLTError, match=r"adapter .* cannot be loaded: "):
+        FrozenLM.from_pretrained(str(tiny_llm_folder), adapter=str(adapter_folder))
 
 
 def put_on_hub(folder: Path, cache: Path, commit: str) -> None:
@@ -246,8 +265,20 @@ def test_a_model_that_cannot_be_loaded_is_refused(tiny_llm_folder: Path, tmp_pat
         FrozenLM.from_pretrained(str(tmp_path / "odd"))
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_half_written_folder_is_refused(tiny_llm_folder: Path, tmp_path: Path, file: str) -> None:
+    """Reference: a file that was cut short, as by a full disk; safetensors and tokenizers have errors of their own."""
+    shutil.copytree(tiny_llm_folder, tmp_path / "half")
+    content = (tiny_llm_folder / file).read_bytes()
+    (tmp_path / "half" / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(NLTError, match=r"LLM .*half' cannot be loaded: "):
+        FrozenLM.from_pretrained(str(tmp_path / "half"))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
 def test_a_device_that_is_not_there_is_named(tiny_llm_folder: Path) -> None:
     """Reference: the value and the remedy, before the weights are read."""
     with pytest.raises(NLTError, match=r"device 'cuda:1' cannot be used .*; choose another llm_device"):
         FrozenLM.from_pretrained(str(tiny_llm_folder), device="cuda:1")
+    with pytest.raises(NLTError, match=r"device 'gpu' cannot be used .*; choose another llm_device"):
+        FrozenLM.from_pretrained(str(tiny_llm_folder), device="gpu")

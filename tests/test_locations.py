@@ -170,6 +170,20 @@ def test_a_gguf_file_is_converted_once(tiny_llm_folder: Path, tmp_path: Path, mo
     assert Path(folder, "model.safetensors").stat().st_mtime_ns == written
 
 
+def test_a_damaged_gguf_file_is_refused(
+    tiny_llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: a file that was cut short, and one that is no GGUF; no model folder is left."""
+    monkeypatch.setenv("NLT_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, tiny_llm_folder)
+    for content in (path.read_bytes()[:5000], b"no model"):
+        path.write_bytes(content)
+        with pytest.raises(NLTError, match=r"GGUF file .*tiny.gguf' cannot be loaded: "):
+            resolve_model(str(path))
+    assert not list((tmp_path / "cache" / "models").glob("tiny-*"))
+
+
 def test_a_gguf_file_is_converted_by_one_of_several(
     tiny_llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

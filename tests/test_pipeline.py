@@ -444,6 +444,19 @@ def test_stages_replace_no_folder_of_the_user(project: Project, monkeypatch: pyt
     assert (project.root / "org" / "model" / "modules.json").is_file()
 
 
+def test_an_encoder_folder_that_is_no_run_is_refused_before_training(project: Project) -> None:
+    """Reference: a folder as a copy that was cut short leaves it, and a file in the run's place; no step is made."""
+    project.run(score)
+    half = project.root / "likelihood_gain" / "encoder"
+    half.mkdir(parents=True)
+    (half / "config.json").write_text("{}")
+    with pytest.raises(NLTError, match=r"encoder is there already and was not written by nlt.*name another folder"):
+        project.run(train)
+    assert list(half.parent.iterdir()) == [half]
+    with pytest.raises(NLTError, match=r"gains.jsonl is a file, and a folder is to be written there; name a folder"):
+        project.run(train, "likelihood_gain", "--output_dir", str(project.root / "gains.jsonl"))
+
+
 @pytest.mark.parametrize("stage", [score, train, detect_heads])
 def test_settings_that_only_mine_reads_are_refused_elsewhere(project: Project, stage: Any) -> None:
     """Reference: the candidates file has 4 queries with 3 candidates each; the message names the remedy."""

@@ -25,6 +25,7 @@ from nlt_trainer.models.objective import Objective
 from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.objectives.adist import ADistLoss
 from nlt_trainer.objectives.dream import DREAMLoss
+from nlt_trainer.objectives.emdr2 import EMDR2Loss
 from nlt_trainer.objectives.grad_cache import GradCacheLoss
 from nlt_trainer.objectives.info_nce import InfoNCELoss
 from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
@@ -38,7 +39,7 @@ from nlt_trainer.trainer import NLTTrainer
 
 OBJECTIVES = (
     *("likelihood_gain", "dream", "info_nce", "mixture", "cached_info_nce", "cached_likelihood_gain"),
-    *("loop", "adist", "revela", "revela_trained", "dream_in_batch"),
+    *("emdr2", "loop", "adist", "revela", "revela_trained", "dream_in_batch"),
 )
 ACCUMULATED = ("cached_likelihood_gain", "revela_trained")  # two batches a step, under no_sync between them
 LOGGED_LATE = "adist"  # at its second step only, so that the third is in train_loss alone
@@ -50,6 +51,8 @@ ROWS = [
         "query": f"query {b} {TEXTS[b % 8]}",
         "documents": [TEXTS[(b + k) % 8] for k in range(3)],
         "gain": [0.1 * b, 0.3, 0],
+        "log_likelihood": [0.2 * b - 9, -7, -8],
+        "target_tokens": 2 + b % 3,
     }
     for b in range(12)
 ]
@@ -83,6 +86,7 @@ def train(objective: str, encoder_folder: str, *, llm_folder: str, output: Path,
         "mixture": GradCacheLoss(MixtureLoss([gain, dream], weights=[0.5, 2.0]), micro_batch_size=5),
         "cached_info_nce": GradCacheLoss(info_nce, micro_batch_size=2),
         "cached_likelihood_gain": GradCacheLoss(gain, micro_batch_size=2),
+        "emdr2": EMDR2Loss(encoder),
         "loop": LOOPLoss(encoder, lm, teacher_temperature=0.1, micro_batch_size=1),
         "adist": ADistLoss(encoder, lm, micro_batch_size=1),
         "revela": revela,

@@ -83,6 +83,8 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"not a readable score cache .* remove the file") as caught:
         ScoreCache(tmp_path, DESCRIPTION)
     assert caught.value.path == path
+    with pytest.raises(DataError, match=r"is a file, and the score cache is a folder; name a folder"):
+        ScoreCache(path, DESCRIPTION)
 
 
 def test_a_file_of_another_scorer_under_this_name_is_refused(tmp_path: Path) -> None:

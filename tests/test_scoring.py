@@ -15,7 +15,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models import scoring
 from nlt_trainer.models.frozen_lm import FrozenLM
-from nlt_trainer.models.scoring import LikelihoodScorer, Pair
+from nlt_trainer.models.scoring import LikelihoodScorer, Pair, _Row, token_batches
 from nlt_trainer.prompts import PromptTemplate, TargetKind
 
 TEMPLATE = PromptTemplate()
@@ -86,13 +86,29 @@ def test_packed_batched_scores_equal_the_plain_loop(
     assert {1: len(rows) == len(PAIRS), 90: 4 < len(rows) < len(PAIRS), 4096: len(rows) == 4}[row_tokens]
 
 
+@pytest.mark.parametrize("budget", [1, 500, 4096])
+def test_batches_keep_to_their_budget_of_tokens_and_padding(budget: int) -> None:
+    """Reference: counts of tokens with and without padding; lengths spread over two orders of magnitude."""
+    lengths = np.sort(np.random.default_rng(0).lognormal(4, 1, 400).astype(int) + 1)[::-1]
+    rows = [_Row((0,) * int(length)) for length in lengths]
+    batches = list(token_batches(rows, budget))
+    assert [row for batch in batches for row in batch] == rows
+    padded = [len(batch) * batch[0].length for batch in batches]
+    assert all(size <= budget or len(batch) == 1 for size, batch in zip(padded, batches, strict=True))
+    waste = [1 - sum(r.length for r in batch) / size for size, batch in zip(padded, batches, strict=True)]
+    assert max(waste) <= 0.05 + 1e-9
+    assert (max(map(len, batches)) > 1) == (budget > 1)
+
+
 def test_a_tokenizer_that_adds_a_beginning(tiny_bos_lm: FrozenLM) -> None:
     """Reference: the plain loop with `<s>` in front."""
     assert_equals_plain_loop(LikelihoodScorer(tiny_bos_lm, target="joint"), PAIRS, start=[1])
 
 
-def test_order_means_nothing(tiny_lm: FrozenLM) -> None:
-    """Reference: the plain loop on a permutation with repetitions."""
+@pytest.mark.parametrize("window", [1, 5, 1000])
+def test_order_means_nothing(tiny_lm: FrozenLM, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+    """Reference: the plain loop on a permutation with repetitions, in windows that split a document's pairs or not."""
+    monkeypatch.setattr(scoring, "WINDOW_PAIRS", window)
     order = np.random.default_rng(0).integers(0, len(PAIRS), 20)
     assert_equals_plain_loop(
         LikelihoodScorer(tiny_lm, target="query", batch_tokens=300), [PAIRS[i] for i in order], start=[]

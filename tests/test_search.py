@@ -50,8 +50,8 @@ def test_piped_queries_are_answered_one_by_one(
     monkeypatch.setattr(sys, "stdin", io.StringIO("green tea\n\n the moon \n"))
     search.main([*arguments, "--top_k", "1"])
     out = capsys.readouterr().out
-    titles = [line.strip() for line in out.splitlines() if line.startswith(("green", "the"))]
-    assert titles == ["green tea", "the moon"]
+    shown = [line.strip() for line in out.splitlines() if line.startswith(("green", "the"))]
+    assert shown == ["green tea", "the moon"]
     assert "query>" not in out
 
 

@@ -2,46 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.similarity import LENGTH_GROUPS, all_cosines, embed, gain_of, own_cosines
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_groups_of_similar_length_embed_as_each_text_alone(tiny_encoder_folder: Path, side: str) -> None:
-    """Reference: one text at a time, embeddings and gradients; and the padding that the groups leave out."""
-    encoder = SentenceTransformer(str(tiny_encoder_folder), device="cpu").eval()
-    encoder.tokenizer.padding_side = side
-    words = "green tea is made from leaves that an owl at night hunts".split()
-    texts = [" ".join(words[: 1 + 5 * i % 12]) for i in range(11)]
-    seen: list[int] = []
-
-    def count(module: Any, inputs: Any) -> None:
-        seen.append(inputs[0]["input_ids"].numel())
-
-    encoder.register_forward_pre_hook(count)
-    features = encoder.preprocess(texts)
-    _, documents = embed(encoder, [encoder.preprocess(["an owl"]), features])  # (1, 11, D)
-    assert len(seen) == 1 + LENGTH_GROUPS
-    assert int(features["attention_mask"].sum()) <= sum(seen[1:]) < features["input_ids"].numel()
-    weights = torch.arange(documents.numel()).reshape(documents.shape).float().sin()
-    (documents * weights).sum().backward()
-    found = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
-    encoder.zero_grad()
-    alone = [encoder(encoder.preprocess([text]))["sentence_embedding"] for text in texts]
-    expected = torch.nn.functional.normalize(torch.cat(alone), dim=-1)
-    torch.testing.assert_close(documents[0], expected, atol=1e-5, rtol=0)
-    (expected * weights[0]).sum().backward()
-    for name, parameter in encoder.named_parameters():
-        if parameter.grad is not None:
-            torch.testing.assert_close(found[name], parameter.grad, atol=1e-4, rtol=1e-4)
+from nlt_trainer.models.similarity import all_cosines, gain_of, own_cosines
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -97,14 +97,22 @@ def batches(trainer: NLTTrainer) -> list[list[int]]:
 
 
 def test_batches_are_grouped_by_length(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, tmp_path: Path) -> None:
-    """Reference: the rows sorted by length; every row comes once, and batches come in an order of the seed's."""
+    """Reference: random batches of 64 rows, whose lengths lie more than twice as far apart; every row comes once, and
+    the seed decides the order."""
     trainer = make_trainer(tiny_encoder, "likelihood_gain", tmp_path, lm=tiny_lm)
-    trainer.train_dataset = Dataset.from_list([{**row, "query": "owl " * (b + 1)} for b, row in enumerate(ROWS)])
-    lengths = [len(r["query"]) + sum(map(len, r["documents"])) for r in trainer.train_dataset]  # type: ignore[union-attr]
+    rows: list[dict[str, Any]] = [{**ROWS[b % 8], "query": "owl " * (b + 1)} for b in range(64)]
+    lengths = [len(row["query"]) + sum(map(len, row["documents"])) for row in rows]
+    trainer.train_dataset = Dataset.from_list(rows)
+
+    def distance(found: list[list[int]]) -> int:
+        return sum(abs(lengths[a] - lengths[b]) for a, b in found)
+
+    at_random = batches(trainer)
     trainer.args.train_sampling_strategy = "group_by_length"
     grouped = batches(trainer)
-    by_length = sorted(range(8), key=lengths.__getitem__)
-    assert sorted(map(sorted, grouped)) == sorted(sorted(by_length[i : i + 2]) for i in range(0, 8, 2))
+    assert sorted(row for batch in grouped for row in batch) == list(range(64))
+    assert 2 * distance(grouped) < distance(at_random)
+    assert batches(trainer) == grouped
     trainer.args.train_sampling_strategy = "sequential"
     with pytest.raises(NLTError, match="train_sampling_strategy 'sequential' is not known here; choose random or"):
         batches(trainer)

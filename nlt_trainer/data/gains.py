@@ -155,8 +155,9 @@ def audit_teacher(
         relevant: `(B, K)` bool, what judgements say of the candidates, where there are any; for the report alone.
 
     Returns:
-        Share of queries with a positive gain, quantiles of the gain, agreement with BM25 (share of queries with the
-        same best candidate; mean Spearman correlation), one `TeacherAudit` a temperature, and the temperature at which
+        Share of queries with a positive gain, quantiles of the gain, agreement with BM25 over the queries whose
+        candidates it tells apart (share of those whose best candidate by gain is one of BM25's best; mean Spearman
+        correlation), one `TeacherAudit` a temperature, and the temperature at which
         the effective number of candidates is nearest to K / 3, as a proposal. With judgements also `gold`: the mean
         reciprocal rank of the best relevant candidate by gain and by BM25, over the queries that have one.
     """
@@ -172,7 +173,7 @@ def audit_teacher(
         "candidates": int(gain.shape[1]),
         "share_of_queries_with_positive_gain": float((gain.max(1) > 0).mean()),
         "gain_quantiles_5_25_50_75_95": [round(float(q), 4) for q in quantiles],
-        "same_best_as_bm25": float((gain.argmax(1) == bm25_scores.argmax(1)).mean()),
+        "same_best_as_bm25": _same_best(gain, bm25_scores),
         "spearman_with_bm25": _mean_spearman(gain, bm25_scores),
         "temperatures": [vars(a) for a in audits],
         "proposed_teacher_temperature": proposal,
@@ -197,6 +198,13 @@ def _at_temperature(gain: np.ndarray, temperature: float) -> TeacherAudit:
     p /= p.sum(1, keepdims=True)
     entropy = -(p * np.log(np.clip(p, 1e-300, None))).sum(1)
     return TeacherAudit(temperature, round(float(np.exp(entropy).mean()), 3), round(float(p.max(1).mean()), 3))
+
+
+def _same_best(gain: np.ndarray, bm25: np.ndarray) -> float:
+    """Share of rows whose best by gain is among BM25's best; rows that BM25 scores all alike say nothing."""
+    told_apart = bm25.max(1) > bm25.min(1)  # (B,)
+    same = np.take_along_axis(bm25, gain.argmax(1)[:, None], 1)[:, 0] == bm25.max(1)
+    return float(same[told_apart].mean()) if told_apart.any() else 0.0
 
 
 def _mean_spearman(a: np.ndarray, b: np.ndarray) -> float:

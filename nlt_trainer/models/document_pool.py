@@ -132,7 +132,7 @@ class PooledPrompts:
         return torch.cat([key, keys], dim=2), torch.cat([value, values], dim=2), torch.cat([hidden, pooled], dim=-1)
 
 
-def cache_rows(cache: DynamicCache, part: slice) -> DynamicCache:
+def cache_rows(cache: DynamicCache, part: Tensor) -> DynamicCache:
     """Some rows of a cache, as a cache of its own."""
     rows = DynamicCache()
     filled: list[Any] = cache.layers

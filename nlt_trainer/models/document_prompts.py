@@ -60,9 +60,31 @@ class DocumentPrompts:
         """The prompts among a batch's tensors, by name."""
         return cls(**{f.name: tensors[f.name] for f in fields(cls)})
 
-    def rows(self, part: slice) -> DocumentPrompts:
+    def rows(self, part: slice | Tensor) -> DocumentPrompts:
         """Some of the prompts, for micro-batches."""
         return DocumentPrompts(**{name: tensor[part] for name, tensor in self.as_dict().items()})
+
+    def without_padding(self, *, prompt: bool = True) -> DocumentPrompts:
+        """The prompts without columns in which none of them has a token.
+
+        Args:
+            prompt: also those of the documents' part, whose keys and values must not have been read yet.
+        """
+        length = int(self.prompt_mask.sum(1).max()) if prompt else self.prompt_mask.shape[1]
+        first = self.prompt_mask.shape[1] - length  # padded on the left
+        end = int(self.suffix_mask.sum(1).max())  # padded on the right
+        return DocumentPrompts(
+            **{n: t[:, :end] if n.startswith("suffix_") else t[:, first:] for n, t in self.as_dict().items()}
+        )
+
+    @property
+    def by_cost(self) -> Tensor:
+        """Order `(B,)` in which neighbours cost the LLM alike: by the tokens that it reads padded, suffixes twice.
+
+        Documents that do not see each other are read alone and have no padding.
+        """
+        tokens = 2 * self.suffix_mask.sum(1)
+        return (tokens if self.prompt_segments.any() else tokens + self.prompt_mask.sum(1)).argsort(stable=True)
 
     def repeat(self, times: int) -> DocumentPrompts:
         """Every prompt `times` times in a row: row `b * times + i`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 
+from nlt_trainer.files import atomic_write_bytes
 from nlt_trainer.models.locations import cache_folder
 
 PART = 512
@@ -49,7 +49,8 @@ class EmbeddingCache:
         with tqdm(total=missing, unit="doc", desc="embedding documents", disable=not missing) as bar:
             for part, file in zip(parts, files, strict=True):
                 if not file.is_file():
-                    _write(file, self._embed(part, batch_size))
+                    with atomic_write_bytes(file) as handle:
+                        np.save(handle, self._embed(part, batch_size))
                     bar.update(len(part))
         return np.concatenate([np.load(file) for file in files])
 
@@ -79,12 +80,3 @@ def _hash_texts(texts: Sequence[str]) -> str:
         data = text.encode()
         digest.update(b"%d:" % len(data) + data)
     return digest.hexdigest()
-
-
-def _write(path: Path, embeddings: np.ndarray) -> None:
-    """Write beside the final name, then rename: several processes may embed the same corpus."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    with partial.open("wb") as handle:
-        np.save(handle, embeddings)
-    partial.replace(path)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.frozen_lm import FrozenLM
-from nlt_trainer.models.locations import adapter_base, reason, resolve_model
+from nlt_trainer.models.locations import adapter_base, loading, resolve_model
 from nlt_trainer.models.lora import lora_config
 from nlt_trainer.models.shared_backbone import share_weights
 
@@ -47,7 +47,8 @@ def load_encoder(
         dtype: `float32` or `bfloat16`, of the weights, whatever the checkpoint has; an adapter is always float32.
         prompts: put in front of texts; only the keys `query` and `document` (MTEB drops others).
         max_seq_length: tokens, longer texts are cut; default what the model has.
-        pooling: for a plain transformer: `mean`, `cls` or `lasttoken`.
+        pooling: for a plain transformer: `mean`, `cls` or `lasttoken`; a Sentence-Transformers folder has its own, and
+            this may name it.
         lora: arguments of `peft.LoraConfig`, e.g. `{"r": 16, "lora_alpha": 32}`; then only the adapter is trained.
         device: default CUDA where there is one, else CPU.
         backbone: the LLM of the same name, whose weights the encoder uses in place of a copy; needs pooling and LoRA.
@@ -60,20 +61,18 @@ def load_encoder(
     if dtype not in ENCODER_DTYPES:
         raise NLTError(f"encoder dtype {dtype!r} is unknown; choose one of {', '.join(ENCODER_DTYPES)}")
     location = resolve_model(name)
-    loading: dict[str, Any] = {"use_safetensors": True, "dtype": dtype}
+    kwargs: dict[str, Any] = {"use_safetensors": True, "dtype": dtype}
     if backbone is not None:
         _check_backbone(name, backbone, pooling=pooling, lora=lora)
-    try:
-        if pooling is None:
-            encoder = SentenceTransformer(location, revision=revision, device=device, model_kwargs=loading)
+    with loading("encoder", name):
+        whole = backbone is None and Path(location, "modules.json").is_file()
+        if pooling is None or whole:
+            encoder = SentenceTransformer(location, revision=revision, device=device, model_kwargs=kwargs)
+            _check_own_pooling(encoder, name, pooling)
         else:
             _check_pooling(location, pooling)
-            transformer = _transformer(location, revision=revision, loading=loading, backbone=backbone)
+            transformer = _transformer(location, revision=revision, kwargs=kwargs, backbone=backbone)
             encoder = _with_pooling(transformer, pooling, device=str(backbone.device) if backbone else device)
-    except NLTError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a folder without a model that transformers knows
-        raise NLTError(f"encoder {name!r} cannot be loaded: {reason(error, name)}") from error
     if max_seq_length is not None:
         if isinstance(encoder[0], StaticEmbedding):
             raise NLTError(
@@ -112,6 +111,15 @@ def _check_backbone(name: str, backbone: FrozenLM, *, pooling: str | None, lora:
         )
 
 
+def _check_own_pooling(encoder: SentenceTransformer, name: str, pooling: str | None) -> None:
+    own = {str(module.pooling_mode) for module in encoder if isinstance(module, Pooling)}
+    if pooling is not None and own != {pooling}:
+        raise NLTError(
+            f"{name} is a Sentence-Transformers model with its own pooling; leave `pooling` out or set it to "
+            f"{', '.join(own) or 'null'}"
+        )
+
+
 def _check_pooling(location: str, pooling: str) -> None:
     if Path(location, "modules.json").is_file():
         raise NLTError(f"{location} is a Sentence-Transformers model with its own pooling; leave `pooling` out")
@@ -120,13 +128,13 @@ def _check_pooling(location: str, pooling: str) -> None:
 
 
 def _transformer(
-    location: str, *, revision: str | None, loading: dict[str, Any], backbone: FrozenLM | None
+    location: str, *, revision: str | None, kwargs: dict[str, Any], backbone: FrozenLM | None
 ) -> Transformer:
     """The plain transformer: with weights of its own, or with the backbone's."""
     if backbone is not None:
-        loading = {**loading, "device_map": "meta", "dtype": backbone.model.dtype}  # modules without memory
+        kwargs = {**kwargs, "device_map": "meta", "dtype": backbone.model.dtype}  # modules without memory
     at: dict[str, Any] = {"revision": revision}
-    transformer = Transformer(location, model_kwargs=loading | at, config_kwargs=at, processor_kwargs=dict(at))
+    transformer = Transformer(location, model_kwargs=kwargs | at, config_kwargs=at, processor_kwargs=dict(at))
     if backbone is not None:
         share_weights(transformer.model, backbone)
     return transformer
@@ -153,11 +161,9 @@ def encoder_from_token_embeddings(llm: str) -> SentenceTransformer:
         NLTError: the LLM cannot be loaded.
     """
     location = resolve_model(llm)
-    try:
+    with loading("LLM", llm):
         model: Any = AutoModelForCausalLM.from_pretrained(location, dtype="float32", use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(location).backend_tokenizer
-    except (OSError, ValueError) as error:  # ValueError: a folder without a model that transformers knows
-        raise NLTError(f"LLM {llm!r} cannot be loaded: {reason(error, llm)}") from error
     embeddings = all_but_the_top(model.get_input_embeddings().weight.detach())
     encoder = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embeddings), Normalize()])
     encoder.prompts = {"query": "", "document": ""}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -21,7 +22,7 @@ from transformers import (
 )
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.locations import content_hash, reason, resolve_model
+from nlt_trainer.models.locations import content_hash, loading, resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -84,22 +85,21 @@ class FrozenLM:
         """
         if dtype not in LLM_DTYPES:
             raise NLTError(f"LLM dtype {dtype!r} is unknown; choose one of {', '.join(LLM_DTYPES)}")
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
+            place = torch.device(chosen)
             torch.empty(0, device=place)
         except (RuntimeError, AssertionError) as error:
-            raise NLTError(f"device {str(place)!r} cannot be used ({error}); choose another llm_device") from error
+            raise NLTError(f"device {str(chosen)!r} cannot be used ({error}); choose another llm_device") from error
         location = resolve_model(name)
         model: PreTrainedModel
-        loading: dict[str, list[str]]
-        try:
-            model, loading = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, as asked for
+        report: dict[str, list[str]]
+        with loading("LLM", name):
+            model, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, as asked for
                 location, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
-        except (OSError, ImportError, *FORWARD_ERRORS) as error:  # ValueError: a model that transformers does not know
-            raise NLTError(f"LLM {name!r} cannot be loaded: {reason(error, name)}") from error
-        if missing := sorted(loading["missing_keys"]):
+        if missing := sorted(report["missing_keys"]):
             raise NLTError(
                 f"LLM {name!r}: its files have no weights for {missing[0]} ({len(missing)} missing), as an encoder "
                 f"has none for a language-model head. {DECODER_HELP}."
@@ -260,11 +260,10 @@ def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 def _merge_adapter(
     model: PreTrainedModel, adapter: str, *, base: str, base_location: str
 ) -> tuple[PreTrainedModel, str]:
-    try:
+    with loading("adapter", adapter):
         folder = _adapter_folder(adapter)
         trained_on = PeftConfig.from_pretrained(folder).base_model_name_or_path or ""
-    except (ValueError, OSError) as error:
-        raise NLTError(f"adapter {adapter!r} cannot be loaded: {error}") from error
+        weights = load_file(Path(folder, ADAPTER_FILES[1]))
     if _is_hub_id(trained_on) and _is_hub_id(base_location):
         same = trained_on == base_location
     else:  # the same weights may lie elsewhere on another machine
@@ -276,9 +275,16 @@ def _merge_adapter(
             "adapter_config.json."
         )
     try:
-        merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
+        adapted = PeftModel.from_pretrained(model, folder)
     except (ValueError, RuntimeError) as error:
         raise NLTError(f"adapter {adapter!r} does not fit {base!r}: {error}") from error
+    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    if strange := sorted(expected ^ {name for name in weights if name in expected or "lora_" in name}):
+        raise NLTError(  # where peft itself would merely warn
+            f"adapter {adapter!r} does not fit {base!r}: {strange[0]} and {len(strange) - 1} more weights belong to "
+            "one of them alone; give an adapter of this LLM"
+        )
+    merged: PreTrainedModel = adapted.merge_and_unload()
     return merged, content_hash(folder)
 
 
@@ -289,8 +295,8 @@ def _adapter_folder(adapter: str) -> str:
         folder = Path(snapshot_download(adapter, allow_patterns=list(ADAPTER_FILES)))
     if missing := [name for name in ADAPTER_FILES if not (folder / name).is_file()]:
         raise NLTError(
-            f"{folder} has no {' and no '.join(missing)}; save the adapter as safetensors with save_pretrained "
-            "(adapter_model.bin is a pickle, which is not loaded)"
+            f"adapter {adapter!r} cannot be loaded: {folder} has no {' and no '.join(missing)}; save the adapter as "
+            "safetensors with save_pretrained (adapter_model.bin is a pickle, which is not loaded)"
         )
     return str(folder)
 

@@ -58,9 +58,10 @@ class HeadSet:
         """Read a head file.
 
         Raises:
-            DataError: missing, malformed, without a head, or with one that its own score table does not have.
+            DataError: missing, malformed, without a head, or with one that stands twice or that its own score table,
+                which is whole and finite, does not have.
         """
-        value = read_json(path, stage="nlt detect_heads")
+        value = read_json(path, stage="nlt detect_heads", kind=object)
         if not isinstance(value, dict):
             raise DataError(path, f"holds a JSON {type(value).__name__} and no head file; {MAKE_HEADS}")
         if missing := [f.name for f in fields(cls) if f.name not in value]:
@@ -69,7 +70,11 @@ class HeadSet:
             heads = tuple((int(layer), int(head)) for layer, head in value["heads"])
             scores = tuple(tuple(float(s) for s in row) for row in value["scores"])
             fingerprint = {**value["llm_fingerprint"], "weights": value["llm_fingerprint"]["weights"]}
-            found = cls(heads, scores, value["llm"], fingerprint, value["settings"])
+            found = cls(heads, scores, value["llm"], fingerprint, {**value["settings"]})
+            if not np.isfinite(np.array(scores)).all():  # rows of different lengths are a ValueError too
+                raise ValueError("a score is not finite")
+            if len(set(heads)) < len(heads):
+                raise ValueError("a head stands twice")
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(path, f"is a damaged head file ({error!r}); {MAKE_HEADS}") from error
         if not heads:

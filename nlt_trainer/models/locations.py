@@ -8,6 +8,8 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -90,6 +92,25 @@ def reason(error: BaseException, name: str) -> str:
     return str(error)
 
 
+@contextmanager
+def loading(what: str, name: str) -> Iterator[None]:
+    """Say of any error inside the block that a model cannot be loaded, which one, and why.
+
+    Args:
+        what: e.g. "LLM".
+        name: the model's name in the recipe.
+
+    Raises:
+        NLTError: in place of every other exception.
+    """
+    try:
+        yield
+    except NLTError:
+        raise
+    except Exception as error:  # half a file: safetensors and tokenizers have errors without a common base
+        raise NLTError(f"{what} {name!r} cannot be loaded: {reason(error, name)}") from error
+
+
 def _remedy(name: str) -> str:
     """What to give in place of a path that does not exist."""
     if name.startswith(PACKAGE_SCHEME):
@@ -133,15 +154,17 @@ def convert_gguf(path: Path) -> Path:
 
 def _write_converted(path: Path, target: Path) -> None:
     logger.info("converting %s to %s", path.name, target)
-    loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32")
-    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    with loading("GGUF file", str(path)):
+        loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32")
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     config.architectures = [type(loaded).__name__]
     config.dtype = "float32"
     model = type(loaded)(config)
     model.load_state_dict(loaded.state_dict())
     with atomic_folder(target) as folder:
         model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def content_hash(folder: str | Path) -> str:

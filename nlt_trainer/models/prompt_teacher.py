@@ -67,9 +67,11 @@ class PromptTeacher(LLMObjective):
     def teacher_scores(self, prompts: DocumentPrompts, num_documents: int) -> Tensor:
         """The LLM's number for each of the K documents of B prompts, `(B, K)`."""
         device, size = self.reader.lm.device, self.micro_batch_size
-        parts = [prompts.rows(slice(start, start + size)).to(device) for start in range(0, len(prompts), size)]
+        order = prompts.by_cost
+        parts = [prompts.rows(rows).without_padding().to(device) for rows in order.split(size)]
         with torch.autocast(device.type, enabled=False):  # the LLM runs in its own dtype, whatever the encoder's
-            return torch.cat([self.read(part, num_documents) for part in parts])
+            scores = torch.cat([self.read(part, num_documents) for part in parts])
+        return scores[order.argsort().to(device)]
 
     @abstractmethod
     def read(self, prompts: DocumentPrompts, num_documents: int) -> Tensor:

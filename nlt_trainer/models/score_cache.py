@@ -32,14 +32,17 @@ class ScoreCache:
         description: JSON-serialisable; kept readable inside the file.
 
     Raises:
-        DataError: the file is not a score cache of this description.
+        DataError: the folder is a file, or the file in it is not a score cache of this description.
     """
 
     def __init__(self, folder: str | Path, description: Mapping[str, Any]) -> None:
         text = json.dumps(description, sort_keys=True)
         name = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         self.path = Path(folder).expanduser() / f"scores-{name}.sqlite"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise DataError(self.path.parent, "is a file, and the score cache is a folder; name a folder") from error
         try:
             with self._transaction() as connection:
                 connection.execute(

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 ROW_TOKENS = 512
 """A row takes several suffixes of one document up to this length; longer rows waste attention on masked pairs."""
 
+MAX_PADDING = 0.05
+"""Share of a batch's tokens; a batch that would have more ends before."""
+
 WINDOW_PAIRS = 16_384
 """Pairs that are tokenised and sorted by length at once; bounds the memory that token ids take."""
 
@@ -306,12 +309,18 @@ def _row_mask(segments: Tensor, lm: FrozenLM) -> Tensor:
 
 
 def token_batches(rows: list[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
-    """Split rows, sorted by descending length, into batches of at most `batch_tokens` tokens with padding."""
+    """Split rows, sorted by descending length, into batches of at most `batch_tokens` tokens with padding.
+
+    At most `MAX_PADDING` of a batch's tokens are padding.
+    """
     batch: list[_Row] = []
+    tokens = 0
     for row in rows:
-        if batch and (len(batch) + 1) * batch[0].length > batch_tokens:
+        padded = (len(batch) + 1) * batch[0].length if batch else 0
+        if padded > batch_tokens or tokens + row.length < (1 - MAX_PADDING) * padded:
             yield batch
-            batch = []
+            batch, tokens = [], 0
         batch.append(row)
+        tokens += row.length
     if batch:
         yield batch

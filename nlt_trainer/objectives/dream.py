@@ -152,14 +152,15 @@ class DREAMLoss(LLMObjective):
             pool: U documents that the selected heads choose among, instead of the prompts' own.
         """
         device = self.reader.lm.device
+        order = prompts.by_cost
 
         def losses(log_weights: Tensor, part: slice) -> Tensor:
-            own = prompts.rows(part).to(device)
-            return self.read(log_weights, own, cache=cache_rows(read, part) if read else None, pool=pool)
+            rows = order[part]
+            own = prompts.rows(rows).without_padding(prompt=read is None).to(device)
+            return self.read(log_weights, own, cache=cache_rows(read, rows) if read else None, pool=pool)
 
-        return micro_batched_loss(
-            losses, self.log_shares(scores), micro_batch_size=self.micro_batch_size, device=device
-        )
+        log_weights = self.log_shares(scores)[order.to(scores.device)]
+        return micro_batched_loss(losses, log_weights, micro_batch_size=self.micro_batch_size, device=device)
 
     def log_shares(self, scores: Tensor) -> Tensor:
         """Logarithms of the documents' shares, `(B, K)`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,12 +11,22 @@ from typing import NoReturn
 from nlt_trainer.errors import NLTError
 
 GOES_ON = {
+    "mine": "the embeddings that it has on disk, where an encoder mines",
     "score": "the scores that it has in its cache",
     "train": "the last whole checkpoint, if there is one",
     "adapt_scorer": "the last whole checkpoint, if there is one",
     "demo": "the stage that was under way",
 }
 """Stages that go on where they stopped, and from what."""
+
+DISK = {
+    errno.EACCES: "give yourself the right to it or name another place",
+    errno.EPERM: "give yourself the right to it or name another place",
+    errno.EROFS: "name a place that can be written",
+    errno.ENOSPC: "free some space on the disk",
+    errno.EDQUOT: "free some space on the disk",
+}
+"""What the file system refuses, and the remedy; other errors of the system keep their traceback."""
 
 STOPPED = 130
 """Exit code of a program that Ctrl-C has ended: 128 and the number of SIGINT."""
@@ -35,8 +46,8 @@ def shown(doc: str | None) -> str:
 def run_main(
     main: Callable[[list[str] | None], int | None], argv: Sequence[str] | None = None, *, stage: str | None = None
 ) -> NoReturn:
-    """Run a stage and leave the process: wrong input is one line on stderr and exit code 2, without a traceback, and
-    so is Ctrl-C with exit code 130.
+    """Run a stage and leave the process: wrong input and a disk that refuses are one line on stderr and exit code 2,
+    without a traceback, and so is Ctrl-C with exit code 130.
 
     Args:
         main: the stage; it returns its exit code, or `None` for success.
@@ -54,9 +65,18 @@ def run_main(
     except NLTError as error:
         sys.stderr.write(f"{name}: error: {error}\n")
         raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        sys.stderr.write(f"{name}: error: {error}; {DISK[error.errno]}{_again(name)}\n")
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
-        source = GOES_ON.get(name.removeprefix("nlt "))
-        remedy = f"; run again, it goes on from {source}" if source else ""
-        sys.stderr.write(f"\n{name}: stopped{remedy}\n")
+        sys.stderr.write(f"\n{name}: stopped{_again(name)}\n")
         raise SystemExit(STOPPED) from None
     raise SystemExit(code or 0)
+
+
+def _again(name: str) -> str:
+    """What a second call goes on from, where the stage can."""
+    source = GOES_ON.get(name.removeprefix("nlt "))
+    return f"; run again, it goes on from {source}" if source else ""

@@ -33,7 +33,7 @@ from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.gains import read_gains
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import atomic_folder, write_json
+from nlt_trainer.files import atomic_folder, check_folder, write_json
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.locations import adapter_base, resolve_model
 from nlt_trainer.recipe import parse_recipe
@@ -68,6 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     if model.adapter is not None:
         raise NLTError(f"adapter is {model.adapter!r}; an adapter is fitted to the plain LLM, leave `adapter` out")
     folder = Path(args.output_dir)
+    check_folder(folder / "adapter")
     settings = adaptation_settings(model, data, args)
     checkpoint = start_checkpoint(args, settings)
     collection = load_training_collection(data)

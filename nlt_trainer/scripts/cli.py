@@ -14,6 +14,7 @@ import sys
 from nlt_trainer.scripts import run_main
 
 STAGES = {
+    "plan": ("nlt_trainer.scripts.plan", "say what a recipe will cost before anything runs"),
     "build_stdlib": ("nlt_trainer.scripts.build_stdlib", "write Python's standard library as a BEIR folder"),
     "build_collection": ("nlt_trainer.scripts.build_collection", "write data sets of the Hub as a BEIR folder"),
     "make_encoder": ("nlt_trainer.scripts.make_encoder", "make an encoder that was never trained for retrieval"),

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import PartialState
+from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 
 from nlt_trainer.arguments import DataArguments, ModelArguments
 from nlt_trainer.data.beir import Collection, Query, load_collection, training_queries
 from nlt_trainer.data.candidates import QueryCandidates, read_candidates
 from nlt_trainer.errors import NLTError
+from nlt_trainer.models.encoder import load_encoder
 from nlt_trainer.models.frozen_lm import FrozenLM, context_length
 from nlt_trainer.models.locations import resolve_model
 from nlt_trainer.models.prompt_tokens import PromptTokens
@@ -97,6 +99,17 @@ def load_candidates(data: DataArguments, collection: Collection) -> list[QueryCa
             "them: run nlt mine again or set max_queries as it was"
         )
     return candidates
+
+
+def load_untrained(model: ModelArguments) -> SentenceTransformer:
+    """The recipe's encoder as it stands, in float32, without what training would add."""
+    return load_encoder(
+        model.encoder,
+        revision=model.encoder_revision,
+        prompts=model.encoder_prompts,
+        max_seq_length=model.max_seq_length,
+        pooling=model.pooling,
+    )
 
 
 def load_llm(model: ModelArguments) -> FrozenLM:

@@ -100,7 +100,8 @@ def run_stage(stage: Stage, stamps: Path, *, earlier: str, place: str) -> str:
 
 def collect(runs: list[Path]) -> list[Result]:
     """BM25 and the start once, then the trained encoders."""
-    rows = [Result(**row) for run in runs for row in read_json(run / "results.json", stage="nlt evaluate")]
+    tables = [read_json(run / "results.json", stage="nlt evaluate", kind=list) for run in runs]
+    rows = [Result(**row) for table in tables for row in table]
     return list({(row.name, row.collection): row for row in rows}.values())
 
 

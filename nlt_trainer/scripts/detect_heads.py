@@ -65,15 +65,13 @@ def detect(model: ModelArguments, data: DataArguments, *, seed: int) -> HeadSet:
     """Score all heads by the recipe's method."""
     start = time.monotonic()
     collection = load_training_collection(data)
-    needle = data.head_method == "needle"
-    task = needle_task(collection, data, seed=seed) if needle else candidate_task(collection, data)
-    drawn = np.random.default_rng(seed).permutation(np.flatnonzero(tells_apart(task.relevant)))[: data.head_queries]
+    task = head_task(collection, data, seed=seed)
     lm = load_llm(model)
     found = detect_query_focused_heads(
         lm,
-        [task.queries[i] for i in drawn],
-        documents=[task.documents[i] for i in drawn],
-        relevant=task.relevant[drawn],
+        task.queries,
+        documents=task.documents,
+        relevant=task.relevant,
         tokens=prompt_tokens(lm, data),
         layout=data.head_layout or data.document_layout,  # type: ignore[arg-type]  # checked by DataArguments
         score="correlation" if data.head_method == "correlation" else "reciprocal_rank",
@@ -83,6 +81,15 @@ def detect(model: ModelArguments, data: DataArguments, *, seed: int) -> HeadSet:
     how = {"method": data.head_method, "gold": task.gold, "collection": collection.name}
     seconds = round(time.monotonic() - start, 1)
     return dataclasses.replace(found, settings={**how, **found.settings, "seconds": seconds})
+
+
+def head_task(collection: Collection, data: DataArguments, *, seed: int) -> HeadTask:
+    """What the recipe tries heads on: at most `head_queries` of the queries that tell their documents apart."""
+    needle = data.head_method == "needle"
+    task = needle_task(collection, data, seed=seed) if needle else candidate_task(collection, data)
+    drawn = np.random.default_rng(seed).permutation(np.flatnonzero(tells_apart(task.relevant)))[: data.head_queries]
+    queries, documents = [task.queries[i] for i in drawn], [task.documents[i] for i in drawn]
+    return HeadTask(queries, documents, task.relevant[drawn], task.gold)
 
 
 def candidate_task(collection: Collection, data: DataArguments) -> HeadTask:

@@ -22,7 +22,7 @@ from nlt_trainer.models.encoder import load_encoder
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.results import Result, results_table, write_results
 from nlt_trainer.scripts import run_main, shown
-from nlt_trainer.scripts.common import processes
+from nlt_trainer.scripts.common import load_untrained, processes
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -68,14 +68,7 @@ def evaluate_baseline(collection: Collection, split: str) -> Result:
 
 def evaluate_start(collection: Collection, split: str, *, model: ModelArguments) -> Result:
     """The row of the encoder that training starts from."""
-    encoder = load_encoder(
-        model.encoder,
-        revision=model.encoder_revision,
-        prompts=model.encoder_prompts,
-        max_seq_length=model.max_seq_length,
-        pooling=model.pooling,
-    )
-    metrics = evaluate_encoder(encoder, collection, split=split)
+    metrics = evaluate_encoder(load_untrained(model), collection, split=split)
     return Result("start", **metrics, train_seconds=0, lm_tokens=0, seed=None, collection=collection.name, split=split)
 
 

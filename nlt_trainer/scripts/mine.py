@@ -3,32 +3,73 @@
 ```bash
 nlt mine --config recipes/demo/likelihood_gain.yaml
 ```
+
+With `--miner encoder --encoder <output_dir>/encoder` the encoder of an earlier round chooses them, or with `--miner
+fused` it and BM25. Several processes (`accelerate launch -m nlt_trainer.scripts.mine`) share the corpus; embeddings
+stand in `<candidates>.embeddings` until the candidates are written, so that a killed run goes on where it stopped.
 """
 
 from __future__ import annotations
 
-from nlt_trainer.arguments import RECIPE_BLOCKS
-from nlt_trainer.data.candidates import mine_candidates, write_candidates
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import PartialState
+
+from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments, ModelArguments
+from nlt_trainer.data.beir import Collection, Query
+from nlt_trainer.data.candidates import mine_candidates, ranking_depth, write_candidates
+from nlt_trainer.data.encoder_rankings import CorpusEmbeddings
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.scripts import run_main, shown
-from nlt_trainer.scripts.common import chosen_queries, load_training_collection, processes
+from nlt_trainer.scripts.common import chosen_queries, load_training_collection, load_untrained, processes
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write the recipe's `candidates` file."""
-    _, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__))
-    if not processes(args).is_main_process:
-        return
+    model, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__))
+    state = processes(args)
     collection = load_training_collection(data)
+    queries = chosen_queries(collection, data, seed=args.seed)
+    folder = Path(f"{data.candidates}.embeddings")
+    rankings = None
+    if data.miner != "bm25":
+        rankings = rank_by_encoder(model, data, collection, queries, folder=folder, state=state)
+    if not state.is_main_process:
+        return
     candidates = mine_candidates(
         collection,
-        chosen_queries(collection, data, seed=args.seed),
+        queries,
         num_candidates=data.num_candidates,
         num_random=data.num_random_candidates,
         seed=args.seed,
+        encoder_rankings=rankings,
+        fused=data.miner == "fused",
     )
     write_candidates(data.candidates, candidates)
-    print(f"{data.candidates}: {len(candidates)} queries with {data.num_candidates} candidates each")
+    shutil.rmtree(folder, ignore_errors=True)
+    print(f"{data.candidates}: {len(candidates)} queries with {data.num_candidates} candidates each ({data.miner})")
+
+
+def rank_by_encoder(
+    model: ModelArguments,
+    data: DataArguments,
+    collection: Collection,
+    queries: Sequence[Query],
+    *,
+    folder: Path,
+    state: PartialState,
+) -> list[list[int]] | None:
+    """For each query the corpus' best by the recipe's encoder; `None` in all processes but the main one."""
+    embeddings = CorpusEmbeddings(load_untrained(model), collection, folder)
+    embeddings.compute(process=state.process_index, processes=state.num_processes)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return None
+    fused = data.miner == "fused"
+    depth = ranking_depth(data.num_candidates - data.num_random_candidates, fused=fused)
+    return embeddings.rank(queries, top_k=min(depth, len(collection.corpus)))
 
 
 if __name__ == "__main__":

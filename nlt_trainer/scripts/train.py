@@ -27,7 +27,7 @@ from nlt_trainer.data.gains import read_gains, read_likelihoods
 from nlt_trainer.data.training import training_dataset
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation import RetrievalEvaluator
-from nlt_trainer.files import atomic_folder, read_json, write_json
+from nlt_trainer.files import atomic_folder, check_folder, read_json, write_json
 from nlt_trainer.models.encoder import load_encoder
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     model, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__))
     processes(args)
     folder = Path(args.output_dir)
+    check_folder(folder / "encoder")
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection)
     settings = run_settings(model, data, args)

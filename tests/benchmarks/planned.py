@@ -1,0 +1,108 @@
+"""What `nlt plan` says of a recipe against what its stages then take, each in a process of its own.
+
+```bash
+python tests/benchmarks/planned.py recipes/demo/likelihood_gain.yaml --folder runs/planned --max_queries 32
+```
+
+Collection and encoder must be there. All files of the stages go to a new folder, so that the plan is made before any
+of them is there; further keys go to plan and stages alike. Memory is the peak of a process's resident set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from nlt_trainer.arguments import RECIPE_BLOCKS
+from nlt_trainer.files import read_json, write_json
+from nlt_trainer.recipe import parse_recipe
+from nlt_trainer.scripts.score import audit_file
+
+FILES = {
+    "candidates": "candidates.jsonl",
+    "gains": "gains.jsonl",
+    "score_cache": "scores",
+    "heads": "heads.json",
+    "output_dir": "run",
+}
+"""Keys of what stages write, and where it goes."""
+
+COLUMNS = ("lm_tokens", "seconds", "memory", "file_bytes")
+
+
+def run(stage: str, arguments: list[str], *, log: Path) -> dict[str, float]:
+    """Run a stage; returns seconds of wall time and the peak of its memory, bytes."""
+    begin = time.monotonic()
+    with log.open("w") as output:
+        command = [sys.executable, "-m", f"nlt_trainer.scripts.{stage}", *arguments]
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{stage} has failed:\n{log.read_text()}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"seconds": time.monotonic() - begin, "memory": usage.ru_maxrss * unit}
+
+
+def read_off(measured: dict[str, dict[str, float]], model: Any, data: Any, args: Any) -> None:
+    """Add to what was measured the tokens that reports of the stages name, and the size of score's files."""
+    earlier = 0
+    if "score" in measured:
+        earlier = read_json(audit_file(data.gains))["lm_tokens"]
+        cache = sum(path.stat().st_size for path in Path(data.score_cache).iterdir())
+        measured["score"] |= {"lm_tokens": earlier, "file_bytes": cache + Path(data.gains).stat().st_size}
+    if "detect_heads" in measured:
+        heads = read_json(model.heads)["settings"]["lm_tokens"]
+        measured["detect_heads"]["lm_tokens"], earlier = heads, earlier + heads
+    read = read_json(Path(args.output_dir, "training.json"))["lm_tokens"]
+    measured["train"]["lm_tokens"] = read - earlier
+
+
+def comparison(planned: dict[str, dict[str, Any]], measured: dict[str, dict[str, float]]) -> str:
+    """A table of planned over measured, with both in brackets."""
+    units = {"memory": (2**20, "MiB"), "file_bytes": (2**10, "KiB"), "seconds": (1, "s"), "lm_tokens": (1, "")}
+    lines = [f"| stage | {' | '.join(COLUMNS)} |", f"|---|{'---|' * len(COLUMNS)}"]
+    for stage, found in measured.items():
+        cells = []
+        for column in COLUMNS:
+            plan, truth = planned[stage][column], found.get(column)
+            unit, name = units[column]
+            if not truth:
+                cells.append("")
+            else:
+                cells.append(
+                    f"{plan / truth:.2f} ({plan / unit:,.0f} / {truth / unit:,.0f} {name})".replace(" )", ")")
+                )
+        lines.append(f"| {stage} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Plan, run and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--folder", type=Path, required=True, help="new folder, for files, logs and results")
+    known, further = parser.parse_known_args()
+    if known.folder.exists():
+        raise SystemExit(f"{known.folder} is there already; name a new folder")
+    known.folder.mkdir(parents=True)
+    arguments = ["--config", known.recipe, *further]
+    for key, name in FILES.items():
+        arguments += [f"--{key}", str(known.folder / name)]
+    model, data, args = parse_recipe(RECIPE_BLOCKS, arguments)
+    plan_file = known.folder / "plan.json"
+    run("plan", [*arguments, "--plan_file", str(plan_file)], log=known.folder / "plan.txt")
+    print((known.folder / "plan.txt").read_text())
+    planned = {stage["stage"]: stage for stage in read_json(plan_file)["stages"]}
+    measured = {s: run(s, arguments, log=known.folder / f"{s}.txt") for s in planned if s != "total"}
+    read_off(measured, model, data, args)
+    print(comparison(planned, measured))
+    write_json(known.folder / "results.json", {"arguments": arguments, "planned": planned, "measured": measured})
+
+
+if __name__ == "__main__":
+    main()
