@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nlt_trainer.arguments import NLTTrainingArguments
     from nlt_trainer.data.collator import NLTCollator
-    from nlt_trainer.evaluation import BEIRFolderRetrieval, evaluate_encoder
+    from nlt_trainer.evaluation import evaluate_encoder
+    from nlt_trainer.folder_task import BEIRFolderRetrieval
     from nlt_trainer.models.encoder import load_encoder
     from nlt_trainer.models.frozen_lm import FrozenLM
     from nlt_trainer.models.heads import HeadSet, detect_query_focused_heads
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 # Imported when first used (PEP 562): torch and transformers take seconds, and `nlt --help` needs neither.
 _MODULES = {
     "ADistLoss": "nlt_trainer.objectives.adist",
-    "BEIRFolderRetrieval": "nlt_trainer.evaluation",
+    "BEIRFolderRetrieval": "nlt_trainer.folder_task",
     "DREAMLoss": "nlt_trainer.objectives.dream",
     "EMDR2Loss": "nlt_trainer.objectives.emdr2",
     "FrozenLM": "nlt_trainer.models.frozen_lm",

@@ -65,7 +65,7 @@ class SearchIndex:
         self.encoder = encoder
         self.documents = list(corpus.values())
         contents = [document.content for document in self.documents]
-        self.embeddings = torch.from_numpy(EmbeddingCache(encoder, cache).documents(contents))  # (N, H)
+        self.embeddings = torch.from_numpy(EmbeddingCache(encoder, cache).encode_document(contents))  # (N, H)
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:
         """Similarity of each query with each document: `(B, N)` float32."""

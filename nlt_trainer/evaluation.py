@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,95 +14,23 @@ import mteb
 import torch
 from datasets import Dataset
 from mteb.abstasks.retrieval import AbsTaskRetrieval
-from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import ModelMeta, SearchProtocol
+from mteb.results import TaskResult
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
-from nlt_trainer.data.beir import Collection, Query, load_collection
+from nlt_trainer.data.beir import Collection, Query
 from nlt_trainer.data.candidates import bm25_rankings
 from nlt_trainer.errors import NLTError
+from nlt_trainer.folder_task import METRICS, TOP_K, BEIRFolderRetrieval, Part, as_collection
 from nlt_trainer.retrieval_metric import RetrievalMetric
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("ndcg_at_10", "mrr_at_10", "recall_at_100")
-TOP_K = 100
 QUERY_CHUNK = 256  # queries whose similarities to the whole corpus are held at once
 
 Rankings = Mapping[str, Mapping[str, float]]
 """Query id -> document id -> score."""
-
-
-class BEIRFolderRetrieval(AbsTaskRetrieval):
-    """A BEIR folder as a retrieval task of mteb; nothing is downloaded.
-
-    Titles are joined to texts as `Document.content` does it, so encoders see in evaluation what they saw in training.
-    The task's dataset revision is a hash of what is evaluated: results of other data are never taken for its own.
-    Like every task of mteb it seeds the global random generators when it is made.
-
-    Args:
-        collection: a collection, or the BEIR folder to read.
-        split: the qrels to evaluate on.
-
-    Raises:
-        DataError: a malformed folder.
-        NLTError: the collection has no such split.
-
-    Example:
-        ```python
-        import mteb
-        from sentence_transformers import SentenceTransformer
-
-        task = BEIRFolderRetrieval("data/scifact", split="test")
-        mteb.evaluate(SentenceTransformer("all-MiniLM-L6-v2"), task, cache=None)
-        ```
-    """
-
-    k_values = (1, 10, TOP_K)
-
-    def __init__(self, collection: Collection | str | Path, *, split: str = "test"):
-        self.collection = _as_collection(collection, split)
-        self.split = split
-        self.metadata = TaskMetadata(
-            name=f"{self.collection.name}-{split}",
-            description=f"Retrieval on the {split} split of a BEIR folder.",
-            dataset={"path": str(self.collection.folder), "revision": _fingerprint(self.collection, split)},
-            type="Retrieval",
-            category="t2t",
-            eval_splits=[split],
-            eval_langs=["eng-Latn"],
-            main_score=METRICS[0],
-        )
-        super().__init__()
-
-    def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
-        """Fill `self.dataset` from the collection; called by mteb."""
-        documents = self.collection.corpus.values()
-        queries = self.collection.split_queries(self.split)
-        self.dataset = {
-            "default": {
-                self.split: {
-                    "corpus": Dataset.from_dict(
-                        {"id": [document.id for document in documents], "text": [d.content for d in documents]}
-                    ),
-                    "queries": Dataset.from_dict(
-                        {"id": [query.id for query in queries], "text": [query.text for query in queries]}
-                    ),
-                    "relevant_docs": {
-                        query_id: dict(grades) for query_id, grades in self.collection.split_qrels(self.split).items()
-                    },
-                    "top_ranked": None,
-                }
-            }
-        }
-        self.data_loaded = True
-
-    def unload_data(self) -> None:
-        """Drop the dataset; called by mteb, whose own version also drops metadata that belongs to an instance."""
-        if self.data_loaded:
-            del self.dataset
-            self.data_loaded = False
 
 
 def evaluate_encoder(
@@ -142,26 +69,29 @@ def evaluate_bm25(collection: Collection | str | Path, *, split: str = "test") -
     """
     task = BEIRFolderRetrieval(collection, split=split)
     rankings = bm25_rankings(task.collection, task.collection.split_queries(split), top_k=TOP_K)
-    return _run_mteb(FixedRankings(rankings), task, batch_size=1)
+    return _run_mteb(FixedRankings({(split, "default"): rankings}), task, batch_size=1)
 
 
 class FixedRankings:
     """Rankings that exist already, as a search model of mteb.
 
     Args:
-        rankings: query id -> document id -> score, for every query of the task.
+        rankings: for each part of the task query id -> document id -> score, for every query.
     """
 
-    def __init__(self, rankings: Rankings):
+    def __init__(self, rankings: Mapping[Part, Rankings]):
         self.rankings = rankings
         self.mteb_model_meta = ModelMeta.create_empty()
 
     def index(self, corpus: Dataset, **kwargs: Any) -> None:
         """Do nothing: the corpus was searched before."""
 
-    def search(self, queries: Dataset, *, top_k: int, **kwargs: Any) -> dict[str, dict[str, float]]:
+    def search(
+        self, queries: Dataset, *, top_k: int, hf_split: str, hf_subset: str, **kwargs: Any
+    ) -> dict[str, dict[str, float]]:
         """Return the `top_k` best documents of each query."""
-        return {query_id: _best(self.rankings[query_id], top_k) for query_id in queries["id"]}
+        rankings = self.rankings[hf_split, hf_subset]
+        return {query_id: best(rankings[query_id], top_k) for query_id in queries["id"]}
 
 
 class RetrievalEvaluator(BaseEvaluator):
@@ -188,7 +118,7 @@ class RetrievalEvaluator(BaseEvaluator):
         self, collection: Collection | str | Path, *, split: str = "dev", name: str = "", batch_size: int = 32
     ):
         super().__init__()
-        self.collection = _as_collection(collection, split)
+        self.collection = as_collection(collection, split)
         self.split = split
         self.name = name or split
         self.batch_size = batch_size
@@ -240,31 +170,32 @@ def search(
     return rankings
 
 
-def _as_collection(collection: Collection | str | Path, split: str) -> Collection:
-    if isinstance(collection, Collection):
-        collection.split_qrels(split)
-        return collection
-    return load_collection(collection, splits=[split])
-
-
-def _best(ranking: Mapping[str, float], top_k: int) -> dict[str, float]:
-    return dict(sorted(ranking.items(), key=lambda item: item[1], reverse=True)[:top_k])
+def best(ranking: Mapping[str, float], top_k: int) -> dict[str, float]:
+    """The `top_k` best documents of a ranking, best first, equal scores in trec_eval's order: last id first."""
+    return dict(sorted(ranking.items(), key=lambda item: (item[1], item[0]), reverse=True)[:top_k])
 
 
 def _run_mteb(
     model: SentenceTransformer | SearchProtocol, task: BEIRFolderRetrieval, *, batch_size: int
 ) -> dict[str, float]:
-    encode_kwargs: Any = {"batch_size": batch_size, "show_progress_bar": False}
-    with _quiet():
-        result = mteb.evaluate(
-            model, task, cache=None, co2_tracker=False, encode_kwargs=encode_kwargs, show_progress_bar=False
-        )
-    scores = result.task_results[0].scores[task.split][0]
+    scores = run_mteb(model, task, batch_size=batch_size).scores[task.split][0]
     return {name: float(scores[name]) for name in METRICS}
 
 
+def run_mteb(model: Any, task: AbsTaskRetrieval, *, batch_size: int) -> TaskResult:
+    """Let mteb evaluate a model on one task, without a cache, bars and carbon; what mteb finds, in its own format."""
+    encode_kwargs: Any = {"batch_size": batch_size, "show_progress_bar": False}
+    with quiet():
+        result = mteb.evaluate(
+            model, task, cache=None, co2_tracker=False, encode_kwargs=encode_kwargs, show_progress_bar=False
+        )
+    found = result.task_results[0]
+    assert isinstance(found, TaskResult)
+    return found
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide what mteb says of model cards and of its own deprecated calls, and the bars of its conversions."""
     card_logger = logging.getLogger("mteb.models.model_meta")
     level, had_bars = card_logger.level, not datasets.are_progress_bars_disabled()
@@ -279,14 +210,3 @@ def _quiet() -> Iterator[None]:
         card_logger.setLevel(level)
         if had_bars:
             datasets.enable_progress_bars()
-
-
-def _fingerprint(collection: Collection, split: str) -> str:
-    """Return a hash of everything that a result on this split depends on."""
-    digest = hashlib.sha256()
-    for document in collection.corpus.values():
-        digest.update(repr((document.id, document.content)).encode())
-    for query in collection.split_queries(split):
-        digest.update(repr((query.id, query.text)).encode())
-    digest.update(repr(collection.split_qrels(split)).encode())
-    return digest.hexdigest()

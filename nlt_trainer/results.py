@@ -14,15 +14,17 @@ class Result:
     """One system on one collection.
 
     Args:
-        name: `bm25`, `start`, or the objective that trained the encoder.
+        name: `bm25`, `start`, the objective that trained the encoder, or what `nlt evaluate` calls another system.
         ndcg_at_10: mean over the queries, as the two after it.
         mrr_at_10: mean reciprocal rank among the first 10.
         recall_at_100: share of the relevant documents among the first 100.
         train_seconds: wall time of training and of the LLM stage before it (scoring, or head detection).
         lm_tokens: tokens that the frozen LLM has read for it, without padding.
         seed: of training; `None` where nothing was trained.
-        collection: the folder's name.
-        split: of its qrels.
+        collection: name of the folder, of mteb's task, or of the benchmark whose mean this is.
+        split: of its qrels; `mean of N` for a mean.
+        ndcg_at_10_low: lower bound of the 95 % bootstrap interval of nDCG@10 over queries; `None` where none was made.
+        ndcg_at_10_high: its upper bound.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Result:
     seed: int | None
     collection: str
     split: str
+    ndcg_at_10_low: float | None = None
+    ndcg_at_10_high: float | None = None
 
 
 def write_results(path: str | Path, results: Sequence[Result]) -> None:
@@ -49,6 +53,7 @@ def results_table(results: Sequence[Result]) -> str:
     ]
     for r in results:
         cost = (f"{r.train_seconds:,.0f}", f"{r.lm_tokens:,}", str(r.seed)) if r.seed is not None else ("", "", "")
-        metrics = (f"{r.ndcg_at_10:.3f}", f"{r.mrr_at_10:.3f}", f"{r.recall_at_100:.3f}")
+        interval = "" if r.ndcg_at_10_low is None else f" [{r.ndcg_at_10_low:.3f}, {r.ndcg_at_10_high:.3f}]"
+        metrics = (f"{r.ndcg_at_10:.3f}{interval}", f"{r.mrr_at_10:.3f}", f"{r.recall_at_100:.3f}")
         lines.append(f"| {' | '.join((f'{r.collection} {r.split}', r.name, *metrics, *cost))} |")
     return "\n".join(lines)

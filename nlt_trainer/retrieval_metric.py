@@ -80,15 +80,38 @@ class RetrievalMetric(evaluate.Metric):
         qrels = {str(i): _as_mapping(row, "grades", query=i) for i, row in enumerate(references)}
         if not qrels:
             raise ValueError("no query to score; pass at least one row of predictions and references")
-        measures = {"recip_rank"}
-        measures |= {f"ndcg_cut.{k}" for k in ndcg} | {f"recall.{k}" for k in recall}
-        rows = list(pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run).values())
-        values = {f"ndcg_at_{k}": [row[f"ndcg_cut_{k}"] for row in rows] for k in ndcg}
-        # trec_eval has no cut-off for the reciprocal rank: 1/rank lies below 1/k exactly where the rank is beyond k.
-        reciprocal_ranks = [row["recip_rank"] for row in rows]
-        values |= {f"mrr_at_{k}": [value for value in reciprocal_ranks if value >= 1 / k] for k in mrr}
-        values |= {f"recall_at_{k}": [row[f"recall_{k}"] for row in rows] for k in recall}
+        values = query_values(run, qrels, ndcg=ndcg, mrr=mrr, recall=recall)
         return {name: math.fsum(numbers) / len(qrels) for name, numbers in values.items()}
+
+
+def query_values(
+    run: Mapping[str, Mapping[str, float]],
+    qrels: Mapping[str, Mapping[str, int]],
+    *,
+    ndcg: Sequence[int] = (10,),
+    mrr: Sequence[int] = (10,),
+    recall: Sequence[int] = (100,),
+) -> dict[str, list[float]]:
+    """Return what trec_eval gives each query.
+
+    Args:
+        run: query id -> document id -> score. A query that is missing counts 0, as with trec_eval's option -c.
+        qrels: query id -> document id -> grade; a grade above 0 is relevant.
+        ndcg: cut-offs of nDCG.
+        mrr: cut-offs of the reciprocal rank.
+        recall: cut-offs of recall.
+
+    Returns:
+        `ndcg_at_K`, `mrr_at_K` and `recall_at_K` -> a value between 0 and 1 for each query, in the order of `qrels`.
+    """
+    measures = {"recip_rank"} | {f"ndcg_cut.{k}" for k in ndcg} | {f"recall.{k}" for k in recall}
+    found = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate({q: dict(run.get(q, {})) for q in qrels})
+    rows = [found[query_id] for query_id in qrels]
+    values = {f"ndcg_at_{k}": [row[f"ndcg_cut_{k}"] for row in rows] for k in ndcg}
+    # trec_eval has no cut-off for the reciprocal rank: 1/rank lies below 1/k exactly where the rank is beyond k.
+    reciprocal_ranks = [row["recip_rank"] for row in rows]
+    values |= {f"mrr_at_{k}": [value if value >= 1 / k else 0.0 for value in reciprocal_ranks] for k in mrr}
+    return values | {f"recall_at_{k}": [row[f"recall_{k}"] for row in rows] for k in recall}
 
 
 def _as_mapping(row: Mapping[str, Any], values: str, *, query: int) -> dict[str, Any]:

@@ -70,6 +70,12 @@ def _reproducible() -> Iterator[None]:
     yield
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the user's cache out of the tests, and one test's results out of another."""
+    monkeypatch.setenv("NLT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 def _build_tokenizer(*, wrap: bool) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE on the tiny collection.
 

@@ -21,15 +21,8 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from nlt_trainer.data.beir import Collection, Document, Query, load_collection, write_collection
 from nlt_trainer.data.candidates import bm25_rankings
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.evaluation import (
-    METRICS,
-    BEIRFolderRetrieval,
-    FixedRankings,
-    RetrievalEvaluator,
-    evaluate_bm25,
-    evaluate_encoder,
-    search,
-)
+from nlt_trainer.evaluation import FixedRankings, RetrievalEvaluator, evaluate_bm25, evaluate_encoder, search
+from nlt_trainer.folder_task import METRICS, BEIRFolderRetrieval
 from nlt_trainer.retrieval_metric import RetrievalMetric
 
 WORDS = "amber birch cedar dune ember fjord grove heath islet jetty knoll larch marsh notch oasis plain".split()
@@ -73,7 +66,8 @@ def test_mteb_and_the_metric_agree_on_the_same_rankings(collection: Collection) 
     """Reference: mteb's own scoring, before it rounds to 5 digits."""
     rankings = bm25_rankings(collection, collection.split_queries("test"))
     task = _Unrounded(collection, split="test")
-    scores = mteb.evaluate(FixedRankings(rankings), task, cache=None).task_results[0].scores["test"][0]
+    model = FixedRankings({("test", "default"): rankings})
+    scores = mteb.evaluate(model, task, cache=None).task_results[0].scores["test"][0]
     ours = _metric(collection, rankings)
     assert 0.05 < ours["ndcg_at_10"] < 0.95
     assert {**task.means, "mrr_at_10": scores["mrr_at_10"]} == pytest.approx(ours, abs=1e-6)
@@ -153,7 +147,7 @@ def test_a_task_can_run_twice_and_its_revision_follows_the_data(tiny_collection_
         return BEIRFolderRetrieval(tiny_collection_folder, split="test").metadata.dataset["revision"]
 
     task = BEIRFolderRetrieval(tiny_collection_folder, split="test")
-    rankings = FixedRankings({"q7": {"d11": 1.0}, "q8": {"d01": 1.0}})
+    rankings = FixedRankings({("test", "default"): {"q7": {"d11": 1.0}, "q8": {"d01": 1.0}}})
     first, second = (mteb.evaluate(rankings, task, cache=None).task_results[0].scores for _ in range(2))
     assert first == second
     assert first["test"][0]["ndcg_at_10"] == 0.5

@@ -1,51 +1,141 @@
-"""Evaluate BM25, the encoder before and the encoder after training on held-out queries, with mteb.
+"""Evaluate BM25, the encoder before and after training, and other checkpoints, with mteb.
 
 ```bash
 nlt evaluate --config recipes/demo/likelihood_gain.yaml
+nlt evaluate --tasks NanoBEIR data/scifact:test --checkpoints ORG/MODEL runs/mine --fused true --output_dir runs/table
 ```
 
-Reports on `collection` and `eval_split`, then on each of `eval_collections`, on none twice, in float32;
-writes `<output_dir>/results.json` and puts the results into the model card.
+Evaluates on `tasks`; without them on the recipe's `collection` and `eval_split`, then on each of `eval_collections`,
+on none twice; in float32. Writes `<output_dir>/results.json`, puts the results into the model card of the run, and
+writes table, comparisons, values of every query and mteb's own files into `<output_dir>/evaluation`. Several processes
+share the embedding. What was evaluated is kept: a killed evaluation goes on, a second one reads.
 """
 
 from __future__ import annotations
 
+import difflib
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from nlt_trainer.arguments import RECIPE_BLOCKS, ModelArguments
+from accelerate import PartialState
+
+from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments, ModelArguments
 from nlt_trainer.cards import write_card
-from nlt_trainer.data.beir import Collection, load_collection
+from nlt_trainer.compression import PRECISIONS
 from nlt_trainer.errors import NLTError
-from nlt_trainer.evaluation import evaluate_bm25, evaluate_encoder
+from nlt_trainer.evaluation_cells import Cell, CellCache, score
+from nlt_trainer.evaluation_report import Evaluation
+from nlt_trainer.evaluation_systems import BM25, Checkpoint, EncoderSystems, Family, RunFile, System, training_cost
+from nlt_trainer.evaluation_tasks import EvaluationTask, TaskList, check_data, load_task, resolve_tasks
 from nlt_trainer.files import read_json
-from nlt_trainer.models.encoder import load_encoder
+from nlt_trainer.folder_task import BEIRFolderRetrieval
+from nlt_trainer.models.embedding_cache import trim
+from nlt_trainer.models.locations import cache_folder
 from nlt_trainer.recipe import parse_recipe
-from nlt_trainer.results import Result, results_table, write_results
+from nlt_trainer.results import write_results
 from nlt_trainer.scripts import run_main, shown
-from nlt_trainer.scripts.common import load_untrained, processes
+from nlt_trainer.scripts.common import processes
+
+GIB = 2**30
+
+
+@dataclass
+class EvaluationArguments:
+    """Parameters that control the evaluation."""
+
+    tasks: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "What to evaluate on in place of the recipe's collections: tasks and benchmarks of mteb by name "
+            "(SciFact, NanoBEIR, BEIR, CoIR, 'MTEB(eng, v2)', 'RTEB(beta)'), BEIR and TREC folders as FOLDER:SPLIT."
+        },
+    )
+    checkpoints: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Encoders beside the recipe's run: Hub ids, folders, output folders of other runs."},
+    )
+    run_files: list[str] = field(
+        default_factory=list, metadata={"help": "Runs in trec_eval's format, as further rows; with one task alone."}
+    )
+    fused: bool = field(
+        default=False, metadata={"help": "Add each encoder fused with BM25 by reciprocal ranks (k = 60, 100 each)."}
+    )
+    truncate_dims: list[int] = field(
+        default_factory=list, metadata={"help": "Add each encoder with its first dimensions alone, e.g. 256 128."}
+    )
+    quantisations: list[str] = field(
+        default_factory=list,
+        metadata={"help": f"Add each encoder, in every size, with documents in these: {', '.join(PRECISIONS)}."},
+    )
+    against: str | None = field(
+        default=None, metadata={"help": "Row that the others are compared with; unset: the first encoder's."}
+    )
+    encode_batch_size: int = field(default=32, metadata={"help": "Texts that an encoder embeds at once."})
+    evaluation_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder of results and embeddings that are kept; unset: the user's cache (NLT_CACHE)."},
+    )
+    embedding_cache_gib: float = field(
+        default=20.0,
+        metadata={"help": "Embeddings that stay there afterwards, GiB, those used last; 0: none."},
+    )
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.quantisations) - set(PRECISIONS):
+            raise NLTError(f"quantisations has {sorted(unknown)}; choose of {', '.join(PRECISIONS)}")
+
+    @property
+    def cache(self) -> Path:
+        return cache_folder() if self.evaluation_cache is None else Path(self.evaluation_cache)
+
+
+EVALUATION_BLOCKS = {**RECIPE_BLOCKS, "evaluation": EvaluationArguments}
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write results and card; prints the table."""
-    model, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__))
-    if not processes(args).is_main_process:
+    """Write results, card and the files of the evaluation; prints each result, then the table."""
+    model, data, args, evaluation = parse_recipe(EVALUATION_BLOCKS, argv, description=shown(__doc__))
+    state, run = processes(args), Path(args.output_dir)
+    tasks = find_tasks(data, evaluation)
+    trained = (run / "encoder").is_dir() and (run / "training.json").is_file()
+    if not trained and not evaluation.checkpoints and not evaluation.run_files:
+        raise NLTError(f"{run} has no finished encoder; run `nlt train` with this recipe first, or name --checkpoints")
+    checkpoints = [*(checkpoints_of(run, model) if trained else []), *map(Checkpoint.named, evaluation.checkpoints)]
+    progress = state.is_main_process and not args.disable_tqdm
+    families = find_families(checkpoints, evaluation, state=state, show_progress=progress)
+    systems = [system for family in families for system in family.systems()]
+    against = check_systems(systems, evaluation.against)
+    cells = find_cells(tasks, families, CellCache(evaluation.cache / "results"), state=state)
+    if not state.is_main_process:
         return
-    run = Path(args.output_dir)
-    results = []
-    own = [] if data.eval_split is None else [(data.collection, data.eval_split)]
-    if not own and not data.eval_collections:
-        raise NLTError("eval_split is null and eval_collections empty; name a split or a collection to report on")
-    named = [*own, *map(folder_and_split, data.eval_collections)]
-    for folder, split in {(Path(folder).resolve(), split): (folder, split) for folder, split in named}.values():
-        collection = load_collection(folder, splits=[split])
-        results += [
-            evaluate_baseline(collection, split),
-            evaluate_start(collection, split, model=model),
-            evaluate_run(collection, split, run=run, model=model),
-        ]
+    trim(evaluation.cache / "embeddings", evaluation.embedding_cache_gib * GIB)
+    found = Evaluation(tasks, systems, cells, against)
+    results = found.rows()
     write_results(run / "results.json", results)
-    write_card(run, results)
-    print(results_table(results))
+    if trained:
+        write_card(run, results)
+    print(f"\n{found.write(run / 'evaluation')}")
+
+
+def find_tasks(data: DataArguments, evaluation: EvaluationArguments) -> TaskList:
+    """The tasks that were named, or those of the recipe.
+
+    Raises:
+        NLTError: there are none, or several for a run file.
+    """
+    if evaluation.tasks:
+        tasks = resolve_tasks(evaluation.tasks)
+    else:
+        own = [] if data.eval_split is None else [(data.collection, data.eval_split)]
+        named = [*own, *map(folder_and_split, data.eval_collections)]
+        if not named:
+            raise NLTError("eval_split is null and eval_collections empty; name a split or a collection to report on")
+        tasks = TaskList()
+        for folder, split in {(Path(folder).resolve(), split): (folder, split) for folder, split in named}.values():
+            tasks.add(BEIRFolderRetrieval(folder, split=split))
+    if evaluation.run_files and len(tasks.tasks) != 1:
+        raise NLTError(f"run_files belong to one task, and there are {len(tasks.tasks)}; name that task alone")
+    return tasks
 
 
 def folder_and_split(entry: str) -> tuple[str, str]:
@@ -60,37 +150,96 @@ def folder_and_split(entry: str) -> tuple[str, str]:
     return folder, split
 
 
-def evaluate_baseline(collection: Collection, split: str) -> Result:
-    """BM25's row."""
-    metrics = evaluate_bm25(collection, split=split)
-    return Result("bm25", **metrics, train_seconds=0, lm_tokens=0, seed=None, collection=collection.name, split=split)
+def checkpoints_of(run: Path, model: ModelArguments) -> list[Checkpoint]:
+    """The encoder that training started from, and the one that it made."""
+    loading = {
+        "revision": model.encoder_revision,
+        "prompts": model.encoder_prompts,
+        "max_seq_length": model.max_seq_length,
+        "pooling": model.pooling,
+    }
+    objective = read_json(run / "training.json")["objective"]
+    return [
+        Checkpoint("start", model.encoder, loading),
+        Checkpoint(objective, str(run / "encoder"), cost=training_cost(run)),
+    ]
 
 
-def evaluate_start(collection: Collection, split: str, *, model: ModelArguments) -> Result:
-    """The row of the encoder that training starts from."""
-    metrics = evaluate_encoder(load_untrained(model), collection, split=split)
-    return Result("start", **metrics, train_seconds=0, lm_tokens=0, seed=None, collection=collection.name, split=split)
+def find_families(
+    checkpoints: list[Checkpoint], evaluation: EvaluationArguments, *, state: PartialState, show_progress: bool
+) -> list[Family]:
+    """BM25, the encoders and the run files, in the table's order."""
+    bm25 = BM25(keep=evaluation.fused)
+    encoders = [
+        EncoderSystems(
+            checkpoint,
+            folder=evaluation.cache / "embeddings",
+            batch_size=evaluation.encode_batch_size,
+            bm25=bm25 if evaluation.fused else None,
+            truncate_dims=evaluation.truncate_dims,
+            precisions=evaluation.quantisations,
+            processes=state,
+            show_progress=show_progress,
+        )
+        for checkpoint in checkpoints
+    ]
+    return [bm25, *encoders, *map(RunFile, evaluation.run_files)]
 
 
-def evaluate_run(collection: Collection, split: str, *, run: Path, model: ModelArguments) -> Result:
-    """The row of a trained encoder.
+def check_systems(systems: list[System], against: str | None) -> str | None:
+    """The row that the others are compared with: the one that is named, or the first encoder's.
 
     Raises:
-        NLTError: the run's folder has no finished encoder.
+        NLTError: two rows have one name, or none has the name that is given.
     """
-    if not (run / "encoder").is_dir() or not (run / "training.json").is_file():
-        raise NLTError(f"{run} has no finished encoder; run `nlt train` with this recipe first")
-    report = read_json(run / "training.json", stage="nlt train")
-    metrics = evaluate_encoder(load_encoder(str(run / "encoder")), collection, split=split)
-    return Result(
-        report["objective"],
-        **metrics,
-        train_seconds=report["train_seconds"],
-        lm_tokens=report["lm_tokens"],
-        seed=report["seed"],
-        collection=collection.name,
-        split=split,
-    )
+    names = [system.name for system in systems]
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise NLTError(f"two rows would be called {doubled[0]!r}; name each checkpoint once, or by its path")
+    if against is not None and against not in names:
+        near = difflib.get_close_matches(against, names, n=1)
+        raise NLTError(
+            f"against is {against!r}; " + (f"did you mean {near[0]!r}?" if near else f"choose of {', '.join(names)}")
+        )
+    return against or next((system.name for system in systems if system.is_encoder), None)
+
+
+def find_cells(
+    tasks: TaskList, families: list[Family], cache: CellCache, *, state: PartialState
+) -> dict[tuple[str, str], Cell]:
+    """Evaluate each system on each task, unless the cache has it; all but the main process only help to embed."""
+    rows = {id(family): family.systems() for family in families}
+    grid = [(family, entry, system) for family in families for entry in tasks.tasks for system in rows[id(family)]]
+    names = {system.name for _, _, system in grid}
+    kept = {(system.name, entry.title): cache.get(system.fingerprint, entry) for _, entry, system in grid}
+    check_data([entry for entry in tasks.tasks if any(kept[name, entry.title] is None for name in names)])
+    state.wait_for_everyone()  # nobody writes a result before all have looked for theirs
+    if state.is_main_process:
+        for name, left_out in tasks.left_out.items():
+            print(f"{name}: left out are {', '.join(left_out)}", flush=True)
+    cells: dict[tuple[str, str], Cell] = {}
+    for number, (family, entry, system) in enumerate(grid, start=1):
+        cell = kept[system.name, entry.title]
+        found = cell or evaluate_cell(entry, system, is_main=state.is_main_process)
+        if found is not None and state.is_main_process:
+            if cell is None:
+                cache.put(system.fingerprint, entry, found)
+            cells[system.name, entry.title] = found
+            figure = f"nDCG@10 {found.ndcg_at_10:.3f}" + ("" if cell is None else ", kept")
+            print(f"[{number}/{len(grid)}] {entry.title}: {system.name} {figure}", flush=True)
+        if number == len(grid) or grid[number][0] is not family:
+            family.release()
+    return cells
+
+
+def evaluate_cell(entry: EvaluationTask, system: System, *, is_main: bool) -> Cell | None:
+    """Evaluate a system on a task; a process that is not the main one embeds its share and finds nothing."""
+    if is_main:
+        load_task(entry)
+        return score(entry, system.rank(entry))
+    if system.embed is not None:
+        load_task(entry)
+        system.embed(entry)
+    return None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,276 @@
+"""A TREC collection as a folder of documents, topics and qrels, and runs of trec_eval.
+
+The files are found by name, `SPLIT` being the split that is asked for:
+
+| part | names, with any of the endings below |
+|---|---|
+| documents | `corpus`, `collection`, `documents` or `docs` |
+| topics | `topics.SPLIT`, `queries.SPLIT`, `topics` or `queries` |
+| judgements | `qrels.SPLIT`, `qrels/SPLIT` or `qrels` |
+
+Endings are `.jsonl`, `.json`, `.tsv`, `.txt`, `.trec`, `.sgml`, `.xml`, `.qrels` or none, each also packed (`.gz`).
+The format is read off the content: JSON lines, TREC's tags (`<DOC>`, `<top>`), or columns with tabs, an id and a text
+unless a first line names the columns. Judgements have TREC's four columns, or BEIR's three under BEIR's header.
+"""
+
+from __future__ import annotations
+
+import html
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nlt_trainer.data.beir import (
+    CORPUS_FILE,
+    QRELS_FOLDER,
+    QRELS_HEADER,
+    QUERIES_FILE,
+    Collection,
+    Document,
+    Qrels,
+    Query,
+    load_collection,
+)
+from nlt_trainer.errors import DataError
+from nlt_trainer.files import atomic_write, read_jsonl, read_lines
+
+logger = logging.getLogger(__name__)
+
+ENDING = r"(\.(jsonl|json|tsv|txt|trec|sgml|xml|qrels))?(\.gz)?"
+DOCUMENT_FILES = ("corpus", "collection", "documents", "docs")
+TOPIC_FILES = ("topics.{split}", "queries.{split}", "topics", "queries")
+QRELS_FILES = ("qrels.{split}", "qrels/{split}", "qrels")
+ID_KEYS = ("_id", "id", "docid", "docno", "doc_id", "pid", "qid", "query_id", "topic_id")
+TITLE_KEYS = ("title",)
+TEXT_KEYS = ("text", "contents", "body", "passage")
+TOPIC_KEYS = ("text", "query", "title", "topic")
+TITLE_TAGS = re.compile(r"<(TITLE|HEADLINE|HEAD|TI)>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
+TEXT_TAGS = re.compile(r"<TEXT>(.*?)</TEXT>", re.DOTALL | re.IGNORECASE)
+
+
+def load_folder(folder: str | Path, *, split: str) -> Collection:
+    """Read a BEIR folder, or a TREC folder where the folder lacks one of BEIR's files.
+
+    Raises:
+        DataError: as `load_collection` and `load_trec`.
+    """
+    folder = Path(folder)
+    named = folder / CORPUS_FILE, folder / QUERIES_FILE, folder / QRELS_FOLDER / f"{split}.tsv"
+    found = [bool(_files(folder, stems, split)) for stems in (DOCUMENT_FILES, TOPIC_FILES, QRELS_FILES)]
+    is_beir = all(path.is_file() for path in named)
+    is_incomplete = not all(found) and (all(path.is_file() for path in named[:2]) or not any(found))
+    return load_collection(folder, splits=[split]) if is_beir or is_incomplete else load_trec(folder, split=split)
+
+
+def load_trec(folder: str | Path, *, split: str) -> Collection:
+    """Read and check a TREC folder.
+
+    Judged documents that the corpus lacks stay in the judgements, as trec_eval counts them; a warning says how many.
+
+    Args:
+        folder: holds the files that this module's documentation names.
+        split: which topics and judgements.
+
+    Raises:
+        DataError: a file is missing, doubled or malformed, an id is empty or doubled, a judged query has no topic;
+            names file and line.
+    """
+    folder = Path(folder)
+    corpus = _read_documents(_one_file(folder, DOCUMENT_FILES, split))
+    queries = _read_topics(_one_file(folder, TOPIC_FILES, split))
+    path = _one_file(folder, QRELS_FILES, split)
+    qrels = _read_qrels(path, queries)
+    missing = {document_id for grades in qrels.values() for document_id in grades} - corpus.keys()
+    if missing:
+        logger.warning("%s judges %d documents that the corpus lacks, e.g. %s", path, len(missing), min(missing))
+    return Collection(folder.resolve().name, folder, corpus, queries, {split: qrels})
+
+
+def read_run(path: str | Path) -> dict[str, dict[str, float]]:
+    """Read a run of trec_eval, six columns: query, `Q0`, document, rank, score, tag; the score ranks, as there.
+
+    Returns:
+        query id -> document id -> score.
+
+    Raises:
+        DataError: the file is missing, empty or malformed, or a document stands twice for a query.
+    """
+    path = Path(path)
+    rankings: dict[str, dict[str, float]] = {}
+    for line, raw in read_lines(path):
+        if not (fields := raw.split()):
+            continue
+        if len(fields) != 6:
+            raise DataError(path, f"expected query, Q0, document, rank, score, tag; found {len(fields)}", line=line)
+        query_id, _, document_id, _, score, _ = fields
+        ranking = rankings.setdefault(query_id, {})
+        if document_id in ranking:
+            raise DataError(path, f"document {document_id!r} stands twice for query {query_id!r}", line=line)
+        try:
+            ranking[document_id] = float(score)
+        except ValueError as error:
+            raise DataError(path, f"score {score!r} is no number", line=line) from error
+    if not rankings:
+        raise DataError(path, "holds no ranking")
+    return rankings
+
+
+def write_run(path: str | Path, rankings: Mapping[str, Mapping[str, float]], *, tag: str) -> None:
+    """Write rankings as a run of trec_eval, best first, equal scores as trec_eval orders them; atomic."""
+    with atomic_write(path) as handle:
+        for query_id, ranking in rankings.items():
+            best = sorted(ranking.items(), key=lambda item: (item[1], item[0]), reverse=True)
+            handle.writelines(f"{query_id} Q0 {d} {rank} {s!r} {tag}\n" for rank, (d, s) in enumerate(best, start=1))
+
+
+def _files(folder: Path, stems: Sequence[str], split: str) -> list[Path]:
+    """The files of the first stem that has any."""
+    for stem in (stem.format(split=split) for stem in stems):
+        parent, pattern = (folder / stem).parent, re.compile(re.escape(Path(stem).name) + ENDING)
+        if found := [path for path in sorted(parent.glob("*")) if path.is_file() and pattern.fullmatch(path.name)]:
+            return found
+    return []
+
+
+def _one_file(folder: Path, stems: Sequence[str], split: str) -> Path:
+    found = _files(folder, stems, split)
+    names = ", ".join(stem.format(split=split) for stem in stems)
+    if not found:
+        raise DataError(folder, f"has none of {names} (with .jsonl, .tsv, .trec, ... or no ending); add the file")
+    if len(found) > 1:
+        raise DataError(folder, f"has {found[0].name} and {found[1].name}; keep one of them")
+    return found[0]
+
+
+def _read_documents(path: Path) -> dict[str, Document]:
+    corpus: dict[str, Document] = {}
+    for line, row in _rows(path, "DOC"):
+        document_id = _new_id(row, corpus, path=path, line=line)
+        title, text = _value(row, TITLE_KEYS).strip(), _value(row, TEXT_KEYS)
+        corpus[document_id] = Document(document_id, title, text if text.strip() else "")
+    if not corpus:
+        raise DataError(path, "holds no document")
+    if empty := [document.id for document in corpus.values() if not document.content]:
+        logger.warning("%s has %d empty documents, e.g. %s", path, len(empty), empty[0])
+    return corpus
+
+
+def _read_topics(path: Path) -> dict[str, Query]:
+    queries: dict[str, Query] = {}
+    for line, row in _rows(path, "top"):
+        query_id = _new_id(row, queries, path=path, line=line)
+        if not (text := _value(row, TOPIC_KEYS).strip()):
+            raise DataError(path, f"topic {query_id!r} has no text; write one under {TOPIC_KEYS[0]}", line=line)
+        queries[query_id] = Query(query_id, text)
+    if not queries:
+        raise DataError(path, "holds no topic")
+    return queries
+
+
+def _rows(path: Path, tag: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield `(line, row)` of JSON lines, of tagged blocks or of columns, by the first character of the file."""
+    first = next((text.lstrip() for _, text in read_lines(path) if text.strip()), "")
+    if first.startswith("{"):
+        return read_jsonl(path)
+    return _tagged_rows(path, tag) if first.startswith("<") else _column_rows(path)
+
+
+def _column_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    names: list[str] = ["id", "text"]
+    for line, raw in read_lines(path):
+        fields = raw.split("\t")
+        if line == 1 and any(field in ID_KEYS for field in fields):
+            names = fields
+        elif raw.strip():
+            if len(fields) != len(names):
+                reason = f"expected {len(names)} columns with tabs between them ({', '.join(names)})"
+                raise DataError(path, f"{reason}, found {len(fields)}; name other columns in a first line", line=line)
+            yield line, dict(zip(names, fields, strict=True))
+
+
+def _tagged_rows(path: Path, tag: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the blocks between `<tag>` and `</tag>`; elements of a topic may be left open, as TREC's are."""
+    block: list[str] = []
+    start = 0
+    for line, raw in read_lines(path):
+        opened, closed = (re.search(rf"<{mark}{tag}>", raw, re.IGNORECASE) for mark in ("", "/"))
+        if opened:
+            block, start = [], line
+        if start:
+            block.append(raw)
+        if closed and start:
+            text = re.sub(rf"</?{tag}>", "", "\n".join(block), flags=re.IGNORECASE)
+            yield start, _document_row(text) if tag == "DOC" else _topic_row(text)
+            start = 0
+    if start:
+        raise DataError(path, f"<{tag}> is not closed by </{tag}>", line=start)
+
+
+def _document_row(text: str) -> dict[str, str]:
+    number = re.search(r"<DOCNO>(.*?)</DOCNO>", text, re.DOTALL | re.IGNORECASE)
+    title = TITLE_TAGS.search(text)
+    rest = text
+    for match in (number, title):
+        rest = rest.replace(match.group(), "") if match else rest
+    return {
+        "id": _plain(number.group(1)) if number else "",
+        "title": _plain(title.group(2)) if title else "",
+        "text": _plain("\n".join(TEXT_TAGS.findall(text)) or rest),
+    }
+
+
+def _topic_row(text: str) -> dict[str, str]:
+    number = re.search(r"<num>\s*(?:Number:)?\s*([^\s<]+)", text, re.IGNORECASE)
+    title = re.search(r"<title>\s*(?:Topic:)?([^<]*)", text, re.IGNORECASE)
+    return {"id": number.group(1) if number else "", "text": _plain(title.group(1)) if title else ""}
+
+
+def _plain(text: str) -> str:
+    """Text without tags, entities resolved, white space as single blanks."""
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())
+
+
+def _new_id(row: Mapping[str, Any], known: Mapping[str, object], *, path: Path, line: int) -> str:
+    value = _value(row, ID_KEYS).strip()
+    if not value:
+        raise DataError(path, f"has no id ({', '.join(ID_KEYS)}, or DOCNO and num in tags); add it", line=line)
+    if value in known:
+        raise DataError(path, f"id {value!r} was used before; make ids unique", line=line)
+    return value
+
+
+def _value(row: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """The value of the first key that the row has, as text."""
+    return next((str(row[key]) for key in keys if row.get(key) is not None), "")
+
+
+def _read_qrels(path: Path, queries: Mapping[str, Query]) -> Qrels:
+    qrels: Qrels = {}
+    is_beir = False
+    for line, raw in read_lines(path):
+        fields = raw.split()
+        if tuple(fields) == QRELS_HEADER:
+            is_beir = True
+            continue
+        if not fields:
+            continue
+        if is_beir:
+            fields.insert(1, "0")
+        if len(fields) != 4:
+            raise DataError(path, f"expected query, 0, document, grade; found {len(fields)} fields", line=line)
+        query_id, _, document_id, grade = fields
+        if query_id not in queries:
+            raise DataError(
+                path, f"judges the unknown query {query_id!r}; add its topic or remove the line", line=line
+            )
+        if document_id in qrels.setdefault(query_id, {}):
+            raise DataError(path, f"query {query_id!r} and document {document_id!r} were judged before", line=line)
+        try:
+            qrels[query_id][document_id] = int(grade)
+        except ValueError as error:
+            raise DataError(path, f"grade {grade!r} is not an integer", line=line) from error
+    if not qrels:
+        raise DataError(path, "holds no judgement")
+    return qrels
