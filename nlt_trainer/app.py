@@ -52,7 +52,7 @@ def build_app(page: SearchPage, *, title: str) -> gr.Blocks:
             search = gr.Button("Search", variant="primary", scale=1, min_width=120)
             ask = gr.Button("Ask the LLM", scale=1, min_width=120)
         note = gr.Markdown("", elem_id="note")
-        results = gr.HTML("", elem_id="results")
+        results = gr.HTML("", elem_id="results", apply_default_css=False)
         gr.Markdown(GAIN_NOTE)
         shown = gr.State("")
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
