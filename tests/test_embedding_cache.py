@@ -133,12 +133,19 @@ def test_several_processes_share_the_parts(
 ) -> None:
     """Reference: every text is embedded by one of them alone, and each gets all embeddings."""
     monkeypatch.setattr(embedding_cache, "PART", 2)
-    barrier, seen, found = threading.Barrier(2, timeout=20), ([], []), {}  # type: ignore[var-annotated]
+    barrier = threading.Barrier(2, timeout=20)
+    seen: tuple[list[str], list[str]] = ([], [])
+    found: dict[int, np.ndarray] = {}
 
     def work(rank: int) -> None:
         cache = EmbeddingCache(tiny_encoder, tmp_path, processes=_Process(rank, barrier))
         real = cache._embed
-        cache._embed = lambda role, texts, *rest: (seen[rank].extend(texts), real(role, texts, *rest))[1]  # type: ignore[method-assign]
+
+        def embed(role: Any, texts: list[str], *rest: Any) -> np.ndarray:
+            seen[rank].extend(texts)
+            return real(role, texts, *rest)
+
+        cache._embed = embed  # type: ignore[method-assign]
         found[rank] = cache.encode_document(TEXTS)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
