@@ -1,4 +1,4 @@
-# make install | test | lint | demo | clean
+# make install | test | lint | demo | bench | clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,7 +6,7 @@ PINS := .github/constraints.txt
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS)
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: install test lint demo clean
+.PHONY: install test lint demo bench clean
 
 install: .venv/installed
 
@@ -22,6 +22,10 @@ install: .venv/installed
 	$(PIP_INSTALL) --editable '.[demo,test]'
 	touch $@
 
+.venv/installed-bench: .venv/installed-test
+	$(PIP_INSTALL) --editable '.[demo,test,bench]'
+	touch $@
+
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
@@ -35,6 +39,14 @@ lint: .venv/installed-test
 
 demo: install
 	$(BIN)/python -m nlt_trainer.scripts.demo
+
+# Comparisons of speed and memory; with DATA, a folder with the BEIR folders nq_gold and squad_small, on these.
+bench: .venv/installed-bench
+	$(OFFLINE) $(BIN)/python tests/benchmarks/scoring_speed.py \
+	  $(if $(DATA),--collection $(DATA)/nq_gold --repeats $(DATA)/squad_small)
+	$(OFFLINE) $(BIN)/python tests/benchmarks/dream_speed.py $(if $(DATA),--collection $(DATA)/nq_gold)
+	$(OFFLINE) $(BIN)/python tests/benchmarks/training_speed.py $(if $(DATA),--collection $(DATA)/nq_gold)
+	$(OFFLINE) $(BIN)/python tests/benchmarks/cache_speed.py
 
 # The virtual environment and runs/ stay.
 clean:

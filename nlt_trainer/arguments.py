@@ -127,11 +127,17 @@ class ModelArguments:
             )
         if not self.merge_lora and not self.lora:
             raise NLTError("merge_lora: false saves the encoder's adapter alone, and there is none; set lora")
-        if not self.merge_lora and (self.encoder_revision or (self.shared_backbone and self.adapter)):
+        if not self.merge_lora and not self.keep_adapter:
             raise NLTError(
                 "merge_lora: false saves an adapter that names its base and neither a revision nor another adapter; "
                 "set merge_lora: true"
             )
+
+    @property
+    def keep_adapter(self) -> bool:
+        """Whether the encoder's adapter is worth saving alone: its base has neither a revision nor an adapter of its
+        own, of which a saved adapter would say nothing."""
+        return bool(self.lora) and not (self.encoder_revision or (self.shared_backbone and self.adapter))
 
 
 @dataclass

@@ -1,191 +1,210 @@
-"""The model card of a trained encoder: what it is, how to use it, how it was trained and what it scores."""
+"""What is kept of a finished run beside its encoder: recipe, record and model card."""
 
 from __future__ import annotations
 
+import dataclasses
+import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard
+import sentence_transformers
+import torch
+import transformers
+import yaml
+from huggingface_hub import DatasetCardData
 from sentence_transformers import SentenceTransformer
 
-from nlt_trainer.arguments import ModelArguments, parse_objective
+from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments
+from nlt_trainer.card_rendering import dump_recipe, render_card
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import atomic_write, read_json
-from nlt_trainer.models.locations import resolve_model
-from nlt_trainer.results import Result, results_table
+from nlt_trainer.files import atomic_write, read_json, write_json
+from nlt_trainer.licences import data_licence, model_licence
+from nlt_trainer.models.locations import is_hub_id
+from nlt_trainer.models.lora import ADAPTER_CONFIG
+from nlt_trainer.results import Result
+from nlt_trainer.runs import changed_settings
 
-MARK, END = "<!-- nlt_trainer -->", "<!-- nlt_trainer ends -->"
+CARD_FILE, RECIPE_FILE, RECORD_FILE = "README.md", "recipe.yaml", "results.json"
+GAINS_CARD = """---
+{metadata}
+---
 
-TEMPLATE = Path(__file__).parent / "card_template.md"
+# Likelihood gains
 
-SECTION = Template("""
-## Use
+For each query how much easier each candidate document makes its target text ({target}) for a frozen LLM: nats per
+target token, above reading no document. nlt_trainer trains encoders on them.
 
-```bash
-pip install $packages
-```
+- `candidates.jsonl`: query, answer where there is one, and BM25's candidates by their ids in the collection
+- `gains.jsonl`: the gain of each candidate, in the same order
+- `audit.json`: what the gains look like as a teacher
 
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("$path")  # this folder, or the model's id on the Hub
-queries = model.encode_query(["how do I parse a date?"])
-documents = model.encode_document(["Read a date from a string.", "Close a file."])
-print(model.similarity(queries, documents))  # one row a query, one column a document
-```
-$base
-## Training
-
-nlt_trainer trained this encoder with the objective `$objective`. $labels
-
-| | |
-|---|---|
-$facts
-
-### Results
-
-$results
-
-### Settings
-
-<details><summary>Everything that the recipe sets, whether this objective reads it or not</summary>
-
-$settings
-
-</details>
-
-### Limits
-
-It was fitted to the documents and queries of one collection; elsewhere it can be worse than its start, so evaluate it
-on your own. The licences of the start, of the LLM and of the training documents apply to it.
-""")
+{queries} queries with {candidates} candidates each, of the collection `{collection}`, whose documents are not here.
+Scored with {scorer}. Licence of the queries: {licence}.
+"""
+CHECKPOINT_TEMPLATE = Path(__file__).parent / "checkpoint_card.md"
 
 
-def prepare_card(encoder: SentenceTransformer, model: ModelArguments, *, name: str) -> None:
-    """Let an encoder that is to be trained be saved with a card of this project.
+def prepare_card(encoder: SentenceTransformer, *, name: str) -> None:
+    """Let an encoder that is to be trained be saved without the card that it came with, and without the user's texts.
 
     Args:
-        encoder: as it was loaded; the card that it came with is left behind.
-        model: names what it was loaded from.
-        name: title of the card.
+        encoder: as it was loaded.
+        name: title of the cards of checkpoints.
     """
     data = encoder.model_card_data
-    start = resolve_model(model.encoder)
-    data.template_path = TEMPLATE
+    data.template_path = CHECKPOINT_TEMPLATE
     data.model_name = name
     data.local_files_only = True  # else the Hub is asked for models that are called like the start's folder
-    data.base_model = None if Path(start).is_dir() else start
     data.generate_widget_examples = False
     data.widget = [{}]  # where it is empty, the trainer fills it with the user's texts
 
 
+def encoder_facts(encoder: SentenceTransformer) -> dict[str, Any]:
+    """What a card says of an encoder itself."""
+    limit = encoder.get_max_seq_length()
+    return {
+        "dimensions": encoder.get_embedding_dimension(),
+        "similarity": encoder.similarity_fn_name,
+        "max_seq_length": limit if limit and limit < 1_000_000 else None,
+        "prompts": dict(encoder.prompts),
+        "architecture": str(encoder),
+        "versions": {
+            "Python": platform.python_version(),
+            "Sentence Transformers": sentence_transformers.__version__,
+            "Transformers": transformers.__version__,
+            "PyTorch": str(torch.__version__),
+        },
+    }
+
+
 def write_card(run: Path, results: Sequence[Result] = ()) -> None:
-    """Put use, settings, cost and results of a run into `<run>/encoder/README.md`; a second call replaces the first's.
+    """Write card, recipe and record of a run into its encoder's folder; a second call replaces the first's.
 
     Args:
         run: output folder of a finished training run.
         results: all rows, none before the evaluation; those of the run's objective also go into the card's metadata.
 
     Raises:
-        NLTError: the encoder has no card of Sentence-Transformers to add to.
+        NLTError: the run's folder has no finished encoder.
     """
-    path = run / "encoder" / "README.md"
-    if not path.is_file():
-        raise NLTError(f"{path} is missing; train the encoder again")
-    report, settings = (read_json(run / name, stage="nlt train") for name in ("training.json", "settings.json"))
-    card = ModelCard.load(path)
-    before, _, after = card.text.partition(MARK)
-    section = _section(report, settings, results, encoder=path.parent)
-    card.text = f"{before.rstrip()}\n\n{MARK}{section}{END}{after.partition(END)[2]}"
-    card.data.eval_results = [
-        EvalResult(
-            task_type="retrieval",
-            dataset_type=result.collection,
-            dataset_name=f"{result.collection} {result.split}",
-            metric_type=metric,
-            metric_value=round(float(getattr(result, metric)), 4),
-        )
-        for result in results
-        if result.name == report["objective"]
-        for metric in ("ndcg_at_10", "mrr_at_10", "recall_at_100")
-    ]
-    card.data.model_name = f"{run.name} encoder"
-    with atomic_write(path) as handle:
-        handle.write(str(card))
+    if not (run / "encoder").is_dir():
+        raise NLTError(f"{run} has no finished encoder; train it again")
+    settings = read_json(run / "settings.json", stage="nlt train")
+    training = read_json(run / "training.json", stage="nlt train")
+    if "encoder" not in training:
+        raise NLTError(f"{run}/training.json says nothing of the encoder, it is of an older version; train again")
+    recipe = published_recipe(settings)
+    write_release(run / "encoder", recipe, make_record(run.name, settings, training, results))
 
 
-def _section(report: dict[str, Any], settings: dict[str, Any], results: Sequence[Result], *, encoder: Path) -> str:
-    model, data = settings["model"], settings["data"]
-    lines = [
-        f"- {key}: `{value!r}`"
-        for block in (model, data, settings["trainer"])
-        for key, value in block.items()
-        if value is not None
-    ]
-    base = _adapter_base(encoder)
-    needs = "" if base is None else f"\nThe folder holds an adapter alone; loading it needs its base too: `{base}`.\n"
-    measured = 'Scored by mteb on the whole corpus of each collection. "start" is the encoder before training.'
-    return SECTION.substitute(
-        packages="sentence-transformers" if base is None else "sentence-transformers peft",
-        path=encoder.as_posix(),
-        base=needs,
-        objective=report["objective"],
-        labels=_labels(report["objective"], data, llm_trained=model.get("llm_lora") is not None),
-        facts="\n".join(f"| {name} | {value} |" for name, value in _facts(report, model, data).items()),
-        results=f"{results_table(results)}\n\n{measured}" if results else "None yet: `nlt evaluate` puts them here.",
-        settings="\n".join(lines),
-    )
-
-
-def _facts(report: dict[str, Any], model: dict[str, Any], data: dict[str, Any]) -> dict[str, str]:
-    """What the card's table says of a run; nothing of an LLM where none had a part in it."""
-    facts = {"start": _named(model, "encoder")}
-    if report.get("target") is not None:
-        facts["LLM"] = _named(model, "llm") + (f" with adapter `{model['adapter']}`" if model["adapter"] else "")
-        facts["target"] = report["target"]
-    if report.get("reads_gains"):
-        facts["gains scored with"] = _scorer(report["scorer"])
-    return facts | {
-        "training queries": f"{report['queries']}, {data['num_candidates']} candidates each",
-        "optimizer steps": str(report["steps"]),
-        "LLM tokens": f"{report['lm_tokens']:,}",
-        "seconds, LLM included": f"{report['train_seconds']:,.0f}",
+def published_recipe(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Block -> key -> value of all settings that are not the default; of a path on this machine the name alone."""
+    changed = changed_settings(settings)
+    return {
+        block: {key: shareable(value) for key, value in settings[block].items() if key in changed}
+        for block in RECIPE_BLOCKS
     }
 
 
-def _named(model: dict[str, Any], key: str) -> str:
-    revision = model[f"{key}_revision"]
-    return f"`{model[key]}`" + (f" at revision `{revision}`" if revision else "")
+def shareable(value: Any) -> Any:
+    """Of an absolute path its last part: the rest says where things lie on one machine."""
+    if isinstance(value, dict):
+        return {key: shareable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [shareable(item) for item in value]
+    if isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute()):
+        return Path(value).name
+    return value
 
 
-def _scorer(scorer: Mapping[str, Any] | None) -> str:
-    """The prompt and the LLM of the audit beside the gains."""
-    if scorer is None:
-        return "not known: no audit stands beside the gains"
-    flat = {**scorer.get("model", {}), **{k: v for k, v in scorer.items() if k not in ("model", "llm", "template")}}
-    flat |= {key: value for key, value in scorer.get("template", {}).items() if key != "version"}
-    return ", ".join(f"{key} `{value!r}`" for key, value in flat.items() if value is not None)
+def make_record(
+    name: str, settings: Mapping[str, Any], training: Mapping[str, Any], results: Sequence[Result]
+) -> dict[str, Any]:
+    """Everything besides the recipe that a card is rendered from; JSON holds it.
+
+    Args:
+        name: of the encoder.
+        settings: what `run_settings` returned.
+        training: the run's `training.json`.
+        results: rows of the evaluation.
+
+    Returns:
+        `name`, `base_model` (a Hub id, or `None`), `adapter_base` (`None` but for an adapter alone), `training`,
+        `encoder`, `licences` and `results`.
+    """
+    model = settings["model"]
+    parts = [("start", model["encoder"], model_licence(model["encoder"], revision=model["encoder_revision"]))]
+    if training["target"] is not None:
+        parts.append(("LLM", model["llm"], model_licence(model["llm"], revision=model["llm_revision"])))
+        if model["adapter"]:
+            parts.append(("adapter of the LLM", model["adapter"], model_licence(model["adapter"])))
+    parts.append(
+        ("documents and queries", settings["data"]["collection"], data_licence(settings["data"]["collection"]))
+    )
+    return {
+        "name": f"{name} encoder",
+        "base_model": model["encoder"] if is_hub_id(model["encoder"]) else None,
+        "adapter_base": None,
+        "training": shareable({k: v for k, v in training.items() if k not in ("encoder", "log")})
+        | {"log": _dev_results(training["log"], settings["data"]["dev_split"])},
+        "encoder": training["encoder"],
+        "licences": [{"part": part, "name": shareable(at), "licence": licence} for part, at, licence in parts],
+        "results": [dataclasses.asdict(result) for result in results],
+    }
 
 
-def _adapter_base(encoder: Path) -> str | None:
+def _dev_results(log: Sequence[Mapping[str, Any]], split: str | None) -> list[dict[str, Any]]:
+    metric = f"eval_{split}_ndcg_at_10"
+    return [{"step": e["step"], "ndcg_at_10": round(e[metric], 4)} for e in log if metric in e]
+
+
+def write_release(folder: Path, recipe: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Write recipe, record and card of an encoder into its folder."""
+    record = {**record, "adapter_base": adapter_base_of(folder)}
+    with atomic_write(folder / RECIPE_FILE) as handle:
+        handle.write(dump_recipe(recipe))
+    write_json(folder / RECORD_FILE, record)
+    with atomic_write(folder / CARD_FILE) as handle:
+        handle.write(render_card(recipe, record, load_as=folder.as_posix()))
+
+
+def read_release(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Recipe and record that `write_release` has put into a folder.
+
+    Raises:
+        DataError: one of them is missing or malformed.
+    """
+    record = read_json(folder / RECORD_FILE, stage="nlt train")
+    return yaml.safe_load((folder / RECIPE_FILE).read_text(encoding="utf-8")), record
+
+
+def adapter_base_of(folder: Path) -> str | None:
     """The base that an encoder's adapter names; `None` where the folder stands alone."""
-    config = encoder / "adapter_config.json"
+    config = folder / ADAPTER_CONFIG
     return read_json(config)["base_model_name_or_path"] if config.is_file() else None
 
 
-def _labels(objective: str, data: dict[str, Any], *, llm_trained: bool = False) -> str:
-    """What relevance judgements, if any, had a part in the run."""
-    names = parse_objective(objective)
-    sentences = []
-    if "info_nce" in names and data["labels"]:
-        sentences.append(f"Its positives are the relevance judgements of `qrels/{data['train_split']}.tsv`.")
-    if "dream" in names and data["head_qrels"]:
-        sentences.append(f"Relevance judgements of `qrels/{data['head_qrels']}.tsv` chose the LLM's heads, no more.")
-    if not sentences:
-        llm = "an LLM with an adapter that was trained too" if llm_trained else "a frozen LLM"
-        sentences.append(f"It learnt from {llm} and from no relevance judgement.")
-    if data["dev_split"]:
-        sentences.append(f"Judgements of `qrels/{data['dev_split']}.tsv` measured its progress.")
-    return " ".join(sentences)
+def gains_card(data: DataArguments, audit: Mapping[str, Any]) -> str:
+    """The card of a data set of gains.
+
+    Args:
+        data: names the collection.
+        audit: what `nlt score` has written beside the gains.
+    """
+    files = ("gains", "candidates")
+    metadata = DatasetCardData(
+        task_categories=["text-retrieval"],
+        tags=["nlt_trainer"],
+        configs=[{"config_name": name, "data_files": f"{name}.jsonl"} for name in files],
+    )
+    scorer = ", ".join(f"{k} `{v!r}`" for k, v in shareable(audit["scorer"]["model"]).items() if v is not None)
+    return GAINS_CARD.format(
+        metadata=metadata.to_yaml(),
+        scorer=scorer,
+        target=audit["target"],
+        queries=audit["queries"],
+        candidates=audit["candidates"],
+        collection=shareable(data.collection),
+        licence=data_licence(data.collection) or "not known: no card on the machine of scoring states one",
+    )

@@ -62,7 +62,7 @@ def find_runs(folder: str | Path) -> list[Run]:
 
 
 def _load(folder: Path) -> Run:
-    results = read_json(folder / "results.json") if (folder / "results.json").is_file() else []
+    results = read_json(folder / "results.json", kind=list) if (folder / "results.json").is_file() else []
     return Run(
         folder,
         read_json(folder / REPORT_FILE),

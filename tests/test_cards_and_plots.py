@@ -5,45 +5,50 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import matplotlib.image
+import mteb
 import numpy as np
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from matplotlib.patches import Rectangle
 from sentence_transformers import SentenceTransformer
 
-from nlt_trainer import cards, plots
-from nlt_trainer.arguments import ModelArguments
-from nlt_trainer.cards import prepare_card, write_card
+from nlt_trainer import plots
+from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments, ModelArguments, NLTTrainingArguments
+from nlt_trainer.card_rendering import labels_sentence, render_card
+from nlt_trainer.cards import encoder_facts, prepare_card, read_release, write_card
 from nlt_trainer.errors import NLTError
+from nlt_trainer.evaluation import BEIRFolderRetrieval
 from nlt_trainer.files import write_json
 from nlt_trainer.models.heads import HeadSet
+from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.results import Result, results_table, write_results
+from nlt_trainer.resume import TRAINER_KEYS
 
+MODEL_CARDS = Path(__file__).parents[1] / "model_cards"
 RESULTS = [
     Result("bm25", 0.5, 0.4, 0.9, 0, 0, None, "stdlib", "test"),
     Result("start", 0.1, 0.05, 0.3, 0, 0, None, "stdlib", "test"),
     Result("dream", 0.123456, 0.2, 0.6, 1234.5, 7654321, 7, "stdlib", "test"),
     Result("dream", 0.3, 0.2, 0.6, 1234.5, 7654321, 7, "scifact", "test"),
 ]
-DATA = {
-    "num_candidates": 5,
-    "target": None,
-    "labels": False,
-    "head_qrels": None,
-    "dev_split": None,
-    "train_split": "train",
-}
 
 
 @pytest.fixture
 def run(tiny_static_encoder: SentenceTransformer, tmp_path: Path) -> Path:
     """The folder of a finished run."""
-    model = ModelArguments(encoder="org/start", encoder_revision="v2", llm="org/llm")
-    prepare_card(tiny_static_encoder, model, name="run encoder")
+    model = ModelArguments(
+        encoder="org/start", encoder_revision="v2", llm="org/llm", heads="/home/somebody/heads.json"
+    )
+    data = DataArguments(collection=str(tmp_path / "stdlib"), num_candidates=5, train_split="train", dev_split="dev")
+    args = NLTTrainingArguments(output_dir=str(tmp_path / "run"), objective="dream", seed=7, use_cpu=True)
+    tiny_static_encoder.prompts = {"query": "Represent: ", "document": ""}
+    prepare_card(tiny_static_encoder, name="run encoder")
     tiny_static_encoder.save_pretrained(str(tmp_path / "run" / "encoder"))
     report = {
         "objective": "dream",
@@ -61,8 +66,14 @@ def run(tiny_static_encoder: SentenceTransformer, tmp_path: Path) -> Path:
         "lm_tokens": 7654321,
         "train_seconds": 1234.5,
         "seed": 7,
+        "encoder": encoder_facts(tiny_static_encoder),
+        "log": [{"step": 5, "loss": 1.0}, {"step": 6, "eval_dev_ndcg_at_10": 0.23456}],
     }
-    settings: dict[str, Any] = {"model": dataclasses.asdict(model), "data": DATA, "trainer": {"seed": 7}}
+    settings = {
+        "model": dataclasses.asdict(model),
+        "data": dataclasses.asdict(data),
+        "trainer": {key: args.to_dict()[key] for key in TRAINER_KEYS},
+    }
     write_json(tmp_path / "run" / "training.json", report)
     write_json(tmp_path / "run" / "settings.json", settings)
     return tmp_path / "run"
@@ -84,34 +95,77 @@ def test_results_are_a_list_of_objects(tmp_path: Path) -> None:
 
 
 def test_the_card_has_results_settings_and_a_snippet(run: Path) -> None:
-    """Reference: the results and settings that were given; the library's own tags stay."""
-    before = ModelCard.load(run / "encoder" / "README.md")
+    """Reference: the results and settings that were given, and where each is from."""
     write_card(run, RESULTS)
     card = ModelCard.load(run / "encoder" / "README.md")
-    found = [(r.dataset_name, r.metric_type, r.metric_value) for r in card.data.eval_results]
+    found = [(r.dataset_name, r.dataset_split, r.metric_type, r.metric_value) for r in card.data.eval_results]
     assert found == [
-        ("stdlib test", "ndcg_at_10", 0.1235),
-        ("stdlib test", "mrr_at_10", 0.2),
-        ("stdlib test", "recall_at_100", 0.6),
-        ("scifact test", "ndcg_at_10", 0.3),
-        ("scifact test", "mrr_at_10", 0.2),
-        ("scifact test", "recall_at_100", 0.6),
+        ("stdlib-test (default)", "test", "ndcg_at_10", 0.12346),
+        ("stdlib-test (default)", "test", "mrr_at_10", 0.2),
+        ("stdlib-test (default)", "test", "recall_at_100", 0.6),
+        ("scifact-test (default)", "test", "ndcg_at_10", 0.3),
+        ("scifact-test (default)", "test", "mrr_at_10", 0.2),
+        ("scifact-test (default)", "test", "recall_at_100", 0.6),
     ]
-    assert set(before.data.tags) <= set(card.data.tags)
+    assert {"sentence-transformers", "sentence-similarity", "feature-extraction"} <= set(card.data.tags)
     assert card.data.library_name == "sentence-transformers"
     for part in (
         "objective `dream`",
         "| start | `org/start` at revision `v2` |",
         "| LLM | `org/llm` |",
         "| target | joint |",
+        "| heads | 16 of the LLM's, found by `gain` |",
         "| gains scored with | llm `'org/llm'`, target `'joint'`, max_document_tokens `99`, query_prefix `'Claim:'` |",
         "| training queries | 34, 5 candidates each |",
         "| LLM tokens | 7,654,321 |",
+        "| query | `Represent: ` |",
+        "| document | none |",
+        "| 6 | 0.235 |",
         results_table(RESULTS),
-        "- num_candidates: `5`",
+        "On stdlib test its nDCG@10 of 0.123 is 0.023 above its start and 0.377 below BM25.",
+        "| documents and queries | `stdlib` | not known: no card on the machine of training states one |",
+        "arXiv:2606.24667",
+        "num_candidates: 5",
     ):
         assert part in card.text
-    assert "- adapter:" not in card.text
+    assert "On scifact" not in card.text  # neither its start nor BM25 was evaluated there
+
+
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*:DeprecationWarning")
+def test_results_are_written_as_mteb_writes_them(run: Path, tiny_collection_folder: Path) -> None:
+    """Reference: mteb's own metadata of its own result of the same encoder on the same collection."""
+    task = BEIRFolderRetrieval(tiny_collection_folder)
+    task.metadata.dataset["path"] = "collection"  # mteb names a folder of this machine
+    encoder = SentenceTransformer(str(run / "encoder"), device="cpu")
+    result = mteb.evaluate(encoder, task, cache=None, co2_tracker=False, show_progress_bar=False).task_results[0]
+    result.__dict__["task"] = task
+    expected = result.get_hf_eval_results()[0]
+    scores = {name: result.scores["test"][0][name] for name in ("ndcg_at_10", "mrr_at_10", "recall_at_100")}
+    write_card(
+        run, [Result("dream", **scores, train_seconds=0, lm_tokens=0, seed=7, collection="collection", split="test")]
+    )
+    found = ModelCard.load(run / "encoder" / "README.md").data.eval_results[0]
+    for name in vars(expected):
+        if name not in ("dataset_revision", "metric_config", "verified", "verify_token"):
+            assert getattr(found, name) == getattr(expected, name), name
+
+
+def test_the_recipe_is_what_differs_from_the_defaults_and_parses(run: Path) -> None:
+    """Reference: the settings of the run, after a round trip; of a path of one machine the name alone."""
+    write_card(run)
+    path = run / "encoder" / "recipe.yaml"
+    assert yaml.safe_load(path.read_text()) == {
+        "model": {"encoder": "org/start", "encoder_revision": "v2", "llm": "org/llm", "heads": "heads.json"},
+        "data": {"collection": "stdlib", "train_split": "train", "num_candidates": 5, "dev_split": "dev"},
+        "trainer": {"objective": "dream", "seed": 7},
+    }
+    model, data, args = parse_recipe(RECIPE_BLOCKS, ["--config", str(path), "--use_cpu", "true"])
+    settings = json.loads((run / "settings.json").read_text())
+    assert dataclasses.asdict(model) == {**settings["model"], "heads": "heads.json"}
+    assert dataclasses.asdict(data) == {**settings["data"], "collection": "stdlib"}
+    assert {key: args.to_dict()[key] for key in TRAINER_KEYS} == settings["trainer"]
+    for file in ("README.md", "recipe.yaml", "results.json"):
+        assert "somebody" not in (run / "encoder" / file).read_text()
 
 
 def test_a_second_card_replaces_the_first(run: Path) -> None:
@@ -133,10 +187,14 @@ def test_the_card_before_the_evaluation(run: Path) -> None:
     assert "`nlt evaluate` puts them here" in card.text
     assert "| target | joint |" in card.text
     report = json.loads((run / "training.json").read_text())
-    write_json(run / "training.json", {**report, "target": None, "reads_gains": False, "scorer": None})
+    write_json(
+        run / "training.json",
+        {**report, "objective": "info_nce", "target": None, "reads_gains": False, "scorer": None, "log": []},
+    )
     write_card(run)
     text = (run / "encoder" / "README.md").read_text()
-    assert not re.search(r"^\| (LLM|target|gains scored with) \|", text, flags=re.MULTILINE)
+    assert not re.search(r"^\| (LLM|target|heads|gains scored with) \|", text, flags=re.MULTILINE)
+    assert "Progress on the dev queries" not in text
     write_json(run / "training.json", {**report, "scorer": None})
     write_card(run)
     assert "| gains scored with | not known: no audit stands" in (run / "encoder" / "README.md").read_text()
@@ -150,7 +208,28 @@ def test_the_card_is_true_of_the_encoder(run: Path, capsys: pytest.CaptureFixtur
     exec(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0], {})
     assert "tensor([[" in capsys.readouterr().out
     assert "vectors of\n32 numbers: the higher their cosine similarity, the better" in text
-    assert not re.search(r"\{\{|\$|Unknown|None yet|More Information|model_id|\binf\b", text)
+    assert not re.search(r"\{\{|\{%|\$|Unknown|None|More Information|model_id|\binf\b", text)
+
+
+def test_a_card_is_a_function_of_recipe_and_record(run: Path) -> None:
+    """Reference: the card that was written; another place to load from is all that differs."""
+    write_card(run, RESULTS)
+    card = (run / "encoder" / "README.md").read_text()
+    recipe, record = read_release(run / "encoder")
+    assert render_card(recipe, record, load_as=f"{run}/encoder") == card
+    assert render_card(recipe, record, load_as="org/name") == card.replace(f"{run}/encoder", "org/name")
+
+
+@pytest.mark.parametrize("folder", sorted(MODEL_CARDS.iterdir()), ids=lambda folder: folder.name)
+def test_a_released_card_is_what_its_record_says(folder: Path) -> None:
+    """Reference: the card that is kept; its recipe is one that the stages take."""
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card == render_card(*read_release(folder), load_as=f"ORG/{folder.name}")
+    _, _, args = parse_recipe(RECIPE_BLOCKS, ["--config", str(folder / "recipe.yaml"), "--use_cpu", "true"])
+    record = read_release(folder)[1]
+    assert args.objective == record["training"]["objective"]
+    assert {row["name"] for row in record["results"]} >= {"bm25", "start", args.objective}
+    assert ModelCard(card).data.to_dict()["model-index"]
 
 
 @pytest.mark.parametrize(
@@ -158,19 +237,27 @@ def test_the_card_is_true_of_the_encoder(run: Path, capsys: pytest.CaptureFixtur
     [
         ("info_nce", {"labels": True}, "Its positives are the relevance judgements of `qrels/train.tsv`."),
         ("info_nce", {"labels": False}, "from no relevance judgement."),
-        ("dream", {"head_qrels": "dev"}, "Relevance judgements of `qrels/dev.tsv` chose the LLM's heads, no more."),
+        (
+            "dream",
+            {"head_method": "qrels", "head_qrels": "dev"},
+            "Relevance judgements of `qrels/dev.tsv` chose the LLM's heads, no more.",
+        ),
         ("likelihood_gain", {"dev_split": "dev"}, "Judgements of `qrels/dev.tsv` measured its progress."),
     ],
 )
 def test_the_card_says_which_judgements_were_read(objective: str, data: dict[str, Any], sentence: str) -> None:
     """Reference: the settings that name judgements."""
-    assert sentence in cards._labels(objective, {**DATA, **data}, llm_trained=False)
+    assert sentence in labels_sentence(objective, DataArguments(train_split="train", **data))
 
 
-def test_an_encoder_without_a_card_is_refused(run: Path) -> None:
+def test_an_encoder_that_is_missing_or_older_is_refused(run: Path) -> None:
     """Reference: the remedy in the message."""
-    (run / "encoder" / "README.md").unlink()
-    with pytest.raises(NLTError, match=r"README.md is missing; train the encoder again"):
+    report = json.loads((run / "training.json").read_text())
+    write_json(run / "training.json", {key: value for key, value in report.items() if key != "encoder"})
+    with pytest.raises(NLTError, match=r"training.json says nothing of the encoder, .* train again"):
+        write_card(run, RESULTS)
+    shutil.rmtree(run / "encoder")
+    with pytest.raises(NLTError, match=r"run has no finished encoder; train it again"):
         write_card(run, RESULTS)
 
 

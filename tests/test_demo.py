@@ -53,6 +53,7 @@ def test_the_demo_runs_once_and_repeats_only_what_changed(
     demo.main(arguments)
     first = capsys.readouterr().out
     assert "done before" not in first
+    assert "the same as in the trainer when loaded by SentenceTransformer and by mteb\n" in first
     assert "use it:       from sentence_transformers import SentenceTransformer\n" in first
     rows = json.loads((tmp_path / "run" / "results.json").read_text())
     assert [row["name"] for row in rows] == ["bm25", "start", "likelihood_gain", "dream"]

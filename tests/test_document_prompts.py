@@ -148,8 +148,8 @@ def test_padding_goes_and_losses_stay(tiny_lm: FrozenLM, prompt: bool) -> None:
         assert row.suffix_ids.shape == row.suffix_target.shape == (1, int(prompts.suffix_mask[b].sum()))
         found = two_part_losses(tiny_lm, log_weights[b : b + 1], row)
         torch.testing.assert_close(found, expected[b : b + 1], atol=1e-5, rtol=1e-5)
-    tokens = prompts.prompt_mask.sum(1) + 2 * prompts.suffix_mask.sum(1)
-    assert prompts.by_cost.tolist() == sorted(range(2), key=tokens.tolist().__getitem__)
+    costs = (prompts.prompt_mask.sum(1) + 2 * prompts.suffix_mask.sum(1)).tolist()
+    assert prompts.by_cost.tolist() == sorted(range(2), key=costs.__getitem__)
 
 
 @pytest.mark.parametrize("lengths", [[20, 20, 20], [20, 1, 1], [1, 9, 3]])

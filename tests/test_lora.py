@@ -12,10 +12,10 @@ from sentence_transformers import SentenceTransformer
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.export import save_trained
 from nlt_trainer.models.encoder import load_encoder
 from nlt_trainer.models.lora import load_lora, lora_config, merge_lora
 from nlt_trainer.resume import AdapterCallback
-from nlt_trainer.scripts.train import save_encoder
 
 
 def test_a_merged_encoder_equals_the_adapted_one_and_stands_alone(tiny_encoder_folder: Path, tmp_path: Path) -> None:
@@ -27,8 +27,8 @@ def test_a_merged_encoder_equals_the_adapted_one_and_stands_alone(tiny_encoder_f
             torch.nn.init.normal_(parameter)
     adapted = encoder.encode(["green tea", "an owl"])
     assert np.abs(adapted - start).max() > 1e-3
-    save_encoder(tmp_path / "encoder", encoder)
-    assert not list((tmp_path / "encoder").glob("**/adapter*"))
+    save_trained(tmp_path, encoder, merge=True, keep_adapter=False)
+    assert not list(tmp_path.glob("**/adapter*"))
     alone = SentenceTransformer(str(tmp_path / "encoder"), device="cpu")
     np.testing.assert_allclose(alone.encode(["green tea", "an owl"]), adapted, atol=1e-5)
 

@@ -14,7 +14,9 @@ from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.scripts.build_collection import COLLECTION_BLOCKS
 from nlt_trainer.scripts.cli import STAGES
 from nlt_trainer.scripts.evaluate import EVALUATION_BLOCKS
+from nlt_trainer.scripts.export import EXPORT_BLOCKS
 from nlt_trainer.scripts.plan import PLAN_BLOCKS
+from nlt_trainer.scripts.push import PUSH_BLOCKS
 
 ROOT = Path(__file__).parents[1]
 RECIPES = [p for p in sorted((ROOT / "recipes").rglob("*.yaml")) if p.parent.name != "accelerate_configs"]
@@ -73,12 +75,10 @@ def parse(module: str, arguments: list[str]) -> None:
     """Parse a recipe as the stage does; a recipe for GPUs parses here too, where there may be none."""
     if module == "nlt_trainer.scripts.build_collection":
         parse_recipe(COLLECTION_BLOCKS, arguments)
-    elif module == "nlt_trainer.scripts.evaluate":
-        parse_recipe(EVALUATION_BLOCKS, [*arguments, "--use_cpu", "true"])
-    elif module == "nlt_trainer.scripts.plan":
-        parse_recipe(PLAN_BLOCKS, [*arguments, "--use_cpu", "true"])
     else:
-        parse_recipe(RECIPE_BLOCKS, [*arguments, "--use_cpu", "true"])
+        own = {"evaluate": EVALUATION_BLOCKS, "export": EXPORT_BLOCKS, "plan": PLAN_BLOCKS, "push": PUSH_BLOCKS}
+        blocks = own.get(module.rpartition(".")[2], RECIPE_BLOCKS)
+        parse_recipe(blocks, [*arguments, "--use_cpu", "true"])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[str(path.relative_to(ROOT)) for path in RECIPES])

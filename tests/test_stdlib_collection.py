@@ -12,6 +12,7 @@ import pytest
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.stdlib import build_stdlib_collection
 from nlt_trainer.errors import NLTError
+from nlt_trainer.licences import data_licence
 
 SPECIAL = '''
 import functools
@@ -108,6 +109,12 @@ def test_a_document_is_the_source_without_the_docstring(library: Path, tmp_path:
         "@functools.cache\ndef push_item(self, item):\n    # kept comment\n    self.items.append(item)"
     )
     assert collection.queries["query:package.Stack.push_item"].text == "Put one item on top of the stack."
+
+
+def test_the_collection_states_its_licence(library: Path, tmp_path: Path) -> None:
+    """Reference: the licence of CPython."""
+    build_stdlib_collection(tmp_path / "out")
+    assert data_licence(tmp_path / "out") == "psf-2.0"
 
 
 def test_private_tiny_and_double_functions_are_left_out(library: Path, tmp_path: Path) -> None:

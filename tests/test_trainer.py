@@ -11,6 +11,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from nlt_trainer.arguments import DataArguments, ModelArguments, NLTTrainingArguments
 from nlt_trainer.checkpoints import last_checkpoint
@@ -351,3 +352,21 @@ def test_a_resume_keeps_the_cost_since_the_last_log(
     resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "run"))
     tokens = [logged_cost(made.state, "lm_tokens") for made in (resumed, whole)]
     assert tokens[0] == tokens[1] > 0
+
+
+def test_report_to_reaches_a_tracker(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, tmp_path: Path) -> None:
+    """Reference: the trainer's own log, value by value, in the files that TensorBoard reads."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = make_trainer(tiny_encoder, "likelihood_gain", tmp_path, lm=tiny_lm)
+    for callback in get_reporting_integration_callbacks(["tensorboard"]):
+        trainer.add_callback(callback)
+    trainer.train()
+    (file,) = tmp_path.rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file)).Reload()
+    for name in ("loss", "likelihood_gain", "learning_rate"):
+        logged = [(entry["step"], entry[name]) for entry in trainer.state.log_history if name in entry]
+        told = [(event.step, event.value) for event in events.Scalars(f"train/{name}")]
+        assert [step for step, _ in told] == [step for step, _ in logged] == [1, 2, 3, 4, 5, 6]
+        assert [value for _, value in told] == pytest.approx([value for _, value in logged], rel=1e-6)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import logging
+import platform
 import re
 import sysconfig
 import textwrap
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from nlt_trainer.data.beir import Collection, Document, Qrels, Query, load_collection, write_collection
 from nlt_trainer.errors import NLTError
+from nlt_trainer.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,15 @@ EXCLUDED_FOLDERS = frozenset(
 MIN_QUERY_WORDS, MAX_QUERY_WORDS = 5, 40
 MIN_SOURCE_CHARACTERS = 20  # of the body, without white space: leaves out `pass` and `raise NotImplementedError`
 SPLIT_SHARES = {"test": 0.3, "dev": 0.1}  # the rest is train
+
+CARD = """---
+license: other
+license_name: psf-2.0
+license_link: https://docs.python.org/3/license.html
+---
+
+# The standard library of Python {version}
+"""
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -77,6 +88,8 @@ def build_stdlib_collection(folder: str | Path, *, seed: int = 0) -> Collection:
         queries=(Query(_query_id(function), function.query) for function in functions),
         qrels=qrels,
     )
+    with atomic_write(Path(folder) / "README.md") as handle:
+        handle.write(CARD.format(version=platform.python_version()))
     sizes = ", ".join(f"{split} {len(judgements)}" for split, judgements in qrels.items())
     logger.info("%s: %d documents, queries: %s", folder, len(functions), sizes)
     return load_collection(folder)

@@ -44,15 +44,31 @@ def resolve_model(name: str) -> str:
     Raises:
         NLTError: the package or the path inside it is missing, or a local path does not exist.
     """
+    path = local_path(name)
+    if path is None:
+        return name
+    return str(convert_gguf(path) if path.suffix == ".gguf" else path)
+
+
+def local_path(name: str) -> Path | None:
+    """The file or folder that a model's name stands for; `None` for a Hub id. Raises as `resolve_model`."""
     if name.startswith(PACKAGE_SCHEME):
         path = _path_in_package(name)
     elif name.startswith((".", "/", "~")) or name.endswith(".gguf") or Path(name).exists():
         path = Path(name).expanduser()
     else:
-        return name
+        return None
     if not path.exists():
         raise NLTError(f"model {name!r}: {path} does not exist. {_remedy(name)}")
-    return str(convert_gguf(path) if path.suffix == ".gguf" else path)
+    return path
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name stands for a model of the Hub, and not for one on this machine, be it there or not."""
+    try:
+        return local_path(name) is None
+    except NLTError:
+        return False
 
 
 def adapter_base(location: str) -> str:

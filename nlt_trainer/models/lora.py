@@ -15,7 +15,7 @@ from torch import nn
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.frozen_lm import FrozenLM
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def lora_config(task: TaskType, lora: Mapping[str, object]) -> LoraConfig:

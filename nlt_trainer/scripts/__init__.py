@@ -16,6 +16,8 @@ GOES_ON = {
     "train": "the last whole checkpoint, if there is one",
     "adapt_scorer": "the last whole checkpoint, if there is one",
     "evaluate": "what it has embedded and scored",
+    "push": "what the Hub has",
+    "pull": "what has come",
     "demo": "the stage that was under way",
 }
 """Stages that go on where they stopped, and from what."""

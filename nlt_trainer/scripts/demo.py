@@ -26,6 +26,7 @@ from nlt_trainer.report import write_report
 from nlt_trainer.results import Result, results_table, write_results
 from nlt_trainer.scripts import build_stdlib, detect_heads, evaluate, make_encoder, mine, run_main, score, shown, train
 from nlt_trainer.scripts.common import peak_memory
+from nlt_trainer.scripts.export import export_run
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Stage:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run all stages, then write the report, show the table and what to do next."""
+    """Run all stages, then write the report, show the table, check the export, say what to do next."""
     parser = argparse.ArgumentParser(description=shown(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", type=Path, default=Path("recipes/demo"), help="folder with the two recipes")
     recipes = parser.parse_args(argv).recipes
@@ -77,7 +78,10 @@ def main(argv: list[str] | None = None) -> None:
     write_results(folder / "results.json", results)
     write_report(folder, embeddings=folder / "embeddings")
     print_table(folder, results, seconds=time.monotonic() - start)
-    print_next(best_run(runs, results), start=model.encoder, collection=data.collection)
+    best = best_run(runs, results)
+    exported, equal = export_run(best, "merged")
+    print(f"Encoder {exported}, the same as in the trainer when loaded by {' and by '.join(equal)}\n")
+    print_next(best, start=model.encoder, collection=data.collection)
 
 
 def run_stage(stage: Stage, stamps: Path, *, earlier: str, place: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from nlt_trainer.arguments import RECIPE_BLOCKS
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_folder
+from nlt_trainer.licences import model_licence
 from nlt_trainer.models.encoder import encoder_from_token_embeddings
 from nlt_trainer.models.locations import PACKAGE_SCHEME
 from nlt_trainer.recipe import parse_recipe
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
             f"folder to write the new encoder to, e.g. ./{model.encoder}"
         )
     encoder = encoder_from_token_embeddings(model.llm)
+    encoder.model_card_data.license = model_licence(model.llm)
     with atomic_folder(model.encoder) as folder:
         encoder.save_pretrained(str(folder))
     print(f"{model.encoder}: token embeddings of {model.llm}, {encoder.get_embedding_dimension()} dimensions")

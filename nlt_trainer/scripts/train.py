@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from transformers import IntervalStrategy, set_seed
 
 from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments, ModelArguments, NLTTrainingArguments
-from nlt_trainer.cards import prepare_card, write_card
+from nlt_trainer.cards import encoder_facts, prepare_card, write_card
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.collator import NLTCollator
@@ -27,11 +27,11 @@ from nlt_trainer.data.gains import read_gains, read_likelihoods
 from nlt_trainer.data.training import training_dataset
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation import RetrievalEvaluator
-from nlt_trainer.files import atomic_folder, check_folder, read_json, write_json
+from nlt_trainer.export import save_trained
+from nlt_trainer.files import check_folder, read_json, write_json
 from nlt_trainer.models.encoder import load_encoder
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
-from nlt_trainer.models.lora import merge_lora
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.resume import (
     SETTINGS_FILE,
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"Each epoch leaves out {left_out} of {len(dataset)} rows, which do not fill a batch")
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
-        save_encoder(folder / "encoder", encoder, merge=model.merge_lora)
+        save_trained(folder, encoder, merge=model.merge_lora, keep_adapter=model.keep_adapter)
         report = {
             "objective": args.objective,
             "target": target,
@@ -99,6 +99,7 @@ def main(argv: list[str] | None = None) -> None:
             "lm_tokens": int(logged_cost(trainer.state, "lm_tokens")) + before["lm_tokens"],
             **peak_memory(),
             **({"truncated_documents": round(truncated, 4)} if args.reads_llm else {}),
+            "encoder": encoder_facts(encoder),
             "log": trainer.state.log_history,
         }
         write_json(folder / "training.json", report)
@@ -111,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
 def make_trainer(parts: Parts, dataset: Dataset, *, checkpoint: str | None = None) -> tuple[NLTTrainer, Reading]:
     """The recipe's trainer, which will go on from `checkpoint`, and what builds the texts that the LLM reads."""
     encoder, args = parts.encoder, parts.args
-    prepare_card(encoder, parts.model, name=f"{Path(str(args.output_dir)).name} encoder")
+    prepare_card(encoder, name=f"{Path(str(args.output_dir)).name} encoder")
     loss, reading = make_loss(parts)
     collator = NLTCollator(
         encoder,
@@ -231,23 +232,6 @@ def make_dataset(
         likelihoods=read_likelihoods(data.gains, candidates, names) if names else None,
         qrels=collection.split_qrels(str(data.train_split)) if labelled else None,
     )
-
-
-def save_encoder(folder: Path, encoder: SentenceTransformer, *, merge: bool = True) -> None:
-    """Write a Sentence-Transformers folder, whole or not at all; LoRA adapters are merged, so that it stands alone, in
-    float32, or kept apart from the base that the folder then names.
-
-    Raises:
-        NLTError: a weight is not finite.
-    """
-    for name, parameter in encoder.named_parameters():
-        if not parameter.isfinite().all():
-            raise NLTError(f"training has made {name} infinite or NaN, nothing is saved; lower learning_rate")
-    if merge:
-        encoder.float()  # a bfloat16 base would round the adapter's product away when it is added
-        merge_lora(encoder)
-    with atomic_folder(folder) as partial:
-        encoder.save_pretrained(str(partial))
 
 
 if __name__ == "__main__":

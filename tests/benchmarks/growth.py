@@ -182,7 +182,12 @@ def prepare(folder: Path, llm: str) -> None:
     tokenizer.pre_tokenizer = Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0", eos_token="w1")
     fast.save_pretrained(folder / "miniature")
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    size: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
     LlamaForCausalLM(LlamaConfig(vocab_size=WORDS + 1, **size)).save_pretrained(folder / "miniature")
 
 

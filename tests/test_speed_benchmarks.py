@@ -1,0 +1,82 @@
+"""Benchmarks of speed in miniature: that they run, that the compared cases compute the same, and what they record."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs a benchmark with some arguments; what it recorded."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.chdir(tmp_path)
+
+    def call(name: str, *flags: str, **replaced: Any) -> dict[str, Any]:
+        main = runpy.run_path(str(BENCHMARKS / f"{name}.py"))["main"]
+        main.__globals__.update(replaced)
+        main([*flags, "--runs", "2", "--json", "results.json"])
+        results: dict[str, Any] = json.loads(Path("results.json").read_text())
+        assert results["machine"]["threads"] >= 1
+        return results
+
+    return call
+
+
+def test_scoring(run: Any, tiny_llm_folder: Path, tiny_collection_folder: Path) -> None:
+    """Reference: the plain loop's likelihoods, and lm-eval's where it is installed."""
+    folder = str(tiny_collection_folder)
+    results = run(
+        "scoring_speed", "--llm", str(tiny_llm_folder), "--collection", folder, "--repeats", folder,
+        "--queries", "3", "--candidates", "4", "--max_document_tokens", "16",
+    )  # fmt: skip
+    details = results["details"]["scoring"]["distinct"]
+    assert details["plain_difference"] < 1e-4
+    assert details["work"]["pairs"] == 12
+    assert results["scoring_peak_share"] > 0
+    if importlib.util.find_spec("lm_eval") is not None:
+        assert results["scoring_vs_lm_eval"] > 0
+        assert details["same_tokens"] > 0
+        assert details["lm_eval_difference"] < 1e-3
+
+
+def test_dream(run: Any, tiny_llm_folder: Path, tiny_collection_folder: Path) -> None:
+    """Reference: loss and gradient of the full graph, in both layouts, the second time from kept keys and values."""
+    results = run(
+        "dream_speed", "--llm", str(tiny_llm_folder), "--collection", str(tiny_collection_folder), "--prompts", "1",
+        "--candidates", "3", "--max_document_tokens", "8", "--num_heads", "3", "--head_queries", "1",
+        in_fresh_process=lambda *_: {"loaded_mib": 1, "peak_mib": 2},
+    )  # fmt: skip
+    for layout in ("sequential", "independent"):
+        for visit in ("first", "disagreement"):
+            found = results["details"]["dream"][layout][visit]
+            assert found["loss"] < 1e-5
+            assert found["gradient"] < 1e-4  # of a tiny model, whose gradients are near 0
+    assert results["dream_memory_vs_full_graph"] == 1
+    assert results["dream_vs_full_graph"] > 0
+    assert results["dream_cached_vs_full_graph"] > 0
+
+
+def test_training(run: Any, tiny_encoder_folder: Path, tiny_collection_folder: Path) -> None:
+    """Reference: sentence-transformers' loss, which is ours times the squared temperature."""
+    results = run(
+        "training_speed", "--encoder", str(tiny_encoder_folder), "--collection", str(tiny_collection_folder),
+        "--steps", "2", "--batch_size", "2", "--candidates", "3", "--max_length", "16",
+    )  # fmt: skip
+    losses = results["details"]["training"]["losses"]
+    assert losses["sentence-transformers"] == pytest.approx([0.05**2 * loss for loss in losses["ours"]], rel=1e-2)
+    assert results["train_vs_sentence_transformers"] > 0
+
+
+def test_cache(run: Any, tiny_llm_folder: Path) -> None:
+    """Reference: the values that were stored, which the benchmark itself compares."""
+    results = run("cache_speed", "--llm", str(tiny_llm_folder), "--pairs", "320")
+    assert results["cache_pairs_per_second"] > 0
+    assert results["details"]["cache"]["pairs"] == 320
