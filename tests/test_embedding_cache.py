@@ -145,7 +145,7 @@ def test_several_processes_share_the_parts(
             seen[rank].extend(texts)
             return real(role, texts, *rest)
 
-        cache._embed = embed  # type: ignore[method-assign]
+        vars(cache)["_embed"] = embed
         found[rank] = cache.encode_document(TEXTS)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
