@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import mteb
 import pytest
@@ -93,7 +92,7 @@ def hub_cache(root: Path) -> tuple[Path, str]:
     (snapshot / "qrels").mkdir(parents=True)
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text(dataset["revision"])
-    rows: dict[str, list[dict[str, Any]]] = {
+    rows: dict[str, list[dict[str, object]]] = {
         "corpus.jsonl": [{"_id": f"d{i}", "title": "t", "text": f"text {i}"} for i in range(5)],
         "queries.jsonl": [{"_id": f"q{i}", "text": f"text {i}"} for i in range(3)],
         "qrels/test.jsonl": [{"query-id": f"q{i}", "corpus-id": f"d{i}", "score": 1} for i in range(2)],

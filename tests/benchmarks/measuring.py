@@ -126,7 +126,7 @@ def machine() -> dict[str, Any]:
 def record(path: Path, name: str, figures: Mapping[str, float], details: Any) -> None:
     """Put figures at the top of the file of all results, details under the benchmark's name; others stay."""
     results = read_json(path) if path.is_file() else {}
-    results |= figures
+    results.update(figures)
     results["machine"] = machine()
     results.setdefault("details", {})[name] = details
     write_json(path, results)

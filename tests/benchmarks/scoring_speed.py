@@ -22,6 +22,7 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def texts_of(collection: Collection, chosen: Sequence[QueryCandidates], scorer: 
     """Pairs whose documents are cut as the scorer cuts them."""
 
     def cut(document: str) -> str:
-        return str(scorer.lm.tokenizer.decode(scorer.tokens.document(document.strip())[0])).strip()
+        return str(scorer.lm.tokenizer.decode(list(scorer.tokens.document(document.strip())[0]))).strip()
 
     return [(cut(collection.corpus[d].content), c.query.strip()) for c in chosen for d in c.document_ids]
 
@@ -156,7 +157,8 @@ class Work:
 def work_of(scorer: LikelihoodScorer, texts: Texts) -> Work:
     """Tokens and FLOPs by the model's shapes."""
     config = scorer.lm.model.config.get_text_config()
-    vocabulary = scorer.lm.model.get_input_embeddings().weight.numel()
+    table: Any = scorer.lm.model.get_input_embeddings()
+    vocabulary = table.weight.numel()
     parameters = sum(p.numel() for p in scorer.lm.model.base_model.parameters()) - vocabulary
     width = config.num_attention_heads * (config.hidden_size // config.num_attention_heads)
     prefixes, suffixes, keys, targets, tokens = {}, 0, 0, 0, 0
@@ -214,9 +216,7 @@ def compare(name: str, scorer: LikelihoodScorer, texts: Texts, *, runs: int, pla
     parts = {case: texts[:plain] if case == "plain loop" else texts for case in cases}
     for case, score in cases.items():
         score(parts[case][:PLAIN_BATCH])
-    calls: dict[str, Callable[[], Any]] = {
-        case: (lambda score=score, part=parts[case]: score(part)) for case, score in cases.items()
-    }
+    calls: dict[str, Callable[[], Any]] = {case: partial(score, parts[case]) for case, score in cases.items()}
     seconds, values = in_turn({"peak": matmul_peak, **calls}, runs=runs)
     details |= {"seconds": seconds, "peak_flops": values["peak"]}
     if "lm-eval" in cases:
