@@ -13,6 +13,7 @@ from typing import Any
 import bm25s
 from huggingface_hub import snapshot_download
 
+from nlt_trainer.cards import CARD_FILE, RECIPE_FILE, RECORD_FILE
 from nlt_trainer.data import candidates
 from nlt_trainer.data.trec import read_run
 from nlt_trainer.errors import NLTError
@@ -25,8 +26,10 @@ from nlt_trainer.models.embedding_cache import EmbeddingCache, Processes
 from nlt_trainer.models.encoder import load_encoder
 from nlt_trainer.models.locations import reason, resolve_model
 
-NO_CONTENT = {".md", ".pt", ".pth", ".png", ".csv"}
-"""Endings of files beside a checkpoint's weights that its embeddings do not depend on: cards, optimizer, pictures."""
+NO_CONTENT = {CARD_FILE, RECIPE_FILE, RECORD_FILE}
+"""Files of a checkpoint that its embeddings do not depend on; an evaluation writes them."""
+NO_CONTENT_ENDINGS = {".md", ".pt", ".pth", ".png"}
+"""Endings of others: optimizer and random states of a checkpoint of training, pictures."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,9 @@ def _content(name: str, revision: str | None) -> str:
     digest, folder = hashlib.blake2b(digest_size=16), Path(location)
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if path.is_file() and path.suffix not in NO_CONTENT and not any(p.startswith(".") for p in inside.parts):
+        if path.name in NO_CONTENT or path.suffix in NO_CONTENT_ENDINGS:
+            continue
+        if path.is_file() and not any(part.startswith(".") for part in inside.parts):
             with path.open("rb") as handle:
                 digest.update(inside.as_posix().encode() + b"\0" + hashlib.file_digest(handle, "blake2b").digest())
     return f"{digest.hexdigest()}{_base(folder)}"

@@ -257,7 +257,8 @@ def test_a_checkpoint_is_known_by_its_content(tiny_encoder_folder: Path, tmp_pat
     for folder in (first, second):
         shutil.copytree(tiny_encoder_folder, folder)
     content = Checkpoint.named(str(first)).fingerprint
-    (second / "README.md").write_text("another card")
+    for name in ("README.md", "results.json", "recipe.yaml"):  # an evaluation writes them into the folder
+        (second / name).write_text("another")
     (second / "optimizer.pt").write_bytes(b"x")
     assert Checkpoint.named(str(second)).fingerprint == content
     assert Checkpoint("a", str(first), {"max_seq_length": 8}).fingerprint != content

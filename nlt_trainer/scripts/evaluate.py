@@ -112,9 +112,9 @@ def main(argv: list[str] | None = None) -> None:
     found = Evaluation(tasks, systems, cells, against)
     results = found.rows()
     write_results(run / "results.json", results)
+    print(f"\n{found.write(run / 'evaluation')}")
     if trained:
         write_card(run, results)
-    print(f"\n{found.write(run / 'evaluation')}")
 
 
 def find_tasks(data: DataArguments, evaluation: EvaluationArguments) -> TaskList:
