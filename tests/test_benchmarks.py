@@ -101,3 +101,12 @@ def test_variants(
     benchmark["main"]([*given, "--seeds", "3", "4"])
     assert "loss" not in (table := capsys.readouterr().out)
     assert table.count("\n| ") == 4
+
+
+def test_planned_over_measured() -> None:
+    """Reference: ratios by hand; what was not measured is left empty."""
+    benchmark = runpy.run_path(str(BENCHMARKS / "planned.py"))
+    planned = {"score": {"lm_tokens": 1200.0, "seconds": 50.0, "memory": 3.0 * 2**20, "file_bytes": 0.0}}
+    measured = {"score": {"lm_tokens": 1200, "seconds": 40.0, "memory": 4.0 * 2**20}}
+    table = benchmark["comparison"](planned, measured).splitlines()
+    assert table[2] == "| score | 1.00 (1,200 / 1,200) | 1.25 (50 / 40 s) | 0.75 (3 / 4 MiB) |  |"
