@@ -69,6 +69,16 @@ def test_a_killed_run_goes_on(
     assert sorted(path.suffix for path in tmp_path.rglob("*") if path.is_file()) == [".npy"] * 3
 
 
+def test_processes_share_the_files(tiny_encoder: SentenceTransformer, embedded: list[str], tmp_path: Path) -> None:
+    """Reference: each file is written once, also where one process begins when the other is done."""
+    cache = EmbeddingCache(tiny_encoder, tmp_path)
+    files = cache.files(TEXTS, process=0, processes=2)
+    assert [file.is_file() for file in files] == [True, False, True]
+    assert cache.files(TEXTS, process=1, processes=2) == files
+    assert sorted(embedded) == sorted(TEXTS)
+    np.testing.assert_array_equal(np.concatenate([np.load(file) for file in files]), cache.documents(TEXTS))
+
+
 def change_weight(encoder: SentenceTransformer) -> None:
     next(encoder.parameters()).data[0] += 1
 

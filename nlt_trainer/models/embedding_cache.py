@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 
+from nlt_trainer.files import atomic_write_bytes
 from nlt_trainer.models.locations import cache_folder
 
 PART = 512
@@ -43,15 +43,21 @@ class EmbeddingCache:
 
     def documents(self, texts: Sequence[str], *, batch_size: int = 32) -> np.ndarray:
         """Embeddings of texts: `(N, H)` float32, in their order; shows progress where some are not there yet."""
+        return np.concatenate([np.load(file) for file in self.files(texts, batch_size=batch_size)])
+
+    def files(self, texts: Sequence[str], *, batch_size: int = 32, process: int = 0, processes: int = 1) -> list[Path]:
+        """The same as files of `PART` documents each; of several processes each embeds its share of the files."""
         parts = [list(texts[start : start + PART]) for start in range(0, len(texts), PART)]
         files = [self.folder / f"{_hash_texts(part)}.npy" for part in parts]
-        missing = sum(len(part) for part, file in zip(parts, files, strict=True) if not file.is_file())
-        with tqdm(total=missing, unit="doc", desc="embedding documents", disable=not missing) as bar:
-            for part, file in zip(parts, files, strict=True):
-                if not file.is_file():
-                    _write(file, self._embed(part, batch_size))
-                    bar.update(len(part))
-        return np.concatenate([np.load(file) for file in files])
+        share = list(zip(parts, files, strict=True))[process::processes]  # drawn first: others' files appear meanwhile
+        missing = [(part, file) for part, file in share if not file.is_file()]
+        total = sum(len(part) for part, _ in missing)
+        with tqdm(total=total, unit="doc", desc="embedding documents", disable=not missing) as bar:
+            for part, file in missing:
+                with atomic_write_bytes(file) as handle:
+                    np.save(handle, self._embed(part, batch_size))
+                bar.update(len(part))
+        return files
 
     def _embed(self, texts: list[str], batch_size: int) -> np.ndarray:
         options: dict[str, Any] = {"batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}
@@ -79,12 +85,3 @@ def _hash_texts(texts: Sequence[str]) -> str:
         data = text.encode()
         digest.update(b"%d:" % len(data) + data)
     return digest.hexdigest()
-
-
-def _write(path: Path, embeddings: np.ndarray) -> None:
-    """Write beside the final name, then rename: several processes may embed the same corpus."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    with partial.open("wb") as handle:
-        np.save(handle, embeddings)
-    partial.replace(path)

@@ -40,10 +40,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nlt_trainer.data.beir import Collection, Document, Query
 from nlt_trainer.data.candidates import mine_candidates
-from nlt_trainer.data.encoder_rankings import CorpusEmbeddings
 from nlt_trainer.files import atomic_write_bytes, write_json
 from nlt_trainer.models.document_prompts import build_prompts
+from nlt_trainer.models.embedding_cache import EmbeddingCache
 from nlt_trainer.models.encoder import encoder_from_token_embeddings
+from nlt_trainer.models.exact_search import nearest
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.models.prompt_tokens import PromptTokens
@@ -131,9 +132,9 @@ def mine(folder: Path, *, documents: int, dense: bool) -> dict[str, float]:
         if encoder is None:
             mine_candidates(collection, asked, num_candidates=K)
         else:
-            embeddings = CorpusEmbeddings(encoder, collection, shards)
-            embeddings.compute()
-            embeddings.rank(asked, top_k=K)
+            files = EmbeddingCache(encoder, shards).files([document.content for document in corpus.values()])
+            queries = encoder.encode_query([query.text for query in asked])
+            nearest(queries, [np.load(file, mmap_mode="r") for file in files], top_k=K)
     return measured
 
 
