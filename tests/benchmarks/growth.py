@@ -4,9 +4,10 @@
 python tests/benchmarks/growth.py
 ```
 
-Writes `runs/bench/growth.json` and `growth.png` beside it. Every point runs in a fresh process after a warm-up. Memory is what the resident set grows by over its size when the
-work begins (imports, models and texts are there by then), read from Linux's `/proc`. An exponent is the slope of a
-line through the four points on logarithmic axes: 1 is linear, 0 is flat.
+Writes `runs/bench/growth.json` and `growth.png` beside it. Every point runs in a fresh process after a warm-up. Memory is
+what the resident set grows by over its size when the work begins (imports, models and texts are there by then), read
+from Linux's `/proc`. An exponent is the slope of a line through the four points on logarithmic axes: 1 is linear, 0 is
+flat.
 
 Texts are random words. The LLM is SmolLM2-135M-Instruct; `scoring_bookkeeping` takes a random Llama of one layer
 instead, so that what scoring keeps for each pair shows beside what the LLM needs. Mining asks 64 queries; dense mining
