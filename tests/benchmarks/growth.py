@@ -4,7 +4,7 @@
 python tests/benchmarks/growth.py
 ```
 
-Writes `runs/bench/growth.json` and `growth.png` beside it. Every point runs in a fresh process after a warm-up. Memory is
+Writes `runs/bench/growth.json`, `growth.png` beside it. Every point runs in a fresh process after a warm-up. Memory is
 what the resident set grows by over its size when the work begins (imports, models and texts are there by then), read
 from Linux's `/proc`. An exponent is the slope of a line through the four points on logarithmic axes: 1 is linear, 0 is
 flat.
