@@ -47,6 +47,7 @@ bench: .venv/installed-bench
 	$(OFFLINE) $(BIN)/python tests/benchmarks/dream_speed.py $(if $(DATA),--collection $(DATA)/nq_gold)
 	$(OFFLINE) $(BIN)/python tests/benchmarks/training_speed.py $(if $(DATA),--collection $(DATA)/nq_gold)
 	$(OFFLINE) $(BIN)/python tests/benchmarks/cache_speed.py
+	$(OFFLINE) $(BIN)/python tests/benchmarks/growth.py
 
 # The virtual environment and runs/ stay.
 clean:

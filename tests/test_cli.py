@@ -78,7 +78,9 @@ def test_wrong_input_is_one_line_and_exit_code_2(stage: ModuleType, capsys: pyte
     assert capsys.readouterr().err == "nlt train: error: corpus.jsonl:3: empty id\n"
 
 
-@pytest.mark.parametrize(("name", "hint"), [("train", "; run again, it goes on from the last whole"), ("compare_heads", "\n")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("train", "; run again, it goes on from the last whole"), ("compare_heads", "\n")]
+)
 def test_an_interrupt_is_one_line_and_exit_code_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, hint: str
 ) -> None:

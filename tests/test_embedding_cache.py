@@ -152,6 +152,8 @@ def test_several_processes_share_the_parts(
     for thread in threads:
         thread.join()
     assert seen == ([*TEXTS[:2], TEXTS[4]], TEXTS[2:4])
+    files = EmbeddingCache(tiny_encoder, tmp_path).document_files(TEXTS)
+    np.testing.assert_array_equal(np.concatenate([np.load(file) for file in files]), found[0])
     for rank in range(2):
         np.testing.assert_allclose(found[rank], tiny_encoder.encode_document(TEXTS), atol=1e-6)
 

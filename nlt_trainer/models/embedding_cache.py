@@ -92,7 +92,16 @@ class EmbeddingCache:
         """Similarities `(number of queries, number of documents)` by the encoder's own function."""
         return self.encoder.similarity(torch.as_tensor(queries), torch.as_tensor(documents))
 
+    def document_files(self, texts: Sequence[str], *, batch_size: int = 32) -> list[Path]:
+        """Files with the embeddings of `PART` documents each, `(n, H)` float32, in their order."""
+        return self._files("document", texts, None, batch_size)
+
     def _encode(self, role: Role, texts: Sequence[str], prompt: str | None, batch_size: int) -> np.ndarray:
+        files = self._files(role, texts, prompt, batch_size)
+        found = [np.load(file, mmap_mode="c") for file in files]  # c: it may be written into, the file stays
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _files(self, role: Role, texts: Sequence[str], prompt: str | None, batch_size: int) -> list[Path]:
         """Files that are there are mapped, not read; one that is damaged is made again."""
         parts = [list(texts[start : start + PART]) for start in range(0, len(texts), PART)]
         named = self.encoder.prompts.get(role) if prompt is None else prompt
@@ -114,8 +123,7 @@ class EmbeddingCache:
                 bar.update(len(parts[i]))
         if self.processes is not None:
             self.processes.wait_for_everyone()
-        found = [np.load(file, mmap_mode="c") for file in files]  # c: it may be written into, the file stays
-        return found[0] if len(found) == 1 else np.concatenate(found)
+        return files
 
     @torch.inference_mode()
     def _embed(self, role: Role, texts: list[str], prompt: str | None, batch_size: int) -> np.ndarray:

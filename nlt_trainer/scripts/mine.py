@@ -15,12 +15,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from accelerate import PartialState
 
 from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments, ModelArguments
 from nlt_trainer.data.beir import Collection, Query
 from nlt_trainer.data.candidates import mine_candidates, ranking_depth, write_candidates
-from nlt_trainer.data.encoder_rankings import CorpusEmbeddings
+from nlt_trainer.models.embedding_cache import EmbeddingCache
+from nlt_trainer.models.exact_search import nearest
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.scripts import run_main, shown
 from nlt_trainer.scripts.common import chosen_queries, load_training_collection, load_untrained, processes
@@ -62,14 +64,15 @@ def rank_by_encoder(
     state: PartialState,
 ) -> list[list[int]] | None:
     """For each query the corpus' best by the recipe's encoder; `None` in all processes but the main one."""
-    embeddings = CorpusEmbeddings(load_untrained(model), collection, folder)
-    embeddings.compute(process=state.process_index, processes=state.num_processes)
-    state.wait_for_everyone()
+    encoder = load_untrained(model)
+    contents = [document.content for document in collection.corpus.values()]
+    files = EmbeddingCache(encoder, folder, processes=state, progress="embedding").document_files(contents)
     if not state.is_main_process:
         return None
     fused = data.miner == "fused"
     depth = ranking_depth(data.num_candidates - data.num_random_candidates, fused=fused)
-    return embeddings.rank(queries, top_k=min(depth, len(collection.corpus)))
+    asked = encoder.encode_query([query.text for query in queries], convert_to_tensor=True).float().cpu().numpy()
+    return nearest(asked, [np.load(file, mmap_mode="r") for file in files], top_k=min(depth, len(contents)))
 
 
 if __name__ == "__main__":

