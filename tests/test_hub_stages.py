@@ -80,6 +80,8 @@ def recipe(tiny_encoder_folder: Path, tmp_path: Path) -> str:
     report |= {"lm_tokens": 9, "train_seconds": 1.0, "encoder": encoder_facts(encoder)}
     write_json(tmp_path / "run" / "training.json", report)
     write_card(tmp_path / "run")
+    for system in ("likelihood_gain", "start"):
+        write_json(tmp_path / "run" / "evaluation" / "mteb" / system / "collection_test.json", {"of": system})
     write_jsonl(files["gains"], [{"query_id": "q1"}])
     write_jsonl(files["candidates"], [{"query_id": "q1"}])
     audit = {"target": "query", "queries": 1, "candidates": 8, "scorer": {"model": {"llm": "/home/somebody/llm"}}}
@@ -128,6 +130,7 @@ def test_what_is_published_says_nothing_of_this_machine(hub: Hub, recipe: str, t
             assert secret.encode() not in content, (name, secret)
     card = hub.repos["models/org/name"].files["README.md"].decode()
     assert 'SentenceTransformer("org/name")' in card
+    assert json.loads(files["mteb/collection_test.json"]) == {"of": "likelihood_gain"}
     assert json.loads(files["audit.json"])["scorer"]["model"]["llm"] == "llm"
 
 

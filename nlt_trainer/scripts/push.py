@@ -21,6 +21,7 @@ from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments
 from nlt_trainer.card_rendering import render_card
 from nlt_trainer.cards import CARD_FILE, adapter_base_of, gains_card, read_release, shareable
 from nlt_trainer.errors import NLTError
+from nlt_trainer.evaluation_report import file_name
 from nlt_trainer.files import read_json
 from nlt_trainer.models.locations import is_hub_id
 from nlt_trainer.publishing import Release, folder_files, push, size
@@ -57,7 +58,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     folder, equal = export_run(Path(args.output_dir), export.form)
     print(f"{folder}: equal to the trained encoder within 1e-5: {', '.join(equal)}")
-    parts = [(to.repo, "model", encoder_files(folder, to.repo))]
+    files = encoder_files(folder, to.repo) | mteb_files(Path(args.output_dir))
+    parts = [(to.repo, "model", files)]
     if to.gains_repo is not None:
         parts.append((to.gains_repo, "dataset", gains_files(data)))
     api = HfApi(library_name="nlt_trainer")
@@ -86,6 +88,13 @@ def encoder_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
         raise NLTError(f"{folder} is an adapter on {base}, which only this machine has; push --form merged")
     card = render_card(*read_release(folder), load_as=repo)
     return {**folder_files(folder), CARD_FILE: card.encode()}
+
+
+def mteb_files(run: Path) -> dict[str, Path | bytes]:
+    """mteb's own results of the run's encoder, where `nlt evaluate` has left some."""
+    system = file_name(read_json(run / "training.json", stage="nlt train")["objective"])
+    results = sorted((run / "evaluation" / "mteb" / system).glob("*.json"))
+    return {f"mteb/{path.name}": path for path in results}
 
 
 def gains_files(data: DataArguments) -> dict[str, Path | bytes]:
