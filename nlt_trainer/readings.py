@@ -40,10 +40,10 @@ class Reading:
 
 
 def document_reading(prompts: DocumentPrompts) -> Reading:
-    """The documents' part of one prompt; documents that do not see each other see the prompt's start alone."""
+    """The documents' part of one prompt; documents that do not see each other are each read behind its start."""
     counts = prompts.prompt_segments[0].bincount().tolist()  # of one prompt, which has no padding
     start, documents = counts[0], counts[1:]
-    return sum((Reading.text(count, after=start) for count in documents), Reading.text(start))
+    return sum((Reading.text(start + count) for count in documents), Reading.text(start))
 
 
 def suffix_reading(prompts: DocumentPrompts) -> Reading:

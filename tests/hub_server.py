@@ -244,7 +244,8 @@ class Handler(BaseHTTPRequestHandler):
             raise Answer(200, known | {"siblings": siblings})
         if verb == "commits":
             raise Answer(
-                200, [{"id": c, "title": "", "message": "", "date": DATE, "authors": []} for c in repo.commits]
+                200,
+                [{"id": c, "title": "", "message": "", "date": DATE, "authors": []} for c in reversed(repo.commits)],
             )
         if verb == "tree":
             raise Answer(200, [entry(path, content) for path, content in files.items()])

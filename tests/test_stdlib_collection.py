@@ -191,6 +191,6 @@ def test_two_builds_are_the_same_bytes(real: Collection, tmp_path: Path) -> None
         env={"PYTHONHASHSEED": "12345", "PYTHONPATH": str(Path(__file__).parents[1])},
     )
     names = [path.relative_to(again) for path in sorted(again.rglob("*")) if path.is_file()]
-    assert len(names) == 6  # five of BEIR, and the mark of who wrote them
+    assert len(names) == 7  # five of BEIR, its card, and the mark of who wrote them
     assert all((again / name).read_bytes() == (real.folder / name).read_bytes() for name in names)
     assert load_collection(again).qrels == real.qrels

@@ -27,6 +27,7 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
+from sentence_transformers.util import pairwise_cos_sim
 
 from nlt_trainer.arguments import NLTTrainingArguments
 from nlt_trainer.data.candidates import mine_candidates
@@ -93,7 +94,12 @@ def theirs(rows: list[dict[str, Any]], options: Any, folder: str) -> Callable[[]
     ]
 
     def run() -> tuple[float, float]:
-        loss = DistillKLDivLoss(encoder, student_temperature=TEMPERATURE, teacher_temperature=TEACHER_TEMPERATURE)
+        loss = DistillKLDivLoss(
+            encoder,
+            similarity_fct=pairwise_cos_sim,
+            student_temperature=TEMPERATURE,
+            teacher_temperature=TEACHER_TEMPERATURE,
+        )
         args = SentenceTransformerTrainingArguments(**settings(options, folder))
         return measured(SentenceTransformerTrainer(encoder, args, train_dataset=Dataset.from_list(columns), loss=loss))
 
