@@ -139,6 +139,9 @@ class Cost:
     def __add__(self, more: Cost) -> Cost:
         return Cost(*(a + b for a, b in zip(astuple(self), astuple(more), strict=True)))
 
+    def __mul__(self, factor: float) -> Cost:
+        return Cost(*(factor * part for part in astuple(self)))
+
 
 @dataclass(frozen=True)
 class Schedule:

@@ -163,6 +163,7 @@ class PlanContext:
         )
         sample = f"{len(some):,} of {len(queries):,} queries and {len(documents):,} of {len(corpus):,} documents"
         how = "LLM tokens are counted on those that mine will find" if share == 1 else f"estimated from {sample}"
+        how = how if data.miner == "bm25" else f"LLM tokens are estimated from what BM25 finds in {sample}"
         self.notes.append(f"{data.candidates} is not there yet: {how}")
         return found, len(queries) / len(some)
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-
 from nlt_trainer.arguments import DataArguments
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.errors import NLTError
@@ -12,30 +9,39 @@ from nlt_trainer.planning import Cost, Schedule
 from nlt_trainer.readings import Reading
 from nlt_trainer.scripts.evaluate import folder_and_split
 from nlt_trainer.scripts.plan_context import Encoder, PlanContext, StagePlan
-from nlt_trainer.scripts.plan_probes import EncodingRate, drawn, peak_memory, probe_encoding, timed
+from nlt_trainer.scripts.plan_probes import (
+    EvaluationRate,
+    drawn,
+    peak_memory,
+    probe_documents_encoded,
+    probe_evaluation,
+    timed,
+)
 
-ENCODING_SECONDS = 1.5
+ENCODING_SECONDS = 0.7
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """Seconds of encoding and evaluating, and FLOPs of encoding a document."""
-
-    rate: EncodingRate
-    flops: float
-
-
-def probe(context: PlanContext, encoder: Encoder, collection: Collection, split: str) -> Encoding:
-    """Encode and evaluate a part of a collection."""
-    rate = probe_encoding(encoder.model, collection, split, seconds=ENCODING_SECONDS, seed=context.args.seed)
+def encoding(context: PlanContext, encoder: Encoder, collection: Collection) -> Cost:
+    """What it takes to encode a document."""
+    each = probe_documents_encoded(encoder.model, collection, seconds=ENCODING_SECONDS, seed=context.args.seed)
     if encoder.shape is None or encoder.probed is None:
-        return Encoding(rate, 0.0)
+        return Cost(seconds=each)
     texts = [d.content for d in drawn(list(collection.corpus.values()), 64, seed=context.args.seed)]
     lengths = encoder.model.preprocess(texts, task="document")["attention_mask"].sum(-1).tolist()
     reading = sum(map(Reading.text, lengths), Reading()) * (1 / len(lengths))
     flops = encoder.shape.flops(reading)
-    each = rate.document * flops / encoder.probed.flops(reading)
-    return Encoding(dataclasses.replace(rate, document=each), flops)
+    return Cost(flops=flops, seconds=each * flops / encoder.probed.flops(reading))
+
+
+def evaluation(
+    context: PlanContext, encoder: Encoder, collection: Collection, split: str
+) -> tuple[Cost, EvaluationRate]:
+    """What it takes to encode a document, and the rest of evaluating."""
+    each, seed = encoding(context, encoder, collection), context.args.seed
+    rate = probe_evaluation(
+        encoder.model, collection, split, each=each.seconds, seconds=ENCODING_SECONDS / 2, seed=seed
+    )
+    return each, rate
 
 
 def reported(data: DataArguments) -> list[tuple[str, str]]:
@@ -57,12 +63,12 @@ def plan_evaluate(context: PlanContext) -> StagePlan:
         except NLTError as error:
             context.notes.append(f"not known: evaluate on {folder}, because {error}")
             continue
-        found = probe(context, encoder, collection, split)
+        each, rate = evaluation(context, encoder, collection, split)
         documents, queries = len(collection.corpus), len(collection.split_queries(split))
         search = queries * context.bm25.query * documents / len(context.collection.corpus)
         other += loading + documents * context.bm25.document + search + 2 * encoder.seconds
-        other += 3 * (found.rate.fixed + queries * found.rate.full)
-        cost += Cost(flops=2 * documents * found.flops, seconds=2 * documents * found.rate.document)
+        other += 3 * (rate.fixed + queries * rate.full)
+        cost += each * (2 * documents)
     memory = peak_memory() + encoder.weight_bytes  # with the encoder of the start, and then that of the run
     return StagePlan("evaluate", 0.0, cost.flops, other + cost.seconds, other, 0.0, memory)
 
@@ -73,11 +79,7 @@ def dev_cost(context: PlanContext, encoder: Encoder, schedule: Schedule) -> Cost
     if args.eval_strategy == "no" or split is None:
         return Cost()
     dev, loading = timed(load_collection, context.data.collection, splits=[split])
-    found = probe(context, encoder, dev, split)
+    each, rate = evaluation(context, encoder, dev, split)
     times = schedule.times(args.eval_strategy, args.eval_steps or args.logging_steps) + bool(args.eval_on_start)
     documents, queries = len(dev.corpus), len(dev.split_queries(split))
-    return Cost(
-        flops=times * documents * found.flops,
-        seconds=times * documents * found.rate.document,
-        other=loading + times * queries * found.rate.light,
-    )
+    return each * (times * documents) + Cost(other=loading + times * queries * rate.light)

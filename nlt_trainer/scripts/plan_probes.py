@@ -309,38 +309,39 @@ def probe_documents(lm: FrozenLM, prompts: DocumentPrompts) -> tuple[int, float]
 
 
 @dataclass(frozen=True)
-class EncodingRate:
-    """Seconds of evaluation's parts.
+class EvaluationRate:
+    """Seconds of evaluation's parts, but for encoding documents.
 
     Args:
-        document: of encoding one.
-        light: the rest of evaluating a query during training.
-        full: the rest of evaluating a query with mteb.
+        light: of evaluating a query during training.
+        full: of evaluating a query with mteb.
         fixed: what mteb takes besides.
     """
 
-    document: float
     light: float
     full: float
     fixed: float
 
 
-def probe_encoding(
-    encoder: SentenceTransformer, collection: Collection, split: str, *, seconds: float, seed: int
-) -> EncodingRate:
-    """Encode documents, and evaluate on a part of the collection with either evaluator."""
-    everything = list(collection.corpus.values())
-    options: dict[str, Any] = {"batch_size": 32, "convert_to_tensor": True, "show_progress_bar": False}
-    count, took = min(4, len(everything)), 0.0
-    documents = everything
-    while took < seconds / 3:  # until it takes long enough to be timed, or there are no more
-        documents = drawn(everything, count, seed=seed)
-        _, took = timed(partial(encoder.encode_document, [d.content for d in documents], **options))
-        if count >= len(everything):
-            break
-        count = min(len(everything), count * (2 if took > seconds / 12 else 4))
-    few = documents[: max(1, int(len(documents) * min(1.0, seconds / 6 / took)))]
-    each = took / len(documents)
+def probe_documents_encoded(
+    encoder: SentenceTransformer, collection: Collection, *, seconds: float, seed: int
+) -> float:
+    """Seconds of encoding a document: of ever more of them, until it takes long enough to be timed."""
+    everything = [document.content for document in collection.corpus.values()]
+    count = min(4, len(everything))
+    while True:
+        texts = drawn(everything, count, seed=seed)
+        _, took = timed(partial(encoder.encode_document, texts, convert_to_tensor=True, show_progress_bar=False))
+        if took >= seconds or count == len(everything):
+            return took / count
+        count = min(len(everything), count * (2 if took > seconds / 4 else 4))
+
+
+def probe_evaluation(
+    encoder: SentenceTransformer, collection: Collection, split: str, *, each: float, seconds: float, seed: int
+) -> EvaluationRate:
+    """Evaluate on a part of the collection with either evaluator; `each` is what a document takes to be encoded."""
+    few = drawn(list(collection.corpus.values()), max(1, int(seconds / each)), seed=seed)
     queries = drawn(collection.split_queries(split), 64, seed=seed)
 
     def spent(evaluate: Callable[[Collection], Mapping[str, float]], count: int) -> float:
@@ -356,7 +357,8 @@ def probe_encoding(
     small = max(1, len(queries) // 8)
     fixed, whole = spent(full, small), spent(full, len(queries))
     query = max(0.0, whole - fixed) / max(1, len(queries) - small)
-    return EncodingRate(each, spent(light, len(queries)) / len(queries), query, max(0.0, whole - query * len(queries)))
+    fixed = max(0.0, whole - query * len(queries))
+    return EvaluationRate(spent(light, len(queries)) / len(queries), query, fixed)
 
 
 def _part(collection: Collection, documents: Sequence[Any], queries: Sequence[Query], split: str) -> Collection:

@@ -14,11 +14,12 @@ from nlt_trainer.models.document_prompts import DocumentLayout, build_prompts
 from nlt_trainer.models.document_reader import DocumentReader
 from nlt_trainer.models.heads import NULL_QUERY, calibrated_mass
 from nlt_trainer.models.scoring import Pair
-from nlt_trainer.planning import gains_bytes, score_cache_bytes
+from nlt_trainer.planning import Cost, gains_bytes, score_cache_bytes
 from nlt_trainer.readings import Reading, document_reading, suffix_reading
 from nlt_trainer.scripts.common import make_scorer, prompt_tokens, target_of
 from nlt_trainer.scripts.detect_heads import head_task
 from nlt_trainer.scripts.plan_context import LLM, PlanContext, StagePlan
+from nlt_trainer.scripts.plan_evaluation import encoding
 from nlt_trainer.scripts.plan_probes import drawn, probe_scoring, scored, timed
 
 SCORED_PAIRS = 20_000
@@ -31,11 +32,17 @@ SCORING_SECONDS = 3.0
 
 
 def plan_mine(context: PlanContext) -> StagePlan:
-    """BM25 over the corpus, one search a query."""
-    queries = len(context.queries)
-    seconds = context.begin + context.bm25.document * len(context.collection.corpus) + context.bm25.query * queries
+    """BM25 over the corpus and a search a query, and where the miner is an encoder, the corpus encoded."""
+    queries, documents = len(context.queries), len(context.collection.corpus)
     line = np.mean([len(str(dataclasses.asdict(c))) for c in context.candidates])
-    return StagePlan("mine", 0.0, 0.0, seconds, seconds, float(line) * queries, context.base)
+    other = context.begin + context.bm25.document * documents + context.bm25.query * queries
+    cost, memory = Cost(), context.base
+    if context.data.miner != "bm25":
+        if context.encoder is None:
+            return StagePlan("mine", 0.0, None, None)
+        cost = encoding(context, context.encoder, context.collection) * documents
+        other, memory = other + context.encoder.seconds, memory + context.encoder.weight_bytes
+    return StagePlan("mine", 0.0, cost.flops, other + cost.seconds, other, float(line) * queries, memory)
 
 
 @dataclass(frozen=True)

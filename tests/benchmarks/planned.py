@@ -98,7 +98,12 @@ def main() -> None:
     run("plan", [*arguments, "--plan_file", str(plan_file)], log=known.folder / "plan.txt")
     print((known.folder / "plan.txt").read_text())
     planned = {stage["stage"]: stage for stage in read_json(plan_file)["stages"]}
-    measured = {s: run(s, arguments, log=known.folder / f"{s}.txt") for s in planned if s != "total"}
+    anew = {"evaluate": ["--evaluation_cache", str(known.folder / "evaluation")]}  # reads nothing of earlier runs
+    measured = {
+        stage: run(stage, [*arguments, *anew.get(stage, [])], log=known.folder / f"{stage}.txt")
+        for stage in planned
+        if stage != "total"
+    }
     read_off(measured, model, data, args)
     print(comparison(planned, measured))
     write_json(known.folder / "results.json", {"arguments": arguments, "planned": planned, "measured": measured})
