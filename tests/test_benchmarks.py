@@ -16,8 +16,9 @@ from nlt_trainer.scripts import train
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
-def test_shared_backbone(tmp_path: Path) -> None:
+def test_shared_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reference: the loss of two copies; and less weights in memory."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     benchmark = runpy.run_path(str(BENCHMARKS / "shared_backbone.py"))
     size = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
     benchmark["write_model"](tmp_path / "llm", vocabulary=2000, **size)

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from measuring import LLM, in_fresh_process, machine, show
+from measuring import LLM, in_fresh_process, machine, show, status_mib
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -68,16 +68,10 @@ def watched() -> Iterator[dict[str, float]]:
     """Measure what runs inside: `seconds`, and `memory_mib`, the growth of the resident set up to its peak."""
     measured: dict[str, float] = {}
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before, start = _status("VmRSS"), time.perf_counter()
+    before, start = status_mib("VmRSS"), time.perf_counter()
     yield measured
     seconds = time.perf_counter() - start
-    measured |= {"seconds": seconds, "memory_mib": max(_status("VmHWM") - before, 1 / 256)}  # at least a page
-
-
-def _status(name: str) -> float:
-    """A line of `/proc/self/status` that is in kB, in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
+    measured |= {"seconds": seconds, "memory_mib": max(status_mib("VmHWM") - before, 1 / 256)}  # at least a page
 
 
 def score(folder: Path, *, llm: str, queries: int, k: int, document_tokens: int) -> dict[str, float]:

@@ -89,19 +89,23 @@ def matmul_peak(*, seconds: float = 0.4) -> float:
     return best
 
 
+def status_mib(name: str) -> float:
+    """A line of Linux's `/proc/self/status` that is in kB, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
+
+
 def peak_mib() -> float:
     """Most memory that this process has held so far, MiB: of the resident set, of torch's allocator with CUDA."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / MIB
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+    if sys.platform == "linux":  # where ru_maxrss also counts the process that started this one
+        return status_mib("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
 
 
 def in_fresh_process(script: str, *flags: str) -> dict[str, Any]:
-    """What a script prints as JSON in its last line, in a process of its own.
-
-    A process inherits the peak of the one that starts it: start all before anything large is loaded.
-    """
+    """What a script prints as JSON in its last line, in a process of its own."""
     output = subprocess.run([sys.executable, script, *flags], check=True, stdout=subprocess.PIPE, text=True).stdout
     value: dict[str, Any] = json.loads(output.splitlines()[-1])
     return value

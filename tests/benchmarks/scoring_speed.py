@@ -12,11 +12,14 @@ All three read the same truncated texts, target `query`: `Document:\\n<document>
 
 `distinct` has queries from all over the split; `repeats` queries whose BM25 candidates overlap, chosen one by one such
 that each brings the fewest new documents. Useful FLOPs: each document and each query read once, attention to what is
-visible, the vocabulary at target positions. Without the two flags both sets come from the standard library.
+visible, the vocabulary at target positions. Without the two flags both sets come from the standard library. Memory is
+the peak of a fresh process that scores 64 pairs, weights, imports and the BM25 index included; what lm-eval needs
+depends on its batch size, so that it is shown for the fastest and for 1.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import statistics
@@ -28,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import LLM, collection_at, in_turn, matmul_peak, parser, peak_mib, ratio, record, show
+from measuring import LLM, collection_at, in_fresh_process, in_turn, matmul_peak, parser, peak_mib, ratio, record, show
 
 from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates, mine_candidates
@@ -40,12 +43,16 @@ from nlt_trainer.prompts import PromptTemplate
 TEMPLATE = PromptTemplate(document_prefix="Document:\n", document_suffix="\n", query_prefix="Question:")
 BATCH_SIZES = (1, 8, 16, 32, 64)
 PLAIN_BATCH = 16
+TUNING_PAIRS, MEMORY_PAIRS = 64, 64
 
 Texts = list[tuple[str, str]]
 """Truncated documents and queries, query-major."""
 
 Score = Callable[[Texts], np.ndarray]
 """Log-likelihoods of the queries after their documents, nats, `(N,)`."""
+
+Choose = Callable[..., list[QueryCandidates]]
+"""`distinct` or `repeated`."""
 
 
 def distinct(collection: Collection, *, queries: int, candidates: int) -> list[QueryCandidates]:
@@ -202,15 +209,15 @@ def same_tokens(scorer: LikelihoodScorer, texts: Texts) -> np.ndarray:
     return np.array([tokenizer.encode(f"{_context(d)} {q}") == ids_of(scorer, d, q)[0] for d, q in texts])
 
 
-def compare(name: str, scorer: LikelihoodScorer, texts: Texts, *, runs: int, plain: int) -> dict[str, Any]:
+def compare(
+    name: str, scorer: LikelihoodScorer, texts: Texts, *, runs: int, plain: int, batch_size: int | None
+) -> dict[str, Any]:
     """Seconds, throughput and agreement of all cases on one set of pairs; `plain` pairs for the plain loop."""
     lm, work = scorer.lm, work_of(scorer, texts)
     cases: dict[str, Score] = {"ours": ours(scorer)}
     details: dict[str, Any] = {"set": name, "work": vars(work)}
-    if importlib.util.find_spec("lm_eval") is not None:
-        size, details["lm_eval_seconds_by_batch_size"] = best_batch_size(lm, texts[:: max(1, len(texts) // 32)])
-        details["lm_eval_batch_size"] = size
-        cases["lm-eval"] = lm_eval(lm, batch_size=size)
+    if batch_size is not None:
+        cases["lm-eval"] = lm_eval(lm, batch_size=batch_size)
     if plain:
         cases["plain loop"] = plain_loop(lm, scorer)
     parts = {case: texts[:plain] if case == "plain loop" else texts for case in cases}
@@ -243,6 +250,7 @@ def _row(details: dict[str, Any], case: str, part: Texts, scorer: LikelihoodScor
         "case": case,
         "pairs": work.pairs,
         "documents": work.documents,
+        "pairs a document": work.pairs / work.documents,
         "seconds": statistics.median(seconds[case]),
         "pairs/s": statistics.median(rate),
         "useful tokens/s": statistics.median(work.useful_tokens / s for s in seconds[case]),
@@ -253,26 +261,47 @@ def _row(details: dict[str, Any], case: str, part: Texts, scorer: LikelihoodScor
     }
 
 
-def peak_of(case: str, texts: Texts, llm: str, max_document_tokens: int, batch_size: int) -> dict[str, float]:
-    """Peak memory of this process after one case has scored some pairs."""
-    scorer = make_scorer(llm, max_document_tokens)
-    scores: dict[str, Callable[[], Score]] = {
-        "ours": lambda: ours(scorer),
-        "lm-eval": lambda: lm_eval(scorer.lm, batch_size=batch_size),
-        "plain loop": lambda: plain_loop(scorer.lm, scorer),
-    }
-    loaded = peak_mib()
-    scores[case]()(texts)
-    return {"loaded_mib": round(loaded), "peak_mib": round(peak_mib())}
-
-
 def make_scorer(llm: str, max_document_tokens: int) -> LikelihoodScorer:
     lm = FrozenLM.from_pretrained(llm, device="cpu")
     return LikelihoodScorer(lm, target="query", template=TEMPLATE, max_document_tokens=max_document_tokens)
 
 
+def memory(case: str, options: argparse.Namespace) -> dict[str, int]:
+    """Peak memory of this process after one case has scored the first pairs of the set without repeats."""
+    scorer = make_scorer(options.llm, options.max_document_tokens)
+    texts = texts_at(options.collection, distinct, scorer, options)[1][:MEMORY_PAIRS]
+    loaded = peak_mib()
+    if case == "ours":
+        ours(scorer)(texts)
+    elif case == "plain loop":
+        plain_loop(scorer.lm, scorer)(texts)
+    else:
+        lm_eval(scorer.lm, batch_size=int(case))(texts)
+    return {"loaded_mib": round(loaded), "peak_mib": round(peak_mib())}
+
+
+def texts_at(
+    folder: Path | None, choose: Choose, scorer: LikelihoodScorer, options: argparse.Namespace
+) -> tuple[str, Texts]:
+    """A set's name and its pairs."""
+    collection = collection_at(folder)
+    chosen = choose(collection, queries=options.queries, candidates=options.candidates)
+    return collection.name, texts_of(collection, chosen, scorer)
+
+
+def peaks(options: argparse.Namespace, batch_size: int | None) -> dict[str, dict[str, int]]:
+    """Peak memory of each case in a process of its own; by batch size for lm-eval, the fastest and 1."""
+    given = [f"--{name}={getattr(options, name)}" for name in ("llm", "queries", "candidates", "max_document_tokens")]
+    if options.collection:
+        given.append(f"--collection={options.collection}")
+    cases = {"ours": "ours", "plain loop": "plain loop"}
+    if batch_size is not None:
+        cases |= {f"lm-eval, batch size {size}": str(size) for size in sorted({1, batch_size})}
+    return {name: in_fresh_process(__file__, *given, f"--memory={case}") for name, case in cases.items()}
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Compare on both sets; print a table and write JSON."""
+    """Compare on both sets; print tables and write JSON."""
     flags = parser(__doc__)
     flags.add_argument("--llm", default=LLM)
     flags.add_argument("--collection", type=Path, help="BEIR folder whose documents hardly repeat")
@@ -280,23 +309,36 @@ def main(argv: list[str] | None = None) -> None:
     flags.add_argument("--queries", type=int, default=24)
     flags.add_argument("--candidates", type=int, default=16)
     flags.add_argument("--max_document_tokens", type=int, default=96)
+    flags.add_argument("--memory", help=argparse.SUPPRESS)
     options = flags.parse_args(argv)
+    if options.memory:
+        print(json.dumps(memory(options.memory, options)))
+        return
     scorer = make_scorer(options.llm, options.max_document_tokens)
-    size = {"queries": options.queries, "candidates": options.candidates}
-    sets = {}
-    for name, folder, choose in (("distinct", options.collection, distinct), ("repeats", options.repeats, repeated)):
-        collection = collection_at(folder)
-        texts = texts_of(collection, choose(collection, **size), scorer)
+    sets: dict[str, tuple[str, Texts]] = {
+        "distinct": texts_at(options.collection, distinct, scorer, options),
+        "repeats": texts_at(options.repeats, repeated, scorer, options),
+    }
+    batch_size, tried = None, {}
+    if importlib.util.find_spec("lm_eval") is not None:
+        texts = sets["distinct"][1]
+        batch_size, tried = best_batch_size(scorer.lm, texts[:: max(1, len(texts) // TUNING_PAIRS)])
+    found: dict[str, dict[str, Any]] = {}
+    for name, (collection, texts) in sets.items():
         plain = min(len(texts), 4 * options.candidates) if name == "distinct" else 0
-        sets[name] = compare(f"{name}: {collection.name}", scorer, texts, runs=options.runs, plain=plain)
-    show([row for details in sets.values() for row in details["rows"]])
-    figures = {"scoring_peak_share": round(statistics.median(sets["distinct"]["share"]), 3)}
+        title = f"{name}: {collection}"
+        found[name] = compare(title, scorer, texts, runs=options.runs, plain=plain, batch_size=batch_size)
+    show([row for details in found.values() for row in details["rows"]])
+    by_case = peaks(options, batch_size)
+    show([{"case": case, **row} for case, row in by_case.items()])
+    figures = {"scoring_peak_share": round(statistics.median(found["distinct"]["share"]), 3)}
     for key, name in (("scoring_vs_lm_eval", "distinct"), ("scoring_repeats_vs_lm_eval", "repeats")):
-        seconds = sets[name]["seconds"]
+        seconds = found[name]["seconds"]
         if "lm-eval" in seconds:
             figures[key] = ratio(seconds["lm-eval"], seconds["ours"])["ratio"]
     print(json.dumps(figures))
-    record(options.json, "scoring", figures, sets)
+    tuned = {"batch_size": batch_size, "seconds_by_batch_size": tried}
+    record(options.json, "scoring", figures, {**found, "lm_eval": tuned, "memory": by_case})
 
 
 if __name__ == "__main__":

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import MIB, in_fresh_process, peak_mib, show
 from sentence_transformers.util import batch_to_device
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -36,7 +34,6 @@ from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.prompts import PromptTemplate
 
-MIB = 1 << 20
 SIZE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
 
 
@@ -51,17 +48,9 @@ def write_model(folder: Path, *, vocabulary: int = 32_000, **size: Any) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def peak() -> float:
-    """Most memory that this process has held so far, MiB."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / MIB
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
-
-
 def measure(folder: Path, *, shared: bool) -> dict[str, Any]:
     """Load LLM and encoder and take one step, in this process."""
-    before = peak()
+    before = peak_mib()
     lm = FrozenLM.from_pretrained(str(folder))
     lora = {"r": 16, "target_modules": ["q_proj", "v_proj"]}
     encoder = load_encoder(str(folder), pooling="lasttoken", lora=lora, backbone=lm if shared else None)
@@ -79,7 +68,7 @@ def measure(folder: Path, *, shared: bool) -> dict[str, Any]:
     return {
         "weights_mib": round(sum(weights.values()) / MIB),
         "peak_before_loading_mib": round(before),
-        "peak_mib": round(peak()),
+        "peak_mib": round(peak_mib()),
         "loss": round(value.item(), 4),
     }
 
@@ -92,22 +81,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.step:
         folder, step = arguments.step
-        if step == "write":
-            write_model(Path(folder), **SIZE)
-        else:
-            print(json.dumps(measure(Path(folder), shared=step == "shared")))
+        print(json.dumps(measure(Path(folder), shared=step == "shared")))
         return
-    results = {}
     with tempfile.TemporaryDirectory() as folder:
-        for step in ("write", "two copies", "shared"):  # a process inherits the peak of the one that starts it
-            command = [sys.executable, __file__, "--step", folder, step]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            if step != "write":
-                results[step] = json.loads(output.splitlines()[-1])
-    columns = list(results["shared"])
-    print(f"| weights | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
-    for case, row in results.items():
-        print(f"| {case} | {' | '.join(str(row[column]) for column in columns)} |")
+        write_model(Path(folder), **SIZE)
+        results = {step: in_fresh_process(__file__, "--step", folder, step) for step in ("two copies", "shared")}
+    show([{"weights": case, **row} for case, row in results.items()])
     if arguments.json:
         write_json(arguments.json, results)
 
