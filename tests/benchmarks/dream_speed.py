@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from nlt_trainer.data.beir import Collection
-from nlt_trainer.data.candidates import mine_candidates
+from nlt_trainer.data.candidates import QueryCandidates, mine_candidates
 from nlt_trainer.data.training import relevance
 from nlt_trainer.models.attention import IMPLEMENTATION
 from nlt_trainer.models.document_prompts import DocumentLayout, DocumentPrompts, build_prompts
@@ -142,17 +142,26 @@ class Task:
 
 
 def make_task(lm: FrozenLM, collection: Collection, options: Any) -> Task:
-    """Prompts of judged queries with their BM25 candidates; heads are found by the judgements, as the paper does."""
+    """Prompts of judged queries with the longest of their BM25 candidates, which are cut to `max_document_tokens`.
+
+    Heads are found by the judgements, as the paper does.
+    """
     judged = collection.split_queries(options.split)
     step = max(1, len(judged) // (options.prompts + options.head_queries))
-    mined = mine_candidates(collection, judged[::step], num_candidates=options.candidates)
+    pool = min(4 * options.candidates, len(collection.corpus))
+    mined = mine_candidates(collection, judged[::step], num_candidates=pool)
     tokens = PromptTokens(lm.tokenizer, PromptTemplate(), max_document_tokens=options.max_document_tokens)
-    texts = [[collection.corpus[d].content for d in c.document_ids] for c in mined]
+
+    def full_documents(chosen: QueryCandidates) -> list[str]:
+        """A query's candidates, those first that fill `max_document_tokens`."""
+        texts = [collection.corpus[d].content for d in chosen.document_ids]
+        return sorted(texts, key=lambda text: -len(tokens.document(text)[0]))
+
     own, known = mined[: options.prompts], mined[options.prompts :][: options.head_queries]
     heads = detect_query_focused_heads(
         lm,
         [c.query for c in known],
-        documents=[row[: options.head_candidates] for row in texts[options.prompts :][: len(known)]],
+        documents=[[collection.corpus[d].content for d in c.document_ids[: options.head_candidates]] for c in known],
         relevant=relevance(known, collection.split_qrels(options.split))[:, : options.head_candidates],
         tokens=tokens,
         num_heads=options.num_heads,
@@ -160,8 +169,15 @@ def make_task(lm: FrozenLM, collection: Collection, options: Any) -> Task:
     layouts: tuple[DocumentLayout, ...] = ("sequential", "independent")
     prompts = {
         layout: [
-            build_prompts(tokens, [c.query], [row], target="query", context_length=lm.context_length, layout=layout)
-            for c, row in zip(own, texts, strict=False)
+            build_prompts(
+                tokens,
+                [c.query],
+                [full_documents(c)[: options.candidates]],
+                target="query",
+                context_length=lm.context_length,
+                layout=layout,
+            )
+            for c in own
         ]
         for layout in layouts
     }
@@ -209,12 +225,14 @@ def compare(lm: FrozenLM, task: Task, layout: DocumentLayout, *, runs: int, cach
     again = ratio(each["full graph"], each[ours_name])
     return {
         "layout": layout,
+        "prompt_tokens": [prompts.num_tokens for prompts in task.prompts[layout]],
         "seconds": each,
         "first": disagreement(first[ours_name], first["full graph"]),
         "disagreement": disagreement(values[ours_name][-1], values["full graph"][-1]),
         "rows": [
             {
                 "layout": layout,
+                "tokens": statistics.mean(prompts.num_tokens for prompts in task.prompts[layout]),
                 "case": name,
                 "seconds a step": statistics.median(times),
                 "ours is faster by": again["ratio"] if name == "full graph" else None,
