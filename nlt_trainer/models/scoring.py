@@ -156,10 +156,8 @@ class LikelihoodScorer:
         values = {} if self.cache is None else self.cache.get(keys)
         for scores, _ in self._compute({k: p for k, p in zip(keys, pairs, strict=True) if k not in values}):
             values.update(scores)
-        columns = list(zip(*(values[key] for key in keys), strict=True)) or [(), (), ()]
-        return Likelihoods(
-            np.array(columns[0], np.float64), np.array(columns[1], np.int64), np.array(columns[2], bool)
-        )
+        table = np.array([values[key] for key in keys], np.float64).reshape(-1, 3)  # exact: no target has 2**53 tokens
+        return Likelihoods(table[:, 0].copy(), table[:, 1].astype(np.int64), table[:, 2].astype(bool))
 
     def token_log_likelihoods(self, pairs: Sequence[Pair]) -> list[np.ndarray]:
         """Log-likelihood of each token of each pair's target given all tokens before it: float32, nats.
