@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from dataclasses import dataclass, field
 from typing import get_args
@@ -382,6 +383,7 @@ class NLTTrainingArguments(SentenceTransformerTrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         # Sentence-Transformers sets it for several processes, and every one of them warns.
         self.dataloader_drop_last |= int(os.environ.get("WORLD_SIZE", "1")) > 1
         super().__post_init__()
@@ -392,6 +394,19 @@ class NLTTrainingArguments(SentenceTransformerTrainingArguments):
             raise NLTError(
                 f"temperatures names {sorted(strange)}, which objective {self.objective!r} does not have; remove them"
             )
+
+    def _check_numbers(self) -> None:
+        """Raise `NLTError` for numbers that fail late in the trainer, or train nothing."""
+        lowest = dict.fromkeys(
+            ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1
+        ) | dict.fromkeys(("seed", "data_seed", "dataloader_num_workers", "warmup_steps", "weight_decay"), 0)
+        for name, bound in lowest.items():
+            if (number := getattr(self, name)) is not None and not bound <= number < math.inf:
+                raise NLTError(f"{name} is {number}; it must be a number of at least {bound}")
+        if not 0 <= self.learning_rate < math.inf:
+            raise NLTError(f"learning_rate is {self.learning_rate}; it must be a number of at least 0, such as 2e-5")
+        if self.max_steps < 1 and not 0 < self.num_train_epochs < math.inf:
+            raise NLTError(f"num_train_epochs is {self.num_train_epochs}; it must be above 0, or set max_steps")
 
     @property
     def objectives(self) -> dict[str, float]:

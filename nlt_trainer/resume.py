@@ -18,6 +18,7 @@ from nlt_trainer.arguments import DataArguments, ModelArguments, NLTTrainingArgu
 from nlt_trainer.checkpoints import checkpoint_fault, last_checkpoint
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json
+from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.models.locations import content_hash, resolve_model
 from nlt_trainer.models.lora import ADAPTER_WEIGHTS, load_lora
 from nlt_trainer.models.objective import Objective
@@ -56,11 +57,7 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     """
     reads_llm = args.reads_llm
     values = args.to_dict()
-    files = [
-        data.candidates,
-        str(Path(data.collection, "corpus.jsonl")),
-        *([model.heads] if "dream" in args.objectives else []),
-    ]
+    files = [data.candidates, str(Path(data.collection, "corpus.jsonl"))]
     if args.reads_gains(data):
         files.append(data.gains)
     if args.reads_labels(data):
@@ -70,6 +67,9 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     trajectory |= {key: getattr(data, key) for key in ("labels", *(PROMPT_KEYS if reads_llm else ()))}
     trajectory |= {f"content of {file}": _file_hash(file) for file in files}
     start = resolve_model(model.encoder)
+    if "dream" in args.objectives and Path(model.heads).is_file():
+        heads = HeadSet.load(model.heads).heads  # not how long it took to find them
+        trajectory["heads"] = [list(pair) for pair in heads]
     trajectory["content of encoder"] = content_hash(start) if Path(start).is_dir() else start
     return {
         "model": dataclasses.asdict(model),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,27 @@ def test_a_number_of_nothing_is_refused(name: str) -> None:
         DataArguments(**settings)
     settings[name] = 1
     DataArguments(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("per_device_train_batch_size", 0),
+        ("per_device_eval_batch_size", -1),
+        ("gradient_accumulation_steps", 0),
+        ("seed", -1),
+        ("dataloader_num_workers", -1),
+        ("weight_decay", math.nan),
+        ("learning_rate", math.nan),
+        ("learning_rate", -1e-3),
+        ("num_train_epochs", 0.0),
+        ("num_train_epochs", math.inf),
+    ],
+)
+def test_a_number_that_trains_nothing_is_refused(name: str, value: float, tmp_path: Path) -> None:
+    """Reference: the key and the value, in the message."""
+    with pytest.raises(NLTError, match=rf"{name} is {value}; it must be "):
+        NLTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: value})
 
 
 def test_those_that_read_the_llm_are_objectives() -> None:

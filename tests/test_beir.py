@@ -102,7 +102,8 @@ def test_the_first_of_several_answers_is_taken(tmp_path: Path) -> None:
     [
         ('{"_id": "d1", "text": "again"}', "'d1' was used before"),
         ('{"_id": "", "text": "x"}', "_id must be a string"),
-        ('{"_id": 3, "text": "x"}', "found 3"),
+        ('{"_id": 3, "text": "x"}', '_id must be a string, found the number 3; write "3"'),
+        ('{"_id": true, "text": "x"}', "found True"),
         ('{"text": "x"}', "found None"),
         ('{"_id": "d3", "title": " ", "text": " "}', "document 'd3' is empty"),
         ('{"_id": "d3", "title": "x"}', "text must be a string"),

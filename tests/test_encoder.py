@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import hub
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.encoder import encoder_from_token_embeddings, load_encoder
+from nlt_trainer.models.encoder import all_but_the_top, encoder_from_token_embeddings, load_encoder
 
 TEXTS = ["the blue whale", "an owl hunts at night"]
 
@@ -173,6 +173,20 @@ def test_token_embeddings_of_an_llm(tiny_llm_folder: Path, tmp_path: Path) -> No
         load_encoder(str(tmp_path / "static"), lora={"r": 4})
     with pytest.raises(NLTError, match=r"reads texts of any length; leave `max_seq_length` out"):
         load_encoder(str(tmp_path / "static"), max_seq_length=4)
+
+
+def test_token_embeddings_do_not_depend_on_threads() -> None:
+    """Reference: the same bits with one thread and with two, which are left as they were."""
+    embeddings = torch.randn(4096, 192, generator=torch.Generator().manual_seed(0))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(all_but_the_top(embeddings))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
 
 
 def test_a_pickled_llm_is_not_read(tiny_llm_folder: Path, tmp_path: Path) -> None:

@@ -156,11 +156,17 @@ def check_report(run: Path, objective: str, *, audit: dict[str, Any], heads: dic
     assert report["train_seconds"] > 0
 
 
-def test_a_second_run_of_each_stage_changes_nothing(project: Project) -> None:
+def test_a_second_run_of_each_stage_changes_nothing(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     """Reference: the files of the first run; scores come from the cache, training from its last checkpoint."""
     project.run(score)
     project.run(train)
-    names = ("candidates.jsonl", "gains.jsonl", "gains.audit.json", "likelihood_gain/settings.json")
+    names = (
+        "candidates.jsonl",
+        "gains.jsonl",
+        "gains.audit.json",
+        "likelihood_gain/settings.json",
+        "likelihood_gain/training.json",
+    )
     first = [(project.root / name).read_bytes() for name in names]
     weights = next((project.root / "likelihood_gain" / "encoder").rglob("model.safetensors")).read_bytes()
     project.run(mine)
@@ -168,6 +174,7 @@ def test_a_second_run_of_each_stage_changes_nothing(project: Project) -> None:
     project.run(train)
     assert [(project.root / name).read_bytes() for name in names] == first
     assert next((project.root / "likelihood_gain" / "encoder").rglob("model.safetensors")).read_bytes() == weights
+    assert "all 4 steps were done before" in capsys.readouterr().out
     assert json.loads((project.root / "likelihood_gain" / "training.json").read_text())["steps"] == 4
     with pytest.raises(
         NLTError, match=r"holds checkpoints of a run with other settings .*temperature: 0.05 there, 0.1"
@@ -280,16 +287,32 @@ def test_labels_are_read_nowhere_else(project: Project) -> None:
     assert run_all("misjudged") == expected
 
 
-def test_queries_without_answers_have_the_query_as_target(project: Project) -> None:
+def test_queries_without_answers_have_the_query_as_target(project: Project, caplog: pytest.LogCaptureFixture) -> None:
     """Reference: the rule of the default target, and the refusal of a target that needs answers."""
-    path = project.root / "candidates.jsonl"
+    path = project.root / "collection" / "queries.jsonl"
     rows = rows_of(path)
-    rows[1]["answer"] = None
+    next(row for row in rows if row["_id"] == "q2")["answer"] = None
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(NLTError, match=r"has another text or answer .* for 1 queries, e.g. 'q2'; run nlt mine again"):
+        project.run(score)
+    project.run(mine)
     project.run(score)
+    assert "1 of 4 queries have no answer, e.g. 'q2'" in caplog.text
     assert json.loads((project.root / "gains.audit.json").read_text())["target"] == "query"
     with pytest.raises(NLTError, match=r"target 'answer' needs answers, and 1 queries .* have none, e.g. 'q2'"):
         project.run(score, "likelihood_gain", "--target", "answer")
+
+
+@pytest.mark.parametrize("stage", [score, detect_heads, train])
+def test_queries_that_are_held_out_are_refused(project: Project, stage: Any) -> None:
+    """Reference: candidates of all queries, mined before the recipe named a split; judgements of test are held out."""
+    project.run(score)
+    recipe = Path(project.recipe("dream"))
+    without = recipe.with_name("without.yaml")
+    without.write_text("".join(line for line in recipe.read_text().splitlines(True) if "train_split" not in line))
+    mine.main(["--config", str(without)])
+    with pytest.raises(NLTError, match=r"has \d queries that are not in split 'train' of .*run nlt mine again"):
+        project.run(stage, "dream")
 
 
 def test_evaluating_before_training_is_refused(project: Project) -> None:

@@ -313,6 +313,23 @@ def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
         check_settings(tmp_path, settings(learning_rate=1e-3, data={"gains": str(gains)}))
 
 
+def test_a_run_with_other_heads_is_refused(tmp_path: Path) -> None:
+    """Reference: other heads differ; another time that finding the same ones took does not."""
+    args = NLTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, objective="dream")
+    model = ModelArguments(heads=str(tmp_path / "heads.json"))
+
+    def settings(*heads: tuple[int, int], seconds: float) -> dict[str, Any]:
+        scores = ((0.5, 0.25), (0.125, seconds))
+        HeadSet(heads, scores, "llm", {"weights": "0"}, {"seconds": seconds}).save(model.heads)
+        return run_settings(model, DataArguments(), args)
+
+    make_checkpoint(tmp_path, 2)
+    write_json(tmp_path / "settings.json", settings((0, 0), (0, 1), seconds=3.0))
+    check_settings(tmp_path, settings((0, 0), (0, 1), seconds=4.0))
+    with pytest.raises(NLTError, match=r"heads: \[\[0, 0\], \[0, 1\]\] there, \[\[0, 0\], \[1, 0\]\] now"):
+        check_settings(tmp_path, settings((0, 0), (1, 0), seconds=3.0))
+
+
 def test_a_run_with_other_labels_is_refused(tmp_path: Path) -> None:
     """Reference: the file that changed, in the message; judgements that the objective does not read may change."""
     qrels = tmp_path / "qrels" / "train.tsv"

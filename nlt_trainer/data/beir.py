@@ -217,6 +217,8 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
 
 def _new_id(row: dict[str, Any], known: Mapping[str, object], *, path: Path, line: int) -> str:
     value = row.get("_id")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise DataError(path, f'_id must be a string, found the number {value}; write "{value}"', line=line)
     if not isinstance(value, str) or not value.strip():
         raise DataError(path, f"_id must be a string and not empty, found {value!r}; give every line one", line=line)
     if value in known:

@@ -171,9 +171,17 @@ def encoder_from_token_embeddings(llm: str) -> SentenceTransformer:
 
 
 def all_but_the_top(embeddings: Tensor) -> Tensor:
-    """Token embeddings `(V, D)` without mean and D / 100 strongest directions, weighted by log(1 + id)."""
-    centred = embeddings - embeddings.mean(0)
-    _, directions = torch.linalg.eigh(centred.T @ centred)  # (D, D), weakest first
-    top = directions[:, -max(1, round(embeddings.shape[1] / 100)) :]
-    weight = torch.log1p(torch.arange(len(embeddings), dtype=embeddings.dtype))
-    return (centred - centred @ top @ top.T) * (weight / weight.mean())[:, None]
+    """Token embeddings `(V, D)` without mean and D / 100 strongest directions, weighted by log(1 + id).
+
+    They are the same to the last bit however many threads torch has, so that runs which begin with them can go on.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums of several threads differ in the last bits with their number
+    try:
+        centred = embeddings - embeddings.mean(0)
+        _, directions = torch.linalg.eigh(centred.T @ centred)  # (D, D), weakest first
+        top = directions[:, -max(1, round(embeddings.shape[1] / 100)) :]
+        weight = torch.log1p(torch.arange(len(embeddings), dtype=embeddings.dtype))
+        return (centred - centred @ top @ top.T) * (weight / weight.mean())[:, None]
+    finally:
+        torch.set_num_threads(threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import resource
@@ -23,6 +24,8 @@ from nlt_trainer.models.locations import resolve_model
 from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.models.scoring import LikelihoodScorer
 from nlt_trainer.prompts import TargetKind, check_target, default_target
+
+logger = logging.getLogger(__name__)
 
 
 def processes(args: TrainingArguments) -> PartialState:
@@ -90,15 +93,35 @@ def load_candidates(data: DataArguments, collection: Collection) -> list[QueryCa
 
     Raises:
         DataError: the file is not what `mine` writes, or has another number of candidates than the recipe.
-        NLTError: it has more queries than the recipe.
+        NLTError: it has more queries than the recipe, one that the recipe does not train on, or one whose text or
+            answer the collection has otherwise.
     """
     candidates = read_candidates(data.candidates, collection, num_candidates=data.num_candidates)
+    _check_queries(candidates, collection, data)
     if data.max_queries is not None and len(candidates) > data.max_queries:
         raise NLTError(
             f"{data.candidates} has {len(candidates)} queries and max_queries is {data.max_queries}; only mine draws "
             "them: run nlt mine again or set max_queries as it was"
         )
     return candidates
+
+
+def _check_queries(candidates: list[QueryCandidates], collection: Collection, data: DataArguments) -> None:
+    """Raise `NLTError` for queries that are held out of training, unknown, or not what they were when mined."""
+    known = {query.id: (query.text, query.answer) for query in training_queries(collection, data.train_split)}
+    source = data.collection if data.train_split is None else f"split {data.train_split!r} of {data.collection}"
+    foreign = [c.query_id for c in candidates if c.query_id not in known]
+    if foreign:
+        raise NLTError(
+            f"{data.candidates} has {len(foreign)} queries that are not in {source}, e.g. {foreign[0]!r}; "
+            "run nlt mine again, or set collection and train_split as they were"
+        )
+    changed = [c.query_id for c in candidates if known[c.query_id] != (c.query, c.answer)]
+    if changed:
+        raise NLTError(
+            f"{data.candidates} has another text or answer than {data.collection} for {len(changed)} queries, e.g. "
+            f"{changed[0]!r}; run nlt mine again"
+        )
 
 
 def load_untrained(model: ModelArguments) -> SentenceTransformer:
@@ -140,11 +163,21 @@ def load_prompt_frame(model: ModelArguments) -> PromptFrame:
 
 
 def target_of(data: DataArguments, candidates: list[QueryCandidates]) -> TargetKind:
-    """The recipe's target; where it has none, joint if every query has an answer, else query."""
-    if data.target is None:
-        return default_target(has_answers=all(c.answer for c in candidates))
-    target = check_target(data.target)
+    """The recipe's target; where it has none, joint if every query has an answer, else query.
+
+    Raises:
+        NLTError: the recipe's target needs answers, and a query has none.
+    """
     without = [c.query_id for c in candidates if not c.answer]
+    if data.target is None:
+        if 0 < len(without) < len(candidates):
+            logger.warning(
+                "%d of %d queries have no answer, e.g. %r, so that the target is query for all, without answers; add "
+                "those that are missing to queries.jsonl and run nlt mine again, or set target: query",
+                len(without), len(candidates), without[0],
+            )  # fmt: skip
+        return default_target(has_answers=not without)
+    target = check_target(data.target)
     if target != "query" and without:
         raise NLTError(
             f"target {target!r} needs answers, and {len(without)} queries of {data.collection} have none, e.g. "

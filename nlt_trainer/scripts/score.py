@@ -87,7 +87,8 @@ def main(argv: list[str] | None = None) -> None:
         named = {key: getattr(model, key) for key in SCORER_KEYS}
         report = write_results(scorer, data, candidates, texts, named=named, seconds=seconds, relevant=relevant)
         print(summary(report))
-        print(f"{data.gains}: gains of {report['queries']} queries x {report['candidates']} candidates")
+        size = f"{report['queries']} queries x {report['candidates']} candidates"
+        print(f"{data.gains}: gains of {size}, target {report['target']}")
 
 
 def score(
@@ -156,8 +157,8 @@ def summary(report: dict[str, Any]) -> str:
     )
     gold = gold_line(**report["gold"]) if "gold" in report else ""
     return (
-        f"Teacher audit: {report['share_of_queries_with_positive_gain']:.0%} of the queries have a helpful candidate; "
-        f"the LLM and BM25 agree on the best candidate for {report['same_best_as_bm25']:.0%} "
+        f"Teacher audit: {report['share_of_queries_with_positive_gain']:.0%} of the queries have a "
+        f"candidate of positive gain; the LLM and BM25 agree on the best one for {report['same_best_as_bm25']:.0%} "
         f"(rank correlation {report['spearman_with_bm25']:.2f}); {report['truncated_documents']:.0%} of the documents "
         f"were cut.\nEffective candidates by teacher temperature: {temperatures}; "
         f"proposed: {report['proposed_teacher_temperature']}{gold}"

@@ -41,6 +41,7 @@ from nlt_trainer.resume import (
     run_settings,
     start_checkpoint,
 )
+from nlt_trainer.runs import REPORT_FILE
 from nlt_trainer.scripts import run_main, shown
 from nlt_trainer.scripts.adapt_scorer import report_file
 from nlt_trainer.scripts.common import (
@@ -87,6 +88,10 @@ def main(argv: list[str] | None = None) -> None:
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         save_trained(folder, encoder, merge=model.merge_lora, keep_adapter=model.keep_adapter)
+        if was_finished(folder, checkpoint, steps=trainer.state.global_step):
+            write_card(folder)
+            print(f"{folder}/encoder: all {trainer.state.global_step} steps were done before")
+            return
         report = {
             "objective": args.objective,
             "target": target,
@@ -102,11 +107,17 @@ def main(argv: list[str] | None = None) -> None:
             "encoder": encoder_facts(encoder),
             "log": trainer.state.log_history,
         }
-        write_json(folder / "training.json", report)
+        write_json(folder / REPORT_FILE, report)
         write_card(folder)
         if truncated:
             print(f"{truncated:.0%} of the documents were cut to {data.max_document_tokens} tokens for the LLM")
         print(f"{folder}/encoder: trained with {args.objective}; SentenceTransformer(path) loads it")
+
+
+def was_finished(folder: Path, checkpoint: str | None, *, steps: int) -> bool:
+    """Whether a run only read its last checkpoint, so that its report, which knows the whole cost, still holds."""
+    done = checkpoint is not None and Path(checkpoint) == folder / f"checkpoint-{steps}"
+    return done and (folder / REPORT_FILE).is_file()
 
 
 def make_trainer(parts: Parts, dataset: Dataset, *, checkpoint: str | None = None) -> tuple[NLTTrainer, Reading]:
