@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from nlt_trainer.models.attention import (
     MASKED,
@@ -81,6 +82,21 @@ def test_one_layer_equals_the_formula(projections: tuple[Tensor, Tensor, Tensor]
     np.testing.assert_allclose(found[:, :7], stock[:, :7], atol=1e-5)  # rows outside `rows`
     assert np.abs(found - stock)[:, 7:, heads].min(axis=(0, 1, 3)).max() > 0
     assert np.abs(found - stock)[:, 7:, heads].max() > 0.05
+
+
+def test_shared_keys_are_not_copied_for_each_head(projections: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Reference: transformers' sdpa under a mask, forward and backward; the graph holds keys and values once."""
+    mask = torch.rand(2, 1, LENGTH, LENGTH, generator=torch.Generator().manual_seed(2)).tril() > 0.1
+    mask |= torch.eye(LENGTH, dtype=torch.bool)
+    held: list[tuple[int, ...]] = []
+    leaves = [x.clone().requires_grad_() for x in projections]
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (held.append(tuple(x.shape)), x)[1], lambda x: x):
+        output, _ = document_attention(LAYER, *leaves, mask, scaling=SIZE**-0.5)  # type: ignore[arg-type]
+    assert held.count((2, KEY_HEADS, LENGTH, SIZE)) == 2
+    found = torch.autograd.grad(output.square().sum(), leaves)
+    stock, _ = sdpa_attention_forward(LAYER, *leaves, mask, scaling=SIZE**-0.5)  # type: ignore[arg-type]
+    torch.testing.assert_close(output, stock)
+    torch.testing.assert_close(found, torch.autograd.grad(stock.square().sum(), leaves))
 
 
 def test_documents_may_get_all_of_the_attention() -> None:

@@ -17,12 +17,14 @@ DESCRIPTION = {"llm": {"weights": "w", "dtype": "float32"}, "target": "query"}
 
 
 def test_what_was_put_is_found(tmp_path: Path) -> None:
-    """Reference: a dict; more keys than one SELECT takes, some of them asked for twice."""
+    """Reference: a dict; more keys than one SELECT takes, few and most of the table, some of them asked for twice."""
     values = {ScoreCache.key(str(i)): (-i / 3, i, i % 2 == 0) for i in range(1200)}
     ScoreCache(tmp_path, DESCRIPTION).put(values)
     cache = ScoreCache(tmp_path, DESCRIPTION)
     assert len(cache) == 1200
     assert cache.get([*values, *values, ScoreCache.key("missing")]) == values
+    few = list(values)[:550]
+    assert cache.get([*few, ScoreCache.key("missing")]) == {key: values[key] for key in few}
     assert cache.get([]) == {}
     first = next(iter(values))
     cache.put({first: (-9.0, 1, False)})

@@ -19,6 +19,9 @@ from nlt_trainer.models.frozen_lm import FrozenLM
 KeysValues = tuple[tuple[Tensor, Tensor], ...]
 """A text's keys and values of every layer, each `(key-value heads, tokens, head size)`."""
 
+Place = tuple[int, slice, tuple[int, ...]]
+"""A prompt, columns of it, and the ids that decide their keys and values."""
+
 READ_TOKENS = 4096
 """Tokens, with padding, of documents that are read in one forward pass."""
 
@@ -63,14 +66,14 @@ class DocumentReader:
         return cache
 
     def _read_independent(self, prompts: DocumentPrompts) -> DynamicCache:
-        places: list[tuple[int, Tensor, tuple[int, ...]]] = []  # prompt, columns, and the ids that decide their keys
+        places: list[Place] = []
         for b in range(len(prompts)):
             start = prompts.prompt_mask[b] & (prompts.prompt_segments[b] == 0)
             start_ids = prompts.prompt_ids[b, start].tolist()
             if start_ids:
-                places.append((b, start.nonzero()[:, 0], tuple(start_ids)))
+                places.append((b, _span(start), tuple(start_ids)))
             for segment in range(1, int(prompts.prompt_segments[b].max()) + 1):
-                columns = (prompts.prompt_segments[b] == segment).nonzero()[:, 0]
+                columns = _span(prompts.prompt_segments[b] == segment)
                 places.append((b, columns, (*start_ids, *prompts.prompt_ids[b, columns].tolist())))
         known = {ids: kept for _, _, ids in places if (kept := self._kept.get(ids)) is not None}
         for ids, keys_values in self._read_alone(sorted({ids for *_, ids in places} - known.keys(), key=len)):
@@ -176,9 +179,15 @@ class DocumentReader:
         return torch.cat([documents, own], dim=-1)[:, None], positions
 
 
+def _span(columns: Tensor) -> slice:
+    """The columns that are True in `(P,)`; they stand together."""
+    first = int(columns.int().argmax())
+    return slice(first, first + int(columns.sum()))
+
+
 def _join(
     prompts: DocumentPrompts,
-    places: Sequence[tuple[int, Tensor, tuple[int, ...]]],
+    places: Sequence[Place],
     known: dict[tuple[int, ...], KeysValues],
 ) -> DynamicCache:
     """Put each text's keys and values into its columns; the last ones, as a text is read behind the prompt's start."""
@@ -189,7 +198,8 @@ def _join(
         )
         for b, columns, ids in places:
             key, value = known[ids][layer]
-            keys[b, :, columns], values[b, :, columns] = key[:, -len(columns) :], value[:, -len(columns) :]
+            length = columns.stop - columns.start
+            keys[b, :, columns], values[b, :, columns] = key[:, -length:], value[:, -length:]
         cache.update(keys, values, layer)
     return cache
 

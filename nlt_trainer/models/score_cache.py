@@ -91,11 +91,17 @@ class ScoreCache:
         return {key: np.frombuffer(data, "<f4") for key, data in self._rows("tokens", keys)}
 
     def _rows(self, table: str, keys: Iterable[bytes]) -> Iterator[tuple[Any, ...]]:
-        # In the order of the table's B-tree, neighbours are read together: 1.7 times as many rows a second.
-        wanted = sorted(set(keys))
+        wanted = set(keys)
         with self._transaction() as connection:
-            for i in range(0, len(wanted), SQLITE_VARIABLES):
-                part = wanted[i : i + SQLITE_VARIABLES]
+            up_to = f"SELECT COUNT(*) FROM (SELECT 1 FROM {table} LIMIT ?)"
+            if connection.execute(up_to, (2 * len(wanted),)).fetchone()[0] < 2 * len(wanted):
+                # Most of the table: from end to end twice as many rows come in a second as by key.
+                yield from (row for row in connection.execute(f"SELECT * FROM {table}") if row[0] in wanted)
+                return
+            # In the order of the table's B-tree, neighbours are read together: 1.7 times as many rows a second.
+            ordered = sorted(wanted)
+            for i in range(0, len(ordered), SQLITE_VARIABLES):
+                part = ordered[i : i + SQLITE_VARIABLES]
                 marks = ",".join("?" * len(part))
                 yield from connection.execute(f"SELECT * FROM {table} WHERE key IN ({marks})", part)
 

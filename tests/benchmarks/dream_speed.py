@@ -261,7 +261,7 @@ def main(argv: list[str] | None = None) -> None:
     flags.add_argument("--llm", default=LLM)
     flags.add_argument("--collection", type=Path, help="BEIR folder with judged queries")
     flags.add_argument("--split", default="dev")
-    flags.add_argument("--prompts", type=int, default=2, help="steps of one query each")
+    flags.add_argument("--prompts", type=int, default=1, help="steps of one query each")
     flags.add_argument("--candidates", type=int, default=16)
     flags.add_argument("--max_document_tokens", type=int, default=96)
     flags.add_argument("--num_heads", type=int, default=16)

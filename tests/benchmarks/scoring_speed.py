@@ -43,7 +43,7 @@ from nlt_trainer.prompts import PromptTemplate
 TEMPLATE = PromptTemplate(document_prefix="Document:\n", document_suffix="\n", query_prefix="Question:")
 BATCH_SIZES = (1, 8, 16, 32, 64)
 PLAIN_BATCH = 16
-TUNING_PAIRS, MEMORY_PAIRS = 64, 64
+TUNING_PAIRS, MEMORY_PAIRS = 32, 64
 
 Texts = list[tuple[str, str]]
 """Truncated documents and queries, query-major."""
