@@ -124,9 +124,9 @@ def plain_loop(lm: FrozenLM, scorer: LikelihoodScorer) -> Score:
             mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in rows])
             target = torch.tensor([[False] * begin + [True] * (len(ids) - begin) + [False] * (length - len(ids))
                                    for ids, begin in rows])  # fmt: skip
-            logits = lm.model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-            loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-            found.append(-(loss * target[:, 1:]).sum(1))
+            logits = lm.model(input_ids=ids, attention_mask=mask).logits[:, :-1].flatten(0, 1)  # (B * (L - 1), V)
+            loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
+            found.append(-(loss.view(len(ids), -1) * target[:, 1:]).sum(1))
         return torch.cat(found).double().numpy()
 
     return score
