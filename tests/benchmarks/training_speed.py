@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = parser(__doc__)
     flags.add_argument("--encoder", default=ENCODER)
     flags.add_argument("--collection", type=Path, help="BEIR folder")
-    flags.add_argument("--steps", type=int, default=6)
+    flags.add_argument("--steps", type=int, default=4)
     flags.add_argument("--batch_size", type=int, default=8)
     flags.add_argument("--candidates", type=int, default=8)
     flags.add_argument("--max_length", type=int, default=128)
