@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import importlib.metadata
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_folder
@@ -172,8 +173,9 @@ def _write_converted(path: Path, target: Path) -> None:
     logger.info("converting %s to %s", path.name, target)
     with loading("GGUF file", str(path)):
         loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32")
-        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    config = copy.deepcopy(loaded.config)  # reading it from the file again takes seconds
+    del config.quantization_config
     config.architectures = [type(loaded).__name__]
     config.dtype = "float32"
     model = type(loaded)(config)
