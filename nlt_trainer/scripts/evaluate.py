@@ -94,7 +94,7 @@ class EvaluationArguments:
 
     @property
     def cache(self) -> Path:
-        return cache_folder() if self.evaluation_cache is None else Path(self.evaluation_cache)
+        return cache_folder() if self.evaluation_cache is None else Path(self.evaluation_cache).expanduser()
 
 
 EVALUATION_BLOCKS = {**RECIPE_BLOCKS, "evaluation": EvaluationArguments}
