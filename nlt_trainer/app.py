@@ -10,6 +10,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nlt_trainer.errors import NLTError
 from nlt_trainer.search_page import SearchPage
 
 POLICY = (
@@ -68,23 +69,30 @@ def launch(app: gr.Blocks, *, host: str, port: int | None) -> str:
         app: what `build_app` returned.
         host: address to listen on; `127.0.0.1` is reached from this machine alone.
         port: `None` takes a free one from 7860 on.
+
+    Raises:
+        NLTError: another program listens there, or this machine has no such address.
     """
     system = gr.themes.Default(
         font=[gr.themes.Font(name) for name in ("system-ui", "sans-serif")],
         font_mono=[gr.themes.Font(name) for name in ("ui-monospace", "monospace")],
     )
-    _, address, _ = app.launch(
-        server_name=host,
-        server_port=port,
-        prevent_thread_lock=True,
-        share=False,
-        quiet=True,
-        footer_links=[],
-        run_history=False,
-        enable_monitoring=False,
-        ssr_mode=False,
-        theme=system,
-        css_paths=Path(__file__).parent / "templates" / "app.css",
-        app_kwargs={"middleware": [Middleware(LocalOnly)]},
-    )
+    try:
+        _, address, _ = app.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            share=False,
+            quiet=True,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            theme=system,
+            css_paths=Path(__file__).parent / "templates" / "app.css",
+            app_kwargs={"middleware": [Middleware(LocalOnly)]},
+        )
+    except OSError as error:
+        place = host if port is None else f"{host}:{port}"
+        raise NLTError(f"the page cannot be served at {place} ({error}); name another port or host") from error
     return str(address)

@@ -150,7 +150,7 @@ def make_record(
         | {"log": _dev_results(training["log"], settings["data"]["dev_split"])},
         "encoder": training["encoder"],
         "licences": [{"part": part, "name": shareable(at), "licence": licence} for part, at, licence in parts],
-        "results": [dataclasses.asdict(result) for result in results],
+        "results": [shareable(dataclasses.asdict(result)) for result in results],
     }
 
 

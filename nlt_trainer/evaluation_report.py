@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -142,11 +143,15 @@ class Evaluation:
                     yield row
 
     def write(self, folder: Path) -> str:
-        """Write `table.md`, `comparisons.json`, `queries.jsonl` and mteb's results; returns the table."""
+        """Write `table.md`, `comparisons.json`, `queries.jsonl` and mteb's results; returns the table.
+
+        mteb's results of an earlier evaluation are removed: they may be of an encoder that is no longer there.
+        """
         comparisons = self.comparisons()
         table = results_table(self.rows()) + (f"\n\n{comparison_table(comparisons)}" if comparisons else "")
         write_json(folder / "comparisons.json", [asdict(comparison) for comparison in comparisons])
         write_jsonl(folder / "queries.jsonl", self.query_rows())
+        shutil.rmtree(folder / "mteb", ignore_errors=True)
         for (system, title), cell in self.cells.items():
             write_json(folder / "mteb" / file_name(system) / f"{file_name(title)}.json", cell.mteb)
         with atomic_write(folder / "table.md") as handle:

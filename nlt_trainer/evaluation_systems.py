@@ -108,10 +108,18 @@ class Checkpoint:
 
     @classmethod
     def named(cls, name: str) -> Checkpoint:
-        """A checkpoint as a user names it: Hub id, folder of an encoder, or output folder of a training run."""
+        """A checkpoint as a user names it: Hub id, folder of an encoder, or output folder of a training run.
+
+        Raises:
+            NLTError: the run has no finished encoder.
+        """
         run = Path(name).expanduser()
         if (run / "training.json").is_file() and (run / "encoder").is_dir():
             return cls(name, str(run / "encoder"), cost=training_cost(run))
+        if (run / "settings.json").is_file():
+            raise NLTError(
+                f"{name} has no finished encoder; run `nlt train` to its end, or name one of its checkpoints"
+            )
         return cls(name, name)
 
     @cached_property
@@ -251,9 +259,12 @@ class RunFile:
         """The file's rankings; a query that it lacks retrieves nothing.
 
         Raises:
-            NLTError: it has none of the task's queries.
+            NLTError: it has none of the task's queries, or the task has several splits or languages.
         """
-        split, subset = entry.parts()[0]
+        if len(parts := entry.parts()) > 1:
+            named = ", ".join("/".join(part) for part in parts)
+            raise NLTError(f"{self.path} is one run, and {entry.title} has {len(parts)} parts ({named}); leave it out")
+        split, subset = parts[0]
         queries = entry.task.dataset[subset][split]["queries"]["id"]
         if self.rankings.keys().isdisjoint(queries):
             raise NLTError(f"{self.path} ranks for no query of {entry.title}; name the task that it is a run of")

@@ -201,7 +201,7 @@ def load_task(entry: EvaluationTask) -> None:
         task.metadata = task.metadata.model_copy(update={"dataset": {**dataset, "path": folder}})
     try:
         task.load_data()
-    except (OSError, ValueError) as error:  # ValueError: a snapshot in which a configuration or split is missing
+    except Exception as error:  # half a file, a missing split, a script: `datasets` has no common base for them
         task.metadata = task.metadata.model_copy(update={"dataset": dataset})
         raise NLTError(f"{_missing([entry])}\n({type(error).__name__}: {error})") from error
     task.convert_v1_dataset_format_to_v2(None)

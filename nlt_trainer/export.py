@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_folder, read_json
+from nlt_trainer.models.locations import loading
 from nlt_trainer.models.lora import ADAPTER_WEIGHTS, merge_lora
 from nlt_trainer.models.probes import Probe, probe
 from nlt_trainer.parity import check_parity
@@ -95,7 +96,8 @@ def _adapter(run: Path) -> Path:
 def _merged(run: Path) -> Path:
     if not _is_adapter(run / ENCODER):
         return run / ENCODER
-    encoder = SentenceTransformer(str(run / ENCODER), device="cpu").float()
+    with loading("encoder", str(run / ENCODER)):
+        encoder = SentenceTransformer(str(run / ENCODER), device="cpu").float()
     merge_lora(encoder)
     transformer: Any = encoder.transformers_model
     with atomic_folder(run / "merged") as partial:

@@ -54,9 +54,11 @@ def check_folder(path: Path) -> None:
     """Refuse what `atomic_folder` does not replace; a stage that runs long asks before it begins.
 
     Raises:
-        NLTError: `path` or what it would stand in is a file, or it is a folder with anything in it that was not
-            written here.
+        NLTError: `path` or what it would stand in is a file, it is a folder with anything in it that was not written
+            here, or it has no name of its own, as `.` has none.
     """
+    if not path.name:
+        raise NLTError(f"{path} is no name for a folder that is to be written; give it one, e.g. {path / 'encoder'}")
     if files := [place for place in (path, *path.parents) if place.is_file()]:
         raise NLTError(f"{files[0]} is a file, and a folder is to be written there; name a folder")
     if path.is_dir() and not (path / FOLDER_MARK).is_file() and any(path.iterdir()):

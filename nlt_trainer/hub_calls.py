@@ -92,8 +92,11 @@ def explained(repo: str) -> Iterator[None]:
     """
     try:
         yield
-    except (httpx2.HTTPError, HFValidationError, OSError, RuntimeError, json.JSONDecodeError) as error:
-        raise NLTError(f"{repo}: {explain(_hub_error(error) or error, repo)}") from error
+    except NLTError:
+        raise
+    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:  # ValueError: a card that the Hub refuses
+        cause = error if isinstance(error, ValueError) else _hub_error(error) or error
+        raise NLTError(f"{repo}: {explain(cause, repo)}") from error
 
 
 def explain(error: BaseException, repo: str) -> str:
@@ -121,4 +124,4 @@ def explain(error: BaseException, repo: str) -> str:
         return f"the Hub fails ({status or 'unreadable answer'}); run again later, what it has is not sent twice"
     if isinstance(error, (httpx2.TransportError, ConnectionError)):
         return f"the Hub cannot be reached ({_first_line(error)}); check the network and run again, it goes on"
-    return _first_line(error)
+    return " ".join(str(error).split()) or type(error).__name__

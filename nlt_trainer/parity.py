@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 from torch.utils.data import DataLoader
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.models.locations import loading
 from nlt_trainer.models.lora import ADAPTER_WEIGHTS, merge_lora
 from nlt_trainer.models.probes import EncodeFunction, Probe, difference, probe
 
@@ -29,7 +30,7 @@ TASK = TaskMetadata(
 )
 
 
-def check_parity(folder: Path, trained: Probe, **loading: Any) -> list[str]:
+def check_parity(folder: Path, trained: Probe, **options: Any) -> list[str]:
     """Load a folder in each way in which others will, and compare with the encoder as it was in the trainer.
 
     The folder is loaded by Sentence-Transformers and by mteb's wrapper of it, which is what `mteb.get_model` returns
@@ -39,15 +40,17 @@ def check_parity(folder: Path, trained: Probe, **loading: Any) -> list[str]:
     Args:
         folder: a Sentence-Transformers folder.
         trained: the probe that `nlt train` has written.
-        **loading: passed to `SentenceTransformer`, e.g. `backend="onnx"`.
+        **options: passed to `SentenceTransformer`, e.g. `backend="onnx"`.
 
     Returns:
         What was found equal.
 
     Raises:
-        NLTError: an embedding differs by more than 1e-5; names the way of loading and the first layer that differs.
+        NLTError: the folder cannot be loaded, or an embedding differs by more than 1e-5; names the way of loading and
+            the first layer that differs.
     """
-    encoder = SentenceTransformer(str(folder), device="cpu", **loading)
+    with loading("encoder", str(folder)):
+        encoder = SentenceTransformer(str(folder), device="cpu", **options)
     _compare(f'SentenceTransformer("{folder}")', probe(encoder), trained)
     checked = ["SentenceTransformer"]
     if (folder / ADAPTER_WEIGHTS).is_file():
@@ -55,7 +58,7 @@ def check_parity(folder: Path, trained: Probe, **loading: Any) -> list[str]:
         _compare(f"the adapter in {folder}, merged into its base,", probe(encoder), trained)
         checked.append("adapter merged")
     del encoder  # of two copies one is enough
-    _compare(f'mteb with "{folder}"', _probe_mteb(folder, **loading), trained)
+    _compare(f'mteb with "{folder}"', _probe_mteb(folder, **options), trained)
     return [*checked, "mteb"]
 
 
@@ -64,10 +67,10 @@ def _compare(what: str, found: Probe, trained: Probe) -> None:
         raise NLTError(f"{what} is not the encoder that was trained: {different}. Nothing is published")
 
 
-def _probe_mteb(folder: Path, **loading: Any) -> Probe:
+def _probe_mteb(folder: Path, **options: Any) -> Probe:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"mteb\.")
-        return probe_wrapper(SentenceTransformerEncoderWrapper(str(folder), device="cpu", **loading))
+        return probe_wrapper(SentenceTransformerEncoderWrapper(str(folder), device="cpu", **options))
 
 
 def probe_wrapper(wrapper: SentenceTransformerEncoderWrapper) -> Probe:

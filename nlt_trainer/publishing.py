@@ -13,7 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, sn
 from huggingface_hub.hf_api import RepoFile
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import atomic_folder
+from nlt_trainer.files import atomic_folder, check_folder
 from nlt_trainer.hub_calls import explained, patiently
 
 STALE = (
@@ -155,6 +155,7 @@ def pull(api: HfApi, repo: str, folder: Path, *, revision: str | None = None, re
     Raises:
         NLTError: the Hub refuses, a file does not come whole, or the folder holds something else.
     """
+    check_folder(folder)
     commit, files = listing(api, repo, revision=revision, repo_type=repo_type)
     partial = folder.with_name(f".{folder.name}.{commit[:12]}.partial")  # the same again after a cut
     with atomic_folder(folder) as whole:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from nlt_trainer.changes import QueryChange, RunChange, RunComparer
+from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_write, read_json
 from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.pages import render
@@ -70,9 +71,11 @@ def write_report(folder: str | Path, *, examples: int = 5, embeddings: str | Pat
         embeddings: folder in which embeddings are kept; `None` means the user's cache.
 
     Raises:
-        NLTError: the folder has no run.
+        NLTError: the folder has no run, or `examples` is negative.
         DataError: a file of a run is malformed.
     """
+    if examples < 0:
+        raise NLTError(f"examples is {examples}; it must be at least 0")
     folder = Path(folder)
     runs = find_runs(folder)
     comparer = RunComparer(embeddings)
@@ -98,7 +101,7 @@ def write_report(folder: str | Path, *, examples: int = 5, embeddings: str | Pat
 def _curves(parts: Sequence[RunChange], gallery: Gallery) -> list[Picture]:
     """nDCG@10 on dev queries of all runs, and the loss of each."""
     pictures = []
-    dev = next((part.run.settings["data"]["dev_split"] for part in parts), None)
+    dev = next((dev for part in parts if (dev := part.run.settings["data"]["dev_split"])), None)
     metric = f"eval_{dev}_ndcg_at_10"
     logs: dict[str, list[dict[str, Any]]] = {}
     for part in parts:
@@ -147,7 +150,7 @@ def _change_picture(part: RunChange, gallery: Gallery) -> Picture | None:
 def _examples(part: RunChange, number: int) -> tuple[list[QueryChange], list[QueryChange]]:
     """The most improved queries and the most harmed, the most changed first."""
     improved = [change for change in part.changes[:number] if change.difference > 0]
-    harmed = [change for change in reversed(part.changes[-number:]) if change.difference < 0]
+    harmed = [change for change in part.changes[::-1][:number] if change.difference < 0]
     return improved, harmed
 
 

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nlt_trainer.files import write_json
+from nlt_trainer.errors import DataError
+from nlt_trainer.files import read_json, write_json
+
+RESULTS_FILE = "results.json"
+"""Rows of a run, in its folder."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,20 @@ class Result:
 def write_results(path: str | Path, results: Sequence[Result]) -> None:
     """Write the rows as a JSON list of objects."""
     write_json(path, [asdict(result) for result in results])
+
+
+def read_results(path: str | Path) -> list[Result]:
+    """Read what `write_results` has written; no rows where there is no file.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    path = Path(path)
+    rows = read_json(path, kind=list) if path.is_file() else []
+    try:
+        return [Result(**row) for row in rows]
+    except TypeError as error:
+        raise DataError(path, f"is no table of results ({error}); write it again with `nlt evaluate`") from error
 
 
 def results_table(results: Sequence[Result]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from nlt_trainer.arguments import RECIPE_BLOCKS
-from nlt_trainer.errors import NLTError
+from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import read_json
-from nlt_trainer.results import Result
+from nlt_trainer.results import RESULTS_FILE, Result, read_results
 
 REPORT_FILE = "training.json"
+REPORT_KEYS = {"objective", "seed", "steps", "queries", "log", "train_seconds", "lm_tokens"}
+"""Keys of it that a report needs."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +65,30 @@ def find_runs(folder: str | Path) -> list[Run]:
 
 
 def _load(folder: Path) -> Run:
-    results = read_json(folder / "results.json", kind=list) if (folder / "results.json").is_file() else []
-    return Run(
-        folder,
-        read_json(folder / REPORT_FILE),
-        read_json(folder / "settings.json", stage="nlt train"),
-        [Result(**row) for row in results],
-    )
+    report = read_json(folder / REPORT_FILE)
+    settings = read_json(folder / "settings.json", stage="nlt train")
+    for file, content, keys in ((REPORT_FILE, report, REPORT_KEYS), ("settings.json", settings, {*RECIPE_BLOCKS})):
+        if missing := sorted(keys - content.keys()):
+            raise DataError(folder / file, f"has no {', '.join(missing)}, as `nlt train` writes them; train again")
+    return Run(folder, report, settings, read_results(folder / RESULTS_FILE))
 
 
 def unique_results(runs: Sequence[Run]) -> list[Result]:
-    """Rows of all runs; what several of them have, as BM25, stands once."""
-    rows = [row for run in runs for row in run.results]
-    return list({(row.name, row.collection, row.split, row.seed): row for row in rows}.values())
+    """Rows of all runs; what several of them have, as BM25, stands once.
+
+    Where runs have different rows of one name, as two of one objective or with two starts, each says whose it is.
+    """
+    owners: dict[Result, list[str]] = {}
+    for run in runs:
+        for row in run.results:
+            owners.setdefault(row, []).append(run.name)
+    named = Counter((row.name, row.collection, row.split, row.seed) for row in owners)
+    return [
+        row
+        if named[row.name, row.collection, row.split, row.seed] == 1
+        else dataclasses.replace(row, name=f"{row.name} ({', '.join(names)})")
+        for row, names in owners.items()
+    ]
 
 
 def changed_settings(settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

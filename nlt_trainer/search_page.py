@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from nlt_trainer.comparison import Hit, SearchIndex, side_by_side
+from nlt_trainer.errors import NLTError
 from nlt_trainer.models.scoring import LikelihoodScorer, likelihood_gain
 from nlt_trainer.pages import render
 
@@ -34,12 +35,18 @@ class SearchPage:
         return query, self._view(query, self._hits(query), {}), f"Searched {number:,} documents."
 
     def gains(self, query: str) -> Iterator[tuple[str, str]]:
-        """Results as HTML and a note, again after each document that the LLM has read."""
+        """Results as HTML and a note, again after each document that the LLM has read; an LLM that fails says why."""
         if not query:
             yield "", "Search first: the LLM reads the documents that are shown."
             return
         found = self._hits(query)
         yield self._view(query, found, {}), "Loading the LLM ..."
+        try:
+            yield from self._read(query, found)
+        except NLTError as error:
+            yield self._view(query, found, {}), f"The LLM cannot be asked: {error}"
+
+    def _read(self, query: str, found: list[list[Hit]]) -> Iterator[tuple[str, str]]:
         scorer = self.scorer()
         without = scorer.log_likelihood([(None, query, None)])
         documents = {hit.document.id: hit.document.content for hits in found for hit in hits}

@@ -189,7 +189,8 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/whoami-v2":
             raise Answer(200, {"name": "tester", "type": "user"}) if signed_in else Answer(401, {"error": "no"})
         if path == "/api/validate-yaml":
-            raise Answer(200, {"errors": [], "warnings": []})
+            errors = [{"message": '"license" must be one of [...]'}] if b"license: none-such" in body else []
+            raise Answer(400 if errors else 200, {"errors": errors, "warnings": []})
         if path == "/api/repos/create":
             self.create(json.loads(body), signed_in=signed_in)
         if found := re.fullmatch(r"/lfs/(\w+)", path):

@@ -20,6 +20,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
+from nlt_trainer.errors import NLTError
 from nlt_trainer.files import write_jsonl
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.scripts import app
@@ -109,6 +110,21 @@ def test_a_person_compares_two_encoders_by_keyboard(
     assert [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     assert requested_hosts(browser) == {"127.0.0.1"}
     assert set(connected) <= {"127.0.0.1", "::1", "localhost"}
+
+
+def test_a_port_that_is_taken_is_named(
+    tiny_encoder_folder: Path, tiny_collection_folder: Path, tmp_path: Path
+) -> None:
+    """Reference: a socket that listens there."""
+    folders = {"encoder": tiny_encoder_folder, "corpus": tiny_collection_folder, "embeddings": tmp_path}
+    words = [word for key, value in folders.items() for word in (f"--{key}", str(value))]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        (args,) = parse_recipe(app.APP_BLOCKS, [*words, "--port", str(port)])
+        with pytest.raises(NLTError, match=rf"cannot be served at 127.0.0.1:{port} .*; name another port or host"):
+            app.serve(args)
 
 
 def type_keys(browser: webdriver.Chrome, *keys: str) -> None:

@@ -168,6 +168,15 @@ def test_the_recipe_is_what_differs_from_the_defaults_and_parses(run: Path) -> N
         assert "somebody" not in (run / "encoder" / file).read_text()
 
 
+def test_a_row_of_the_card_does_not_say_where_a_checkpoint_lies(run: Path) -> None:
+    """Reference: the folder's name alone, with what was made of it; a relative path stands as it was given."""
+    names = ["/home/somebody/other, int8", "/home/somebody/other + bm25", "runs/demo/start"]
+    write_card(run, [*RESULTS, *(dataclasses.replace(RESULTS[1], name=name) for name in names)])
+    _, record = read_release(run / "encoder")
+    assert [row["name"] for row in record["results"][4:]] == ["other, int8", "other + bm25", "runs/demo/start"]
+    assert "somebody" not in (run / "encoder" / "README.md").read_text()
+
+
 def test_a_second_card_replaces_the_first(run: Path) -> None:
     """Reference: one section, with the later results; the encoder still loads."""
     write_card(run, RESULTS)

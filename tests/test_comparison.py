@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.comparison import Hit, SearchIndex, ranks, side_by_side
 from nlt_trainer.data.beir import Collection, Document, load_collection
+from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation import search
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.scoring import LikelihoodScorer
@@ -93,6 +94,18 @@ def test_the_page_asks_for_a_query_first(indexes: list[SearchIndex]) -> None:
     page = SearchPage(indexes, lambda: pytest.fail("the LLM was loaded"))
     assert page.results("  ") == ("", "", "Type a query first.")
     assert list(page.gains("")) == [("", "Search first: the LLM reads the documents that are shown.")]
+
+
+def test_the_page_says_why_the_llm_cannot_be_asked(indexes: list[SearchIndex]) -> None:
+    """Reference: the message of whoever loads it; the results stay."""
+
+    def scorer() -> LikelihoodScorer:
+        raise NLTError("LLM 'org/llm' cannot be loaded: no network")
+
+    page = SearchPage(indexes, scorer)
+    *_, (view, note) = page.gains("tea")
+    assert note == "The LLM cannot be asked: LLM 'org/llm' cannot be loaded: no network"
+    assert view == page.results("tea")[1]
 
 
 def test_texts_on_the_page_are_no_markup(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:

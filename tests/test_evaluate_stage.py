@@ -21,7 +21,7 @@ from nlt_trainer.data.beir import Document, Query, write_collection
 from nlt_trainer.data.trec import write_run
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation import evaluate_bm25, evaluate_encoder
-from nlt_trainer.files import read_json, read_jsonl
+from nlt_trainer.files import read_json, read_jsonl, write_json
 from nlt_trainer.scripts import evaluate
 
 WORDS = "amber birch cedar dune ember fjord grove heath islet jetty knoll larch marsh notch oasis plain".split()
@@ -177,6 +177,13 @@ def test_a_run_file_is_a_row(run: Callable[..., Path], tmp_path: Path, folder: P
         run("--run_files", str(tmp_path / "perfect.run"), tasks=("dev", "test"))
 
 
+def test_results_of_an_earlier_evaluation_do_not_stand_beside_those_of_the_last(run: Callable[..., Path]) -> None:
+    """Reference: a file of mteb for each row and task of the last call."""
+    run(tasks=("dev", "test"))
+    files = [path.name for path in (run(tasks=("dev",)) / "evaluation" / "mteb").rglob("*.json")]
+    assert files == ["random_dev.json"] * 2
+
+
 def test_embeddings_can_be_bounded(run: Callable[..., Path], tmp_path: Path) -> None:
     """Reference: the files that are left."""
     run()
@@ -190,6 +197,10 @@ def test_embeddings_can_be_bounded(run: Callable[..., Path], tmp_path: Path) -> 
     [
         (("--quantisations", "int4"), r"quantisations has \['int4'\]; choose of int8, binary"),
         (("--truncate_dims", "64"), r"truncate_dims has 64, and the embeddings have 32 dimensions"),
+        (("--truncate_dims", "0"), r"truncate_dims has 0; it must be at least 1"),
+        (("--encode_batch_size", "0"), r"encode_batch_size is 0; it must be at least 1"),
+        (("half",), r"half has no finished encoder; run `nlt train` to its end, or name one of its checkpoints"),
+        (("a/bm25", "a_bm25"), r"rows 'a/bm25' and 'a_bm25' would be one file"),
         (("--against", "bm52"), r"against is 'bm52'; did you mean 'bm25'\?"),
         (("bm25",), r"two rows would be called 'bm25'"),
         (("./nothing",), r"model './nothing': nothing does not exist"),
@@ -201,9 +212,23 @@ def test_wrong_input_is_refused(
 ) -> None:  # fmt: skip
     """Reference: value and remedy in each message."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(tiny_encoder_folder, tmp_path / "bm25")
+    for name in ("bm25", "a/bm25", "a_bm25"):
+        shutil.copytree(tiny_encoder_folder, tmp_path / name)
+    write_json(tmp_path / "half" / "settings.json", {})
     with pytest.raises(NLTError, match=message):
         run(*arguments)
+
+
+def test_a_corpus_of_one_document_is_evaluated(tmp_path: Path, tiny_encoder_folder: Path) -> None:
+    """Reference: it is found, whatever size its embedding has, in a text of any length and script."""
+    document = Document("d\u00fc \u6570", "", "Gr\u00f6\u00dfe \u6570\u636e \U0001f989 " * 5_000)
+    qrels = {"test": {"q": {document.id: 1}}}
+    folder = write_collection(tmp_path / "one", corpus=[document], queries=[Query("q", "\u6570")], qrels=qrels)
+    base = ["--tasks", f"{folder}:test", "--checkpoints", str(tiny_encoder_folder), "--use_cpu", "true"]
+    places = ["--output_dir", str(tmp_path / "out"), "--evaluation_cache", str(tmp_path / "cache")]
+    evaluate.main([*base, *places, *ALL])
+    assert [row["ndcg_at_10"] for row in rows(tmp_path / "out")][1:] == [1.0] * 7
+    assert rows(tmp_path / "out")[1]["ndcg_at_10_low"] is None  # nothing to draw from
 
 
 def test_nothing_to_evaluate_is_refused(folder: Path, tmp_path: Path) -> None:

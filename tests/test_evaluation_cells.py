@@ -231,6 +231,9 @@ def test_subsets_are_kept_apart(
     assert cell.values["test/en"] != cell.values["test/de"]
     bm25 = rank_bm25(entry)
     assert bm25["test", "en"] == bm25["test", "de"]
+    write_run(tmp_path / "run.txt", bm25["test", "en"], tag="x")
+    with pytest.raises(NLTError, match=r"run.txt is one run, and random test has 2 parts \(test/en, test/de\)"):
+        RunFile(str(tmp_path / "run.txt")).rank(entry)
 
 
 def test_a_result_is_kept_for_its_system_and_task_alone(

@@ -112,6 +112,10 @@ def test_what_hf_download_brings_is_enough_offline(tmp_path: Path, monkeypatch: 
     load_task(entry)
     data = entry.task.dataset["default"]["test"]
     assert (len(data["corpus"]), len(data["queries"]), len(data["relevant_docs"])) == (5, 2, 2)
+    (snapshot / "corpus.jsonl").write_text('{"_id": "d0", "title"')  # half a file
+    (entry,) = resolve_tasks(["SciFact"]).tasks
+    with pytest.raises(NLTError, match=r"(?s)^SciFact has data that is not on this machine, or not whole.*Error"):
+        load_task(entry)
     (snapshot / "qrels" / "test.jsonl").unlink()
     (entry,) = resolve_tasks(["SciFact"]).tasks
     with pytest.raises(NLTError, match=f"--repo-type dataset --revision {revision}"):

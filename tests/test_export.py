@@ -178,6 +178,21 @@ def test_what_cannot_be_exported_is_named(
             export(run, form)
 
 
+def test_what_cannot_be_read_is_named(run: Path, tiny_llm_folder: Path, tmp_path: Path) -> None:
+    """Reference: the adapter's base that has moved, and half a file of weights and of the probe."""
+    base = tiny_llm_folder.rename(tmp_path / "moved")
+    with pytest.raises(NLTError, match=r"encoder '.*adapter' cannot be loaded: "):
+        export(run, "adapter")
+    base.rename(tiny_llm_folder)
+    for path, message in (
+        (run / "encoder" / "model.safetensors", r"encoder '.*encoder' cannot be loaded: "),
+        (run / "probe.safetensors", r"probe.safetensors: cannot be read .*train again"),
+    ):
+        path.write_bytes(path.read_bytes()[:100])
+        with pytest.raises(NLTError, match=message):
+            export(run, "merged")
+
+
 def test_weights_that_are_not_finite_are_not_saved(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
     """Reference: the name of the weight."""
     weight = tiny_encoder.get_parameter("0.model.encoder.layer.1.output.dense.bias")

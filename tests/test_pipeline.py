@@ -156,6 +156,20 @@ def check_report(run: Path, objective: str, *, audit: dict[str, Any], heads: dic
     assert report["train_seconds"] > 0
 
 
+def test_another_encoder_in_the_same_place_has_no_results_yet(project: Project) -> None:
+    """Reference: none of the files that `evaluate` has written of the one before."""
+    run = project.root / "info_nce"
+    project.run(train, "info_nce")
+    project.run(evaluate, "info_nce")
+    assert (run / "results.json").is_file()
+    shutil.rmtree(run / "checkpoint-4")
+    shutil.rmtree(run / "checkpoint-2")
+    project.run(train, "info_nce", "--learning_rate", "0.01")
+    assert not (run / "results.json").exists()
+    assert not (run / "evaluation").exists()
+    assert "None yet" in (run / "encoder" / "README.md").read_text()
+
+
 def test_a_second_run_of_each_stage_changes_nothing(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     """Reference: the files of the first run; scores come from the cache, training from its last checkpoint."""
     project.run(score)
@@ -169,9 +183,12 @@ def test_a_second_run_of_each_stage_changes_nothing(project: Project, capsys: py
     )
     first = [(project.root / name).read_bytes() for name in names]
     weights = next((project.root / "likelihood_gain" / "encoder").rglob("model.safetensors")).read_bytes()
+    project.run(evaluate)
+    card = (project.root / "likelihood_gain" / "encoder" / "README.md").read_bytes()
     project.run(mine)
     project.run(score)
     project.run(train)
+    assert (project.root / "likelihood_gain" / "encoder" / "README.md").read_bytes() == card
     assert [(project.root / name).read_bytes() for name in names] == first
     assert next((project.root / "likelihood_gain" / "encoder").rglob("model.safetensors")).read_bytes() == weights
     assert "all 4 steps were done before" in capsys.readouterr().out

@@ -203,6 +203,16 @@ def test_a_refusal_is_one_line_with_the_remedy(
     assert hub.repos.get("models/org/name", Repo()).tags == {}
 
 
+def test_a_card_that_the_hub_refuses_is_one_line(hub: Hub, api: HfApi) -> None:
+    """Reference: the Hub's own reason; nothing was committed."""
+    with pytest.raises(
+        NLTError, match=r"^org/name: Invalid metadata in README.md. - \"license\" must be one of"
+    ) as info:
+        push(api, "org/name", {**FILES, "README.md": b"---\nlicense: none-such\n---\n"})
+    assert "\n" not in str(info.value)
+    assert len(hub.repos["models/org/name"].commits) == 1
+
+
 @pytest.mark.parametrize(
     ("repo", "revision", "token", "message"),
     [
@@ -250,8 +260,14 @@ def test_a_pull_leaves_out_what_can_run_code_and_replaces_only_its_own(hub: Hub,
     pull(api, "org/name", tmp_path / "a")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("text")
+    hub.seen.clear()
     with pytest.raises(NLTError, match="mine is there already and was not written by nlt"):
         pull(api, "org/name", tmp_path / "mine")
+    with pytest.raises(
+        NLTError, match=r"^\. is no name for a folder that is to be written; give it one, e.g. encoder"
+    ):
+        pull(api, "org/name", Path())
+    assert hub.seen == []
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "text"
 
 

@@ -16,16 +16,16 @@ from sentence_transformers import SentenceTransformer
 
 from nlt_trainer import report
 from nlt_trainer.arguments import DataArguments, ModelArguments, NLTTrainingArguments
-from nlt_trainer.changes import outcomes, query_changes
+from nlt_trainer.changes import RunChange, outcomes, query_changes
 from nlt_trainer.comparison import SearchIndex, ranks
 from nlt_trainer.data.beir import Collection, load_collection, write_collection
 from nlt_trainer.data.gains import audit_teacher
-from nlt_trainer.errors import NLTError
+from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.evaluation import RetrievalEvaluator
 from nlt_trainer.files import write_json
 from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.results import Result, write_results
-from nlt_trainer.runs import changed_settings, find_runs
+from nlt_trainer.runs import changed_settings, find_runs, unique_results
 from nlt_trainer.scripts import report as report_script
 
 HOSTILE = "</script><script>alert('$x$')</script><img src=x onerror=alert(1)>"
@@ -215,3 +215,57 @@ def test_settings_are_compared_with_the_defaults(runs: Path) -> None:
     assert set(changed) == {"encoder", "collection", "gains", "heads", "dev_split", "max_queries", "learning_rate"}
     assert changed["learning_rate"] == (5e-5, 0.125)
     assert changed_settings(dream.settings)["objective"] == ("likelihood_gain", "dream")
+
+
+def test_no_more_examples_are_shown_than_asked_for(
+    collection: Collection, tiny_encoder: SentenceTransformer, runs: Path
+) -> None:
+    """Reference: the queries that changed, by their difference."""
+    (_, gain) = find_runs(runs)
+    index = SearchIndex("tiny", tiny_encoder, collection.corpus, cache=runs / "cache")
+    (first, second) = query_changes(index, index, collection, "dev")
+    better = dataclasses.replace(first, after=dataclasses.replace(first.after, ndcg=first.before.ndcg + 1))
+    worse = dataclasses.replace(second, after=dataclasses.replace(second.after, ndcg=second.before.ndcg - 1))
+    part = RunChange(gain, "dev", [better, worse])
+    assert report._examples(part, 5) == ([better], [worse])
+    assert report._examples(part, 0) == ([], [])
+    with pytest.raises(NLTError, match="examples is -1; it must be at least 0"):
+        report_script.main([str(runs), "--examples", "-1"])
+
+
+def test_rows_of_one_name_are_told_apart(runs: Path) -> None:
+    """Reference: BM25's row, which both runs have, once; two runs of one objective and seed, with other figures."""
+    bm25, dream = find_runs(runs)[0].results
+    other = dataclasses.replace(dream, ndcg_at_10=0.75)
+    write_results(runs / "gain" / "results.json", [bm25, other])
+    found = {row.name: row.ndcg_at_10 for row in unique_results(find_runs(runs))}
+    assert found == {"bm25": 0.5, "dream (dream)": 0.5, "dream (gain)": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (
+            "training.json",
+            {"objective": "dream"},
+            r"training.json: has no lm_tokens, log, queries, seed, steps, train_",
+        ),
+        ("settings.json", {"model": {}}, r"settings.json: has no data, trainer, as `nlt train` writes them"),
+        ("results.json", [{"ndcg": 1}], r"results.json: is no table of results .*`nlt evaluate`"),
+    ],
+)
+def test_a_file_of_a_run_that_is_malformed_is_named(runs: Path, file: str, content: Any, message: str) -> None:
+    """Reference: what the file lacks."""
+    write_json(runs / "gain" / file, content)
+    with pytest.raises(DataError, match=message):
+        find_runs(runs)
+
+
+def test_the_curve_is_of_the_first_run_with_a_dev_split(runs: Path, tmp_path: Path) -> None:
+    """Reference: the log of the run that has one; the other's comparison says what is missing."""
+    settings = json.loads((runs / "dream" / "settings.json").read_text())
+    settings["data"]["dev_split"] = settings["data"]["eval_split"] = None
+    write_json(runs / "dream" / "settings.json", settings)
+    page, *pictures = report.write_report(runs, embeddings=tmp_path / "embeddings")
+    assert runs / "learning_curve.png" in pictures
+    assert "Not compared: eval_split and dev_split are null" in page.read_text()

@@ -55,6 +55,15 @@ def test_piped_queries_are_answered_one_by_one(
     assert "query>" not in out
 
 
+def test_queries_that_are_not_utf_8_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: the query before, and the byte."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"tea\n" * 3000 + b"\xff\n"), encoding="utf-8"))
+    queries = search.typed_queries(12)
+    assert next(queries) == "tea"
+    with pytest.raises(NLTError, match=r"standard input is not UTF-8 \(.*0xff.*\); convert it"):
+        list(queries)
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -89,6 +98,7 @@ def test_texts_do_not_steer_the_terminal() -> None:
     ("flags", "message"),
     [
         (["--top_k", "0"], "top_k is 0"),
+        (["--query", " "], "query is empty; write what to search for"),
         (["--corpus", "nowhere"], r"nowhere/corpus\.jsonl: file not found"),
         (["--against", "./nothing"], "does not exist"),
     ],
@@ -96,7 +106,7 @@ def test_texts_do_not_steer_the_terminal() -> None:
 def test_wrong_input_names_the_remedy(flags: list[str], message: str, arguments: list[str]) -> None:
     """Reference: the message."""
     with pytest.raises(NLTError, match=message):
-        search.main([*arguments, *flags, "--query", "tea"])
+        search.main([*arguments, "--query", "tea", *flags])
 
 
 def test_the_app_says_what_it_needs(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +116,8 @@ def test_the_app_says_what_it_needs(arguments: list[str], monkeypatch: pytest.Mo
         app.main(arguments)
     with pytest.raises(NLTError, match="llm_dtype 'int3' is unknown"):
         app.main([*arguments, "--llm_dtype", "int3"])
+    with pytest.raises(NLTError, match="port is 99999; it must be between 1 and 65535"):
+        app.main([*arguments, "--port", "99999"])
 
 
 def test_the_space_starts_the_page_with_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,16 @@ from filelock import FileLock
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nlt_trainer.errors import NLTError
-from nlt_trainer.files import atomic_folder
+from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.files import atomic_folder, read_json
 
 logger = logging.getLogger(__name__)
 
 PACKAGE_SCHEME = "package:"
+MODEL_FILES = {".safetensors", ".bin", ".json", ".model"}
+"""Endings of files that a model is made of."""
+RESULTS_FILE = "results.json"
+"""An encoder's record beside its card, see `cards`: no part of the model."""
 
 
 def cache_folder() -> Path:
@@ -186,10 +190,34 @@ def _write_converted(path: Path, target: Path) -> None:
 
 
 def content_hash(folder: str | Path) -> str:
-    """Hash of the weight and configuration files of a local model folder (16 hex digits)."""
-    total = hashlib.blake2b(digest_size=8)
-    for file in sorted(Path(folder).iterdir()):
-        if file.suffix in {".safetensors", ".bin", ".json", ".model"}:
+    """Hash of the weight and configuration files of a local model folder (16 hex digits).
+
+    Of subfolders those count in which `modules.json` says that a Sentence-Transformers model has its modules, such as
+    `1_Pooling`; checkpoints and hidden folders never do. An encoder's `results.json`, which each evaluation writes,
+    does not count either.
+
+    Raises:
+        DataError: `modules.json` is malformed.
+    """
+    folder, total = Path(folder), hashlib.blake2b(digest_size=8)
+    modules = {part for path in _module_paths(folder) for part in Path(path).parts[:1]}
+    for file in sorted(folder.rglob("*")):
+        inside = file.relative_to(folder)
+        places = inside.parts[:-1]
+        if places and (places[0] not in modules or any(place.startswith(".") for place in places)):
+            continue
+        if file.suffix in MODEL_FILES and file.name != RESULTS_FILE and file.is_file():
             with file.open("rb") as handle:
-                total.update(file.name.encode() + hashlib.file_digest(handle, "blake2b").digest())
+                total.update(inside.as_posix().encode() + hashlib.file_digest(handle, "blake2b").digest())
     return total.hexdigest()
+
+
+def _module_paths(folder: Path) -> list[str]:
+    """Subfolders of the modules of a Sentence-Transformers model; none where the folder is no such model."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return []
+    try:
+        return [module["path"] for module in read_json(path, kind=list)]
+    except (KeyError, TypeError) as error:
+        raise DataError(path, f"is no list of modules ({error!r}); fetch or save the model again") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
@@ -56,12 +56,15 @@ class Probe:
         """Read what `save` has written.
 
         Raises:
-            DataError: there is no such file.
+            DataError: there is no such file, or it is not whole.
         """
         if not path.is_file():
             raise DataError(path, "file not found; `nlt train` writes it: train again")
-        with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+        except SafetensorError as error:
+            raise DataError(path, f"cannot be read ({error}); `nlt train` writes it: train again") from error
         layers = {key.split("/", 2)[2]: value for key, value in tensors.items() if key.startswith("layers/")}
         return cls(tensors["query"], tensors["document"], layers)
 

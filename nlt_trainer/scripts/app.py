@@ -52,6 +52,8 @@ class AppArguments(IndexArguments):
         super().__post_init__()
         if self.llm_dtype not in LLM_DTYPES:
             raise NLTError(f"llm_dtype {self.llm_dtype!r} is unknown; choose one of {', '.join(LLM_DTYPES)}")
+        if self.port is not None and not 0 < self.port < 65536:
+            raise NLTError(f"port is {self.port}; it must be between 1 and 65535")
 
 
 APP_BLOCKS: dict[str, type] = {"app": AppArguments}
@@ -70,7 +72,7 @@ def serve(args: AppArguments) -> str:
 
     Raises:
         DataError: the corpus is missing or malformed.
-        NLTError: gradio is not installed, or an encoder cannot be loaded.
+        NLTError: gradio is not installed, an encoder cannot be loaded, or the port is taken.
     """
     if importlib.util.find_spec("gradio") is None:
         raise NLTError("the page needs gradio, which is not installed; pip install 'nlt_trainer[app]'")

@@ -23,7 +23,7 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json, write_json
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.report import write_report
-from nlt_trainer.results import Result, results_table, write_results
+from nlt_trainer.results import RESULTS_FILE, Result, read_results, results_table, write_results
 from nlt_trainer.scripts import build_stdlib, detect_heads, evaluate, make_encoder, mine, run_main, score, shown, train
 from nlt_trainer.scripts.common import peak_memory
 from nlt_trainer.scripts.export import export_run
@@ -104,8 +104,7 @@ def run_stage(stage: Stage, stamps: Path, *, earlier: str, place: str) -> str:
 
 def collect(runs: list[Path]) -> list[Result]:
     """BM25 and the start once, then the trained encoders."""
-    tables = [read_json(run / "results.json", stage="nlt evaluate", kind=list) for run in runs]
-    rows = [Result(**row) for table in tables for row in table]
+    rows = [row for run in runs for row in read_results(run / RESULTS_FILE)]
     return list({(row.name, row.collection): row for row in rows}.values())
 
 

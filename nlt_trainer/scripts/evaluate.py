@@ -24,7 +24,7 @@ from nlt_trainer.cards import write_card
 from nlt_trainer.compression import PRECISIONS
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation_cells import Cell, CellCache, score
-from nlt_trainer.evaluation_report import Evaluation
+from nlt_trainer.evaluation_report import Evaluation, file_name
 from nlt_trainer.evaluation_systems import BM25, Checkpoint, EncoderSystems, Family, RunFile, System, training_cost
 from nlt_trainer.evaluation_tasks import EvaluationTask, TaskList, check_data, load_task, resolve_tasks
 from nlt_trainer.files import read_json
@@ -68,7 +68,11 @@ class EvaluationArguments:
         metadata={"help": f"Add each encoder, in every size, with documents in these: {', '.join(PRECISIONS)}."},
     )
     against: str | None = field(
-        default=None, metadata={"help": "Row that the others are compared with; unset: the first encoder's."}
+        default=None,
+        metadata={
+            "help": "Row that the others are compared with, one by one, so that p is not corrected for their number; "
+            "unset: the first encoder's."
+        },
     )
     encode_batch_size: int = field(default=32, metadata={"help": "Texts that an encoder embeds at once."})
     evaluation_cache: str | None = field(
@@ -83,10 +87,14 @@ class EvaluationArguments:
     def __post_init__(self) -> None:
         if unknown := set(self.quantisations) - set(PRECISIONS):
             raise NLTError(f"quantisations has {sorted(unknown)}; choose of {', '.join(PRECISIONS)}")
+        if wrong := [dim for dim in self.truncate_dims if dim < 1]:
+            raise NLTError(f"truncate_dims has {wrong[0]}; it must be at least 1")
+        if self.encode_batch_size < 1:
+            raise NLTError(f"encode_batch_size is {self.encode_batch_size}; it must be at least 1")
 
     @property
     def cache(self) -> Path:
-        return cache_folder() if self.evaluation_cache is None else Path(self.evaluation_cache)
+        return cache_folder() if self.evaluation_cache is None else Path(self.evaluation_cache).expanduser()
 
 
 EVALUATION_BLOCKS = {**RECIPE_BLOCKS, "evaluation": EvaluationArguments}
@@ -190,11 +198,15 @@ def check_systems(systems: list[System], against: str | None) -> str | None:
     """The row that the others are compared with: the one that is named, or the first encoder's.
 
     Raises:
-        NLTError: two rows have one name, or none has the name that is given.
+        NLTError: two rows have one name, or names whose files would be the same, or none has the name that is given.
     """
     names = [system.name for system in systems]
     if doubled := [name for name in names if names.count(name) > 1]:
         raise NLTError(f"two rows would be called {doubled[0]!r}; name each checkpoint once, or by its path")
+    files: dict[str, str] = {}
+    for name in names:
+        if (other := files.setdefault(file_name(name), name)) != name:
+            raise NLTError(f"rows {other!r} and {name!r} would be one file; name each checkpoint once, or rename one")
     if against is not None and against not in names:
         near = difflib.get_close_matches(against, names, n=1)
         raise NLTError(

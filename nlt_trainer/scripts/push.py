@@ -12,6 +12,7 @@ login`. A new repository is private; its owner makes it public on its page.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +47,10 @@ class PushArguments:
     tag: str | None = field(default=None, metadata={"help": "Tag of the release; unset: the next of v1, v2, ..."})
     private: bool = field(default=True, metadata={"help": "Whether a new repository is private."})
     dry_run: bool = field(default=False, metadata={"help": "List files and sizes, and send nothing."})
+
+    def __post_init__(self) -> None:
+        if self.tag is not None and not re.fullmatch(r"[A-Za-z0-9](\.?[\w+-])*", self.tag):
+            raise NLTError(f"tag {self.tag!r} is none; use letters, digits, '.', '-', '_' and '+', e.g. v1.2")
 
 
 PUSH_BLOCKS = {**RECIPE_BLOCKS, "export": ExportArguments, "push": PushArguments}

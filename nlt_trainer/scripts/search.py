@@ -54,6 +54,11 @@ class SearchArguments(IndexArguments):
 
     query: str | None = field(default=None, metadata={"help": "Search for this and leave; unset: ask for queries."})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.query is not None and not self.query.strip():
+            raise NLTError("query is empty; write what to search for, or leave it out to be asked")
+
 
 SEARCH_BLOCKS: dict[str, type] = {"search": SearchArguments}
 
@@ -80,9 +85,16 @@ def load_indexes(args: IndexArguments) -> list[SearchIndex]:
 
 
 def typed_queries(documents: int) -> Iterator[str]:
-    """Queries from the terminal until an empty line, or from standard input until its end."""
+    """Queries from the terminal until an empty line, or from standard input until its end.
+
+    Raises:
+        NLTError: standard input is not UTF-8.
+    """
     if not sys.stdin.isatty():
-        yield from filter(None, map(str.strip, sys.stdin))
+        try:
+            yield from filter(None, map(str.strip, sys.stdin))
+        except UnicodeDecodeError as error:
+            raise NLTError(f"standard input is not UTF-8 ({error}); convert it, e.g. with iconv") from error
         return
     if importlib.util.find_spec("readline"):  # Windows has none, and edits lines without it
         importlib.import_module("readline")  # lets input() edit lines and recall earlier ones

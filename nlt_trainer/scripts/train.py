@@ -10,6 +10,7 @@ the last whole one.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ from nlt_trainer.data.gains import read_gains, read_likelihoods
 from nlt_trainer.data.training import training_dataset
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation import RetrievalEvaluator
-from nlt_trainer.export import save_trained
+from nlt_trainer.export import ENCODER, save_trained
 from nlt_trainer.files import check_folder, read_json, write_json
 from nlt_trainer.models.encoder import load_encoder
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.recipe import parse_recipe
+from nlt_trainer.results import RESULTS_FILE, read_results
 from nlt_trainer.resume import (
     SETTINGS_FILE,
     AdapterCallback,
@@ -87,9 +89,12 @@ def main(argv: list[str] | None = None) -> None:
             print(f"Each epoch leaves out {left_out} of {len(dataset)} rows, which do not fill a batch")
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
+        finished = was_finished(folder, checkpoint, steps=trainer.state.global_step)
+        if not finished:
+            forget_results(folder)
         save_trained(folder, encoder, merge=model.merge_lora, keep_adapter=model.keep_adapter)
-        if was_finished(folder, checkpoint, steps=trainer.state.global_step):
-            write_card(folder)
+        if finished:
+            write_card(folder, read_results(folder / RESULTS_FILE))
             print(f"{folder}/encoder: all {trainer.state.global_step} steps were done before")
             return
         report = {
@@ -118,6 +123,13 @@ def was_finished(folder: Path, checkpoint: str | None, *, steps: int) -> bool:
     """Whether a run only read its last checkpoint, so that its report, which knows the whole cost, still holds."""
     done = checkpoint is not None and Path(checkpoint) == folder / f"checkpoint-{steps}"
     return done and (folder / REPORT_FILE).is_file()
+
+
+def forget_results(folder: Path) -> None:
+    """Remove what `evaluate` has written of an encoder that is about to be replaced by another."""
+    if (folder / ENCODER).is_dir():
+        (folder / RESULTS_FILE).unlink(missing_ok=True)
+        shutil.rmtree(folder / "evaluation", ignore_errors=True)
 
 
 def make_trainer(parts: Parts, dataset: Dataset, *, checkpoint: str | None = None) -> tuple[NLTTrainer, Reading]:
