@@ -60,7 +60,7 @@ class Recipe:
         """Run a stage with further settings of any block."""
         blocks = {name: dict(block) for name, block in self.blocks.items()}
         for key, value in settings.items():
-            block = "model" if key in ("llm", "encoder", "pooling", "lora", "llm_lora") else "trainer"
+            block = "model" if key in ("llm", "adapter", "encoder", "pooling", "lora", "llm_lora") else "trainer"
             block = "data" if key in ("document_layout", "dev_split", "eval_split", "miner", "labels") else block
             blocks[block][key] = value
         self.path.write_text(yaml.safe_dump(blocks))
@@ -140,6 +140,16 @@ def test_a_configuration_stands_in_for_weights(recipe: Recipe, capsys: pytest.Ca
     assert stages["score"]["flops"] == complete["score"]["flops"]
     assert stages["score"]["seconds"] > 0
     assert any("has no weights here: its speed is that of 2 of its 2 layers" in note for note in notes)
+
+
+def test_an_adapter_that_is_not_there_yet(recipe: Recipe) -> None:
+    """Reference: the plan without it, which has the LLM's own weights; a note says what is missing."""
+    complete, _ = recipe.plan()
+    stages, notes = recipe.plan(adapter=str(recipe.root / "adapter"))
+    for key in ("lm_tokens", "flops"):
+        assert stages["score"][key] == complete["score"][key]
+    assert any("timed without its adapter" in note and "cannot be loaded" in note for note in notes)
+    assert not any("has no weights here" in note for note in notes)
 
 
 def test_what_cannot_be_known_is_said(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:

@@ -179,11 +179,22 @@ class PlanContext:
     def llm(self) -> LLM | None:
         """The LLM, or what stands in for it; `None` where not even its configuration can be had."""
         try:
-            lm, seconds = timed(load_llm, self.model)
+            lm, seconds = timed(self._load_llm)
         except NLTError as error:
             return self._llm_stand_in(str(error))
         shape = ModelShape.of(lm.model, bytes_per_number=lm.model.dtype.itemsize)
         return LLM(lm, shape, shape, seconds)
+
+    def _load_llm(self) -> FrozenLM:
+        try:
+            return load_llm(self.model)
+        except NLTError as error:
+            if self.model.adapter is None:
+                raise
+            self.model = dataclasses.replace(self.model, adapter=None)
+            lm = load_llm(self.model)
+            self.notes.append(f"the LLM is timed without its adapter, which costs the same merged: {error}")
+            return lm
 
     def _llm_stand_in(self, reason: str) -> LLM | None:
         model, folder = self.model, self.folder / "llm"
