@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def model_licence(name: str, *, revision: str | None = None) -> str | None:
         return None
     if path is None:
         return _cached_licence(name, revision=revision, repo_type="model")
-    stated = _gguf_licence(path) if path.suffix == ".gguf" else _card_licence(path / CARD)
+    gguf = path.suffix == ".gguf"
+    stated = _gguf_licence(path, path.stat().st_mtime_ns) if gguf else _card_licence(path / CARD)
     return stated or (_package_licence(name) if name.startswith(PACKAGE_SCHEME) else None)
 
 
@@ -71,6 +73,8 @@ def _package_licence(name: str) -> str | None:
     return None
 
 
-def _gguf_licence(path: Path) -> str | None:
+@lru_cache
+def _gguf_licence(path: Path, modified: int) -> str | None:
+    """What the metadata of a file say; its whole vocabulary is read on the way, which takes seconds."""
     stated = GGUFReader(path).get_field("general.license")
     return None if stated is None else str(stated.contents())
