@@ -179,11 +179,14 @@ class Schedule:
         return cls(steps, whole * seen + min(rest * accumulation * batch, seen), steps / each)
 
     def times(self, strategy: str, every: float) -> int:
-        """How often a strategy (`no`, `steps` or `epoch`) evaluates or saves; below 1 `every` is a share of steps."""
+        """How often a strategy (`no`, `steps` or `epoch`) evaluates or saves: also after the last step.
+
+        Below 1 `every` is a share of the steps.
+        """
         if strategy == "epoch":
             return math.ceil(self.epochs)
         interval = math.ceil(every * self.steps) if every < 1 else int(every)
-        return self.steps // max(1, interval) if strategy == "steps" else 0
+        return math.ceil(self.steps / max(1, interval)) if strategy == "steps" else 0
 
 
 def score_cache_bytes(pairs: int, target_tokens: float) -> float:

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.scripts import detect_heads, make_encoder, mine, plan, plan_evaluation, plan_scoring, score, train
+from nlt_trainer.scripts import (
+    common,
+    detect_heads,
+    make_encoder,
+    mine,
+    plan,
+    plan_context,
+    plan_evaluation,
+    plan_scoring,
+    plan_training,
+    score,
+    train,
+)
 
 
 class Recipe:
@@ -46,8 +60,8 @@ class Recipe:
         """Run a stage with further settings of any block."""
         blocks = {name: dict(block) for name, block in self.blocks.items()}
         for key, value in settings.items():
-            block = "model" if key in ("llm", "encoder", "pooling", "lora", "llm_lora") else "trainer"
-            block = "data" if key in ("document_layout", "dev_split", "eval_split", "miner") else block
+            block = "model" if key in ("llm", "adapter", "encoder", "pooling", "lora", "llm_lora") else "trainer"
+            block = "data" if key in ("document_layout", "dev_split", "eval_split", "miner", "labels") else block
             blocks[block][key] = value
         self.path.write_text(yaml.safe_dump(blocks))
         stage.main(["--config", str(self.path), *extra])
@@ -128,6 +142,16 @@ def test_a_configuration_stands_in_for_weights(recipe: Recipe, capsys: pytest.Ca
     assert any("has no weights here: its speed is that of 2 of its 2 layers" in note for note in notes)
 
 
+def test_an_adapter_that_is_not_there_yet(recipe: Recipe) -> None:
+    """Reference: the plan without it, which has the LLM's own weights; a note says what is missing."""
+    complete, _ = recipe.plan()
+    stages, notes = recipe.plan(adapter=str(recipe.root / "adapter"))
+    for key in ("lm_tokens", "flops"):
+        assert stages["score"][key] == complete["score"][key]
+    assert any("timed without its adapter" in note and "cannot be loaded" in note for note in notes)
+    assert not any("has no weights here" in note for note in notes)
+
+
 def test_what_cannot_be_known_is_said(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     """Reference: a model that is nowhere leaves question marks and its reason; the rest is planned."""
     stages, notes = recipe.plan(llm="nobody/nothing")
@@ -144,6 +168,8 @@ def test_an_accelerator_changes_what_is_computed_alone(recipe: Recipe, capsys: p
     scoring = next(stage for stage in found if stage["stage"] == "score")
     expected = scoring["other_seconds"] + scoring["flops"] / 0.4e6
     assert scoring["accelerator_seconds"] == pytest.approx(expected)
+    training = next(stage for stage in found if stage["stage"] == "train")  # of a table of embeddings
+    assert (training["flops"], training["accelerator_seconds"]) == (0, pytest.approx(training["seconds"]))
     assert "1e-06 TFLOP/s at 40%" in capsys.readouterr().out
 
 
@@ -171,6 +197,95 @@ def test_an_encoder_that_is_trained_with_lora(
     lora, _ = recipe.plan(encoder=bert, pooling="mean", lora={"r": 1, "target_modules": ["query"]})
     assert 0.6 < lora["train"]["flops"] / full["train"]["flops"] < 0.75
     assert full["evaluate"]["flops"] > 0
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 8, "target_modules": ["query", "value"]}])
+def test_what_training_saves(recipe: Recipe, tiny_encoder_folder: Path, lora: dict[str, Any] | None) -> None:
+    """Reference: weights and moments of the encoder and of checkpoints, which a LoRA run has of its adapter alone."""
+    recipe.run(mine)
+    recipe.run(score)
+    settings = {
+        "encoder": str(tiny_encoder_folder.parent / "bert"), "pooling": "mean", "lora": lora, "num_train_epochs": 3,
+        "save_strategy": "steps", "save_steps": 4,
+    }  # fmt: skip
+    stages, _ = recipe.plan(**settings)
+    recipe.run(train, **settings)
+    run = recipe.root / "run"
+    assert len(list(run.glob("checkpoint-*"))) == 2  # one after the last of 6 steps
+    written = sum(f.stat().st_size for name in ("*model*.safetensors", "optimizer.pt") for f in run.rglob(name))
+    assert stages["train"]["file_bytes"] == pytest.approx(written, rel=0.25)
+
+
+def test_the_memory_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: Linux's own figures, of which a sandbox may lack the peak."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("needs /proc")
+    here = {line.split(":")[0]: line.split()[1] for line in status.read_text().splitlines() if line.endswith(" kB")}
+    assert common.resident_peak() >= int(here["VmRSS"]) << 10
+    monkeypatch.setattr(Path, "read_text", lambda _: "VmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n")
+    assert common.resident_peak() == 2 << 20
+    monkeypatch.setattr(Path, "read_text", lambda _: "VmRSS:\t    1024 kB\n")
+    assert common.resident_peak() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def test_memory_begins_without_a_model(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: the order of events; each stage adds the weights of the models that it loads."""
+    events: list[str] = []
+    load, measure = plan_context.load_start, plan_context.peak_memory
+
+    def loaded(*args: Any) -> Any:
+        events.append("loaded")
+        return load(*args)
+
+    def measured() -> float:
+        events.append("measured")
+        return measure()
+
+    monkeypatch.setattr(plan_context, "load_start", loaded)
+    monkeypatch.setattr(plan_context, "peak_memory", measured)
+    recipe.plan(eval_split="test")
+    assert events == ["measured", "loaded"]
+
+
+def test_a_part_of_the_corpus_says_nothing_of_labels(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: all four queries, of which few have their gold among half of the documents; the whole corpus."""
+    _, notes = recipe.plan(objective="info_nce", labels=True)
+    assert not any("relevant candidate" in note for note in notes)
+    monkeypatch.setattr(plan_context, "MINED_DOCUMENTS", 3)
+    stages, notes = recipe.plan(objective="info_nce", labels=True)
+    assert any("estimated from 4 of 4 queries and 3 of 12 documents" in note for note in notes)
+    assert any("how many queries have a relevant candidate is not known" in note for note in notes)
+    assert stages["train"]["seconds"] > 0
+    judgements = recipe.root / "collection" / "qrels" / "train.tsv"
+    lines = judgements.read_text().splitlines()
+    judgements.write_text("\n".join([lines[0], *(line.rsplit("\t", 1)[0] + "\t0" for line in lines[1:])]) + "\n")
+    monkeypatch.setattr(plan_context, "MINED_DOCUMENTS", 5000)
+    with pytest.raises(NLTError, match="no query has a relevant candidate"):
+        recipe.run(plan, objective="info_nce", labels=True)
+
+
+def test_documents_that_are_not_kept_are_timed_with_the_rest(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: documents are timed apart only where the cache holds those of the rows that are timed."""
+    apart: list[float] = []
+    probe = plan_training.probe_documents
+
+    def probed(*args: Any) -> Any:
+        apart.append(1)
+        return probe(*args)
+
+    monkeypatch.setattr(plan_training, "probe_documents", probed)
+    for cache in (1.0, 1e-5):
+        stages, _ = recipe.plan(objective="dream", document_layout="independent", document_cache_gib=cache)
+        assert stages["train"]["seconds"] > 0
+        assert len(apart) == 1
+
+
+def test_several_processes_are_refused(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: the remedy in the message; a trainer in one of several processes would wait for the others."""
+    monkeypatch.setattr(plan, "processes", lambda args: SimpleNamespace(num_processes=2))
+    with pytest.raises(NLTError, match="2 processes were started, and plan times one; start it alone"):
+        recipe.run(plan)
 
 
 def test_an_encoder_that_mines(recipe: Recipe) -> None:

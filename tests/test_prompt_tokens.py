@@ -44,6 +44,15 @@ def test_a_document_is_cut_and_says_so(tiny_lm: FrozenLM) -> None:
     assert whole.document_frame == (tuple(ids_of(tiny_lm, "D: ")), tuple(ids_of(tiny_lm, "\n")))
 
 
+def test_texts_that_are_kept_share_their_ids(tiny_lm: FrozenLM) -> None:
+    """Reference: one object an id above 256, below which Python has one anyway."""
+    tokens = PromptTokens(tiny_lm.tokenizer, TEMPLATE, max_document_tokens=8)
+    first, second = tokens.document(" tea and leaves")[0], tokens.document("leaves and tea and")[0]
+    both = [i for i in set(first) & set(second) if i > 256]
+    assert both
+    assert all(first[first.index(i)] is second[second.index(i)] for i in both)
+
+
 def test_the_start_is_what_the_tokenizer_adds_by_itself(tiny_lm: FrozenLM, tiny_bos_lm: FrozenLM) -> None:
     """Reference: `<s>` is id 1; one tokenizer puts it before each text, the other has it and does not."""
     assert tiny_lm.tokenizer.bos_token_id == 1

@@ -83,7 +83,28 @@ def test_packed_batched_scores_equal_the_plain_loop(
     scorer = LikelihoodScorer(tiny_lm, target=target, batch_tokens=batch_tokens)
     assert_equals_plain_loop(scorer, PAIRS, start=[])
     rows = scorer._rows(PAIRS)
-    assert {1: len(rows) == len(PAIRS), 90: 4 < len(rows) < len(PAIRS), 4096: len(rows) == 4}[row_tokens]
+    if batch_tokens == 1:
+        assert {1: len(rows) == len(PAIRS), 90: 4 < len(rows) < len(PAIRS), 4096: len(rows) == 4}[row_tokens]
+
+
+def test_a_long_document_is_read_once_for_as_many_tokens_behind_it(
+    tiny_lm: FrozenLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: the plain loop, and the tokens of one row; a budget below that gets a row a pair."""
+    monkeypatch.setattr(scoring, "ROW_TOKENS", 16)
+    document = "The moon pulls the water of the sea and so makes the tides. " * 4
+    pairs: list[Pair] = [(document, query, None) for query in QUERIES]
+    scorer = LikelihoodScorer(tiny_lm, target="query")
+    suffixes = sum(len(scorer.tokens.suffix(query, None, "query").ids) for query in QUERIES)
+    (row,) = scorer._rows(pairs)
+    assert suffixes < len(row.prefix)
+    assert scorer.count_tokens(pairs) == len(row.prefix) + suffixes
+    assert_equals_plain_loop(scorer, pairs, start=[])
+    small = LikelihoodScorer(tiny_lm, target="query", batch_tokens=20)
+    assert [len(row.pairs) for row in small._rows(pairs)] == [1, 1, 1]
+    more = [(document, f"{query} {i}", None) for query in QUERIES for i in range(9)]
+    assert all(row.length <= 2 * len(row.prefix) for row in scorer._rows(more))
+    assert_equals_plain_loop(scorer, more, start=[])
 
 
 @pytest.mark.parametrize("budget", [1, 500, 4096])

@@ -45,10 +45,11 @@ class PromptTokens:
         self.template = template
         self.max_document_tokens = max_document_tokens
         self._tokenizer = tokenizer
+        self._known: dict[int, int] = {}
         self._before = tuple(self._ids(template.document_prefix))
         self._after = tuple(self._ids(template.document_suffix))
         self.start = _sequence_start(tokenizer)
-        # A corpus' texts come again and again (K candidates a query, epochs); one entry is a few hundred integers.
+        # A corpus' texts come again and again (K candidates a query, epochs); one entry is a few hundred references.
         self.document = lru_cache(maxsize=100_000)(self._document)
         self.suffix = lru_cache(maxsize=100_000)(self._suffix)
 
@@ -58,7 +59,8 @@ class PromptTokens:
         return self._before, self._after
 
     def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False).input_ids) if text else []
+        ids = self._tokenizer(text, add_special_tokens=False).input_ids if text else []
+        return [self._known.setdefault(i, i) for i in ids]  # one object an id: 8 bytes a token in memory, not 36
 
     def _document(self, text: str) -> tuple[tuple[int, ...], bool]:
         """A document's own ids, cut to `max_document_tokens`, and whether they were cut."""

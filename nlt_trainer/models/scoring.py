@@ -20,7 +20,8 @@ from nlt_trainer.prompts import PromptTemplate, TargetKind
 logger = logging.getLogger(__name__)
 
 ROW_TOKENS = 512
-"""A row takes several suffixes of one document up to this length; longer rows waste attention on masked pairs."""
+"""A row takes several suffixes of one document up to this length, or until they are as long as the document: more of
+them would waste attention on masked pairs."""
 
 MAX_PADDING = 0.05
 """Share of a batch's tokens; a batch that would have more ends before."""
@@ -221,7 +222,8 @@ class LikelihoodScorer:
             prefix, truncated = self._prefix(document, suffix, query)
             key = (prefix, truncated)  # a document cut short and one that ends there have the same ids
             row = open_rows.get(key)
-            if row is None or not self._shares_rows or row.length + len(suffix.ids) > ROW_TOKENS:
+            longest = max(ROW_TOKENS, min(2 * len(prefix), self.batch_tokens))
+            if row is None or not self._shares_rows or row.length + len(suffix.ids) > longest:
                 row = open_rows[key] = _Row(prefix, truncated=truncated)
                 rows.append(row)
             row.suffixes.append(suffix)

@@ -8,6 +8,7 @@ import random
 import resource
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -45,10 +46,19 @@ def processes(args: TrainingArguments) -> PartialState:
     return state
 
 
+def resident_peak() -> int:
+    """Most memory that this process has held since its program was started, bytes."""
+    if sys.platform == "linux":  # where ru_maxrss begins at what the process held that started this one
+        lines = Path("/proc/self/status").read_text().splitlines()
+        if found := [line.split()[1] for line in lines if line.startswith("VmHWM:")]:  # not in every sandbox
+            return int(found[0]) << 10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10  # bytes there, else KiB
+
+
 def peak_memory() -> dict[str, float]:
     """Most memory that this process has had since it was started, GiB; also on the accelerator, where there is one."""
-    unit = 1 << (30 if sys.platform == "darwin" else 20)  # ru_maxrss counts bytes there, else KiB
-    peak = {"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+    peak = {"peak_memory_gib": resident_peak() / 2**30}
     if torch.cuda.is_available():
         peak["peak_accelerator_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return {name: round(value, 2) for name, value in peak.items()}

@@ -58,8 +58,8 @@ def main(argv: list[str] | None = None) -> None:
     """Print the plan."""
     start = time.process_time()  # what a stage needs before it begins: its imports
     model, data, args, plan = parse_recipe(PLAN_BLOCKS, argv, description=shown(__doc__))
-    if not processes(args).is_main_process:
-        return
+    if (started := processes(args).num_processes) > 1:
+        raise NLTError(f"{started} processes were started, and plan times one; start it alone: nlt plan --config ...")
     with tempfile.TemporaryDirectory() as folder:
         context = PlanContext(model, data, args, Path(folder), start)
         stages = plan_stages(context)

@@ -23,6 +23,9 @@ from nlt_trainer.scripts.train import load_start
 MINED_DOCUMENTS, MINED_QUERIES = 5_000, 1_000
 """Documents and queries among which candidates are mined where there are none yet; of more, an equal part of both."""
 
+LEAST_QUERIES = 32
+"""Queries that are mined for at least, however small that part is: fewer say little about the length of texts."""
+
 
 @dataclass(frozen=True)
 class StagePlan:
@@ -147,16 +150,21 @@ class PlanContext:
         """How many queries of the recipe each of the candidates' stands for."""
         return self._candidates[1]
 
+    @property
+    def whole_corpus(self) -> bool:
+        """Whether the candidates come from all documents, so that judged ones are among them as they will be."""
+        return self._candidates[2]
+
     @cached_property
-    def _candidates(self) -> tuple[list[QueryCandidates], float]:
+    def _candidates(self) -> tuple[list[QueryCandidates], float, bool]:
         data, seed = self.data, self.args.seed
         if Path(data.candidates).is_file():
             self.notes.append(f"LLM tokens are counted on the candidates of {data.candidates}")
-            return load_candidates(data, self.collection), 1.0
+            return load_candidates(data, self.collection), 1.0, True
         queries, corpus = self.queries, self.collection.corpus
         share = min(1.0, MINED_DOCUMENTS / len(corpus), MINED_QUERIES / len(queries))
         documents = drawn(list(corpus), max(data.num_candidates, round(share * len(corpus))), seed=seed)
-        some = drawn(queries, math.ceil(share * len(queries)), seed=seed)
+        some = drawn(queries, max(LEAST_QUERIES, math.ceil(share * len(queries))), seed=seed)
         part = dataclasses.replace(self.collection, corpus={d: corpus[d] for d in documents})
         found = mine_candidates(
             part, some, num_candidates=data.num_candidates, num_random=data.num_random_candidates, seed=seed
@@ -165,17 +173,28 @@ class PlanContext:
         how = "LLM tokens are counted on those that mine will find" if share == 1 else f"estimated from {sample}"
         how = how if data.miner == "bm25" else f"LLM tokens are estimated from what BM25 finds in {sample}"
         self.notes.append(f"{data.candidates} is not there yet: {how}")
-        return found, len(queries) / len(some)
+        return found, len(queries) / len(some), len(documents) == len(corpus)
 
     @cached_property
     def llm(self) -> LLM | None:
         """The LLM, or what stands in for it; `None` where not even its configuration can be had."""
         try:
-            lm, seconds = timed(load_llm, self.model)
+            lm, seconds = timed(self._load_llm)
         except NLTError as error:
             return self._llm_stand_in(str(error))
         shape = ModelShape.of(lm.model, bytes_per_number=lm.model.dtype.itemsize)
         return LLM(lm, shape, shape, seconds)
+
+    def _load_llm(self) -> FrozenLM:
+        try:
+            return load_llm(self.model)
+        except NLTError as error:
+            if self.model.adapter is None:
+                raise
+            self.model = dataclasses.replace(self.model, adapter=None)
+            lm = load_llm(self.model)
+            self.notes.append(f"the LLM is timed without its adapter, which costs the same merged: {error}")
+            return lm
 
     def _llm_stand_in(self, reason: str) -> LLM | None:
         model, folder = self.model, self.folder / "llm"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -43,6 +41,7 @@ from nlt_trainer.models.locations import resolve_model
 from nlt_trainer.models.scoring import LikelihoodScorer, Pair
 from nlt_trainer.planning import ModelShape
 from nlt_trainer.readings import Reading
+from nlt_trainer.scripts.common import resident_peak
 from nlt_trainer.scripts.losses import Parts, make_loss
 from nlt_trainer.scripts.train import make_trainer
 
@@ -60,8 +59,7 @@ def peak_memory() -> float:
     """Most memory that this process has held, bytes: of the accelerator, else the resident set with all imports."""
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated())
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    return float(resident_peak())
 
 
 def timed(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, float]:

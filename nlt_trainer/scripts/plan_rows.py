@@ -66,10 +66,7 @@ class TrainingRows:
 
     def __init__(self, context: PlanContext, encoder: Encoder) -> None:
         self.context, self.encoder = context, encoder
-        rows, data = context.candidates, context.data
-        if context.args.reads_labels(data):
-            judged = relevance(rows, context.collection.split_qrels(str(data.train_split)))
-            rows = [row for row, grades in zip(rows, judged, strict=True) if grades.any()]
+        rows = labelled(context) if context.args.reads_labels(context.data) else context.candidates
         self.candidates: list[QueryCandidates] = drawn(rows, COUNTED_ROWS, seed=context.args.seed)
         """The rows that are counted."""
         self.count = round(len(rows) * context.factor)
@@ -184,12 +181,30 @@ class TrainingRows:
             documents = ([key for i in call for key, _ in rows[i].keys] for call in calls)
             own, held = tokens_read(documents, lengths, capacity=kept / self.factor)
             read, most = read + own * self.factor, max(most, held * self.factor)
-            if kept and sum(lengths.values()) * self.factor > kept:
+            if sum(lengths.values()) * self.factor > kept:
+                cache = f"document_cache_gib {args.document_cache_gib} does not hold all documents"
                 self.context.notes.append(
-                    f"train: document_cache_gib {args.document_cache_gib} does not hold all documents; how often they "
-                    "are read again is simulated for another order of the queries than the trainer's"
+                    f"train: {cache if kept else f'{name} keeps no documents'}; how often they are read again is "
+                    "simulated for another order of the queries than the trainer's"
                 )
         return read, most
+
+
+def labelled(context: PlanContext) -> list[QueryCandidates]:
+    """The candidates of queries that have a relevant one among them, as training takes them.
+
+    Raises:
+        NLTError: there is none.
+    """
+    candidates = context.candidates
+    if not context.whole_corpus:
+        context.notes.append("train: how many queries have a relevant candidate is not known; all of them are counted")
+        return candidates
+    judged = relevance(candidates, context.collection.split_qrels(str(context.data.train_split)))
+    found = [c for c, grades in zip(candidates, judged, strict=True) if grades.any()]
+    if not found:
+        raise NLTError("no query has a relevant candidate; mine more candidates or train without labels")
+    return found
 
 
 def _fit(path: str, lm: FrozenLM, count: int) -> bool:

@@ -41,7 +41,8 @@ def plan_mine(context: PlanContext) -> StagePlan:
         if context.encoder is None:
             return StagePlan("mine", 0.0, None, None)
         cost = encoding(context, context.encoder, context.collection) * documents
-        other, memory = other + context.encoder.seconds, memory + context.encoder.weight_bytes
+        other += context.encoder.seconds + cost.other
+        memory += context.encoder.weight_bytes
     return StagePlan("mine", 0.0, cost.flops, other + cost.seconds, other, float(line) * queries, memory)
 
 

@@ -84,13 +84,25 @@ class EncoderCost:
         useful = [sum(map(Reading.text, row.texts), Reading()) for row in rows.rows]
         saves = schedule.times(args.save_strategy, args.save_steps)
         kept = saves if args.save_total_limit is None else min(saves, args.save_total_limit)
+        seconds = schedule.queries * rate.query * scale
+        looked_up = seconds if encoder.shape is None else 0.0  # in a table, as an accelerator does no faster
         return Cost(
             flops=schedule.queries * float(np.mean([self.flops(encoder.shape, reading) for reading in useful])),
-            seconds=schedule.queries * rate.query * scale,
-            other=rate.setup + schedule.steps * rate.step + (saves + 1) * rate.save,
+            seconds=seconds - looked_up,
+            other=rate.setup + schedule.steps * rate.step + (saves + 1) * rate.save + looked_up,
             memory=self.memory(whole.tokens),
-            files=encoder.weight_bytes * (1 + kept) + kept * 8 * self.trained,
+            files=self.file_bytes(kept),
         )
+
+    def file_bytes(self, checkpoints: int) -> float:
+        """The encoder that is saved, and checkpoints with Adam's moments: of the adapter alone where there is one."""
+        model, whole, trained = self.context.model, self.encoder.weight_bytes, 4 * self.trained
+        if not model.lora:
+            return whole + checkpoints * (whole + 2 * trained)
+        if self.encoder.shape is not None:
+            whole *= 4 / self.encoder.shape.bytes_per_number  # it is merged in float32
+        saved = whole + model.keep_adapter * trained if model.merge_lora else trained
+        return saved + checkpoints * 3 * trained
 
     def memory(self, tokens: float) -> float:
         """Weights, what Adam and saving keep of those that are trained, and the graph of a batch of rows."""
@@ -125,11 +137,13 @@ def llm_cost(context: PlanContext, llm: LLM, rows: TrainingRows, schedule: Sched
     candidates = [rows.candidates[i] for i in chosen]
     took = probe_reading(rows.parts, candidates, collection=context.collection, folder=context.folder)
     probed = sum(rows.rows[i].rest_flops(llm.probed) for i in chosen)
-    if not kept:
+    own = dict(key for i in chosen for key in rows.rows[i].keys)
+    apart = 0 < sum(own.values()) <= kept  # the second time all of them are there
+    if not apart:
         probed += sum(llm.probed.flops(rows.rows[i].documents) for i in chosen)
     read = tokens / documents * once if documents else 0.0
     seconds = read / probed * took
-    if kept:
+    if apart:
         build, _ = rows.prompts
         assert build is not None
         found, spent = probe_documents(llm.lm, build([rows.texts_of(candidates[0])]))
@@ -146,11 +160,14 @@ def llm_cost(context: PlanContext, llm: LLM, rows: TrainingRows, schedule: Sched
 
 def llm_memory(context: PlanContext, shape: ModelShape, rows: Sequence[Row], kept: float) -> float:
     """The LLM, the documents that are kept, and the largest micro-batch with its graph."""
-    size = context.args.lm_micro_batch_size
+    args = context.args
+    size = args.lm_micro_batch_size
     prompt = size * max(sum(n for _, n in row.keys) or row.documents.tokens for row in rows)
     rest = size * max(row.rest_tokens for row in rows)
     targets = size * max(sum(reading.targets for reading, graph in row.rest if graph) for row in rows)
     graph = shape.layers * max(graph for _, graph in rows[0].rest)
+    if args.in_batch_candidates:  # whose documents are all there at once
+        kept += prompt / size * args.train_batch_size
     memory = shape.weight_bytes + (kept + 2 * (prompt + rest)) * shape.key_value_bytes
     memory += shape.activation_bytes(min(READ_TOKENS, prompt) if rows[0].keys else prompt)
     memory += shape.graph_bytes(rest, layers=graph) + shape.projection_bytes(targets)
