@@ -141,7 +141,7 @@ def test_a_number_of_nothing_is_refused(name: str) -> None:
 def test_a_number_that_trains_nothing_is_refused(name: str, value: float, tmp_path: Path) -> None:
     """Reference: the key and the value, in the message."""
     with pytest.raises(NLTError, match=rf"{name} is {value}; it must be "):
-        NLTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: value})
+        arguments(tmp_path, **{name: value})
 
 
 def test_those_that_read_the_llm_are_objectives() -> None:

@@ -89,12 +89,18 @@ def test_shared_keys_are_not_copied_for_each_head(projections: tuple[Tensor, Ten
     mask = torch.rand(2, 1, LENGTH, LENGTH, generator=torch.Generator().manual_seed(2)).tril() > 0.1
     mask |= torch.eye(LENGTH, dtype=torch.bool)
     held: list[tuple[int, ...]] = []
-    leaves = [x.clone().requires_grad_() for x in projections]
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: (held.append(tuple(x.shape)), x)[1], lambda x: x):
-        output, _ = document_attention(LAYER, *leaves, mask, scaling=SIZE**-0.5)  # type: ignore[arg-type]
+    query, key, value = leaves = [x.clone().requires_grad_() for x in projections]
+    layer: Any = LAYER
+
+    def hold(x: Tensor) -> Tensor:
+        held.append(tuple(x.shape))
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(hold, lambda x: x):
+        output, _ = document_attention(layer, query, key, value, mask, scaling=SIZE**-0.5)
     assert held.count((2, KEY_HEADS, LENGTH, SIZE)) == 2
     found = torch.autograd.grad(output.square().sum(), leaves)
-    stock, _ = sdpa_attention_forward(LAYER, *leaves, mask, scaling=SIZE**-0.5)  # type: ignore[arg-type]
+    stock, _ = sdpa_attention_forward(layer, query, key, value, mask, scaling=SIZE**-0.5)
     torch.testing.assert_close(output, stock)
     torch.testing.assert_close(found, torch.autograd.grad(stock.square().sum(), leaves))
 

@@ -102,7 +102,7 @@ def test_a_long_document_is_read_once_for_as_many_tokens_behind_it(
     assert_equals_plain_loop(scorer, pairs, start=[])
     small = LikelihoodScorer(tiny_lm, target="query", batch_tokens=20)
     assert [len(row.pairs) for row in small._rows(pairs)] == [1, 1, 1]
-    more = [(document, f"{query} {i}", None) for query in QUERIES for i in range(9)]
+    more: list[Pair] = [(document, f"{query} {i}", None) for query in QUERIES for i in range(9)]
     assert all(row.length <= 2 * len(row.prefix) for row in scorer._rows(more))
     assert_equals_plain_loop(scorer, more, start=[])
 

@@ -99,7 +99,7 @@ def peak_mib() -> float:
     """Most memory that this process has held so far, MiB: of the resident set, of torch's allocator with CUDA."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / MIB
-    if sys.platform == "linux":  # where ru_maxrss also counts the process that started this one
+    if Path("/proc/self/status").is_file():  # Linux, where ru_maxrss also counts the process that started this one
         return status_mib("VmHWM")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
 

@@ -319,7 +319,8 @@ def main(argv: list[str] | None = None) -> None:
         "distinct": texts_at(options.collection, distinct, scorer, options),
         "repeats": texts_at(options.repeats, repeated, scorer, options),
     }
-    batch_size, tried = None, {}
+    batch_size: int | None = None
+    tried: dict[int, float] = {}
     if importlib.util.find_spec("lm_eval") is not None:
         texts = sets["distinct"][1]
         batch_size, tried = best_batch_size(scorer.lm, texts[:: max(1, len(texts) // TUNING_PAIRS)])
