@@ -159,6 +159,7 @@ def check_report(run: Path, objective: str, *, audit: dict[str, Any], heads: dic
 def test_another_encoder_in_the_same_place_has_no_results_yet(project: Project) -> None:
     """Reference: none of the files that `evaluate` has written of the one before."""
     run = project.root / "info_nce"
+    project.run(score)
     project.run(train, "info_nce")
     project.run(evaluate, "info_nce")
     assert (run / "results.json").is_file()
