@@ -112,6 +112,8 @@ def test_what_hf_download_brings_is_enough_offline(tmp_path: Path, monkeypatch: 
     load_task(entry)
     data = entry.task.dataset["default"]["test"]
     assert (len(data["corpus"]), len(data["queries"]), len(data["relevant_docs"])) == (5, 2, 2)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "another machine's")
+    (snapshot / "corpus.jsonl").unlink()
     (snapshot / "corpus.jsonl").write_text('{"_id": "d0", "title"')  # half a file
     (entry,) = resolve_tasks(["SciFact"]).tasks
     with pytest.raises(NLTError, match=r"(?s)^SciFact has data that is not on this machine, or not whole.*Error"):
