@@ -267,7 +267,9 @@ def _read_qrels(path: Path, *, queries: Mapping[str, Query], corpus: Mapping[str
                 path, f"unknown document {document_id!r}; add it to {CORPUS_FILE} or remove the line", line=line
             )
         if document_id in qrels.setdefault(query_id, {}):
-            raise DataError(path, f"query {query_id!r} and document {document_id!r} were judged before", line=line)
+            raise DataError(
+                path, f"query {query_id!r} and document {document_id!r} were judged before; keep one line", line=line
+            )
         qrels[query_id][document_id] = grade
     if not qrels:
         raise DataError(path, "holds no judgement; add some or remove the file")
@@ -277,7 +279,11 @@ def _read_qrels(path: Path, *, queries: Mapping[str, Query], corpus: Mapping[str
 def _judgement(raw: str, *, path: Path, line: int) -> tuple[str, str, int]:
     fields = raw.split("\t")
     if len(fields) != len(QRELS_HEADER):
-        raise DataError(path, f"expected 3 fields separated by tabs, found {len(fields)}", line=line)
+        raise DataError(
+            path,
+            f"expected 3 fields separated by tabs, found {len(fields)}; write query id, document id and grade",
+            line=line,
+        )
     query_id, document_id, score = fields
     try:
         return query_id, document_id, int(score)

@@ -129,8 +129,8 @@ def print_next(run: Path, *, start: str, collection: str) -> None:
     print(f'                encoder = SentenceTransformer("{run}/encoder")')
     print('                encoder.encode_query("open a file for reading")')
     print(f"  search:       nlt search --encoder {run}/encoder --against {start} --corpus {collection}")
-    print("  your own data: copy recipes/minilm/likelihood_gain.yaml, point `collection` to your BEIR folder,")
-    print("                then: nlt mine, nlt score, nlt train, nlt evaluate, each with --config your.yaml")
+    print("  your own data: copy recipes/minilm/likelihood_gain.yaml and change the keys that README.md names under")
+    print("                'Your own data', then: nlt mine, nlt score, nlt train, each with --config your.yaml")
 
 
 if __name__ == "__main__":
