@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.models.frozen_lm import POSITIONS, VOCABULARY_SLICE
 from nlt_trainer.readings import Reading
 
 ACCELERATORS = {
@@ -30,9 +31,6 @@ ACCELERATORS = {
 
 ADAM_COPIES = 5
 """A trained weight beside itself: gradient, two moments, what the step holds for a moment, what saving holds."""
-
-SLICE = 256
-"""Positions that `FrozenLM.target_loss` projects at once."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,8 @@ class ModelShape:
 
     def projection_bytes(self, targets: float = 0.0) -> float:
         """Memory of the vocabulary projection, float32: of one slice, and with a graph of all its targets."""
-        return 4 * self.vocabulary * (2 * min(SLICE, targets or SLICE) + 2 * targets)
+        positions, tokens = min(POSITIONS, targets or POSITIONS), min(VOCABULARY_SLICE, self.vocabulary)
+        return 4 * (2 * positions * tokens + 2 * self.vocabulary * targets)
 
 
 def _tables(model: PreTrainedModel) -> Iterator[Any]:

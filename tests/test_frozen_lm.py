@@ -73,8 +73,8 @@ def test_the_projection_is_the_models_own_head(tiny_lm: FrozenLM) -> None:
         expected = torch.nn.functional.cross_entropy(
             ours[:, :-1].flatten(0, 1), IDS[:, 1:].flatten(), reduction="none"
         )
-        for slice_size in (1, 3, 256):
-            loss = lm.target_loss(hidden, IDS[:, 1:].flatten(), slice_size=slice_size)
+        for positions, tokens in ((1, 64), (3, 7), (512, 32), (512, 8192)):
+            loss = lm.target_loss(hidden, IDS[:, 1:].flatten(), positions=positions, tokens=tokens)
             torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     assert tiny_lm.target_loss(torch.zeros(0, 32), torch.zeros(0, dtype=torch.long)).shape == (0,)
 

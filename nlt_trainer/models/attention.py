@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from nlt_trainer.errors import NLTError
@@ -17,6 +16,7 @@ from nlt_trainer.models.attention_mass import AttentionMass, log_mass
 from nlt_trainer.models.chunk_attention import ChunkAttention
 from nlt_trainer.models.document_pool import PooledPrompts
 from nlt_trainer.models.frozen_lm import FORWARD_ERRORS, FrozenLM, readings_agree
+from nlt_trainer.models.fused_attention import fused_attention
 
 IMPLEMENTATION = "nlt_document_attention"
 
@@ -124,7 +124,7 @@ def document_attention(
         return (log_weights.exp().to(query.dtype) @ values).transpose(1, 2)  # (B, S, h, head size)
 
     if softcap is None and s_aux is None:
-        output = _fused_attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        output, _ = fused_attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     else:
         output = read(log_attention(everything), everything)
     if isinstance(document_attention, ChunkAttention):
@@ -141,30 +141,6 @@ def document_attention(
         selected = read(weights, injected, value)
         output = output.index_copy(2, injected, selected.to(output.dtype))
     return output, None
-
-
-def _fused_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    **kwargs: Any,
-) -> Tensor:
-    """Attention as transformers' `sdpa`, `(B, S, H, head size)`.
-
-    Under a mask transformers gives each head a copy of the keys and values that it shares with others, because the
-    kernels of CUDA want that. That of a CPU does not: without copies, which a graph would hold on to, it takes a third
-    of the memory and two thirds of the time.
-    """
-    if query.device.type != "cpu" or attention_mask is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)[0]
-    output = nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True
-    )
-    return output.transpose(1, 2).contiguous()
 
 
 def _of_heads(states: Tensor, heads: Tensor, num_heads: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -22,6 +22,8 @@ from transformers import (
 )
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.models.fused_attention import enable_fused_attention
+from nlt_trainer.models.kept_memory import keep_freed_memory
 from nlt_trainer.models.locations import content_hash, loading, resolve_model
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,12 @@ DECODER_HELP = (
 
 LLM_DTYPES = ("float32", "bfloat16", "float16")
 """Those in which an LLM can be read."""
+
+POSITIONS = 512
+"""Targets that `FrozenLM.target_loss` projects at once."""
+
+VOCABULARY_SLICE = 8192
+"""Tokens of the vocabulary that it projects them to at once, 16 MiB of logits, which `keep_freed_memory` keeps."""
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -57,6 +65,7 @@ class FrozenLM:
     fingerprint: dict[str, str | None]
 
     def __post_init__(self) -> None:
+        keep_freed_memory()
         self.model.eval().requires_grad_(False)
         _check_forward(self)
 
@@ -113,6 +122,7 @@ class FrozenLM:
         if adapter is not None:
             model, fingerprint["adapter"] = _merge_adapter(model, adapter, base=name, base_location=location)
         model.to(place)  # type: ignore[arg-type]  # transformers wraps `to` in a decorator that hides its signature
+        enable_fused_attention(model)
         return cls(model, tokenizer, name, fingerprint)
 
     @property
@@ -154,14 +164,14 @@ class FrozenLM:
         """Hash of the fingerprint (16 hex digits)."""
         return hashlib.blake2b(json.dumps(self.fingerprint, sort_keys=True).encode(), digest_size=8).hexdigest()
 
-    def project(self, hidden: Tensor) -> Tensor:
-        """Vocabulary logits of final hidden states, in float32 at least: `(..., hidden)` to `(..., vocabulary)`.
+    def project(self, hidden: Tensor, tokens: slice = slice(None)) -> Tensor:
+        """Vocabulary logits of final hidden states, in float32 at least: `(..., hidden)` to `(..., tokens)`.
 
         Does what the model's own head does (soft cap of Gemma 2, scaling of Granite and Cohere), at chosen positions
-        only; `__post_init__` compares it with the model's own logits.
+        and for a slice of the vocabulary only; `__post_init__` compares it with the model's own logits.
         """
-        config = self.model.config.get_text_config()
-        logits = self.model.get_output_embeddings()(hidden)
+        config, head = self.model.config.get_text_config(), self.model.get_output_embeddings()
+        logits = nn.functional.linear(hidden, head.weight[tokens], None if head.bias is None else head.bias[tokens])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         # Architecture-specific entries of the configuration: without one the architecture has no such step.
         divisor = getattr(config, "logits_scaling", None)
@@ -175,19 +185,33 @@ class FrozenLM:
             logits = torch.tanh(logits / softcap) * softcap
         return logits
 
-    def target_loss(self, hidden: Tensor, labels: Tensor, *, slice_size: int = 256) -> Tensor:
-        """Negative log-likelihood of each label, nats, with the projection in slices.
+    def target_loss(
+        self, hidden: Tensor, labels: Tensor, *, positions: int = POSITIONS, tokens: int = VOCABULARY_SLICE
+    ) -> Tensor:
+        """Negative log-likelihood of each label, nats, with the projection in slices: `(N,)` float32 at least.
 
         Args:
             hidden: `(N, hidden)`, the states that predict the labels.
             labels: `(N,)` token ids.
-            slice_size: positions projected at once; bounds the memory to `slice_size * vocabulary`.
+            positions: so many are projected at once.
+            tokens: so much of the vocabulary is; without a graph the memory is bounded to `positions * tokens`.
         """
         pieces = [
-            torch.nn.functional.cross_entropy(self.project(h), y, reduction="none")
-            for h, y in zip(hidden.split(slice_size), labels.split(slice_size), strict=True)
+            self._slice_loss(h, y, tokens)
+            for h, y in zip(hidden.split(positions), labels.split(positions), strict=True)
         ]
         return torch.cat(pieces) if pieces else hidden.new_zeros(0, dtype=torch.float32)
+
+    def _slice_loss(self, hidden: Tensor, labels: Tensor, tokens: int) -> Tensor:
+        """Loss from the slices' log-sum-exp and the label's logit, which stands in one of them."""
+        normalisers, chosen = [], []
+        for begin in range(0, self.model.get_output_embeddings().weight.shape[0], tokens):
+            logits = self.project(hidden, slice(begin, begin + tokens))  # (N, tokens)
+            inside = (labels >= begin) & (labels < begin + logits.shape[1])
+            own = logits.gather(1, (labels - begin).clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+            normalisers.append(logits.logsumexp(1))
+            chosen.append(own.masked_fill(~inside, 0.0))
+        return torch.stack(normalisers).logsumexp(0) - torch.stack(chosen).sum(0)
 
 
 def context_length(config: PreTrainedConfig, name: str) -> int:

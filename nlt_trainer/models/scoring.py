@@ -81,7 +81,8 @@ class LikelihoodScorer:
             `joint`: log p(query, answer | document).
         template: text around document, query and answer.
         max_document_tokens: a longer document is cut; query and target never are.
-        batch_tokens: tokens in one forward pass, padding included.
+        batch_tokens: tokens in one forward pass, padding included. On a CPU more than 2048 are slower, because a layer
+            of a small LLM then needs more than `keep_freed_memory` keeps.
         cache_folder: where a `ScoreCache` keeps what was computed; `None` keeps nothing.
 
     Example:
@@ -98,7 +99,7 @@ class LikelihoodScorer:
         target: TargetKind,
         template: PromptTemplate | None = None,
         max_document_tokens: int = 192,
-        batch_tokens: int = 4096,
+        batch_tokens: int = 2048,
         cache_folder: str | None = None,
     ) -> None:
         self.lm = lm
