@@ -22,7 +22,7 @@ KeysValues = tuple[tuple[Tensor, Tensor], ...]
 Place = tuple[int, slice, tuple[int, ...]]
 """A prompt, columns of it, and the ids that decide their keys and values."""
 
-READ_TOKENS = 2048
+READ_TOKENS = 4096
 """Tokens, with padding, of documents that are read in one forward pass."""
 
 
