@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader
+from gguf import GGUFReader, ReaderField
 from huggingface_hub import RepoCard, try_to_load_from_cache
 
 from nlt_trainer.errors import NLTError
@@ -73,8 +73,25 @@ def _package_licence(name: str) -> str | None:
     return None
 
 
+class _LicenceReader(GGUFReader):
+    """Stops at the licence, which converters write in front of the vocabulary: reading that takes seconds."""
+
+    FIELD = "general.license"
+
+    class Found(Exception):
+        """Carries what the licence's field says."""
+
+    def _push_field(self, field: ReaderField, skip_sum: bool = False) -> int:
+        if field.name == self.FIELD:
+            raise self.Found(str(field.contents()))
+        return int(super()._push_field(field, skip_sum))
+
+
 @lru_cache
 def _gguf_licence(path: Path, modified: int) -> str | None:
-    """What the metadata of a file say; its whole vocabulary is read on the way, which takes seconds."""
-    stated = GGUFReader(path).get_field("general.license")
-    return None if stated is None else str(stated.contents())
+    """What the metadata of a file say; of a file that states none, the whole vocabulary is read on the way."""
+    try:
+        _LicenceReader(path)
+    except _LicenceReader.Found as found:
+        return str(found)
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -228,3 +229,21 @@ def test_licences_are_what_cards_on_this_machine_state(tmp_path: Path, monkeypat
     assert data_licence(tmp_path / "data") == "org/one: llama3.2, org/two: not stated"
     assert data_licence(card(tmp_path / "data", "license: [mit, cc-by-4.0]")) == "mit, cc-by-4.0"
     assert data_licence(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("stated", ["apache-2.0", None])
+def test_the_licence_of_a_gguf_file_is_read_without_its_vocabulary(tmp_path: Path, stated: str | None) -> None:
+    """Reference: a file that ends inside its vocabulary, which only a reader that goes on would miss."""
+    path = tmp_path / "some.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    if stated:
+        writer.add_license(stated)
+    writer.add_token_list(["a", "b", "c"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert model_licence(str(path)) == stated
+    if stated:
+        path.write_bytes(path.read_bytes()[:-20])
+        assert model_licence(str(path)) == stated
