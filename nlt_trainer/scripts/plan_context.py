@@ -103,7 +103,7 @@ class PlanContext:
         data: its block.
         args: its block.
         folder: an empty one, for models that stand in and for what the probes write.
-        start: seconds that a stage takes to import what it needs.
+        start: seconds that a stage takes to import what it needs, and to take it down in the end.
     """
 
     def __init__(

@@ -10,9 +10,9 @@ from nlt_trainer.readings import Reading
 from nlt_trainer.scripts.evaluate import folder_and_split
 from nlt_trainer.scripts.plan_context import Encoder, PlanContext, StagePlan
 from nlt_trainer.scripts.plan_probes import (
-    EvaluationRate,
     drawn,
     peak_memory,
+    probe_dev_evaluation,
     probe_documents_encoded,
     probe_evaluation,
     timed,
@@ -33,17 +33,6 @@ def encoding(context: PlanContext, encoder: Encoder, collection: Collection) -> 
     return Cost(flops=flops, seconds=each * flops / encoder.probed.flops(reading))
 
 
-def evaluation(
-    context: PlanContext, encoder: Encoder, collection: Collection, split: str
-) -> tuple[Cost, EvaluationRate]:
-    """What it takes to encode a document, and the rest of evaluating."""
-    each, seed = encoding(context, encoder, collection), context.args.seed
-    rate = probe_evaluation(
-        encoder.model, collection, split, each=each.seconds + each.other, seconds=ENCODING_SECONDS / 2, seed=seed
-    )
-    return each, rate
-
-
 def reported(data: DataArguments) -> list[tuple[str, str]]:
     """Collections and splits that `evaluate` reports on."""
     own = [(data.collection, data.eval_split)] if data.eval_split else []
@@ -56,18 +45,21 @@ def plan_evaluate(context: PlanContext) -> StagePlan:
     encoder = context.encoder
     if encoder is None:
         return StagePlan("evaluate", 0.0, None, None)
-    cost, other = Cost(), context.start
+    cost, other, seed = Cost(), context.start, context.args.seed
     for folder, split in reported(context.data):
         try:
             collection, loading = timed(load_collection, folder, splits=[split])
         except NLTError as error:
             context.notes.append(f"not known: evaluate on {folder}, because {error}")
             continue
-        each, rate = evaluation(context, encoder, collection, split)
+        each = encoding(context, encoder, collection)
+        query, once = probe_evaluation(
+            encoder.model, collection, split, each=each.seconds + each.other, seconds=ENCODING_SECONDS / 2, seed=seed
+        )
         documents, queries = len(collection.corpus), len(collection.split_queries(split))
         search = queries * context.bm25.query * documents / len(context.collection.corpus)
         other += loading + documents * context.bm25.document + search + 2 * encoder.seconds
-        other += 3 * (rate.fixed + queries * rate.full)
+        other += 3 * (once + queries * query)
         cost += each * (2 * documents)
     other += cost.other
     memory = peak_memory() + encoder.weight_bytes  # with the encoder of the start, and then that of the run
@@ -80,7 +72,10 @@ def dev_cost(context: PlanContext, encoder: Encoder, schedule: Schedule) -> Cost
     if args.eval_strategy == "no" or split is None:
         return Cost()
     dev, loading = timed(load_collection, context.data.collection, splits=[split])
-    each, rate = evaluation(context, encoder, dev, split)
+    each, seed = encoding(context, encoder, dev), args.seed
+    query = probe_dev_evaluation(
+        encoder.model, dev, split, each=each.seconds + each.other, seconds=ENCODING_SECONDS / 2, seed=seed
+    )
     times = schedule.times(args.eval_strategy, args.eval_steps or args.logging_steps) + bool(args.eval_on_start)
     documents, queries = len(dev.corpus), len(dev.split_queries(split))
-    return each * (times * documents) + Cost(other=loading + times * queries * rate.light)
+    return each * (times * documents) + Cost(other=loading + times * queries * query)

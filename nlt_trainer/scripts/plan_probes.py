@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
@@ -32,9 +34,13 @@ from nlt_trainer.data.beir import Collection, Query
 from nlt_trainer.data.candidates import QueryCandidates, bm25_rankings
 from nlt_trainer.data.collator import NLTCollator
 from nlt_trainer.data.training import training_dataset
-from nlt_trainer.evaluation import RetrievalEvaluator, evaluate_encoder
+from nlt_trainer.evaluation import RetrievalEvaluator
+from nlt_trainer.evaluation_cells import rank_encoder, score
+from nlt_trainer.evaluation_tasks import EvaluationTask, load_task
+from nlt_trainer.folder_task import BEIRFolderRetrieval
 from nlt_trainer.models.document_prompts import DocumentPrompts
 from nlt_trainer.models.document_reader import DocumentReader
+from nlt_trainer.models.embedding_cache import EmbeddingCache
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.models.locations import resolve_model
@@ -48,8 +54,11 @@ from nlt_trainer.scripts.train import make_trainer
 P = ParamSpec("P")
 T = TypeVar("T")
 
-PROBE_DOCUMENTS = 1000
-"""Documents of which BM25 makes an index to be timed."""
+PROBE_DOCUMENTS, SEARCHES = 1000, 512
+"""Documents of which BM25 makes an index to be timed, and how often it is searched."""
+
+EVALUATED_QUERIES = 256
+"""Queries that are evaluated with mteb to be timed."""
 
 STAND_IN_PARAMETERS = 50_000_000
 """Weights in the layers of a model that stands in for one without weights: as many layers as fit, at least 1."""
@@ -118,10 +127,12 @@ def probe_bm25(collection: Collection, queries: Sequence[Query], *, seed: int) -
     """Time an index of some documents and searches of it."""
     documents = drawn(list(collection.corpus.values()), PROBE_DOCUMENTS, seed=seed)
     part = dataclasses.replace(collection, corpus={d.id: d for d in documents})
-    some = drawn(queries, 65, seed=seed)
+    some = drawn(queries, SEARCHES, seed=seed)
+    many = list(itertools.islice(itertools.cycle(some), SEARCHES + 1))
+    bm25_rankings(part, some[:1])  # warms up
     _, index = timed(bm25_rankings, part, some[:1])
-    _, both = timed(bm25_rankings, part, some)
-    each = max(both - index, 0.0) / max(len(some) - 1, 1)
+    _, both = timed(bm25_rankings, part, many)
+    each = max(both - index, 0.0) / SEARCHES
     return BM25Rate(index / len(documents), each * len(collection.corpus) / len(documents))
 
 
@@ -306,21 +317,6 @@ def probe_documents(lm: FrozenLM, prompts: DocumentPrompts) -> tuple[int, float]
     return reader.lm_tokens, seconds
 
 
-@dataclass(frozen=True)
-class EvaluationRate:
-    """Seconds of evaluation's parts, but for encoding documents.
-
-    Args:
-        light: of evaluating a query during training.
-        full: of evaluating a query with mteb.
-        fixed: what mteb takes besides.
-    """
-
-    light: float
-    full: float
-    fixed: float
-
-
 def probe_documents_encoded(
     encoder: SentenceTransformer, collection: Collection, *, seconds: float, seed: int
 ) -> float:
@@ -335,28 +331,41 @@ def probe_documents_encoded(
         count = min(len(everything), count * (2 if took > seconds / 4 else 4))
 
 
-def probe_evaluation(
+def probe_dev_evaluation(
     encoder: SentenceTransformer, collection: Collection, split: str, *, each: float, seconds: float, seed: int
-) -> EvaluationRate:
-    """Evaluate on a part of the collection with either evaluator; `each` is what a document takes to be encoded."""
+) -> float:
+    """Seconds of evaluating a query during training, on a part of the collection; `each` is what a document takes."""
     few = drawn(list(collection.corpus.values()), max(1, int(seconds / each)), seed=seed)
     queries = drawn(collection.split_queries(split), 64, seed=seed)
+    _, took = timed(RetrievalEvaluator(_part(collection, few, queries, split), split=split), encoder)
+    return max(0.0, took - each * len(few)) / len(queries)
 
-    def spent(evaluate: Callable[[Collection], Mapping[str, float]], count: int) -> float:
-        part = _part(collection, few, queries[:count], split)
-        return max(0.0, timed(evaluate, part)[1] - each * len(few))
 
-    def light(part: Collection) -> Mapping[str, float]:
-        return RetrievalEvaluator(part, split=split)(encoder)
+def probe_evaluation(
+    encoder: SentenceTransformer, collection: Collection, split: str, *, each: float, seconds: float, seed: int
+) -> tuple[float, float]:
+    """Seconds of ranking and scoring with mteb as `evaluate` does: of each query, and of what comes once.
 
-    def full(part: Collection) -> Mapping[str, float]:
-        return evaluate_encoder(encoder, part, split=split)
+    A part of the collection is evaluated; `each` is what a document takes to be encoded, which is left out.
+    """
+    few = drawn(list(collection.corpus.values()), max(1, int(seconds / each)), seed=seed)
+    queries = drawn(collection.split_queries(split), EVALUATED_QUERIES, seed=seed)
+
+    def spent(count: int) -> float:
+        entry = EvaluationTask.of(BEIRFolderRetrieval(_part(collection, few, queries[:count], split), split=split))
+        with tempfile.TemporaryDirectory() as folder:
+
+            def evaluate() -> None:
+                load_task(entry)
+                score(entry, rank_encoder(entry, EmbeddingCache(encoder, folder, progress=None), batch_size=32))
+
+            return max(0.0, timed(evaluate)[1] - each * len(few))
 
     small = max(1, len(queries) // 8)
-    fixed, whole = spent(full, small), spent(full, len(queries))
+    spent(1)  # warms up
+    fixed, whole = spent(small), spent(len(queries))
     query = max(0.0, whole - fixed) / max(1, len(queries) - small)
-    fixed = max(0.0, whole - query * len(queries))
-    return EvaluationRate(spent(light, len(queries)) / len(queries), query, fixed)
+    return query, max(0.0, whole - query * len(queries))
 
 
 def _part(collection: Collection, documents: Sequence[Any], queries: Sequence[Query], split: str) -> Collection:

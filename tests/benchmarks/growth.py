@@ -4,10 +4,10 @@
 python tests/benchmarks/growth.py
 ```
 
-Writes `runs/bench/growth.json`, `growth.png` beside it. Every point runs in a fresh process after a warm-up. Memory is
-what the resident set grows by over its size when the work begins (imports, models and texts are there by then), read
-from Linux's `/proc`. An exponent is the slope of a line through the four points on logarithmic axes: 1 is linear, 0 is
-flat.
+Writes `runs/bench/growth.json`, `growth.png` beside it. Every point runs in a process of its own after a warm-up; the
+processes fork from one that has imported everything and done nothing. Memory is what the resident set grows by over
+its size when the work begins (imports, models and texts are there by then), read from Linux's `/proc`. An exponent is
+the slope of a line through the four points on logarithmic axes: 1 is linear, 0 is flat.
 
 Texts are random words. The LLM is SmolLM2-135M-Instruct; `scoring_bookkeeping` takes a random Llama of one layer
 instead, so that what scoring keeps for each pair shows beside what the LLM needs. Mining asks 64 queries; dense mining
@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
+import multiprocessing
 import random
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from measuring import LLM, in_fresh_process, machine, show, status_mib
+from measuring import LLM, machine, show, status_mib
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -146,24 +147,29 @@ def _score(folder: Path, queries: int, *, llm: str = "llm", k: int = K, length: 
 
 
 SERIES = {
-    "scoring_pairs": Series("scoring", "pairs", (32, 64, 128, 256), lambda at, size: _score(at, size // K)),
+    "scoring_pairs": Series("scoring", "pairs", (24, 48, 96, 192), lambda at, size: _score(at, size // K)),
     "scoring_bookkeeping": Series(
         "scoring, LLM of one layer", "pairs", (2048, 4096, 8192, 16384),
         lambda at, size: _score(at, size // K, llm="miniature"),
     ),
-    "scoring_k": Series("scoring, 4 queries", "candidates K", (4, 8, 16, 32), lambda at, size: _score(at, 4, k=size)),
+    "scoring_k": Series("scoring, 2 queries", "candidates K", (4, 8, 16, 32), lambda at, size: _score(at, 2, k=size)),
     "scoring_length": Series(
-        "scoring, 24 pairs", "tokens of a document", (32, 64, 128, 256),
-        lambda at, size: _score(at, 3, length=size),
+        "scoring, 16 pairs", "tokens of a document", (32, 64, 128, 256),
+        lambda at, size: _score(at, 2, length=size),
     ),
     "dream_k": Series("DREAM step", "candidates K", (4, 8, 16, 32), lambda at, size: dream_step(at, k=size)),
     "bm25_corpus": Series(
         "BM25 mining", "documents", (8192, 16384, 32768, 65536), lambda at, size: mine(at, documents=size, dense=False)
     ),
     "dense_corpus": Series(
-        "dense mining", "documents", (8192, 16384, 32768, 65536), lambda at, size: mine(at, documents=size, dense=True)
+        "dense mining", "documents", (4096, 8192, 16384, 32768), lambda at, size: mine(at, documents=size, dense=True)
     ),
 }  # fmt: skip
+
+
+def measure(name: str, folder: Path, size: int) -> dict[str, float]:
+    """A point of a series."""
+    return SERIES[name].measure(folder, size)
 
 
 def prepare(folder: Path, llm: str) -> None:
@@ -256,19 +262,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, default=Path("runs/bench/growth.json"), help="results; a PNG beside it")
     parser.add_argument("--llm", default=LLM, help="the LLM that scores")
     parser.add_argument("--series", nargs="+", choices=SERIES, default=list(SERIES), help="what to measure")
-    parser.add_argument("--point", nargs=3, metavar=("FOLDER", "SERIES", "SIZE"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    if options.point:
-        folder, name, size = options.point
-        print(json.dumps(SERIES[name].measure(Path(folder), int(size))))
-        return
     results = {}
-    with tempfile.TemporaryDirectory() as folder:
+    forked = multiprocessing.get_context("forkserver")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(1, mp_context=forked, max_tasks_per_child=1) as processes,
+    ):
         prepare(Path(folder), options.llm)
         for name in options.series:
             points = []
             for size in SERIES[name].sizes:
-                measured = in_fresh_process(__file__, "--point", folder, name, str(size))
+                measured = processes.submit(measure, name, Path(folder), size).result()
                 points.append({"size": size} | {key: round(value, 4) for key, value in measured.items()})
                 print(f"{name} {size}: {points[-1]}", file=sys.stderr)
             results[name] = summary(name, points)

@@ -15,6 +15,7 @@ import logging
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,12 @@ def rows_of(options: Any) -> list[dict[str, Any]]:
     ]
 
 
-def settings(options: Any, folder: str) -> dict[str, Any]:
+def settings(options: Any, folder: str, steps: int) -> dict[str, Any]:
     """What both trainers are told."""
     return {
-        "output_dir": folder, "max_steps": options.steps, "per_device_train_batch_size": options.batch_size,
+        "output_dir": folder, "max_steps": steps, "per_device_train_batch_size": options.batch_size,
         "learning_rate": 1e-5, "report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no",
-        "logging_steps": options.steps, "seed": 0,
+        "logging_steps": steps, "seed": 0,
     }  # fmt: skip
 
 
@@ -70,14 +71,14 @@ def encoder_of(options: Any) -> SentenceTransformer:
     return load_encoder(options.encoder, max_seq_length=options.max_length, device="cpu")
 
 
-def ours(rows: list[dict[str, Any]], options: Any, folder: str) -> Callable[[], tuple[float, float]]:
+def ours(rows: list[dict[str, Any]], options: Any, folder: str) -> Callable[[int], tuple[float, float]]:
     """A run of ours: its steps a second and its loss."""
     encoder = encoder_of(options)
 
-    def run() -> tuple[float, float]:
+    def run(steps: int) -> tuple[float, float]:
         loss = LikelihoodGainLoss(encoder, temperature=TEMPERATURE, teacher_temperature=TEACHER_TEMPERATURE)
         collator: Any = NLTCollator(encoder)
-        args = NLTTrainingArguments(**settings(options, folder))
+        args = NLTTrainingArguments(**settings(options, folder, steps))
         return measured(
             NLTTrainer(encoder, args, train_dataset=Dataset.from_list(rows), loss=loss, data_collator=collator)
         )
@@ -85,7 +86,7 @@ def ours(rows: list[dict[str, Any]], options: Any, folder: str) -> Callable[[], 
     return run
 
 
-def theirs(rows: list[dict[str, Any]], options: Any, folder: str) -> Callable[[], tuple[float, float]]:
+def theirs(rows: list[dict[str, Any]], options: Any, folder: str) -> Callable[[int], tuple[float, float]]:
     """A run of sentence-transformers, a column for each candidate."""
     encoder = encoder_of(options)
     columns = [
@@ -93,14 +94,14 @@ def theirs(rows: list[dict[str, Any]], options: Any, folder: str) -> Callable[[]
         for row in rows
     ]
 
-    def run() -> tuple[float, float]:
+    def run(steps: int) -> tuple[float, float]:
         loss = DistillKLDivLoss(
             encoder,
             similarity_fct=pairwise_cos_sim,
             student_temperature=TEMPERATURE,
             teacher_temperature=TEACHER_TEMPERATURE,
         )
-        args = SentenceTransformerTrainingArguments(**settings(options, folder))
+        args = SentenceTransformerTrainingArguments(**settings(options, folder, steps))
         return measured(SentenceTransformerTrainer(encoder, args, train_dataset=Dataset.from_list(columns), loss=loss))
 
     return run
@@ -127,8 +128,8 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         cases = {"ours": ours(rows, options, folder), "sentence-transformers": theirs(rows, options, folder)}
         for case in cases.values():
-            case()
-        _, values = in_turn(cases, runs=options.runs)
+            case(1)
+        _, values = in_turn({name: partial(case, options.steps) for name, case in cases.items()}, runs=options.runs)
     rates = {name: [rate for rate, _ in runs] for name, runs in values.items()}
     against = ratio(rates["ours"], rates["sentence-transformers"])
     show(
