@@ -20,17 +20,26 @@ from nlt_trainer.scripts.plan_probes import (
 
 ENCODING_SECONDS = 0.7
 
+BATCH_SIZE = 32
+"""Texts that `evaluate` encodes at once unless it is told otherwise."""
+
 
 def encoding(context: PlanContext, encoder: Encoder, collection: Collection) -> Cost:
     """What it takes to encode a document; with a table of token embeddings, what no accelerator changes."""
     each = probe_documents_encoded(encoder.model, collection, seconds=ENCODING_SECONDS, seed=context.args.seed)
     if encoder.shape is None or encoder.probed is None:
         return Cost(other=each)
-    texts = [d.content for d in drawn(list(collection.corpus.values()), 64, seed=context.args.seed)]
-    lengths = encoder.model.preprocess(texts, task="document")["attention_mask"].sum(-1).tolist()
+    lengths = token_counts(context, encoder, collection)
     reading = sum(map(Reading.text, lengths), Reading()) * (1 / len(lengths))
     flops = encoder.shape.flops(reading)
     return Cost(flops=flops, seconds=each * flops / encoder.probed.flops(reading))
+
+
+def token_counts(context: PlanContext, encoder: Encoder, collection: Collection) -> list[int]:
+    """Tokens that a transformer reads of some documents."""
+    texts = [d.content for d in drawn(list(collection.corpus.values()), 64, seed=context.args.seed)]
+    counts: list[int] = encoder.model.preprocess(texts, task="document")["attention_mask"].sum(-1).tolist()
+    return counts
 
 
 def reported(data: DataArguments) -> list[tuple[str, str]]:
@@ -45,7 +54,7 @@ def plan_evaluate(context: PlanContext) -> StagePlan:
     encoder = context.encoder
     if encoder is None:
         return StagePlan("evaluate", 0.0, None, None)
-    cost, other, seed = Cost(), context.start, context.args.seed
+    cost, other, seed, longest = Cost(), context.start, context.args.seed, 0
     for folder, split in reported(context.data):
         try:
             collection, loading = timed(load_collection, folder, splits=[split])
@@ -56,6 +65,8 @@ def plan_evaluate(context: PlanContext) -> StagePlan:
         query, once = probe_evaluation(
             encoder.model, collection, split, each=each.seconds + each.other, seconds=ENCODING_SECONDS / 2, seed=seed
         )
+        if encoder.shape is not None:
+            longest = max(longest, *token_counts(context, encoder, collection))
         documents, queries = len(collection.corpus), len(collection.split_queries(split))
         search = queries * context.bm25.query * documents / len(context.collection.corpus)
         other += loading + documents * context.bm25.document + search + 2 * encoder.seconds
@@ -63,6 +74,8 @@ def plan_evaluate(context: PlanContext) -> StagePlan:
         cost += each * (2 * documents)
     other += cost.other
     memory = peak_memory() + encoder.weight_bytes  # with the encoder of the start, and then that of the run
+    if encoder.shape is not None:
+        memory += encoder.shape.activation_bytes(BATCH_SIZE * longest)  # the longest texts come first
     return StagePlan("evaluate", 0.0, cost.flops, other + cost.seconds, other, 0.0, memory)
 
 

@@ -265,6 +265,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     results = {}
     forked = multiprocessing.get_context("forkserver")
+    forked.set_forkserver_preload([Path(__file__).stem])
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(1, mp_context=forked, max_tasks_per_child=1) as processes,

@@ -5,7 +5,9 @@ python tests/benchmarks/planned.py recipes/demo/likelihood_gain.yaml --folder ru
 ```
 
 Collection and encoder must be there. All files of the stages go to a new folder, so that the plan is made before any
-of them is there; further keys go to plan and stages alike. Memory is the peak of a process's resident set.
+of them is there; further keys go to plan and stages alike. Memory is the peak of a process's resident set. The
+machine's speed of matrix products is measured before and after each process: `at one speed` has the plan's seconds as
+they would be at the stage's speed, over the seconds of the stage.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from measuring import matmul_peak
 
 from nlt_trainer.arguments import RECIPE_BLOCKS
 from nlt_trainer.files import read_json, write_json
@@ -36,16 +40,16 @@ COLUMNS = ("lm_tokens", "seconds", "memory", "file_bytes")
 
 
 def run(stage: str, arguments: list[str], *, log: Path) -> dict[str, float]:
-    """Run a stage; returns seconds of wall time and the peak of its memory, bytes."""
-    begin = time.monotonic()
+    """Run a stage; returns seconds of wall time, the peak of its memory, bytes, and the machine's FLOPs a second."""
+    before, begin = matmul_peak(), time.monotonic()
     with log.open("w") as output:
         command = [sys.executable, "-m", f"nlt_trainer.scripts.{stage}", *arguments]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{stage} has failed:\n{log.read_text()}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {"seconds": time.monotonic() - begin, "memory": usage.ru_maxrss * unit}
+    seconds, unit = time.monotonic() - begin, 1 if sys.platform == "darwin" else 1024
+    return {"seconds": seconds, "memory": usage.ru_maxrss * unit, "speed": (before + matmul_peak()) / 2}
 
 
 def read_off(measured: dict[str, dict[str, float]], model: Any, data: Any, args: Any) -> None:
@@ -62,10 +66,10 @@ def read_off(measured: dict[str, dict[str, float]], model: Any, data: Any, args:
     measured["train"]["lm_tokens"] = read - earlier
 
 
-def comparison(planned: dict[str, dict[str, Any]], measured: dict[str, dict[str, float]]) -> str:
-    """A table of planned over measured, with both in brackets."""
+def comparison(planned: dict[str, dict[str, Any]], measured: dict[str, dict[str, float]], *, speed: float) -> str:
+    """A table of planned over measured, with both in brackets; the plan was made at this speed."""
     units = {"memory": (2**20, "MiB"), "file_bytes": (2**10, "KiB"), "seconds": (1, "s"), "lm_tokens": (1, "")}
-    lines = [f"| stage | {' | '.join(COLUMNS)} |", f"|---|{'---|' * len(COLUMNS)}"]
+    lines = [f"| stage | {' | '.join(COLUMNS)} | at one speed |", f"|---|{'---|' * len(COLUMNS)}---|"]
     for stage, found in measured.items():
         cells = []
         for column in COLUMNS:
@@ -77,6 +81,7 @@ def comparison(planned: dict[str, dict[str, Any]], measured: dict[str, dict[str,
                 cells.append(
                     f"{plan / truth:.2f} ({plan / unit:,.0f} / {truth / unit:,.0f} {name})".replace(" )", ")")
                 )
+        cells.append(f"{planned[stage]['seconds'] * speed / found['speed'] / found['seconds']:.2f}")
         lines.append(f"| {stage} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -95,7 +100,7 @@ def main() -> None:
         arguments += [f"--{key}", str(known.folder / name)]
     model, data, args = parse_recipe(RECIPE_BLOCKS, arguments)
     plan_file = known.folder / "plan.json"
-    run("plan", [*arguments, "--plan_file", str(plan_file)], log=known.folder / "plan.txt")
+    plan = run("plan", [*arguments, "--plan_file", str(plan_file)], log=known.folder / "plan.txt")
     print((known.folder / "plan.txt").read_text())
     planned = {stage["stage"]: stage for stage in read_json(plan_file)["stages"]}
     anew = {"evaluate": ["--evaluation_cache", str(known.folder / "evaluation")]}  # reads nothing of earlier runs
@@ -105,8 +110,10 @@ def main() -> None:
         if stage != "total"
     }
     read_off(measured, model, data, args)
-    print(comparison(planned, measured))
-    write_json(known.folder / "results.json", {"arguments": arguments, "planned": planned, "measured": measured})
+    print(comparison(planned, measured, speed=plan["speed"]))
+    write_json(
+        known.folder / "results.json", {"arguments": arguments, "plan": plan, "planned": planned, "measured": measured}
+    )
 
 
 if __name__ == "__main__":
