@@ -41,7 +41,7 @@ def test_growth(tiny_llm_folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
         assert all(point["seconds"] > 0 and point["memory_mib"] > 0 for point in points)
         results[name] = benchmark["summary"](name, points)
     first, second = ({name: r["points"][i].get("lm_tokens", 0) for name, r in results.items()} for i in (0, 1))
-    assert second["scoring_length"] - first["scoring_length"] == 24 * 8  # 24 documents, each 8 tokens longer
+    assert second["scoring_length"] - first["scoring_length"] == 16 * 8  # 16 documents, each 8 tokens longer
     assert 1.8 < second["scoring_k"] / first["scoring_k"] < 2  # the no-document baseline stays
     for name in ("scoring_pairs", "scoring_bookkeeping", "dream_k"):
         assert 1.4 < second[name] / first[name] < 2.4
@@ -105,10 +105,23 @@ def test_variants(
     assert table.count("\n| ") == 4
 
 
-def test_planned_over_measured() -> None:
-    """Reference: ratios by hand; what was not measured is left empty."""
+def test_planned_over_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: ratios by hand, of a plan made at half the stage's speed; what was not measured is left empty."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     benchmark = runpy.run_path(str(BENCHMARKS / "planned.py"))
     planned = {"score": {"lm_tokens": 1200.0, "seconds": 50.0, "memory": 3.0 * 2**20, "file_bytes": 0.0}}
-    measured = {"score": {"lm_tokens": 1200, "seconds": 40.0, "memory": 4.0 * 2**20}}
-    table = benchmark["comparison"](planned, measured).splitlines()
-    assert table[2] == "| score | 1.00 (1,200 / 1,200) | 1.25 (50 / 40 s) | 0.75 (3 / 4 MiB) |  |"
+    measured = {"score": {"lm_tokens": 1200, "seconds": 40.0, "memory": 4.0 * 2**20, "speed": 1e9}}
+    table = benchmark["comparison"](planned, measured, speed=0.5e9).splitlines()
+    assert table[2] == "| score | 1.00 (1,200 / 1,200) | 1.25 (50 / 40 s) | 0.75 (3 / 4 MiB) |  | 0.62 |"
+
+
+def test_a_stage_is_measured_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: a stage whose imports take less memory than this process has; the message of one that fails."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    run = runpy.run_path(str(BENCHMARKS / "planned.py"))["run"]
+    found = run("cli", ["--help"], log=tmp_path / "cli.txt")
+    assert "stages:" in (tmp_path / "cli.txt").read_text()
+    assert 0 < found["memory"] < 100 * 2**20
+    assert found["seconds"] > 0 < found["speed"]
+    with pytest.raises(SystemExit, match="unknown stage 'nothing'"):
+        run("cli", ["nothing"], log=tmp_path / "cli.txt")

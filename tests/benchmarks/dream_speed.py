@@ -6,7 +6,7 @@ python tests/benchmarks/dream_speed.py --collection data/nq_gold
 
 The full graph is the plain way: stock eager attention, the injection written out on its weights, documents, query
 and target in one forward pass with a graph, `labels` given to the model, one prompt. It reads the same prompts, in
-both layouts; loss and gradient of both are compared before anything is timed. `cached` is the second visit of
+both layouts; loss and gradient of both are compared. `cached` is the second visit of
 documents that do not see each other. The encoder's part is the same whatever the LLM does, and left out. Memory is
 that of a fresh process for each case, weights and imports included.
 """

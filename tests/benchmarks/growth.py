@@ -5,9 +5,9 @@ python tests/benchmarks/growth.py
 ```
 
 Writes `runs/bench/growth.json`, `growth.png` beside it. Every point runs in a process of its own after a warm-up; the
-processes fork from one that has imported everything and done nothing. Memory is what the resident set grows by over
-its size when the work begins (imports, models and texts are there by then), read from Linux's `/proc`. An exponent is
-the slope of a line through the four points on logarithmic axes: 1 is linear, 0 is flat.
+processes fork from one that has imported what they need and done nothing. Memory is what the resident set grows by
+over its size when the work begins (imports, models and texts are there by then), read from Linux's `/proc`. An
+exponent is the slope of a line through the four points on logarithmic axes: 1 is linear, 0 is flat.
 
 Texts are random words. The LLM is SmolLM2-135M-Instruct; `scoring_bookkeeping` takes a random Llama of one layer
 instead, so that what scoring keeps for each pair shows beside what the LLM needs. Mining asks 64 queries; dense mining
@@ -265,7 +265,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     results = {}
     forked = multiprocessing.get_context("forkserver")
-    forked.set_forkserver_preload([Path(__file__).stem])
+    forked.set_forkserver_preload([DREAMLoss.__module__, EmbeddingCache.__module__, mine_candidates.__module__])
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(1, mp_context=forked, max_tasks_per_child=1) as processes,

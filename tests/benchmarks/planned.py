@@ -13,7 +13,6 @@ they would be at the stage's speed, over the seconds of the stage.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import time
@@ -36,20 +35,28 @@ FILES = {
 }
 """Keys of what stages write, and where it goes."""
 
+LAUNCH = """
+import pathlib, resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+pathlib.Path(sys.argv[1]).write_text(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code)
+"""
+"""Runs a command and writes the peak of its memory; it is small itself, since Linux counts who starts a process in."""
+
 COLUMNS = ("lm_tokens", "seconds", "memory", "file_bytes")
 
 
 def run(stage: str, arguments: list[str], *, log: Path) -> dict[str, float]:
     """Run a stage; returns seconds of wall time, the peak of its memory, bytes, and the machine's FLOPs a second."""
     before, begin = matmul_peak(), time.monotonic()
+    memory = log.with_suffix(".memory")
     with log.open("w") as output:
         command = [sys.executable, "-m", f"nlt_trainer.scripts.{stage}", *arguments]
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-    if status:
+        process = subprocess.run([sys.executable, "-c", LAUNCH, str(memory), *command], stdout=output, stderr=output)
+    if process.returncode:
         raise SystemExit(f"{stage} has failed:\n{log.read_text()}")
     seconds, unit = time.monotonic() - begin, 1 if sys.platform == "darwin" else 1024
-    return {"seconds": seconds, "memory": usage.ru_maxrss * unit, "speed": (before + matmul_peak()) / 2}
+    return {"seconds": seconds, "memory": int(memory.read_text()) * unit, "speed": (before + matmul_peak()) / 2}
 
 
 def read_off(measured: dict[str, dict[str, float]], model: Any, data: Any, args: Any) -> None:

@@ -109,8 +109,8 @@ def theirs(rows: list[dict[str, Any]], options: Any, folder: str) -> Callable[[i
 
 def measured(trainer: SentenceTransformerTrainer) -> tuple[float, float]:
     """Steps a second and loss of a run."""
-    metrics = trainer.train().metrics
-    return metrics["train_steps_per_second"], metrics["train_loss"]
+    output = trainer.train()
+    return output.global_step / output.metrics["train_runtime"], output.metrics["train_loss"]
 
 
 def main(argv: list[str] | None = None) -> None:
