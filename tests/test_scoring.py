@@ -166,11 +166,15 @@ def test_gain_is_the_difference_per_target_token(tiny_lm: FrozenLM) -> None:
     np.testing.assert_allclose(gain, expected, atol=1e-4)
 
 
-def test_every_token_that_is_read_is_counted(tiny_lm: FrozenLM, tmp_path: Path) -> None:
+@pytest.mark.parametrize("window", [2, scoring.WINDOW_PAIRS])
+def test_every_token_that_is_read_is_counted(
+    tiny_lm: FrozenLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
     """Reference: the ids that the model receives, without padding, and `count_tokens` before."""
+    monkeypatch.setattr(scoring, "WINDOW_PAIRS", window)
     scorer = LikelihoodScorer(tiny_lm, target="query", batch_tokens=200, cache_folder=str(tmp_path))
     expected = scorer.count_tokens([*PAIRS, *PAIRS])
-    rows = scorer._rows(PAIRS)
+    rows = [row for _, rows in scorer._windows(PAIRS) for row in rows]
     assert expected == sum(len(row.prefix) + sum(len(s.ids) for s in row.suffixes) for row in rows)
     scorer.log_likelihood([*PAIRS, *PAIRS])
     assert scorer.lm_tokens == expected > 0

@@ -71,8 +71,9 @@ class _Row:
 class LikelihoodScorer:
     """Log-likelihood of targets under a frozen LLM, with and without a document; `gain` is their difference a token.
 
-    A document is read once for all its pairs of a call: their queries and targets follow it in one row, under a mask
-    that hides them from each other and with positions that all continue the document. Rows are sorted by length and
+    A document is read once for many of its pairs of a call: their queries and targets follow it in one row, of up to
+    512 tokens or twice the document's, under a mask that hides them from each other and with positions that all
+    continue the document. Rows are sorted by length and
     batched by a budget of tokens; the vocabulary projection runs at target positions only.
 
     Args:
@@ -181,20 +182,27 @@ class LikelihoodScorer:
     def count_tokens(self, pairs: Sequence[Pair]) -> int:
         """Tokens that the LLM reads to score these pairs when nothing is cached, without padding."""
         unique = dict.fromkeys((d, q, a if self.target != "query" else None) for d, q, a in pairs)
-        return sum(row.length for row in self._rows(list(unique)))
+        return sum(row.length for _, rows in self._windows(list(unique)) for row in rows)
+
+    def _windows(self, pairs: Sequence[Pair]) -> Iterator[tuple[list[int], list[_Row]]]:
+        """Rows of `WINDOW_PAIRS` pairs at a time, those of a document together; with indices of the window's pairs."""
+        first: dict[str | None, int] = {}
+        for document, *_ in pairs:
+            first.setdefault(document, len(first))
+        ordered = sorted(range(len(pairs)), key=lambda i: first[pairs[i][0]])
+        for begin in range(0, len(ordered), WINDOW_PAIRS):
+            window = ordered[begin : begin + WINDOW_PAIRS]
+            yield window, self._rows([pairs[i] for i in window])
 
     def _compute(
         self, missing: dict[bytes, Pair]
     ) -> Iterator[tuple[dict[bytes, tuple[float, int, bool]], dict[bytes, np.ndarray]]]:
         """Score and store pairs batch by batch; yields each batch's values as `ScoreCache.put` takes them."""
-        first: dict[str | None, int] = {}
-        for document, *_ in missing.values():
-            first.setdefault(document, len(first))
-        ordered = sorted(missing, key=lambda key: first[missing[key][0]])  # a document's pairs stand together
-        with tqdm(total=len(ordered), unit="pair", desc="scoring", disable=len(ordered) < 64) as bar:
-            for begin in range(0, len(ordered), WINDOW_PAIRS):
-                keys = ordered[begin : begin + WINDOW_PAIRS]
-                for batch in token_batches(self._rows([missing[key] for key in keys]), self.batch_tokens):
+        every = list(missing)
+        with tqdm(total=len(every), unit="pair", desc="scoring", disable=len(every) < 64) as bar:
+            for window, rows in self._windows(list(missing.values())):
+                keys = [every[i] for i in window]
+                for batch in token_batches(rows, self.batch_tokens):
                     cut = {keys[index]: row.truncated for row in batch for index in row.pairs}
                     tokens = dict(zip(cut, self._score(batch), strict=True))
                     scores = {k: (float(t.sum(dtype=np.float64)), len(t), cut[k]) for k, t in tokens.items()}

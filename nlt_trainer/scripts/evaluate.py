@@ -134,16 +134,22 @@ def find_tasks(data: DataArguments, evaluation: EvaluationArguments) -> TaskList
     if evaluation.tasks:
         tasks = resolve_tasks(evaluation.tasks)
     else:
-        own = [] if data.eval_split is None else [(data.collection, data.eval_split)]
-        named = [*own, *map(folder_and_split, data.eval_collections)]
+        named = reported(data)
         if not named:
             raise NLTError("eval_split is null and eval_collections empty; name a split or a collection to report on")
         tasks = TaskList()
-        for folder, split in {(Path(folder).resolve(), split): (folder, split) for folder, split in named}.values():
+        for folder, split in named:
             tasks.add(BEIRFolderRetrieval(folder, split=split))
     if evaluation.run_files and len(tasks.tasks) != 1:
         raise NLTError(f"run_files belong to one task, and there are {len(tasks.tasks)}; name that task alone")
     return tasks
+
+
+def reported(data: DataArguments) -> list[tuple[str, str]]:
+    """Collections of the recipe and splits of theirs that are reported on, each once."""
+    own = [(data.collection, data.eval_split)] if data.eval_split else []
+    named = [*own, *map(folder_and_split, data.eval_collections)]
+    return list({(Path(folder).resolve(), split): (folder, split) for folder, split in named}.values())
 
 
 def folder_and_split(entry: str) -> tuple[str, str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from nlt_trainer.arguments import DataArguments
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.errors import NLTError
 from nlt_trainer.planning import Cost, Schedule
 from nlt_trainer.readings import Reading
-from nlt_trainer.scripts.evaluate import folder_and_split
+from nlt_trainer.scripts.evaluate import reported
 from nlt_trainer.scripts.plan_context import Encoder, PlanContext, StagePlan
 from nlt_trainer.scripts.plan_probes import (
     drawn,
@@ -40,12 +39,6 @@ def token_counts(context: PlanContext, encoder: Encoder, collection: Collection)
     texts = [d.content for d in drawn(list(collection.corpus.values()), 64, seed=context.args.seed)]
     counts: list[int] = encoder.model.preprocess(texts, task="document")["attention_mask"].sum(-1).tolist()
     return counts
-
-
-def reported(data: DataArguments) -> list[tuple[str, str]]:
-    """Collections and splits that `evaluate` reports on."""
-    own = [(data.collection, data.eval_split)] if data.eval_split else []
-    return [*own, *map(folder_and_split, data.eval_collections)]
 
 
 def plan_evaluate(context: PlanContext) -> StagePlan:

@@ -57,6 +57,9 @@ T = TypeVar("T")
 PROBE_DOCUMENTS, SEARCHES = 1000, 512
 """Documents of which BM25 makes an index to be timed, and how often it is searched."""
 
+ENCODED_DOCUMENTS = 2048
+"""Documents among which those are chosen that are encoded to be timed."""
+
 EVALUATED_QUERIES = 256
 """Queries that are evaluated with mteb to be timed."""
 
@@ -320,15 +323,21 @@ def probe_documents(lm: FrozenLM, prompts: DocumentPrompts) -> tuple[int, float]
 def probe_documents_encoded(
     encoder: SentenceTransformer, collection: Collection, *, seconds: float, seed: int
 ) -> float:
-    """Seconds of encoding a document: of ever more of them, until it takes long enough to be timed."""
-    everything = [document.content for document in collection.corpus.values()]
-    count = min(4, len(everything))
+    """Seconds of encoding a document: of ever more short, middling and long ones, until it takes long enough.
+
+    Documents of about equal length go together, as they do when all are encoded.
+    """
+    some = drawn(list(collection.corpus.values()), ENCODED_DOCUMENTS, seed=seed)
+    texts = sorted((document.content for document in some), key=len)
+    encode = partial(encoder.encode_document, convert_to_tensor=True, show_progress_bar=False)
+    count = 1
     while True:
-        texts = drawn(everything, count, seed=seed)
-        _, took = timed(partial(encoder.encode_document, texts, convert_to_tensor=True, show_progress_bar=False))
-        if took >= seconds or count == len(everything):
-            return took / count
-        count = min(len(everything), count * (2 if took > seconds / 4 else 4))
+        starts = (max(0, int(share * len(texts)) - count // 2) for share in (1 / 6, 3 / 6, 5 / 6))
+        parts = [texts[start : start + count] for start in starts]
+        took, read = sum(timed(encode, part)[1] for part in parts), sum(map(len, parts))
+        if took >= seconds or read >= len(texts):
+            return took / read
+        count *= 2 if took > seconds / 4 else 4
 
 
 def probe_dev_evaluation(
