@@ -68,7 +68,7 @@ def test_dream(run: Any, tiny_llm_folder: Path, tiny_collection_folder: Path) ->
         for visit in ("first", "disagreement"):
             found = results["details"]["dream"][layout][visit]
             assert found["loss"] < 1e-5
-            assert found["gradient"] < 1e-4  # of a tiny model, whose gradients are near 0
+            assert found["gradient"] < 1e-5
     assert set(results["details"]["dream"]["memory"]) == {"full graph", "ours"}
     assert results["dream_memory_vs_full_graph"] > 0
     assert results["dream_vs_full_graph"] > 0
