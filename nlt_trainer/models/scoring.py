@@ -73,8 +73,8 @@ class LikelihoodScorer:
 
     A document is read once for many of its pairs of a call: their queries and targets follow it in one row, of up to
     512 tokens or twice the document's, under a mask that hides them from each other and with positions that all
-    continue the document. Rows are sorted by length and
-    batched by a budget of tokens; the vocabulary projection runs at target positions only.
+    continue the document. Rows are sorted by length and batched by a budget of tokens; the vocabulary projection runs
+    at target positions only.
 
     Args:
         lm: the frozen LLM.
