@@ -47,6 +47,7 @@ def test_scoring(run: Any, tiny_llm_folder: Path, tiny_collection_folder: Path) 
     details = results["details"]["scoring"]["distinct"]
     assert details["plain_difference"] < 1e-4
     assert details["work"]["pairs"] == 12
+    assert results["details"]["scoring"]["repeats"]["work"]["documents"] == 4  # each of them comes with all 3 queries
     assert details["rows"][0]["pairs a document"] == pytest.approx(12 / details["work"]["documents"])
     assert results["scoring_peak_share"] > 0
     memory = results["details"]["scoring"]["memory"]

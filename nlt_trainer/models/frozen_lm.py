@@ -43,7 +43,7 @@ POSITIONS = 512
 """Targets that `FrozenLM.target_loss` projects at once."""
 
 VOCABULARY_SLICE = 4096
-"""Tokens of the vocabulary that it projects them to at once: 8 MiB of logits, which a CPU's caches hold."""
+"""Tokens of the vocabulary that it projects them to at once: 8 MiB of logits."""
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 

@@ -6,7 +6,7 @@ from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.errors import NLTError
 from nlt_trainer.planning import Cost, Schedule
 from nlt_trainer.readings import Reading
-from nlt_trainer.scripts.evaluate import reported
+from nlt_trainer.scripts.evaluate import EvaluationArguments, reported
 from nlt_trainer.scripts.plan_context import Encoder, PlanContext, StagePlan
 from nlt_trainer.scripts.plan_probes import (
     drawn,
@@ -18,9 +18,6 @@ from nlt_trainer.scripts.plan_probes import (
 )
 
 ENCODING_SECONDS = 0.7
-
-BATCH_SIZE = 32
-"""Texts that `evaluate` encodes at once unless it is told otherwise."""
 
 
 def encoding(context: PlanContext, encoder: Encoder, collection: Collection) -> Cost:
@@ -68,7 +65,7 @@ def plan_evaluate(context: PlanContext) -> StagePlan:
     other += cost.other
     memory = peak_memory() + encoder.weight_bytes  # with the encoder of the start, and then that of the run
     if encoder.shape is not None:
-        memory += encoder.shape.activation_bytes(BATCH_SIZE * longest)  # the longest texts come first
+        memory += encoder.shape.activation_bytes(EvaluationArguments.encode_batch_size * longest)  # they come first
     return StagePlan("evaluate", 0.0, cost.flops, other + cost.seconds, other, 0.0, memory)
 
 

@@ -48,6 +48,7 @@ from nlt_trainer.models.scoring import LikelihoodScorer, Pair
 from nlt_trainer.planning import ModelShape
 from nlt_trainer.readings import Reading
 from nlt_trainer.scripts.common import resident_peak
+from nlt_trainer.scripts.evaluate import EvaluationArguments
 from nlt_trainer.scripts.losses import Parts, make_loss
 from nlt_trainer.scripts.train import make_trainer
 
@@ -366,7 +367,8 @@ def probe_evaluation(
 
             def evaluate() -> None:
                 load_task(entry)
-                score(entry, rank_encoder(entry, EmbeddingCache(encoder, folder, progress=None), batch_size=32))
+                embeddings = EmbeddingCache(encoder, folder, progress=None)
+                score(entry, rank_encoder(entry, embeddings, batch_size=EvaluationArguments.encode_batch_size))
 
             return max(0.0, timed(evaluate)[1] - each * len(few))
 
