@@ -13,6 +13,7 @@ from nlt_trainer.models.attention import enable_document_attention
 from nlt_trainer.models.document_prompts import DocumentLayout, build_prompts
 from nlt_trainer.models.document_reader import DocumentReader
 from nlt_trainer.models.heads import NULL_QUERY, calibrated_mass
+from nlt_trainer.models.packed_weights import packed_weights
 from nlt_trainer.models.scoring import Pair
 from nlt_trainer.planning import Cost, gains_bytes, score_cache_bytes
 from nlt_trainer.readings import Reading, document_reading, suffix_reading
@@ -92,7 +93,8 @@ def _scoring(context: PlanContext, llm: LLM) -> Scoring:
     reading = sum((scored(scorer, group) for group in chosen), Reading())
     reading = dataclasses.replace(reading, tokens=tokens) * factor
     scorer.cache = None  # what is timed is computed
-    read, took = probe_scoring(scorer, chosen, seconds=SCORING_SECONDS)
+    with packed_weights(llm.lm.model.base_model):  # as score does
+        read, took = probe_scoring(scorer, chosen, seconds=SCORING_SECONDS)
     return Scoring(reading, llm.probed.flops(read) / took, seconds * factor)
 
 
