@@ -8,6 +8,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.models.encoder_parts import EncoderInParts
 from nlt_trainer.models.similarity import Features, embed, own_cosines
 
 
@@ -35,7 +36,7 @@ class Objective(nn.Module, ABC):
 
     def forward(self, sentence_features: Features, labels: dict[str, Tensor]) -> dict[str, Tensor]:
         """Named terms, scalars, of tokenised queries and candidates and the rest of `NLTCollator`'s batch."""
-        return self.compute_loss_from_embeddings(*embed(self.model, sentence_features), labels)
+        return self.compute_loss_from_embeddings(*embed(EncoderInParts(self.model), sentence_features), labels)
 
     @property
     def lm_tokens(self) -> int:

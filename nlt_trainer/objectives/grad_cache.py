@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.models.encoder_parts import join, parts_by_length
 from nlt_trainer.models.objective import Objective
 from nlt_trainer.models.similarity import Features, embed
 
@@ -19,10 +19,10 @@ from nlt_trainer.models.similarity import Features, embed
 class GradCacheLoss(Objective):
     r"""An objective whose encoder embeds a few texts at a time, with the gradient of the whole batch.
 
-    Texts are embedded part by part and only their embeddings kept; the objective is computed on all of them; backward,
-    its gradient with respect to the embeddings comes first, and from there each part is embedded again, with the same
-    random numbers, and differentiated before the next one. Loss and gradient are those of the objective itself; a
-    step encodes every text twice, and its memory holds the activations of one part.
+    Texts are embedded part by part, longest first, and only their embeddings kept; the objective is computed on all of
+    them; backward, its gradient with respect to the embeddings comes first, and from there each part is embedded
+    again, with the same random numbers, and differentiated before the next one. Loss and gradient are those of the
+    objective itself; a step encodes every text twice, and its memory holds the activations of one part.
 
     Inputs: those of the objective.
 
@@ -77,21 +77,8 @@ class _EncoderInParts:
     size: int
 
     def __call__(self, features: dict[str, Any]) -> dict[str, Tensor]:
-        tensors = {name: value for name, value in features.items() if isinstance(value, Tensor)}
-        lengths = {len(value) for value in tensors.values()}
-        if len(lengths) != 1:
-            raise NLTError(
-                "the encoder's inputs are packed and cannot be cut into parts; leave encoder_micro_batch_size out"
-            )
-        parts = [
-            checkpoint(
-                _Part(self.model),
-                {**features, **{name: value[start : start + self.size] for name, value in tensors.items()}},
-                use_reentrant=False,
-            )
-            for start in range(0, lengths.pop(), self.size)
-        ]
-        return {"sentence_embedding": torch.cat(parts)}
+        parts = parts_by_length(features, texts=self.size)
+        return join(parts, [checkpoint(_Part(self.model), part, use_reentrant=False) for _, part in parts])
 
 
 @dataclass(eq=False)

@@ -1,0 +1,102 @@
+"""A batch of texts in parts of about equal length, which an encoder embeds one after another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nlt_trainer.errors import NLTError
+
+PART_TOKENS = 1024
+"""Tokens that an encoder embeds at once on a CPU, padding included."""
+
+Part = tuple[Tensor, dict[str, Any]]
+"""Rows of a batch, `(n,)`, and the encoder's inputs of these."""
+
+
+@dataclass(frozen=True)
+class EncoderInParts:
+    """Stands for an encoder where texts are embedded; on a CPU up to 1024 tokens at a time, else all at once.
+
+    A batch's texts are as long as its longest, and a CPU is slower with more at once, because the tensors of a layer
+    then need more than the C library keeps of freed memory; accelerators want large batches. Embeddings and gradients
+    are the encoder's own, dropout draws other random numbers. A table of token embeddings has no padding to save.
+
+    Args:
+        model: the encoder, wrapped or not.
+    """
+
+    model: Callable[[dict[str, Any]], dict[str, Tensor]]
+
+    def __call__(self, features: dict[str, Any]) -> dict[str, Tensor]:
+        mask = _mask(features)
+        if mask is None or mask.device.type != "cpu" or mask.numel() <= PART_TOKENS:
+            return self.model(features)
+        parts = parts_by_length(features, tokens=PART_TOKENS)
+        return join(parts, [self.model(part)["sentence_embedding"] for _, part in parts])
+
+
+def parts_by_length(features: dict[str, Any], *, texts: int | None = None, tokens: int | None = None) -> list[Part]:
+    """Split the tensors of a batch of N texts, longest first, without the columns that are padding in a whole part.
+
+    Args:
+        features: the encoder's inputs; what is no tensor belongs to all of them.
+        texts: in a part, at most.
+        tokens: in a part, at most, padding included; one text may have more.
+
+    Raises:
+        NLTError: the tensors are not `(N, ...)`, as where an encoder takes its texts in one row.
+    """
+    counts = {len(value) for value in features.values() if isinstance(value, Tensor)}
+    if len(counts) != 1:
+        raise NLTError(
+            "the encoder's inputs are packed and cannot be cut into parts; leave encoder_micro_batch_size out"
+        )
+    mask = _mask(features)
+    lengths = torch.ones(counts.pop(), dtype=torch.int64) if mask is None else mask.sum(1)  # (N,)
+    ordered, order = lengths.sort(descending=True, stable=True)
+    sizes_of_parts = _sizes(ordered.tolist(), texts or len(order), tokens or math.inf)
+    return [(rows, _part(features, rows)) for rows in order.split(sizes_of_parts)]
+
+
+def join(parts: Sequence[Part], embeddings: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Embeddings of parts in the order of the batch: `(N, D)`."""
+    order = torch.cat([rows for rows, _ in parts])
+    return {"sentence_embedding": torch.cat(list(embeddings))[order.argsort()]}
+
+
+def _mask(features: dict[str, Any]) -> Tensor | None:
+    """Which tokens are no padding, `(N, L)`."""
+    mask = features.get("attention_mask")
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def _sizes(lengths: Sequence[int], texts: int, tokens: float) -> list[int]:
+    """How many rows, sorted by descending length, each part takes."""
+    sizes: list[int] = []
+    longest = 0
+    for length in lengths:
+        if sizes and sizes[-1] < texts and (sizes[-1] + 1) * longest <= tokens:
+            sizes[-1] += 1
+        else:
+            sizes.append(1)
+            longest = length
+    return sizes
+
+
+def _part(features: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    """Some rows of all tensors, those over tokens from the first to the last column that no padding fills."""
+    mask = _mask(features)
+    part = {name: value[rows] if isinstance(value, Tensor) else value for name, value in features.items()}
+    if mask is None:
+        return part
+    used = part["attention_mask"].any(0).nonzero()[:, 0].tolist() or [0]
+    over_tokens = {
+        name for name, value in part.items() if isinstance(value, Tensor) and value.shape[1:2] == mask.shape[1:]
+    }
+    return part | {name: part[name][:, used[0] : used[-1] + 1] for name in over_tokens}
