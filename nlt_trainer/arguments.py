@@ -392,6 +392,8 @@ class NLTTrainingArguments(SentenceTransformerTrainingArguments):
         super().__post_init__()
         # torch warns at every epoch where there is no accelerator to pin memory for
         self.dataloader_pin_memory &= torch.cuda.is_available()
+        # workers keep what they have tokenised
+        self.dataloader_persistent_workers |= self.dataloader_num_workers > 0
         names = self.objectives  # refuses unknown ones
         if strange := set(self.temperatures or {}) - set(names):
             raise NLTError(

@@ -18,6 +18,7 @@ from torch.utils.data import get_worker_info
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.chunks import ChunkGroups, build_chunks
 from nlt_trainer.models.document_prompts import DocumentLayout, DocumentPrompts, build_prompts
+from nlt_trainer.models.encoder_tokens import EncoderTokens
 from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.models.scoring import LikelihoodScorer, likelihood_gain
 from nlt_trainer.prompts import TargetKind
@@ -125,7 +126,8 @@ class NLTCollator:
     | fields of `ChunkGroups` | `(B, K + 1, ...)` | the LLM's chunks, with `chunks` |
 
     Args:
-        encoder: the encoder that is trained; its tokeniser and prompts are used.
+        encoder: the encoder that is trained; its tokeniser and prompts are used, as they are at the first batch. Each
+            text is tokenised once, in each data loader worker.
         scorer: computes and stores the gains of rows that have none; `None` where gains are stored or not needed.
         prompts: builds prompts of K documents; `None` where no objective reads them.
         chunks: builds Revela's chunks; `None` where no objective reads them.
@@ -145,6 +147,7 @@ class NLTCollator:
     seed: int = 0
     # read by SentenceTransformerTrainer
     valid_label_columns: list[str] = field(default_factory=list)
+    _tokens: dict[str, EncoderTokens] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         rows = [self._shuffled(row) for row in rows]
@@ -152,9 +155,10 @@ class NLTCollator:
             raise NLTError(f"queries of one batch have {sorted(sizes)} candidates; mine them with one num_candidates")
         queries = [row["query"] for row in rows]
         documents = [text for row in rows for text in row["documents"]]  # B * K texts, query-major
-        batch = self._encode(queries, "query") | self._encode(documents, "document")
-        shape = (len(rows), -1)
-        batch["candidate_keys"] = torch.tensor([text_key(text) for text in documents]).reshape(shape)
+        keys = [text_key(text) for text in documents]
+        batch = self._encode(queries, [text_key(text) for text in queries], "query")
+        batch |= self._encode(documents, keys, "document")
+        batch["candidate_keys"] = torch.tensor(keys).reshape(len(rows), -1)  # (B * K,) -> (B, K)
         batch |= self._likelihoods(rows)
         if "positive" in rows[0]:
             batch["positive"] = torch.tensor([row["positive"] for row in rows])
@@ -176,10 +180,10 @@ class NLTCollator:
             row["positive"] = order.index(row["positive"])
         return row
 
-    def _encode(self, texts: list[str], kind: str) -> dict[str, Any]:
-        cut = {} if self.max_length is None else {"max_length": self.max_length}
-        features = self.encoder.preprocess(texts, prompt=self.encoder.prompts.get(kind) or None, task=kind, **cut)
-        return {f"{kind}_{key}": value for key, value in features.items()}
+    def _encode(self, texts: list[str], keys: list[int], kind: str) -> dict[str, Any]:
+        if kind not in self._tokens:
+            self._tokens[kind] = EncoderTokens(self.encoder, kind, max_length=self.max_length)
+        return {f"{kind}_{key}": value for key, value in self._tokens[kind](texts, keys).items()}
 
     def _likelihoods(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """What the LLM says of the candidates, as far as all rows have it; it computes missing gains."""

@@ -1,0 +1,104 @@
+"""An encoder's inputs of texts that come again and again, tokenised once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+KEPT_NUMBERS = 1 << 26
+"""Numbers of 4 bytes that `EncoderTokens` keeps of queries, and as many of documents."""
+
+SAMPLES = ("a", "two words and more", "")
+"""Texts of several lengths, on which what is put together is compared with what the encoder makes of a batch."""
+
+MASK, OFFSETS = "attention_mask", "offsets"
+
+
+class EncoderTokens:
+    """Does what an encoder's `preprocess` does to a batch, and keeps what it makes of each text.
+
+    Kept are a text's token ids and the like without padding, until 256 MiB are full; texts that come later are
+    tokenised whenever they come. An encoder is asked for every batch where that is not its texts put together: padded
+    under a mask, or one after another with offsets.
+
+    Args:
+        encoder: as it is now; later changes of its tokeniser, prompts or length are not seen.
+        kind: `query` or `document`; the encoder's prompt of that name stands before each text.
+        max_length: tokens that the encoder reads of a text; `None`: its `max_seq_length`.
+    """
+
+    def __init__(self, encoder: SentenceTransformer, kind: str, *, max_length: int | None) -> None:
+        self._encoder = encoder
+        cut = {} if max_length is None else {"max_length": max_length}
+        self._settings: dict[str, Any] = {"prompt": encoder.prompts.get(kind) or None, "task": kind, **cut}
+        self._kept: dict[int, np.ndarray] = {}  # (names, tokens) int32 by key
+        self._room = KEPT_NUMBERS
+        features = self._preprocess(SAMPLES)
+        tensors = {name: value for name, value in features.items() if isinstance(value, Tensor)}
+        self._rest = {name: value for name, value in features.items() if name not in tensors}
+        self._names = [name for name in tensors if name not in (MASK, OFFSETS)]
+        self._padding: tuple[bool, np.ndarray] | None = None  # None: texts stand in one row
+        self._keeps = self._is_put_together(tensors)
+
+    def __call__(self, texts: Sequence[str], keys: Sequence[int]) -> dict[str, Any]:
+        """The encoder's inputs of texts, as a new dict.
+
+        Args:
+            texts: N of them.
+            keys: equal for equal texts, different for others.
+        """
+        if not self._keeps:
+            return self._preprocess(texts)
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._kept}
+        rows = dict(zip(new, self._rows(self._preprocess(list(new.values()))), strict=True)) if new else {}
+        batch = self._batch([rows[key] if key in rows else self._kept[key] for key in keys])
+        for key, row in rows.items():
+            if row.size <= self._room:
+                self._kept[key] = row
+                self._room -= row.size
+        return batch
+
+    def _preprocess(self, texts: Sequence[str]) -> dict[str, Any]:
+        return dict(self._encoder.preprocess(list(texts), **self._settings))
+
+    def _rows(self, features: dict[str, Any]) -> list[np.ndarray]:
+        """What the encoder reads of each text: `(names, tokens)` int32."""
+        numbers = np.stack([features[name].numpy() for name in self._names]).astype(np.int32)
+        if self._padding is None:
+            return np.split(numbers, features[OFFSETS].numpy()[1:], axis=1)  # (names, tokens of all)
+        return [numbers[:, n, used] for n, used in enumerate(features[MASK].numpy() != 0)]  # (names, N, L)
+
+    def _batch(self, rows: Sequence[np.ndarray]) -> dict[str, Any]:
+        """Rows put together, those of one length alone or padded."""
+        lengths = [row.shape[1] for row in rows]
+        if self._padding is None:
+            numbers = np.concatenate(rows, axis=1).astype(np.int64)
+            further = {OFFSETS: np.cumsum([0, *lengths[:-1]])}
+        else:
+            left, fill = self._padding
+            numbers = np.tile(fill[:, None, None], (1, len(rows), max(lengths)))  # (names, N, L)
+            mask = np.zeros((len(rows), max(lengths)), np.int64)
+            for n, row in enumerate(rows):
+                at = slice(mask.shape[1] - lengths[n], None) if left else slice(lengths[n])
+                numbers[:, n, at], mask[n, at] = row, 1
+            further = {MASK: mask}
+        arrays = dict(zip(self._names, numbers, strict=True)) | further
+        return {name: torch.from_numpy(array) for name, array in arrays.items()} | self._rest
+
+    def _is_put_together(self, tensors: dict[str, Tensor]) -> bool:
+        """Learn how the encoder pads; whether its batch of the samples is then their own rows put together."""
+        try:
+            if MASK in tensors:
+                padding = tensors[MASK] == 0  # (N, L)
+                fill = np.array([int(tensors[name][padding][0]) for name in self._names])
+                self._padding = bool(padding[0, 0]), fill
+            found = self._batch(self._rows(tensors))
+        except (LookupError, ValueError):
+            return False
+        equal = (torch.equal(found.pop(name), value) for name, value in tensors.items())
+        return all(equal) and set(found) == set(self._rest)
