@@ -11,6 +11,7 @@ from typing import Any
 
 from nlt_trainer.models.chunks import ChunkGroups
 from nlt_trainer.models.document_prompts import DocumentPrompts
+from nlt_trainer.models.encoder_parts import part_sizes
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,24 @@ def tokens_read(
     return read, most
 
 
-def padded(lengths: Sequence[float], group: int, *, seed: int = 0) -> Reading:
-    """What is read, padding included, where texts go through in groups, drawn at random, as long as their longest."""
+def padded(
+    lengths: Sequence[int], group: int, *, texts: int | None = None, tokens: int | None = None, seed: int = 0
+) -> Reading:
+    """What is read, padding included, where texts come in groups, drawn at random, and go through in parts.
+
+    Args:
+        lengths: of the texts, tokens.
+        group: texts in a batch.
+        texts: in a part of it, at most.
+        tokens: in a part, at most; see `parts_by_length`.
+        seed: of the draw.
+    """
     order = random.Random(seed).sample(list(lengths), len(lengths))
-    groups = [order[i : i + group] for i in range(0, len(order), group)]
-    return sum((Reading.text(max(g)) * len(g) for g in groups), Reading())
+    total = Reading()
+    for start in range(0, len(order), group):
+        batch = sorted(order[start : start + group], reverse=True)
+        begin = 0
+        for size in part_sizes(batch, texts, tokens):
+            total += Reading.text(batch[begin]) * size
+            begin += size
+    return total

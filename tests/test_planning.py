@@ -98,6 +98,14 @@ def test_padding_to_the_longest() -> None:
     assert padded([1, 2, 3], 1) == Reading.text(1) + Reading.text(2) + Reading.text(3)
 
 
+def test_padding_in_parts_of_a_batch() -> None:
+    """Reference: parts by hand, longest first."""
+    lengths = [9, 2, 3, 8, 1, 7]
+    assert padded(lengths, 6, texts=4) == Reading.text(9) * 4 + Reading.text(2) * 2
+    assert padded(lengths, 6, tokens=18) == Reading.text(9) * 2 + Reading.text(7) * 2 + Reading.text(2) * 2
+    assert padded(lengths, 6, tokens=4) == sum((Reading.text(n) for n in (9, 8, 7, 3)), Reading.text(2) * 2)
+
+
 def test_the_size_of_a_score_cache(tmp_path: Path) -> None:
     """Reference: a cache of 3,000 pairs, put in batches as scoring does."""
     cache, draw = ScoreCache(tmp_path, {"a": 1}), random.Random(0)

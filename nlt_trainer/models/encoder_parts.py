@@ -60,8 +60,20 @@ def parts_by_length(features: dict[str, Any], *, texts: int | None = None, token
     mask = _mask(features)
     lengths = torch.ones(counts.pop(), dtype=torch.int64) if mask is None else mask.sum(1)  # (N,)
     ordered, order = lengths.sort(descending=True, stable=True)
-    sizes_of_parts = _sizes(ordered.tolist(), texts or len(order), tokens or math.inf)
-    return [(rows, _part(features, rows)) for rows in order.split(sizes_of_parts)]
+    return [(rows, _part(features, rows)) for rows in order.split(part_sizes(ordered.tolist(), texts, tokens))]
+
+
+def part_sizes(lengths: Sequence[int], texts: int | None, tokens: int | None) -> list[int]:
+    """How many of the texts, longest first, each part takes; see `parts_by_length`."""
+    sizes: list[int] = []
+    longest = 0
+    for length in lengths:
+        if sizes and sizes[-1] < (texts or math.inf) and (sizes[-1] + 1) * longest <= (tokens or math.inf):
+            sizes[-1] += 1
+        else:
+            sizes.append(1)
+            longest = length
+    return sizes
 
 
 def join(parts: Sequence[Part], embeddings: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -74,19 +86,6 @@ def _mask(features: dict[str, Any]) -> Tensor | None:
     """Which tokens are no padding, `(N, L)`."""
     mask = features.get("attention_mask")
     return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-
-
-def _sizes(lengths: Sequence[int], texts: int, tokens: float) -> list[int]:
-    """How many rows, sorted by descending length, each part takes."""
-    sizes: list[int] = []
-    longest = 0
-    for length in lengths:
-        if sizes and sizes[-1] < texts and (sizes[-1] + 1) * longest <= tokens:
-            sizes[-1] += 1
-        else:
-            sizes.append(1)
-            longest = length
-    return sizes
 
 
 def _part(features: dict[str, Any], rows: Tensor) -> dict[str, Any]:

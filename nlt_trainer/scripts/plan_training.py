@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nlt_trainer.models.document_reader import READ_TOKENS
+from nlt_trainer.models.encoder_parts import PART_TOKENS
 from nlt_trainer.planning import ADAM_COPIES, Cost, ModelShape, Schedule
 from nlt_trainer.readings import Reading, padded
 from nlt_trainer.scripts.plan_context import LLM, Encoder, PlanContext, StagePlan
@@ -35,7 +36,7 @@ def plan_train(context: PlanContext) -> StagePlan:
     cost = EncoderCost(context, encoder, rows).of(schedule) + dev_cost(context, encoder, schedule)
     if llm is not None:
         cost += llm_cost(context, llm, rows, schedule)
-    other = context.begin + encoder.seconds + rows.counted[1] + cost.other
+    other = context.start + context.loaded[1] + encoder.seconds + rows.counted[1] + cost.other
     memory = context.base + cost.memory
     return StagePlan("train", cost.tokens, cost.flops, other + cost.seconds, other, cost.files, memory)
 
@@ -66,9 +67,11 @@ class EncoderCost:
         """What the encoder reads of a row, padding included, in batches of so many rows."""
         if self.encoder.shape is None:
             return Reading()
-        k = len(rows[0].texts) - 1
-        documents = padded([t for row in rows for t in row.texts[1:]], size * k)
-        return (documents + padded([row.texts[0] for row in rows], size)) * (1 / len(rows))
+        k, texts = len(rows[0].texts) - 1, self.context.args.encoder_micro_batch_size
+        tokens = PART_TOKENS if texts is None and self.encoder.model.device.type == "cpu" else None
+        documents = padded([t for row in rows for t in row.texts[1:]], size * k, texts=texts, tokens=tokens)
+        queries = padded([row.texts[0] for row in rows], size, texts=texts, tokens=tokens)
+        return (documents + queries) * (1 / len(rows))
 
     def of(self, schedule: Schedule) -> Cost:
         context, encoder, rows, args = self.context, self.encoder, self.rows, self.context.args
