@@ -11,9 +11,9 @@ All three read the same truncated texts, target `query`: `Document:\\n<document>
 - plain loop: `model(**batch).logits`, padded on the right, in the given order, on a part of the pairs.
 
 `distinct` has queries from all over the split; `repeats` queries whose BM25 candidates overlap, chosen one by one such
-that each brings the fewest new documents; of these documents those stay that come at least five times. Useful FLOPs:
-each document and each query read once, attention to what is visible, the vocabulary at target positions. Without the
-two flags both sets come from the standard library. Memory is the peak of a fresh process that scores 32 pairs, with
+that each brings the fewest new documents, of which the rarest leave until each comes at least five times. Without the
+two flags both sets come from the standard library. Useful FLOPs: each document and each query read once, attention to
+what is visible, the vocabulary at target positions. Memory is the peak of a fresh process that scores 32 pairs, with
 weights, imports and the BM25 index. The machine's peak is the mean of two, before and after our part of a run.
 """
 
@@ -70,7 +70,7 @@ def distinct(collection: Collection, *, queries: int, candidates: int) -> list[Q
 def repeated(collection: Collection, *, queries: int, candidates: int, starts: int = 32) -> list[QueryCandidates]:
     """Candidates of queries that share them: from the best of several first queries on, always the nearest one.
 
-    They are mined anew among the documents that these queries share, until each document comes often enough.
+    As long as a document comes too rarely, the rarest one leaves and candidates are mined anew among the others.
     """
     mined = mine_candidates(collection, list(collection.queries.values()), num_candidates=candidates)
     documents = [set(c.document_ids) for c in mined]
@@ -82,18 +82,15 @@ def repeated(collection: Collection, *, queries: int, candidates: int, starts: i
             chosen.append(min(rest, key=lambda i: len(documents[i] - union)))
             union |= documents[chosen[-1]]
         groups.append((len(union), chosen))
-    asked = [collection.queries[mined[i].query_id] for i in min(groups)[1]]
-    counts = Counter(d for i in min(groups)[1] for d in mined[i].document_ids)
-    while True:
-        often = sorted(counts, key=lambda d: -counts[d])  # of equal ones those that came first
-        kept = {d for d in often if counts[d] >= REPEATS} | set(often[:candidates])
-        part = dataclasses.replace(
-            collection, corpus={d: collection.corpus[d] for d in collection.corpus if d in kept}
-        )
-        found = mine_candidates(part, asked, num_candidates=candidates)
+    found = [mined[i] for i in min(groups)[1]]
+    asked = [collection.queries[c.query_id] for c in found]
+    counts = Counter(d for c in found for d in c.document_ids)
+    while min(counts.values()) < min(REPEATS, queries):
+        rarest = min(reversed(counts), key=counts.__getitem__)  # of equal ones that which came last
+        corpus = {d: collection.corpus[d] for d in collection.corpus if d in counts and d != rarest}
+        found = mine_candidates(dataclasses.replace(collection, corpus=corpus), asked, num_candidates=candidates)
         counts = Counter(d for c in found for d in c.document_ids)
-        if min(counts.values()) >= min(REPEATS, queries):
-            return found
+    return found
 
 
 def texts_of(collection: Collection, chosen: Sequence[QueryCandidates], scorer: LikelihoodScorer) -> Texts:
