@@ -384,6 +384,10 @@ class NLTTrainingArguments(SentenceTransformerTrainingArguments):
             "Changes memory, not the gradient."
         },
     )
+    dataloader_persistent_workers: bool = field(
+        default=True,
+        metadata={"help": "Keep data loader workers from epoch to epoch, and with them what they have tokenised."},
+    )
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -392,8 +396,8 @@ class NLTTrainingArguments(SentenceTransformerTrainingArguments):
         super().__post_init__()
         # torch warns at every epoch where there is no accelerator to pin memory for
         self.dataloader_pin_memory &= torch.cuda.is_available()
-        # workers keep what they have tokenised
-        self.dataloader_persistent_workers |= self.dataloader_num_workers > 0
+        # torch refuses it without workers
+        self.dataloader_persistent_workers &= self.dataloader_num_workers > 0
         names = self.objectives  # refuses unknown ones
         if strange := set(self.temperatures or {}) - set(names):
             raise NLTError(

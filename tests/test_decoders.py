@@ -12,6 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig,
 from transformers.masking_utils import sdpa_mask
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.models import scoring
 from nlt_trainer.models.attention import DocumentMass, ScoreInjection, enable_document_attention
 from nlt_trainer.models.attention_mass import AttentionMass
 from nlt_trainer.models.document_prompts import DocumentPrompts, build_prompts
@@ -268,8 +269,9 @@ SCORED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("family", [*DECODERS, *SCORED])
 @pytest.mark.filterwarnings("ignore")
-def test_scores_equal_the_plain_loop(tiny_lm: FrozenLM, family: str) -> None:
+def test_scores_equal_the_plain_loop(tiny_lm: FrozenLM, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reference: one pair at a time; documents are shared by queries, in one row where the model can do that."""
+    monkeypatch.setattr(scoring, "PACKING_PAIRS", 1)
     lm = build(tiny_lm, family, **SCORED.get(family, {}))
     pairs: list[Pair] = [(d, q, None) for d in DOCUMENTS[0] for q in QUERIES]
     expected = [plain_log_likelihood(lm, pair) for pair in pairs]

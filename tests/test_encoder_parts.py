@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nlt_trainer.models import encoder_parts
 from nlt_trainer.models.encoder_parts import EncoderInParts, join, parts_by_length
+from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
 
 TEXTS = ["an owl hunts", "leaves", "the moon pulls the water of the sea " * 4, "silk", "bread rises " * 6, "a moth"]
 
@@ -53,6 +54,28 @@ def test_parts_embed_as_the_whole(
     assert sum(rows for rows, _ in read) == len(TEXTS)
     assert all(rows * length <= 32 or rows == 1 for rows, length in read)
     assert sum(rows * length for rows, length in read) < 0.7 * lengths.max() * len(TEXTS)  # padding is left out
+
+
+def test_an_objective_embeds_in_parts(tiny_encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: the same objective with all texts at once, loss and gradient."""
+    loss = LikelihoodGainLoss(tiny_encoder)
+    features: list[dict[str, Tensor]] = [tiny_encoder.preprocess(TEXTS[:2]), tiny_encoder.preprocess(TEXTS)]
+    gain = torch.tensor([[0.1, 0.9, 0.4], [0.2, 0.1, 0.7]])
+    read: list[int] = []
+    transformer: Any = tiny_encoder[0]
+    handle = transformer.register_forward_hook(lambda *given: read.append(len(given[1][0]["input_ids"])))
+    found = []
+    for tokens in (10_000, 32):
+        monkeypatch.setattr(encoder_parts, "PART_TOKENS", tokens)
+        value = loss(features, {"gain": gain})["likelihood_gain"]
+        tiny_encoder.zero_grad()
+        value.backward()
+        gradients = [p.grad.flatten().clone() for p in tiny_encoder.parameters() if p.grad is not None]
+        found.append(torch.cat([value.detach()[None], *gradients]))
+    handle.remove()
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+    assert read[:2] == [2, 6]
+    assert len(read) > 5
 
 
 def test_small_batches_and_inputs_without_a_mask_stay_whole(tiny_encoder: SentenceTransformer) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from nlt_trainer.models import packed_weights as packed_weights_module
+from nlt_trainer.models import scoring
 from nlt_trainer.models.frozen_lm import FrozenLM
-from nlt_trainer.models.packed_weights import packed_weights
+from nlt_trainer.models.packed_weights import packed_layers, packed_weights
 from nlt_trainer.models.scoring import LikelihoodScorer, Pair
 
 PACKS = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
@@ -19,7 +23,7 @@ def test_products_are_those_of_plain_weights(bias: bool) -> None:
     torch.manual_seed(0)
     layer, hidden = nn.Linear(48, 80, bias=bias), torch.randn(3, 7, 48)
     expected, weight = layer(hidden), layer.weight.detach().clone()
-    with torch.inference_mode(), packed_weights(layer):
+    with torch.inference_mode(), packed_layers(layer):
         assert (layer.weight.numel() == 0) == PACKS
         torch.testing.assert_close(layer(hidden), expected)
     assert torch.equal(layer.weight, weight)
@@ -31,26 +35,65 @@ def test_products_are_those_of_plain_weights(bias: bool) -> None:
 def test_what_is_not_float32_stays_plain() -> None:
     """Reference: the definition; torch has oneDNN multiply bfloat16 by itself."""
     layer = nn.Linear(48, 80, dtype=torch.bfloat16)
-    with packed_weights(layer):
+    with packed_layers(layer):
         assert layer.weight.numel() == 48 * 80
 
 
-def test_weights_come_back_after_an_error(tiny_lm: FrozenLM) -> None:
-    """Reference: the weights before."""
+@pytest.mark.parametrize("layers", [0, 3])
+def test_weights_come_back_after_an_error(tiny_lm: FrozenLM, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: the weights before; it stops once they are packed, and while they are."""
     before = {name: value.clone() for name, value in tiny_lm.model.state_dict().items()}
-    with pytest.raises(KeyboardInterrupt), packed_weights(tiny_lm.model.base_model):
+    use, used = packed_weights_module._use, 0
+
+    def stop(*given: Any) -> None:
+        nonlocal used
+        use(*given)
+        used += 1
+        if used == layers:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(packed_weights_module, "_use", stop)
+    with pytest.raises(KeyboardInterrupt), packed_weights(tiny_lm):
         raise KeyboardInterrupt
+    assert used == layers or layers == 0 or not PACKS
     after = tiny_lm.model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert not any("forward" in vars(module) for module in tiny_lm.model.modules())
 
 
-def test_scores_are_those_of_plain_weights(tiny_lm: FrozenLM) -> None:
+def test_a_model_that_multiplies_weights_itself_stays_plain(
+    tiny_lm: FrozenLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: its scores before."""
+    mlp: Any = tiny_lm.model.get_submodule("model.layers.0.mlp")
+    monkeypatch.setattr(mlp, "forward", lambda hidden: nn.functional.linear(hidden, mlp.up_proj.weight)[..., :32])
+    scorer = LikelihoodScorer(tiny_lm, target="query")
+    expected = scorer.log_likelihood([(None, "which bird hunts", None)])
+    with packed_weights(tiny_lm):
+        assert mlp.up_proj.weight.numel() > 0
+        found = scorer.log_likelihood([(None, "which bird hunts", None)])
+    assert found.log_likelihood == expected.log_likelihood
+
+
+def test_many_pairs_are_scored_with_packed_weights(tiny_lm: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reference: the same scorer with plain weights, 1e-4 nats a token."""
     documents = ["An owl hunts at night.", "The moon pulls the water of the sea and so makes the tides."]
     pairs: list[Pair] = [(d, q, None) for d in documents for q in ("which bird hunts", "what makes the tides")]
     scorer = LikelihoodScorer(tiny_lm, target="query")
     expected = scorer.log_likelihood(pairs)
-    with packed_weights(tiny_lm.model.base_model):
-        found = scorer.log_likelihood(pairs)
+    packed, score = [], scorer._score
+    monkeypatch.setattr(scoring, "PACKING_PAIRS", len(pairs))
+
+    def noted(rows: Any) -> Any:
+        layer: Any = tiny_lm.model.get_submodule("model.layers.0.mlp.up_proj")
+        packed.append(layer.weight.numel() == 0)
+        return score(rows)
+
+    monkeypatch.setattr(scorer, "_score", noted)
+    found = scorer.log_likelihood(pairs)
+    assert set(packed) == {PACKS}
     difference = abs(found.log_likelihood - expected.log_likelihood) / expected.target_tokens
     assert difference.max() < 1e-4
+    packed.clear()
+    scorer.log_likelihood(pairs[1:])
+    assert not any(packed)

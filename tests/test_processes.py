@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from nlt_trainer.arguments import NLTTrainingArguments
 from nlt_trainer.data.collator import ChunkBuilder, NLTCollator, PromptBuilder
+from nlt_trainer.models import encoder_parts
 from nlt_trainer.models.document_prompts import DocumentLayout
 from nlt_trainer.models.encoder import load_encoder
 from nlt_trainer.models.frozen_lm import FrozenLM
@@ -215,4 +216,5 @@ def test_two_processes_score_as_one(runs: tuple[Path, Path]) -> None:
 
 
 if __name__ == "__main__":
+    encoder_parts.PART_TOKENS = 40  # so that both processes embed in parts
     work(*sys.argv[1:4], output=sys.argv[4], num_processes=int(sys.argv[5]))

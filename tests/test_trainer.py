@@ -59,12 +59,18 @@ class Interrupt(TrainerCallback):
 
 
 def make_trainer(
-    encoder: SentenceTransformer, objective: str, folder: Path, *, lm: FrozenLM, interrupt: int | None = None
+    encoder: SentenceTransformer,
+    objective: str,
+    folder: Path,
+    *,
+    lm: FrozenLM,
+    interrupt: int | None = None,
+    **settings: Any,
 ) -> NLTTrainer:
     """A trainer of 6 steps of 2 queries, with a checkpoint every 2 steps."""
     args = NLTTrainingArguments(
         output_dir=str(folder), max_steps=6, per_device_train_batch_size=2, learning_rate=1e-2, warmup_steps=2,
-        save_steps=2, logging_steps=1, report_to=[], use_cpu=True, disable_tqdm=True, seed=5,
+        save_steps=2, logging_steps=1, report_to=[], use_cpu=True, disable_tqdm=True, seed=5, **settings,
     )  # fmt: skip
     tokens = PromptTokens(lm.tokenizer, PromptTemplate(), max_document_tokens=16)
     prompts = chunks = None
@@ -121,13 +127,16 @@ def test_batches_are_grouped_by_length(tiny_encoder: SentenceTransformer, tiny_l
 def test_workers_prepare_the_same_batches(tiny_encoder_folder: Path, tiny_lm: FrozenLM, tmp_path: Path) -> None:
     """Reference: the losses of a run whose batches are made in the main process, LLM prompts included."""
     found = []
-    for workers in (0, 2):
+    for workers, kept in ((0, True), (2, True), (2, False)):
         encoder = load_encoder(str(tiny_encoder_folder), device="cpu")
-        trainer = make_trainer(encoder, "dream", tmp_path / str(workers), lm=tiny_lm)
-        trainer.args.dataloader_num_workers = workers
+        trainer = make_trainer(
+            encoder, "dream", tmp_path / f"{workers}{kept}", lm=tiny_lm,
+            dataloader_num_workers=workers, dataloader_persistent_workers=kept,
+        )  # fmt: skip
+        assert trainer.args.dataloader_persistent_workers == (kept and workers > 0)
         trainer.train()
         found.append(losses(trainer))
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
     assert len(set(found[0])) > 1
 
 

@@ -25,7 +25,7 @@ class EncoderInParts:
 
     A batch's texts are as long as its longest, and a CPU is slower with more at once, because the tensors of a layer
     then need more than the C library keeps of freed memory; accelerators want large batches. Embeddings and gradients
-    are the encoder's own, dropout draws other random numbers. A table of token embeddings has no padding to save.
+    are those of smaller batches, dropout draws other random numbers. A table of token embeddings has no padding.
 
     Args:
         model: the encoder, wrapped or not.
@@ -35,7 +35,7 @@ class EncoderInParts:
 
     def __call__(self, features: dict[str, Any]) -> dict[str, Tensor]:
         mask = _mask(features)
-        if mask is None or mask.device.type != "cpu" or mask.numel() <= PART_TOKENS:
+        if mask is None or mask.device.type != "cpu" or mask.numel() <= PART_TOKENS or len(_counts(features)) > 1:
             return self.model(features)
         parts = parts_by_length(features, tokens=PART_TOKENS)
         return join(parts, [self.model(part)["sentence_embedding"] for _, part in parts])
@@ -52,7 +52,7 @@ def parts_by_length(features: dict[str, Any], *, texts: int | None = None, token
     Raises:
         NLTError: the tensors are not `(N, ...)`, as where an encoder takes its texts in one row.
     """
-    counts = {len(value) for value in features.values() if isinstance(value, Tensor)}
+    counts = _counts(features)
     if len(counts) != 1:
         raise NLTError(
             "the encoder's inputs are packed and cannot be cut into parts; leave encoder_micro_batch_size out"
@@ -80,6 +80,11 @@ def join(parts: Sequence[Part], embeddings: Sequence[Tensor]) -> dict[str, Tenso
     """Embeddings of parts in the order of the batch: `(N, D)`."""
     order = torch.cat([rows for rows, _ in parts])
     return {"sentence_embedding": torch.cat(list(embeddings))[order.argsort()]}
+
+
+def _counts(features: dict[str, Any]) -> set[int]:
+    """Rows of the tensors: the texts, where each has one."""
+    return {len(value) for value in features.values() if isinstance(value, Tensor)}
 
 
 def _mask(features: dict[str, Any]) -> Tensor | None:

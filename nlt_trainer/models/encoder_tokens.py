@@ -27,7 +27,7 @@ class EncoderTokens:
     under a mask, or one after another with offsets.
 
     Args:
-        encoder: as it is now; later changes of its tokeniser, prompts or length are not seen.
+        encoder: its tokeniser, prompts and length must not change afterwards.
         kind: `query` or `document`; the encoder's prompt of that name stands before each text.
         max_length: tokens that the encoder reads of a text; `None`: its `max_seq_length`.
     """
@@ -59,7 +59,7 @@ class EncoderTokens:
         batch = self._batch([rows[key] if key in rows else self._kept[key] for key in keys])
         for key, row in rows.items():
             if row.size <= self._room:
-                self._kept[key] = row
+                self._kept[key] = row.copy()  # a view would keep the whole batch
                 self._room -= row.size
         return batch
 
@@ -100,5 +100,6 @@ class EncoderTokens:
             found = self._batch(self._rows(tensors))
         except (LookupError, ValueError):
             return False
-        equal = (torch.equal(found.pop(name), value) for name, value in tensors.items())
-        return all(equal) and set(found) == set(self._rest)
+        types = all(found[name].dtype == value.dtype for name, value in tensors.items())
+        equal = types and all(torch.equal(found[name], value) for name, value in tensors.items())
+        return equal and set(found) == {*tensors, *self._rest}

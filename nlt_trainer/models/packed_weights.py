@@ -3,54 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from nlt_trainer.models.frozen_lm import FORWARD_ERRORS, FrozenLM, readings_agree
 
 TOKENS = 2048
 """Rows of the products that the layout is chosen for; others use it too."""
 
 
 @contextmanager
-def packed_weights(model: nn.Module) -> Iterator[None]:
-    """Let the linear layers of a model keep their weights in the order in which oneDNN multiplies them.
+def packed_weights(lm: FrozenLM) -> Iterator[None]:
+    """Let the linear layers of an LLM keep their weights in the order in which oneDNN multiplies them.
 
     torch takes another library for float32 on x86, which orders the weights anew at every product. Weights are moved
-    layer by layer, so that they need no more memory than before, and moved back at the end, the same to the last bit;
-    those that were mapped from a file leave its pages behind, which the system drops when it needs them. Layers of
-    another dtype or device stay as they are, and so do all on other processors.
+    layer by layer and moved back at the end, the same to the last bit. That takes no more memory than before, but for
+    weights that another model shares, and for those that were mapped from a file, whose pages stay until the system
+    needs them. Nothing changes on other processors, for layers of another dtype, and where the LLM then reads
+    otherwise, as Mamba, which multiplies some weights by itself.
 
     Args:
-        model: nothing in it needs a gradient, and nothing but `forward` reads its linear layers' weights meanwhile.
+        lm: no graph is made with it meanwhile.
     """
+    expected = _read(lm)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(packed_layers(lm.model.base_model))
+            unchanged = readings_agree(_read(lm), expected)
+        except FORWARD_ERRORS:
+            unchanged = False
+        if not unchanged:
+            stack.close()
+        yield
+
+
+@torch.inference_mode()
+def _read(lm: FrozenLM) -> Tensor:
+    ids = torch.arange(4, device=lm.device)[None]
+    hidden: Tensor = lm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return hidden
+
+
+@contextmanager
+def packed_layers(model: nn.Module) -> Iterator[None]:
+    """The same for any module whose linear layers' weights are read by their `forward` alone."""
     packed: list[tuple[nn.Linear, Tensor]] = []
     try:
         for layer in model.modules():
-            if type(layer) is nn.Linear and _packs(layer.weight):
-                packed.append((layer, _pack(layer)))
+            if type(layer) is nn.Linear and is_packable(layer.weight):
+                packed.append((layer, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), TOKENS)))
+                _use(*packed[-1])
         yield
     finally:
         with torch.inference_mode(False):  # else no graph could hold the weights afterwards
-            for layer, weight in packed:
+            while packed:
+                layer, weight = packed.pop()
                 layer.weight.data = weight.to_dense()
-                del layer.__dict__["forward"]
+                vars(layer).pop("forward", None)
+                del weight
 
 
-def _packs(weight: Tensor) -> bool:
+def is_packable(weight: Tensor) -> bool:
+    """Whether a linear layer's weight like this one is packed."""
     supported = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
     return supported and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
-def _pack(layer: nn.Linear) -> Tensor:
-    """Move a layer's weight to a packed one, `(out, in)`, which is returned. torch.compile makes the same calls."""
+def _use(layer: nn.Linear, weight: Tensor) -> None:
+    """Multiply with a packed weight, `(out, in)`, in place of the layer's own, as torch.compile does."""
     bias = layer.bias
-    weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), TOKENS)
 
     def forward(hidden: Tensor) -> Tensor:
         output: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
         return output
 
-    layer.__dict__["forward"] = forward
+    vars(layer)["forward"] = forward
     layer.weight.data = torch.empty(0)
-    return weight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +14,7 @@ from tqdm.auto import tqdm
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.frozen_lm import FORWARD_ERRORS, FrozenLM
+from nlt_trainer.models.packed_weights import packed_weights
 from nlt_trainer.models.prompt_tokens import PromptTokens, Suffix
 from nlt_trainer.models.score_cache import ScoreCache
 from nlt_trainer.prompts import PromptTemplate, TargetKind
@@ -28,6 +30,9 @@ MAX_PADDING = 0.05
 
 WINDOW_PAIRS = 16_384
 """Pairs that are tokenised and sorted by length at once; bounds the memory that token ids take."""
+
+PACKING_PAIRS = 128
+"""Pairs for which weights are packed: that takes as long as the products of some ten pairs, and saves a tenth."""
 
 Pair = tuple[str | None, str, str | None]
 """(document or None for no document, query, answer or None)"""
@@ -199,7 +204,8 @@ class LikelihoodScorer:
     ) -> Iterator[tuple[dict[bytes, tuple[float, int, bool]], dict[bytes, np.ndarray]]]:
         """Score and store pairs batch by batch; yields each batch's values as `ScoreCache.put` takes them."""
         every = list(missing)
-        with tqdm(total=len(every), unit="pair", desc="scoring", disable=len(every) < 64) as bar:
+        packing = packed_weights(self.lm) if len(every) >= PACKING_PAIRS else nullcontext()
+        with packing, tqdm(total=len(every), unit="pair", desc="scoring", disable=len(every) < 64) as bar:
             for window, rows in self._windows(list(missing.values())):
                 keys = [every[i] for i in window]
                 for batch in token_batches(rows, self.batch_tokens):

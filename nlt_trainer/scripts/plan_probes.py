@@ -225,12 +225,14 @@ class TrainingRate:
     Args:
         setup: of what comes before the first step.
         query: of one query with its candidates: collating, forward and backward.
+        tokenising: of the same, the first time that it comes.
         step: of the optimizer.
         save: of a checkpoint.
     """
 
     setup: float
     query: float
+    tokenising: float
     step: float
     save: float
 
@@ -286,7 +288,10 @@ def probe_training(
     step = float(np.median(np.subtract(clock.optimizer, clock.gradient)[1:]))
     whole = float(np.median(np.diff(clock.end)))
     query = max(whole - step, 0.0) / len(rows)
-    return TrainingRate(clock.begin[0] - begin, query, step, clock.saved[0] - clock.end[-1])
+    collator = NLTCollator(parts.encoder, max_length=parts.model.train_max_length)
+    first, again = (timed(collator, list(dataset))[1] for _ in range(2))
+    tokenising = max(first - again, 0.0) / len(rows)
+    return TrainingRate(clock.begin[0] - begin, query, tokenising, step, clock.saved[0] - clock.end[-1])
 
 
 def probe_reading(parts: Parts, rows: Sequence[QueryCandidates], *, collection: Collection, folder: Path) -> float:

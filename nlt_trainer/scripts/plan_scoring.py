@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +14,8 @@ from nlt_trainer.models.attention import enable_document_attention
 from nlt_trainer.models.document_prompts import DocumentLayout, build_prompts
 from nlt_trainer.models.document_reader import DocumentReader
 from nlt_trainer.models.heads import NULL_QUERY, calibrated_mass
-from nlt_trainer.models.packed_weights import packed_weights
-from nlt_trainer.models.scoring import Pair
+from nlt_trainer.models.packed_weights import is_packable, packed_weights
+from nlt_trainer.models.scoring import PACKING_PAIRS, Pair
 from nlt_trainer.planning import Cost, gains_bytes, score_cache_bytes
 from nlt_trainer.readings import Reading, document_reading, suffix_reading
 from nlt_trainer.scripts.common import make_scorer, prompt_tokens, target_of
@@ -72,6 +73,8 @@ def plan_score(context: PlanContext) -> StagePlan:
     flops = llm.shape.flops(reading)
     memory = context.base + llm.shape.weight_bytes + llm.shape.projection_bytes()
     memory += llm.shape.activation_bytes(min(data.batch_tokens, reading.tokens))
+    if is_packable(llm.lm.model.get_input_embeddings().weight):  # type: ignore[arg-type]  # a tensor
+        memory += llm.shape.parameters * llm.shape.bytes_per_number  # beside the file's pages, until these are dropped
     return StagePlan("score", reading.tokens, flops, other + flops / scoring.speed, other, files, memory)
 
 
@@ -93,7 +96,7 @@ def _scoring(context: PlanContext, llm: LLM) -> Scoring:
     reading = sum((scored(scorer, group) for group in chosen), Reading())
     reading = dataclasses.replace(reading, tokens=tokens) * factor
     scorer.cache = None  # what is timed is computed
-    with packed_weights(llm.lm.model.base_model):  # as score does
+    with packed_weights(llm.lm) if pairs * context.factor >= PACKING_PAIRS else nullcontext():
         read, took = probe_scoring(scorer, chosen, seconds=SCORING_SECONDS)
     return Scoring(reading, llm.probed.flops(read) / took, seconds * factor)
 

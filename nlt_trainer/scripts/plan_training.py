@@ -88,11 +88,12 @@ class EncoderCost:
         saves = schedule.times(args.save_strategy, args.save_steps)
         kept = saves if args.save_total_limit is None else min(saves, args.save_total_limit)
         seconds = schedule.queries * rate.query * scale
+        tokenised = min(schedule.queries, rows.count) * rate.tokenising
         looked_up = seconds if encoder.shape is None else 0.0  # in a table, as an accelerator does no faster
         return Cost(
             flops=schedule.queries * float(np.mean([self.flops(encoder.shape, reading) for reading in useful])),
             seconds=seconds - looked_up,
-            other=rate.setup + schedule.steps * rate.step + (saves + 1) * rate.save + looked_up,
+            other=rate.setup + tokenised + schedule.steps * rate.step + (saves + 1) * rate.save + looked_up,
             memory=self.memory(whole.tokens),
             files=self.file_bytes(kept),
         )
@@ -114,11 +115,12 @@ class EncoderCost:
         memory = shared + ADAM_COPIES * 4 * self.trained
         if encoder.shape is None:
             return memory
-        share = 1.0
-        if args.encoder_micro_batch_size is not None:
-            share = min(1.0, args.encoder_micro_batch_size / (self.batch * self.context.data.num_candidates))
+        at_once = self.batch * tokens
+        if args.encoder_micro_batch_size is not None:  # the part of the longest
+            longest = max(max(row.texts) for row in self.rows.rows)
+            at_once = min(at_once, args.encoder_micro_batch_size * longest)
         layers = 1 if args.gradient_checkpointing else encoder.shape.layers
-        return memory + encoder.shape.graph_bytes(share * self.batch * tokens, layers=layers)
+        return memory + encoder.shape.graph_bytes(at_once, layers=layers)
 
 
 def _rows_in(seconds: float, flops: float, context: PlanContext, *, most: int) -> int:

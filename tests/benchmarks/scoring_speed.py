@@ -38,7 +38,6 @@ from measuring import LLM, collection_at, in_fresh_process, in_turn, matmul_peak
 from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates, mine_candidates
 from nlt_trainer.models.frozen_lm import FrozenLM
-from nlt_trainer.models.packed_weights import packed_weights
 from nlt_trainer.models.scoring import LikelihoodScorer
 from nlt_trainer.prompts import PromptTemplate
 
@@ -103,13 +102,7 @@ def texts_of(collection: Collection, chosen: Sequence[QueryCandidates], scorer: 
 
 
 def ours(scorer: LikelihoodScorer) -> Score:
-    """What `score` does; packing the weights and unpacking them, which others then read, counts."""
-
-    def score(texts: Texts) -> np.ndarray:
-        with packed_weights(scorer.lm.model.base_model):
-            return scorer.log_likelihood([(d, q, None) for d, q in texts]).log_likelihood
-
-    return score
+    return lambda texts: scorer.log_likelihood([(d, q, None) for d, q in texts]).log_likelihood
 
 
 def lm_eval(lm: FrozenLM, *, batch_size: int) -> Score:
