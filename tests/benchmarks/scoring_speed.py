@@ -13,8 +13,9 @@ All three read the same truncated texts, target `query`: `Document:\\n<document>
 `distinct` has queries from all over the split; `repeats` queries whose BM25 candidates overlap, chosen one by one such
 that each brings the fewest new documents, of which the rarest leave until each comes at least five times. Without the
 two flags both sets come from the standard library. Useful FLOPs: each document and each query read once, attention to
-what is visible, the vocabulary at target positions. Memory is the peak of a fresh process that scores 32 pairs, with
-weights, imports and the BM25 index. The machine's peak is the mean of two, before and after our part of a run.
+what is visible, the vocabulary at target positions. Memory is the peak of a fresh process that scores 32 pairs, ours
+128, from which on weights are packed, with weights, imports and the BM25 index. The machine's peak is the mean of two,
+before and after our part of a run.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from measuring import LLM, collection_at, in_fresh_process, in_turn, matmul_peak
 from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates, mine_candidates
 from nlt_trainer.models.frozen_lm import FrozenLM
-from nlt_trainer.models.scoring import LikelihoodScorer
+from nlt_trainer.models.scoring import PACKING_PAIRS, LikelihoodScorer
 from nlt_trainer.prompts import PromptTemplate
 
 # Tokens at the seams are the same whether the segments are tokenised apart, as here, or together, as in lm-eval.
@@ -286,7 +287,8 @@ def make_scorer(llm: str, max_document_tokens: int) -> LikelihoodScorer:
 def memory(case: str, options: argparse.Namespace) -> dict[str, int]:
     """Peak memory of this process after one case has scored the first pairs of the set without repeats."""
     scorer = make_scorer(options.llm, options.max_document_tokens)
-    texts = texts_at(options.collection, distinct, scorer, options)[1][:MEMORY_PAIRS]
+    texts = texts_at(options.collection, distinct, scorer, options)[1]
+    texts = texts[: PACKING_PAIRS if case == "ours" else MEMORY_PAIRS]
     loaded = peak_mib()
     if case == "ours":
         ours(scorer)(texts)
