@@ -380,7 +380,7 @@ class NLTTrainingArguments(SentenceTransformerTrainingArguments):
     encoder_micro_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Texts that the encoder embeds at once, each twice (gradient caching); unset: the batch, once. "
+            "help": "Texts that the encoder embeds at once, each twice (gradient caching); unset: each once. "
             "Changes memory, not the gradient."
         },
     )

@@ -26,6 +26,9 @@ def test_products_are_those_of_plain_weights(bias: bool) -> None:
     with torch.inference_mode(), packed_layers(layer):
         assert (layer.weight.numel() == 0) == PACKS
         torch.testing.assert_close(layer(hidden), expected)
+        with packed_layers(layer):
+            torch.testing.assert_close(layer(hidden), expected)
+        assert (layer.weight.numel() == 0) == PACKS  # the outer one goes on
     assert torch.equal(layer.weight, weight)
     layer(hidden).sum().backward()
     assert layer.weight.grad is not None

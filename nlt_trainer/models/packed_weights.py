@@ -66,9 +66,9 @@ def packed_layers(model: nn.Module) -> Iterator[None]:
 
 
 def is_packable(weight: Tensor) -> bool:
-    """Whether a linear layer's weight like this one is packed."""
+    """Whether a linear layer's weight like this one is packed; one that is packed already is empty."""
     supported = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    return supported and weight.device.type == "cpu" and weight.dtype == torch.float32
+    return supported and weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() > 0
 
 
 def _use(layer: nn.Linear, weight: Tensor) -> None:

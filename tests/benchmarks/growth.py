@@ -49,6 +49,7 @@ from nlt_trainer.models.encoder import encoder_from_token_embeddings
 from nlt_trainer.models.exact_search import nearest
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
+from nlt_trainer.models.packed_weights import packed_weights
 from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.models.scoring import LikelihoodScorer
 from nlt_trainer.objectives.dream import DREAMLoss
@@ -86,7 +87,7 @@ def score(folder: Path, *, llm: str, queries: int, k: int, document_tokens: int)
         read = [[text(document_tokens, seed=f"{b} {i}") for i in range(k)] for b in range(queries)]
         scorer.gain(["w1 w2 w3"], [[text(document_tokens, seed=f"warm-up {i}") for i in range(2)]])
         earlier = scorer.lm_tokens
-        with watched() as measured:
+        with packed_weights(scorer.lm), watched() as measured:  # as many pairs are scored, whatever their number here
             scorer.gain(asked, read)
     return measured | {"lm_tokens": scorer.lm_tokens - earlier}
 
