@@ -22,7 +22,7 @@ MASK, OFFSETS = "attention_mask", "offsets"
 class EncoderTokens:
     """Does what an encoder's `preprocess` does to a batch, and keeps what it makes of each text.
 
-    Kept are a text's token ids and the like without padding, until 256 MiB are full; texts that come later are
+    Kept are a text's token ids and the like without padding, as long as they fit into 256 MiB; other texts are
     tokenised whenever they come. An encoder is asked for every batch where that is not its texts put together: padded
     under a mask, or one after another with offsets.
 

@@ -16,7 +16,7 @@ TOKENS = 2048
 
 @contextmanager
 def packed_weights(lm: FrozenLM) -> Iterator[None]:
-    """Let the linear layers of an LLM keep their weights in the order in which oneDNN multiplies them.
+    """Let the linear layers of an LLM's decoder keep their weights in the order in which oneDNN multiplies them.
 
     torch takes another library for float32 on x86, which orders the weights anew at every product. Weights are moved
     layer by layer and moved back at the end, the same to the last bit. That takes no more memory than before, but for

@@ -79,7 +79,7 @@ class LikelihoodScorer:
     A document is read once for many of its pairs of a call: their queries and targets follow it in one row, of up to
     512 tokens or twice the document's, under a mask that hides them from each other and with positions that all
     continue the document. Rows are sorted by length and batched by a budget of tokens; the vocabulary projection runs
-    at target positions only.
+    at target positions only. From 128 pairs of a call on, weights are packed meanwhile (`packed_weights`).
 
     Args:
         lm: the frozen LLM.
