@@ -25,7 +25,7 @@ def packed_weights(lm: FrozenLM) -> Iterator[None]:
     otherwise, as Mamba, which multiplies some weights by itself.
 
     Args:
-        lm: no graph is made with it meanwhile.
+        lm: no graph is made with it meanwhile, since packed layers have no gradient.
     """
     expected = _read(lm)
     with ExitStack() as stack:

@@ -32,7 +32,7 @@ WINDOW_PAIRS = 16_384
 """Pairs that are tokenised and sorted by length at once; bounds the memory that token ids take."""
 
 PACKING_PAIRS = 128
-"""Pairs for which weights are packed: that takes as long as the products of some ten pairs, and saves a tenth."""
+"""Pairs for which weights are packed: that takes as long as scoring two or three of a hundred tokens each."""
 
 Pair = tuple[str | None, str, str | None]
 """(document or None for no document, query, answer or None)"""
