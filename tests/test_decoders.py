@@ -19,8 +19,9 @@ from nlt_trainer.models.document_prompts import DocumentPrompts, build_prompts
 from nlt_trainer.models.document_reader import DocumentReader
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import detect_query_focused_heads
+from nlt_trainer.models.pairs import Pair
 from nlt_trainer.models.prompt_tokens import PromptTokens
-from nlt_trainer.models.scoring import LikelihoodScorer, Pair
+from nlt_trainer.models.scoring import LikelihoodScorer
 from nlt_trainer.prompts import PromptTemplate
 
 SETTINGS: dict[str, Any] = {
@@ -280,7 +281,7 @@ def test_scores_equal_the_plain_loop(tiny_lm: FrozenLM, family: str, monkeypatch
     difference = np.abs(found.log_likelihood - expected) / found.target_tokens
     assert difference.max() < 1e-4
     alone = {*WINDOWED, *SCORED} - {"falcon"}
-    assert len(scorer._rows(pairs)) == (9 if family in alone else 3)
+    assert len(scorer._rows(enumerate(pairs))) == (9 if family in alone else 3)
 
 
 @every_decoder

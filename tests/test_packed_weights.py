@@ -12,7 +12,8 @@ from nlt_trainer.models import packed_weights as packed_weights_module
 from nlt_trainer.models import scoring
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.packed_weights import packed_layers, packed_weights
-from nlt_trainer.models.scoring import LikelihoodScorer, Pair
+from nlt_trainer.models.pairs import Pair
+from nlt_trainer.models.scoring import LikelihoodScorer
 
 PACKS = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
 

@@ -11,24 +11,34 @@ import numpy as np
 import pytest
 
 from nlt_trainer.errors import DataError
-from nlt_trainer.models.score_cache import ScoreCache
+from nlt_trainer.models.score_cache import KEY, ScoreCache
+
+Values = dict[bytes, tuple[float, int, bool]]
 
 DESCRIPTION = {"llm": {"weights": "w", "dtype": "float32"}, "target": "query"}
 
 
+def found(cache: ScoreCache, keys: list[bytes]) -> Values:
+    """What the cache holds of keys."""
+    ordered = sorted(set(keys))
+    scores, known = cache.get(np.array(ordered, KEY))
+    return {key: score for key, score, there in zip(ordered, scores.tolist(), known, strict=True) if there}
+
+
 def test_what_was_put_is_found(tmp_path: Path) -> None:
-    """Reference: a dict; more keys than one SELECT takes, few and most of the table, some of them asked for twice."""
+    """Reference: a dict; more keys than one SELECT takes, few and most of the table, zero bytes at the end."""
     values = {ScoreCache.key(str(i)): (-i / 3, i, i % 2 == 0) for i in range(1200)}
+    assert any(key.endswith(b"\0") for key in list(values)[:550])
     ScoreCache(tmp_path, DESCRIPTION).put(values)
     cache = ScoreCache(tmp_path, DESCRIPTION)
     assert len(cache) == 1200
-    assert cache.get([*values, *values, ScoreCache.key("missing")]) == values
+    assert found(cache, [*values, ScoreCache.key("missing")]) == values
     few = list(values)[:550]
-    assert cache.get([*few, ScoreCache.key("missing")]) == {key: values[key] for key in few}
-    assert cache.get([]) == {}
+    assert found(cache, [*few, ScoreCache.key("missing")]) == {key: values[key] for key in few}
+    assert found(cache, []) == {}
     first = next(iter(values))
     cache.put({first: (-9.0, 1, False)})
-    assert cache.get([first]) == {first: (-9.0, 1, False)}
+    assert found(cache, [first]) == {first: (-9.0, 1, False)}
     assert len(cache) == 1200
 
 
@@ -39,15 +49,19 @@ def test_single_tokens_stand_beside_their_sum(tmp_path: Path) -> None:
     cache = ScoreCache(tmp_path, DESCRIPTION)
     cache.put({with_tokens: (-4.5, 3, False)}, {with_tokens: tokens})
     cache.put({without: (-2.0, 1, False)})
-    found = ScoreCache(tmp_path, DESCRIPTION).get_tokens([with_tokens, without])
-    assert list(found) == [with_tokens]
-    np.testing.assert_array_equal(found[with_tokens], tokens)
+    keys = np.array(sorted([with_tokens, without]), KEY)
+    of_tokens = (keys == with_tokens).tolist()
+    by_index = ScoreCache(tmp_path, DESCRIPTION).get_tokens(keys)
+    assert list(by_index) == [of_tokens.index(True)]
+    np.testing.assert_array_equal(by_index[of_tokens.index(True)], tokens)
+    assert cache.stored(keys, tokens=True).tolist() == of_tokens
+    assert cache.stored(keys).tolist() == [True, True]
     with sqlite3.connect(cache.path) as connection:
         connection.execute("DROP TABLE tokens")
     connection.close()
     old = ScoreCache(tmp_path, DESCRIPTION)
-    assert old.get_tokens([with_tokens]) == {}
-    assert old.get([with_tokens, without]) == {with_tokens: (-4.5, 3, False), without: (-2.0, 1, False)}
+    assert old.get_tokens(keys) == {}
+    assert found(old, [with_tokens, without]) == {with_tokens: (-4.5, 3, False), without: (-2.0, 1, False)}
 
 
 def test_another_description_is_another_file(tmp_path: Path) -> None:
@@ -56,7 +70,7 @@ def test_another_description_is_another_file(tmp_path: Path) -> None:
     cache.put({ScoreCache.key("a"): (-1.0, 1, False)})
     other = ScoreCache(tmp_path, {**DESCRIPTION, "target": "joint"})
     assert other.path != cache.path
-    assert other.get([ScoreCache.key("a")]) == {}
+    assert found(other, [ScoreCache.key("a")]) == {}
     assert ScoreCache(tmp_path, dict(reversed(DESCRIPTION.items()))).path == cache.path
 
 
@@ -125,6 +139,6 @@ def test_writers_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
         assert process.exitcode == 0
     keys = [ScoreCache.key(f"own {part} {i}") for part in range(2) for i in range(10)]
     keys += [ScoreCache.key(f"shared {i}") for i in range(10)]
-    found = ScoreCache(tmp_path / "together", DESCRIPTION).get(keys)
-    assert len(found) == 25
-    assert found == ScoreCache(tmp_path / "alone", DESCRIPTION).get(keys)
+    together = found(ScoreCache(tmp_path / "together", DESCRIPTION), keys)
+    assert len(together) == 25
+    assert together == found(ScoreCache(tmp_path / "alone", DESCRIPTION), keys)

@@ -35,10 +35,16 @@ class PromptTokens:
         tokenizer: the LLM's tokenizer.
         template: text around documents, query and answer.
         max_document_tokens: a document's own tokens, at most.
+        kept_texts: documents, and suffixes, whose ids are kept; one takes 8 bytes a token and some hundred bytes.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, *, max_document_tokens: int
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: PromptTemplate,
+        *,
+        max_document_tokens: int,
+        kept_texts: int = 100_000,
     ) -> None:
         if max_document_tokens < 1:
             raise NLTError(f"max_document_tokens is {max_document_tokens}; it must be at least 1")
@@ -49,9 +55,9 @@ class PromptTokens:
         self._before = tuple(self._ids(template.document_prefix))
         self._after = tuple(self._ids(template.document_suffix))
         self.start = _sequence_start(tokenizer)
-        # A corpus' texts come again and again (K candidates a query, epochs); one entry is a few hundred references.
-        self.document = lru_cache(maxsize=100_000)(self._document)
-        self.suffix = lru_cache(maxsize=100_000)(self._suffix)
+        # A corpus' texts come again and again (K candidates a query, epochs).
+        self.document = lru_cache(maxsize=kept_texts)(self._document)
+        self.suffix = lru_cache(maxsize=kept_texts)(self._suffix)
 
     @property
     def document_frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

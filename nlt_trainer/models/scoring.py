@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.frozen_lm import FORWARD_ERRORS, FrozenLM
 from nlt_trainer.models.packed_weights import packed_weights
+from nlt_trainer.models.pairs import CandidatePairs, Pair, document_major
 from nlt_trainer.models.prompt_tokens import PromptTokens, Suffix
-from nlt_trainer.models.score_cache import ScoreCache
+from nlt_trainer.models.score_cache import KEY, SCORE, ScoreCache, key_bytes
+from nlt_trainer.models.scoring_rows import Row, collate, token_batches
 from nlt_trainer.prompts import PromptTemplate, TargetKind
 
 logger = logging.getLogger(__name__)
@@ -25,17 +26,14 @@ ROW_TOKENS = 512
 """A row takes several suffixes of one document up to this length, or until they are as long as the document: more of
 them would waste attention on masked pairs."""
 
-MAX_PADDING = 0.05
-"""Share of a batch's tokens; a batch that would have more ends before."""
+WINDOW_BATCHES = 64
+"""Batches whose rows are sorted by length at once: enough for little padding, and memory does not grow with pairs."""
 
-WINDOW_PAIRS = 16_384
-"""Pairs that are tokenised and sorted by length at once; bounds the memory that token ids take."""
+KEPT_TEXTS = 4096
+"""Documents and queries whose tokens are kept: a query comes again for each candidate, mostly soon."""
 
 PACKING_PAIRS = 128
 """Pairs for which weights are packed: that takes as long as scoring two or three of a hundred tokens each."""
-
-Pair = tuple[str | None, str, str | None]
-"""(document or None for no document, query, answer or None)"""
 
 
 @dataclass(frozen=True)
@@ -57,20 +55,6 @@ def likelihood_gain(with_document: Likelihoods, without: Likelihoods) -> np.ndar
     """Nats per target token, `(B, K)`, from likelihoods with each candidate, `(B * K,)`, and without one, `(B,)`."""
     log_likelihood = with_document.log_likelihood.reshape(len(without.log_likelihood), -1)  # (B * K,) -> (B, K)
     return (log_likelihood - without.log_likelihood[:, None]) / without.target_tokens[:, None]
-
-
-@dataclass
-class _Row:
-    """One sequence: a document's prefix, then the suffixes of its pairs, which do not see each other."""
-
-    prefix: tuple[int, ...]
-    suffixes: list[Suffix] = field(default_factory=list)
-    pairs: list[int] = field(default_factory=list)  # index of each suffix's pair in the call
-    truncated: bool = False
-
-    @property
-    def length(self) -> int:
-        return len(self.prefix) + sum(len(s.ids) for s in self.suffixes)
 
 
 class LikelihoodScorer:
@@ -110,7 +94,12 @@ class LikelihoodScorer:
     ) -> None:
         self.lm = lm
         self.target = target
-        self.tokens = PromptTokens(lm.tokenizer, template or PromptTemplate(), max_document_tokens=max_document_tokens)
+        self.tokens = PromptTokens(
+            lm.tokenizer,
+            template or PromptTemplate(),
+            max_document_tokens=max_document_tokens,
+            kept_texts=KEPT_TEXTS,
+        )
         self.batch_tokens = batch_tokens
         self.lm_tokens = 0
         """Tokens that the LLM has read so far, without padding."""
@@ -147,25 +136,27 @@ class LikelihoodScorer:
         self, queries: Sequence[str], candidates: Sequence[Sequence[str]], answers: Sequence[str | None] | None = None
     ) -> tuple[Likelihoods, Likelihoods]:
         """Likelihoods with each candidate, `(B * K,)` query-major (row `b * K + k`), and without one, `(B,)`."""
-        given: Sequence[str | None] = [None] * len(queries) if answers is None else answers
-        if len({len(c) for c in candidates}) > 1:
-            raise NLTError("queries have different numbers of candidates; mine them again with one num_candidates")
-        without = self.log_likelihood([(None, q, a) for q, a in zip(queries, given, strict=True)])
-        pairs = [(d, q, a) for q, a, ds in zip(queries, given, candidates, strict=True) for d in ds]
+        pairs = CandidatePairs(queries, candidates, answers)
+        without = self.log_likelihood(CandidatePairs(queries, [[None]] * len(queries), answers))
         return self.log_likelihood(pairs), without
 
     def log_likelihood(self, pairs: Sequence[Pair]) -> Likelihoods:
         """Log-likelihood of each pair's target; equal pairs are computed once, cached ones not at all.
 
+        Besides what is returned, memory does not grow with tokens, texts or results of the pairs: of each there are
+        its key and its place in the order, about 60 bytes.
+
         Raises:
             NLTError: a target does not fit the LLM's context, an answer is missing, or a likelihood is not finite.
         """
-        keys = self._keys(pairs)
-        values = {} if self.cache is None else self.cache.get(keys)
-        for scores, _ in self._compute({k: p for k, p in zip(keys, pairs, strict=True) if k not in values}):
-            values.update(scores)
-        table = np.array([values[key] for key in keys], np.float64).reshape(-1, 3)  # exact: no target has 2**53 tokens
-        return Likelihoods(table[:, 0].copy(), table[:, 1].astype(np.int64), table[:, 2].astype(bool))
+        keys, first, inverse = self._distinct(pairs)
+        scores, known = np.zeros(len(keys), SCORE), np.zeros(len(keys), bool)
+        if self.cache is not None:
+            scores, known = self.cache.get(keys)
+        for at, found, _ in self._compute(pairs, keys, first, known=known):
+            scores[at] = found
+        scores = scores[inverse]
+        return Likelihoods(*(scores[name].copy() for name in SCORE.names or ()))
 
     def token_log_likelihoods(self, pairs: Sequence[Pair]) -> list[np.ndarray]:
         """Log-likelihood of each token of each pair's target given all tokens before it: float32, nats.
@@ -175,51 +166,86 @@ class LikelihoodScorer:
         Raises:
             NLTError: as `log_likelihood`.
         """
-        keys = self._keys(pairs)
+        keys, first, inverse = self._distinct(pairs)
         values = {} if self.cache is None else self.cache.get_tokens(keys)
-        for _, tokens in self._compute({k: p for k, p in zip(keys, pairs, strict=True) if k not in values}):
-            values.update(tokens)
-        return [values[key] for key in keys]
+        known = np.isin(np.arange(len(keys)), list(values))
+        for at, _, tokens in self._compute(pairs, keys, first, known=known):
+            values |= dict(zip(at.tolist(), tokens, strict=True))
+        return [values[at] for at in inverse.tolist()]
 
-    def _keys(self, pairs: Sequence[Pair]) -> list[bytes]:
-        return [ScoreCache.key(d, q, a if self.target != "query" else None) for d, q, a in pairs]
+    def fill_cache(self, pairs: Sequence[Pair], *, tokens: bool = False) -> None:
+        """Compute what the cache lacks of the pairs' log-likelihoods and, with `tokens`, of those of their tokens.
+
+        Raises:
+            NLTError: as `log_likelihood`, or there is no cache.
+        """
+        if self.cache is None:
+            raise NLTError("the scorer has no cache to fill; give it a cache_folder")
+        keys, first, _ = self._distinct(pairs)
+        for _ in self._compute(pairs, keys, first, known=self.cache.stored(keys, tokens=tokens)):
+            pass
+
+    def _distinct(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Sorted distinct keys, the index of each one's first pair, both `(D,)`, and each pair's key, `(N,)`."""
+        keys = (ScoreCache.key(d, q, a if self.target != "query" else None) for d, q, a in pairs)
+        return np.unique(np.fromiter(keys, KEY, len(pairs)), return_index=True, return_inverse=True)
 
     def count_tokens(self, pairs: Sequence[Pair]) -> int:
         """Tokens that the LLM reads to score these pairs when nothing is cached, without padding."""
-        unique = dict.fromkeys((d, q, a if self.target != "query" else None) for d, q, a in pairs)
-        return sum(row.length for _, rows in self._windows(list(unique)) for row in rows)
-
-    def _windows(self, pairs: Sequence[Pair]) -> Iterator[tuple[list[int], list[_Row]]]:
-        """Rows of `WINDOW_PAIRS` pairs at a time, those of a document together; with indices of the window's pairs."""
-        first: dict[str | None, int] = {}
-        for document, *_ in pairs:
-            first.setdefault(document, len(first))
-        ordered = sorted(range(len(pairs)), key=lambda i: first[pairs[i][0]])
-        for begin in range(0, len(ordered), WINDOW_PAIRS):
-            window = ordered[begin : begin + WINDOW_PAIRS]
-            yield window, self._rows([pairs[i] for i in window])
+        _, first, _ = self._distinct(pairs)
+        return sum(row.length for rows in self._windows(pairs, np.sort(first)) for row in rows)
 
     def _compute(
-        self, missing: dict[bytes, Pair]
-    ) -> Iterator[tuple[dict[bytes, tuple[float, int, bool]], dict[bytes, np.ndarray]]]:
-        """Score and store pairs batch by batch; yields each batch's values as `ScoreCache.put` takes them."""
-        every = list(missing)
-        packing = packed_weights(self.lm) if len(every) >= PACKING_PAIRS else nullcontext()
-        with packing, tqdm(total=len(every), unit="pair", desc="scoring", disable=len(every) < 64) as bar:
-            for window, rows in self._windows(list(missing.values())):
-                keys = [every[i] for i in window]
+        self, pairs: Sequence[Pair], keys: np.ndarray, first: np.ndarray, *, known: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, list[tuple[float, int, bool]], list[np.ndarray]]]:
+        """Score and store pairs whose keys are not known; of each batch the keys' indices, scores and tokens."""
+        missing = np.flatnonzero(~known)
+        missing = missing[np.argsort(first[missing])]  # as their pairs first come
+        packing = packed_weights(self.lm) if len(missing) >= PACKING_PAIRS else nullcontext()
+        with packing, tqdm(total=len(missing), unit="pair", desc="scoring", disable=len(missing) < 64) as bar:
+            for rows in self._windows(pairs, first[missing]):
                 for batch in token_batches(rows, self.batch_tokens):
-                    cut = {keys[index]: row.truncated for row in batch for index in row.pairs}
-                    tokens = dict(zip(cut, self._score(batch), strict=True))
-                    scores = {k: (float(t.sum(dtype=np.float64)), len(t), cut[k]) for k, t in tokens.items()}
-                    for key, (value, *_) in scores.items():
+                    at = missing[[index for row in batch for index in row.pairs]]
+                    cut = [row.truncated for row in batch for _ in row.pairs]
+                    tokens = self._score(batch)
+                    scores = [(float(t.sum(dtype=np.float64)), len(t), c) for t, c in zip(tokens, cut, strict=True)]
+                    for index, (value, *_) in zip(at, scores, strict=True):
                         if not np.isfinite(value):
-                            self._refuse(missing[key], value)
+                            self._refuse(pairs[first[index]], value)
                     if self.cache is not None:
-                        self.cache.put(scores, tokens)
+                        stored = key_bytes(keys[at])
+                        self.cache.put(dict(zip(stored, scores, strict=True)), dict(zip(stored, tokens, strict=True)))
                     self.lm_tokens += sum(row.length for row in batch)
-                    bar.update(len(cut))
-                    yield scores, tokens
+                    bar.update(len(at))
+                    yield at, scores, tokens
+
+    def _windows(self, pairs: Sequence[Pair], chosen: np.ndarray) -> Iterator[list[Row]]:
+        """Rows of the pairs of some indices, those of a document together, for `WINDOW_BATCHES` batches at a time."""
+        ordered = ((int(at), pairs[chosen[at]]) for at in document_major(pairs, chosen))
+        while rows := self._rows(ordered):
+            yield rows
+
+    def _rows(self, pairs: Iterator[tuple[int, Pair]]) -> list[Row]:
+        """Take pairs for a window; those of a document go into shared rows. Longest row first."""
+        open_rows: dict[tuple[tuple[int, ...], bool], Row] = {}
+        rows: list[Row] = []
+        tokens = 0
+        for at, (document, query, answer) in pairs:
+            suffix = self.tokens.suffix(query, answer, self.target)
+            prefix, truncated = self._prefix(document, suffix, query)
+            key = (prefix, truncated)  # a document cut short and one that ends there have the same ids
+            row = open_rows.get(key)
+            longest = max(ROW_TOKENS, min(2 * len(prefix), self.batch_tokens))
+            if row is None or not self._shares_rows or row.length + len(suffix.ids) > longest:
+                row = open_rows[key] = Row(prefix, truncated=truncated)
+                rows.append(row)
+                tokens += len(prefix)
+            row.suffixes.append(suffix)
+            row.pairs.append(at)
+            tokens += len(suffix.ids)
+            if tokens >= WINDOW_BATCHES * self.batch_tokens:
+                break
+        return sorted(rows, key=lambda row: -row.length)
 
     def _refuse(self, pair: Pair, value: float) -> None:
         document, query, _ = pair
@@ -227,23 +253,6 @@ class LikelihoodScorer:
             f"LLM {self.lm.name!r} gives the log-likelihood {value} for query {query[:60]!r} with document "
             f"{(document or 'none')[:60]!r}; use dtype float32 or bfloat16 (float16 overflows), or check the weights"
         )
-
-    def _rows(self, pairs: list[Pair]) -> list[_Row]:
-        """Put pairs of the same document into shared rows; longest row first."""
-        open_rows: dict[tuple[tuple[int, ...], bool], _Row] = {}
-        rows: list[_Row] = []
-        for index, (document, query, answer) in enumerate(pairs):
-            suffix = self.tokens.suffix(query, answer, self.target)
-            prefix, truncated = self._prefix(document, suffix, query)
-            key = (prefix, truncated)  # a document cut short and one that ends there have the same ids
-            row = open_rows.get(key)
-            longest = max(ROW_TOKENS, min(2 * len(prefix), self.batch_tokens))
-            if row is None or not self._shares_rows or row.length + len(suffix.ids) > longest:
-                row = open_rows[key] = _Row(prefix, truncated=truncated)
-                rows.append(row)
-            row.suffixes.append(suffix)
-            row.pairs.append(index)
-        return sorted(rows, key=lambda row: -row.length)
 
     def _prefix(self, document: str | None, suffix: Suffix, query: str) -> tuple[tuple[int, ...], bool]:
         """Ids in front of a suffix; the document is cut to what the context leaves."""
@@ -263,79 +272,20 @@ class LikelihoodScorer:
     def _takes_masks(self) -> bool:
         """Whether two suffixes in one row score as they do apart; recurrent models and ALiBi take no mask of ours."""
         document, suffixes = (0, 1, 2), [Suffix((3, 4, 5), (False, True, True)), Suffix((6, 7), (False, True))]
-        apart = self._score([_Row(document, [suffix]) for suffix in suffixes])
+        apart = self._score([Row(document, [suffix]) for suffix in suffixes])
         try:
-            together = self._score([_Row(document, suffixes)])
+            together = self._score([Row(document, suffixes)])
         except FORWARD_ERRORS:
             return False
         half = self.lm.model.dtype in (torch.bfloat16, torch.float16)
         return np.allclose(np.concatenate(together), np.concatenate(apart), rtol=2e-2 if half else 1e-4)
 
     @torch.inference_mode()
-    def _score(self, rows: list[_Row]) -> list[np.ndarray]:
+    def _score(self, rows: list[Row]) -> list[np.ndarray]:
         """Log-likelihoods of the target tokens of every suffix of the rows, in order: float32."""
-        batch = _collate(rows, self.lm)
+        batch = collate(rows, self.lm)
         hidden = self.lm.model.base_model(**batch.inputs, use_cache=False).last_hidden_state  # (R, L, hidden)
         labels = batch.inputs["input_ids"][batch.rows, batch.columns]
         loss = self.lm.target_loss(hidden[batch.rows, batch.columns - 1], labels)  # (T,), suffix by suffix
         ends = np.cumsum([suffix.target_tokens for row in rows for suffix in row.suffixes])
         return np.split(-loss.cpu().numpy(), ends[:-1])
-
-
-@dataclass
-class _Batch:
-    inputs: dict[str, Tensor]
-    rows: Tensor  # (T,) row of each target token, suffix by suffix
-    columns: Tensor  # (T,) its column
-
-
-def _collate(rows: list[_Row], lm: FrozenLM) -> _Batch:
-    length = max(row.length for row in rows)
-    ids = np.zeros((len(rows), length), np.int64)
-    positions = np.zeros_like(ids)
-    segments = np.full_like(ids, -1)  # 0: prefix, 1, 2, ...: suffixes, -1: padding
-    targets: list[tuple[int, int]] = []
-    for r, row in enumerate(rows):
-        start = len(row.prefix)
-        ids[r, :start], positions[r, :start], segments[r, :start] = row.prefix, np.arange(start), 0
-        at = start
-        for number, suffix in enumerate(row.suffixes, start=1):
-            end = at + len(suffix.ids)
-            ids[r, at:end], segments[r, at:end] = suffix.ids, number
-            positions[r, at:end] = np.arange(start, start + len(suffix.ids))
-            targets += [(r, at + i) for i, marked in enumerate(suffix.target) if marked]
-            at = end
-    inputs = {"input_ids": torch.from_numpy(ids)}
-    if any(len(row.suffixes) > 1 for row in rows):  # else causality alone is right: padding comes last
-        inputs["position_ids"] = torch.from_numpy(positions)
-        inputs["attention_mask"] = _row_mask(torch.from_numpy(segments), lm)
-    index = torch.tensor(targets).T.to(lm.device)
-    return _Batch({k: v.to(lm.device) for k, v in inputs.items()}, index[0], index[1])
-
-
-def _row_mask(segments: Tensor, lm: FrozenLM) -> Tensor:
-    """`(R, 1, L, L)`: a token sees what stands before it in its row's prefix and in its own suffix."""
-    length = segments.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    visible = causal & ((segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None]))
-    if lm.model.config._attn_implementation == "eager":  # adds its mask, where sdpa takes a boolean one
-        return torch.where(visible, 0.0, torch.finfo(lm.model.dtype).min)[:, None].to(lm.model.dtype)
-    return visible[:, None]
-
-
-def token_batches(rows: list[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
-    """Split rows, sorted by descending length, into batches of at most `batch_tokens` tokens with padding.
-
-    At most `MAX_PADDING` of a batch's tokens are padding.
-    """
-    batch: list[_Row] = []
-    tokens = 0
-    for row in rows:
-        padded = (len(batch) + 1) * batch[0].length if batch else 0
-        if padded > batch_tokens or tokens + row.length < (1 - MAX_PADDING) * padded:
-            yield batch
-            batch, tokens = [], 0
-        batch.append(row)
-        tokens += row.length
-    if batch:
-        yield batch

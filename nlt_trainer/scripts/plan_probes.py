@@ -44,7 +44,8 @@ from nlt_trainer.models.embedding_cache import EmbeddingCache
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.models.locations import resolve_model
-from nlt_trainer.models.scoring import LikelihoodScorer, Pair
+from nlt_trainer.models.pairs import Pair
+from nlt_trainer.models.scoring import LikelihoodScorer
 from nlt_trainer.planning import ModelShape
 from nlt_trainer.readings import Reading
 from nlt_trainer.scripts.common import resident_peak

@@ -15,7 +15,8 @@ from nlt_trainer.models.document_prompts import DocumentLayout, build_prompts
 from nlt_trainer.models.document_reader import DocumentReader
 from nlt_trainer.models.heads import NULL_QUERY, calibrated_mass
 from nlt_trainer.models.packed_weights import is_packable, packed_weights
-from nlt_trainer.models.scoring import PACKING_PAIRS, Pair
+from nlt_trainer.models.pairs import Pair
+from nlt_trainer.models.scoring import PACKING_PAIRS
 from nlt_trainer.planning import Cost, gains_bytes, score_cache_bytes
 from nlt_trainer.readings import Reading, document_reading, suffix_reading
 from nlt_trainer.scripts.common import make_scorer, prompt_tokens, target_of

@@ -18,7 +18,8 @@ import numpy as np
 from measuring import LLM, in_turn, parser, record, show
 
 from nlt_trainer.models.frozen_lm import FrozenLM
-from nlt_trainer.models.scoring import LikelihoodScorer, Pair
+from nlt_trainer.models.pairs import Pair
+from nlt_trainer.models.scoring import LikelihoodScorer
 
 DOCUMENT = "word {} and then some more of the same, so that it is as long as a passage of a hundred words is. " * 6
 
