@@ -52,7 +52,8 @@ FURTHER: dict[str, Any] = {
 def test_likelihoods_are_read_as_they_were_written(tmp_path: Path) -> None:
     """Reference: the arrays, at 6 decimals, in the order of the queries that are asked for; gains as without them."""
     path = tmp_path / "gains.jsonl"
-    write_gains(path, CANDIDATES, GAIN, further=FURTHER)
+    by_query = iter(FURTHER["token_log_likelihoods"])
+    write_gains(path, CANDIDATES, GAIN, further={**FURTHER, "token_log_likelihoods": by_query})
     np.testing.assert_array_equal(read_gains(path, CANDIDATES), GAIN)
     found = read_likelihoods(path, CANDIDATES[::-1], LIKELIHOODS)
     assert found == {

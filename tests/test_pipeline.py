@@ -171,6 +171,19 @@ def test_another_encoder_in_the_same_place_has_no_results_yet(project: Project) 
     assert "None yet" in (run / "encoder" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("queries", [3, 1024])
+def test_single_tokens_are_written_beside_gains(
+    project: Project, monkeypatch: pytest.MonkeyPatch, queries: int
+) -> None:
+    """Reference: the sums in the same file; they are read for some queries at a time, or for all."""
+    monkeypatch.setattr(score, "READ_QUERIES", queries)
+    project.run(score, "likelihood_gain", "--token_likelihoods", "true")
+    for row in rows_of(project.root / "gains.jsonl"):
+        tokens = row["token_log_likelihoods"]
+        assert [len(values) for values in tokens] == [row["target_tokens"]] * 3
+        np.testing.assert_allclose([sum(values) for values in tokens], row["log_likelihood"], atol=1e-4)
+
+
 def test_a_second_run_of_each_stage_changes_nothing(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     """Reference: the files of the first run; scores come from the cache, training from its last checkpoint."""
     project.run(score)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,7 +123,7 @@ def test_the_size_of_a_gains_file(tmp_path: Path) -> None:
     ids = tuple(f"document {i}" for i in range(8))
     rows = [QueryCandidates(f"query {b}", "a text", None, ids, (1.0,) * 8) for b in range(20)]
     for tokens in (0, 12):
-        further = {"target_tokens": [12] * 20, "log_likelihood": draw.normal(-30, 9, (20, 8))}
+        further: dict[str, Any] = {"target_tokens": [12] * 20, "log_likelihood": draw.normal(-30, 9, (20, 8))}
         if tokens:
             further["token_log_likelihoods"] = draw.normal(-2, 1, (20, 8, tokens))
         write_gains(tmp_path / "gains.jsonl", rows, draw.normal(size=(20, 8)), further=further)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,51 @@ def test_a_cache_from_before_single_tokens_keeps_its_sums(tiny_lm: FrozenLM, tmp
     np.testing.assert_allclose([tokens.sum() for tokens in found], expected.log_likelihood, rtol=1e-5)
     old.token_log_likelihoods(PAIRS)
     assert old.lm_tokens == scorer.lm_tokens
+
+
+def test_a_cache_is_filled_with_what_it_lacks(tiny_lm: FrozenLM, tmp_path: Path) -> None:
+    """Reference: a scorer without a cache; what is there is not computed again, for sums or for single tokens."""
+    scorer = LikelihoodScorer(tiny_lm, target="joint", cache_folder=str(tmp_path))
+    scorer.fill_cache(PAIRS[:4])
+    scorer.fill_cache(PAIRS)
+    read = scorer.lm_tokens
+    assert read > 0
+    scorer.fill_cache(PAIRS, tokens=True)
+    plain = LikelihoodScorer(tiny_lm, target="joint")
+    expected = plain.log_likelihood(PAIRS).log_likelihood
+    np.testing.assert_allclose(scorer.log_likelihood(PAIRS).log_likelihood, expected, rtol=1e-5)
+    assert scorer.lm_tokens == read
+    assert scorer.cache is not None
+    with sqlite3.connect(scorer.cache.path) as connection:
+        connection.execute("DELETE FROM tokens")
+    connection.close()
+    scorer.fill_cache(PAIRS)
+    assert scorer.lm_tokens == read
+    scorer.fill_cache(PAIRS, tokens=True)
+    assert scorer.lm_tokens == read + scorer.count_tokens(PAIRS)
+    with pytest.raises(NLTError, match=r"no cache to fill; give it a cache_folder"):
+        plain.fill_cache(PAIRS)
+
+
+def test_memory_does_not_grow_with_pairs(tiny_lm: FrozenLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: what Python and numpy allocate for some pairs; four times as many get 150 bytes each on top."""
+    monkeypatch.setattr(scoring, "WINDOW_BATCHES", 1)
+    monkeypatch.setattr(scoring, "KEPT_TEXTS", 16)
+    longer = " and the sea" * 8  # Python itself keeps up to 2,000 freed tuples of each length below 20
+    peaks = []
+    for number in (500, 2000):
+        scorer = LikelihoodScorer(tiny_lm, target="query", batch_tokens=512, cache_folder=f"{tmp_path}/{number}")
+        monkeypatch.setattr(
+            scorer, "_score", lambda rows: [np.full(s.target_tokens, -1, np.float32) for r in rows for s in r.suffixes]
+        )
+        queries = [f"what is owl {b} of {number}{longer}" for b in range(number // 4)]
+        candidates = [[f"tea {b} {k} of {number}{longer}" for k in range(4)] for b in range(number // 4)]
+        tracemalloc.start()
+        found, _ = scorer.candidate_likelihoods(queries, candidates)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(found.log_likelihood) == number
+    assert (peaks[1] - peaks[0]) / 1500 < 150
 
 
 def test_the_answer_is_no_part_of_a_querys_key(tiny_lm: FrozenLM, tmp_path: Path) -> None:

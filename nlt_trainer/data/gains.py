@@ -19,7 +19,7 @@ def write_gains(
     candidates: Sequence[QueryCandidates],
     gain: np.ndarray,
     *,
-    further: Mapping[str, Any] | None = None,
+    further: Mapping[str, Iterable[Any]] | None = None,
 ) -> None:
     """Write one line a query: `query_id`, `document_ids` and `gain`, K numbers in nats per target token.
 
@@ -30,13 +30,13 @@ def write_gains(
         further: B values each of what `read_likelihoods` reads: `target_tokens` (a number), `log_likelihood` (K
             numbers, nats of the whole target) and `token_log_likelihoods` (K lists of a number for each target token).
     """
-    columns: dict[str, Any] = {"gain": gain, **(further or {})}
+    columns: dict[str, Iterable[Any]] = {"gain": gain, **(further or {})}
     write_jsonl(
         path,
         (
             {"query_id": c.query_id, "document_ids": list(c.document_ids)}
-            | {name: _rounded(values[b]) for name, values in columns.items()}
-            for b, c in enumerate(candidates)
+            | {name: _rounded(value) for name, value in zip(columns, values, strict=True)}
+            for c, *values in zip(candidates, *columns.values(), strict=True)
         ),
     )
 

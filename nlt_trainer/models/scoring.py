@@ -143,8 +143,8 @@ class LikelihoodScorer:
     def log_likelihood(self, pairs: Sequence[Pair]) -> Likelihoods:
         """Log-likelihood of each pair's target; equal pairs are computed once, cached ones not at all.
 
-        Besides what is returned, memory does not grow with tokens, texts or results of the pairs: of each there are
-        its key and its place in the order, about 60 bytes.
+        What grows with the pairs is a key, a place in the order and a result of each, about 100 bytes; texts, tokens
+        and rows are there for some batches at a time.
 
         Raises:
             NLTError: a target does not fit the LLM's context, an answer is missing, or a likelihood is not finite.

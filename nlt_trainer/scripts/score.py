@@ -11,6 +11,8 @@ work.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from nlt_trainer.data.gains import audit_teacher, write_gains
 from nlt_trainer.data.training import relevance
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json, write_json
-from nlt_trainer.models.scoring import Likelihoods, LikelihoodScorer, likelihood_gain
+from nlt_trainer.models.pairs import CandidatePairs
+from nlt_trainer.models.scoring import LikelihoodScorer, likelihood_gain
 from nlt_trainer.prompts import TargetKind
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.scripts import run_main, shown
@@ -37,6 +40,9 @@ from nlt_trainer.scripts.common import (
 
 SCORER_KEYS = ("llm", "llm_revision", "adapter", "llm_dtype")
 """Keys of a recipe that say which LLM gains are scored with."""
+
+READ_QUERIES = 1024
+"""Queries of whose candidates single tokens are read at once."""
 
 
 def audit_file(gains: str) -> Path:
@@ -74,11 +80,14 @@ def main(argv: list[str] | None = None) -> None:
     state = processes(args)
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection)
-    texts = [[collection.corpus[d].content for d in c.document_ids] for c in candidates]
+    contents = {d: collection.corpus[d].content for c in candidates for d in c.document_ids}  # one text a document
+    texts = [[contents[d] for d in c.document_ids] for c in candidates]
     scorer = make_scorer(load_llm(model), data, target=target_of(data, candidates))
     start = time.monotonic()
     with state.split_between_processes(list(range(len(candidates)))) as share:
-        score(scorer, [candidates[i] for i in share], [texts[i] for i in share], tokens=data.token_likelihoods)
+        part = [candidates[i] for i in share], [texts[i] for i in share]
+        scorer.fill_cache(pairs_of(*part), tokens=data.token_likelihoods)
+        scorer.fill_cache(pairs_of(part[0], [[None]] * len(share)))
     state.wait_for_everyone()
     if state.is_main_process:
         seconds = time.monotonic() - start
@@ -91,20 +100,9 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{data.gains}: gains of {size}, target {report['target']}")
 
 
-def score(
-    scorer: LikelihoodScorer, candidates: list[QueryCandidates], texts: list[list[str]], *, tokens: bool
-) -> tuple[Likelihoods, Likelihoods, list[np.ndarray]]:
-    """Likelihoods with and without documents and, with `tokens`, those of single tokens with each document.
-
-    They come from the cache where it has them. Single tokens come first: an older cache has none, and what is then
-    computed replaces its sums.
-    """
-    pairs = [(text, c.query, c.answer) for c, row in zip(candidates, texts, strict=True) for text in row]
-    by_token = scorer.token_log_likelihoods(pairs) if tokens else []
-    with_document, without = scorer.candidate_likelihoods(
-        [c.query for c in candidates], texts, [c.answer for c in candidates]
-    )
-    return with_document, without, by_token
+def pairs_of(candidates: Sequence[QueryCandidates], texts: Sequence[Sequence[str | None]]) -> CandidatePairs:
+    """Each query with each of its texts."""
+    return CandidatePairs([c.query for c in candidates], texts, [c.answer for c in candidates])
 
 
 def write_results(
@@ -122,20 +120,19 @@ def write_results(
     Where a part was in the cache already, the seconds of this call are scaled up to all tokens. Judgements of the
     candidates, `(B, K)` bool, go into the audit and nowhere else.
     """
-    computed = scorer.lm_tokens
-    with_document, without, by_token = score(scorer, candidates, texts, tokens=data.token_likelihoods)
+    computed, pairs = scorer.lm_tokens, pairs_of(candidates, texts)
+    alone = pairs_of(candidates, [[None]] * len(candidates))
+    with_document, without = scorer.log_likelihood(pairs), scorer.log_likelihood(alone)
     gain = likelihood_gain(with_document, without)
     further: dict[str, Any] = {
         "target_tokens": without.target_tokens,
         "log_likelihood": with_document.log_likelihood.reshape(gain.shape),  # (B * K,) -> (B, K)
     }
-    k = gain.shape[1]
     if data.token_likelihoods:
-        further["token_log_likelihoods"] = [by_token[start : start + k] for start in range(0, len(by_token), k)]
+        further["token_log_likelihoods"] = token_rows(scorer, candidates, texts)
     path = audit_file(data.gains)
     earlier = read_json(path) if path.is_file() else {}
-    pairs = [(text, c.query, c.answer) for c, row in zip(candidates, texts, strict=True) for text in row]
-    tokens = scorer.count_tokens(pairs + [(None, c.query, c.answer) for c in candidates])
+    tokens = scorer.count_tokens(pairs) + scorer.count_tokens(alone)
     report = {
         **audit_teacher(gain, [c.bm25 for c in candidates], relevant),
         "target": scorer.target,
@@ -148,6 +145,16 @@ def write_results(
     write_gains(data.gains, candidates, gain, further=further)
     write_json(path, report)
     return report
+
+
+def token_rows(
+    scorer: LikelihoodScorer, candidates: list[QueryCandidates], texts: list[list[str]]
+) -> Iterator[list[np.ndarray]]:
+    """Log-likelihoods of single tokens with each of a query's candidates; of some queries at a time in memory."""
+    for begin in range(0, len(candidates), READ_QUERIES):
+        some = slice(begin, begin + READ_QUERIES)
+        values = iter(scorer.token_log_likelihoods(pairs_of(candidates[some], texts[some])))
+        yield from (list(islice(values, len(row))) for row in texts[some])
 
 
 def summary(report: dict[str, Any]) -> str:
