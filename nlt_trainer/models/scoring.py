@@ -101,6 +101,7 @@ class LikelihoodScorer:
             kept_texts=KEPT_TEXTS,
         )
         self.batch_tokens = batch_tokens
+        self._context_length = lm.context_length  # read for each pair, and a look into a configuration is slow
         self.lm_tokens = 0
         """Tokens that the LLM has read so far, without padding."""
         # A window counts columns, which shared rows stretch, so such models get one suffix a row.
@@ -258,15 +259,15 @@ class LikelihoodScorer:
         """Ids in front of a suffix; the document is cut to what the context leaves."""
         start, (before, after) = self.tokens.start, self.tokens.document_frame
         frame = len(start) + (0 if document is None else len(before) + len(after) + 1)
-        if frame + len(suffix.ids) > self.lm.context_length:
+        if frame + len(suffix.ids) > self._context_length:
             raise NLTError(
                 f"query {query[:60]!r} and its target have {len(suffix.ids)} tokens and do not fit the "
-                f"{self.lm.context_length} tokens of LLM {self.lm.name!r}; shorten them or choose a longer context"
+                f"{self._context_length} tokens of LLM {self.lm.name!r}; shorten them or choose a longer context"
             )
         if document is None:
             return start, False
         ids, truncated = self.tokens.document(document)
-        room = self.lm.context_length - frame - len(suffix.ids) + 1
+        room = self._context_length - frame - len(suffix.ids) + 1
         return (*start, *before, *ids[:room], *after), truncated or len(ids) > room
 
     def _takes_masks(self) -> bool:
