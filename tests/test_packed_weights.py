@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -11,7 +15,7 @@ from torch import nn
 from nlt_trainer.models import packed_weights as packed_weights_module
 from nlt_trainer.models import scoring
 from nlt_trainer.models.frozen_lm import FrozenLM
-from nlt_trainer.models.packed_weights import packed_layers, packed_weights
+from nlt_trainer.models.packed_weights import KEPT_PRODUCTS, packed_layers, packed_weights
 from nlt_trainer.models.pairs import Pair
 from nlt_trainer.models.scoring import LikelihoodScorer
 
@@ -101,3 +105,36 @@ def test_many_pairs_are_scored_with_packed_weights(tiny_lm: FrozenLM, monkeypatc
     packed.clear()
     scorer.log_likelihood(pairs[1:])
     assert not any(packed)
+
+
+SHAPES = """
+import ctypes
+import torch
+from nlt_trainer.models.packed_weights import packed_layers
+
+class Heap(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split())]
+
+libc = ctypes.CDLL("libc.so.6")
+libc.mallinfo2.restype = Heap
+layer = torch.nn.Linear(576, 1536)
+used = []
+with torch.inference_mode(), packed_layers(layer):
+    for tokens in range(64, 192):
+        layer(torch.randn(tokens, 576))
+        used.append(libc.mallinfo2().uordblks / 2**20)
+print(used[-1] - used[31])
+"""
+
+
+@pytest.mark.skipif(not PACKS, reason="needs float32 products of oneDNN")
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
+@pytest.mark.parametrize(("given", "grows"), [({}, False), (dict.fromkeys(KEPT_PRODUCTS, "1024"), True)])
+def test_products_of_many_shapes_are_not_all_kept(given: dict[str, str], grows: bool) -> None:
+    """Reference: what the heap of a new process holds after 128 shapes and after 32; what a user sets stays."""
+    environment = {name: value for name, value in os.environ.items() if name not in KEPT_PRODUCTS} | given
+    done = subprocess.run(
+        [sys.executable, "-c", SHAPES], env=environment, check=True, stdout=subprocess.PIPE, text=True
+    )
+    assert (float(done.stdout) > 16) == grows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -12,6 +13,13 @@ from nlt_trainer.models.frozen_lm import FORWARD_ERRORS, FrozenLM, readings_agre
 
 TOKENS = 2048
 """Rows of the products that the layout is chosen for; others use it too."""
+
+KEPT_PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
+"""Products of different shapes whose code oneDNN, and what torch has around it, keep: half a MiB each.
+
+Both keep 1,024 by default, and batches differ in their number of tokens. A decoder has up to seven products, which
+all layers share. Read by either at its first use in a process; what a user has set stays.
+"""
 
 
 @contextmanager
@@ -49,6 +57,8 @@ def _read(lm: FrozenLM) -> Tensor:
 @contextmanager
 def packed_layers(model: nn.Module) -> Iterator[None]:
     """The same for any module whose linear layers' weights are read by their `forward` alone."""
+    for name, number in KEPT_PRODUCTS.items():
+        os.environ.setdefault(name, number)
     packed: list[tuple[nn.Linear, Tensor]] = []
     try:
         for layer in model.modules():

@@ -144,7 +144,7 @@ class LikelihoodScorer:
     def log_likelihood(self, pairs: Sequence[Pair]) -> Likelihoods:
         """Log-likelihood of each pair's target; equal pairs are computed once, cached ones not at all.
 
-        What grows with the pairs is a key, a place in the order and a result of each, about 100 bytes; texts, tokens
+        What grows with the pairs is a key, a place in the order and a result of each, 150 to 200 bytes; texts, tokens
         and rows are there for some batches at a time.
 
         Raises:

@@ -6,13 +6,13 @@ python tests/benchmarks/growth.py
 
 Writes `runs/bench/growth.json`, `growth.png` beside it. Every point runs in a process of its own after a warm-up; the
 processes fork from one that has imported what they need and done nothing. Memory is what the resident set grows by
-over its size when imports, models and texts are there, read from Linux's `/proc`. An exponent is the slope of a line
-through the four points on logarithmic axes: 1 is linear, 0 is flat.
+over its size when the work begins (imports, models and texts are there by then), read from Linux's `/proc`. An
+exponent is the slope of a line through the four points on logarithmic axes: 1 is linear, 0 is flat.
 
-Texts are random words. The LLM is SmolLM2-135M-Instruct, which scores in batches of 512 tokens, so that few pairs fill
-them; `scoring_bookkeeping` takes a random Llama of one layer instead and 1,024 tokens, so that what scoring keeps for
-each pair shows beside what the LLM needs. The warm-up of scoring fills more than a batch with documents and without.
-Mining asks 64 queries; dense mining encodes with the mean of the LLM's token embeddings.
+Texts are random words. The LLM is SmolLM2-135M-Instruct; of its layers `scoring_pairs` takes the first three, so that
+enough pairs can be read to fill many batches. `scoring_bookkeeping` takes a random Llama of one layer that knows few
+words, so that what scoring keeps for each pair shows beside what the LLM needs. Mining asks 64 queries; dense mining
+encodes with the mean of the LLM's token embeddings.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +51,12 @@ from nlt_trainer.models.exact_search import nearest
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.heads import HeadSet
 from nlt_trainer.models.packed_weights import packed_weights
-from nlt_trainer.models.pairs import Pair
 from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.models.scoring import LikelihoodScorer
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.prompts import PromptTemplate
 
-WORDS = 20_000
+WORDS, KNOWN_WORDS, LAYERS = 20_000, 1000, 3
 QUERY_WORDS, DOCUMENT_WORDS, DOCUMENT_TOKENS, K, MINING_QUERIES = 6, 60, 32, 8, 64
 
 
@@ -70,42 +67,28 @@ def text(words: int, *, seed: str) -> str:
 
 
 @contextmanager
-def watched(warm_up: Callable[[], object] | None = None) -> Iterator[dict[str, float]]:
-    """Measure what runs inside: `seconds`, and `memory_mib`, the growth of the resident set up to its peak.
-
-    A warm-up that is given counts for the memory, not for the time.
-    """
+def watched() -> Iterator[dict[str, float]]:
+    """Measure what runs inside: `seconds`, and `memory_mib`, the growth of the resident set up to its peak."""
     measured: dict[str, float] = {}
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = status_mib("VmRSS")
-    if warm_up is not None:
-        warm_up()
-    start = time.perf_counter()
+    before, start = status_mib("VmRSS"), time.perf_counter()
     yield measured
     seconds = time.perf_counter() - start
     measured |= {"seconds": seconds, "memory_mib": max(status_mib("VmHWM") - before, 1 / 256)}  # at least a page
 
 
-def score(
-    folder: Path, *, llm: str, queries: int, k: int, document_tokens: int, batch_tokens: int
-) -> dict[str, float]:
+def score(folder: Path, *, llm: str, queries: int, k: int, document_tokens: int) -> dict[str, float]:
     """Score `queries * k` pairs, each with a document of its own."""
-
-    def texts(name: str, number: int, words: int) -> list[str]:
-        return [text(words, seed=f"{name} {i}") for i in range(number)]
-
-    asked, read = texts("query", queries, QUERY_WORDS), [texts(f"{b}", k, document_tokens) for b in range(queries)]
-    alone = texts("alone", batch_tokens // 8, QUERY_WORDS)
-    warm_up: list[Pair] = [(None, query, None) for query in alone]
-    warm_up += zip(texts("warm-up", batch_tokens // document_tokens, document_tokens), alone, repeat(None))
     with tempfile.TemporaryDirectory() as cache:
         scorer = LikelihoodScorer(
             FrozenLM.from_pretrained(str(folder / llm)), target="query", max_document_tokens=document_tokens,
-            batch_tokens=batch_tokens, cache_folder=cache,
+            cache_folder=cache,
         )  # fmt: skip
-        # Weights are packed whatever the number of pairs is here, as they are for more.
-        with packed_weights(scorer.lm), watched(partial(scorer.log_likelihood, warm_up)) as measured:
-            earlier = scorer.lm_tokens
+        asked = [text(QUERY_WORDS, seed=f"query {b}") for b in range(queries)]
+        read = [[text(document_tokens, seed=f"{b} {i}") for i in range(k)] for b in range(queries)]
+        scorer.gain(["w1 w2 w3"], [[text(document_tokens, seed=f"warm-up {i}") for i in range(2)]])
+        earlier = scorer.lm_tokens
+        with packed_weights(scorer.lm), watched() as measured:  # as many pairs are scored, whatever their number here
             scorer.gain(asked, read)
     return measured | {"lm_tokens": scorer.lm_tokens - earlier}
 
@@ -161,17 +144,18 @@ class Series:
     measure: Callable[[Path, int], dict[str, float]]
 
 
-def _score(folder: Path, queries: int, *, k: int = K, length: int = DOCUMENT_TOKENS) -> Any:
-    return score(folder, llm="llm", queries=queries, k=k, document_tokens=length, batch_tokens=512)
+def _score(folder: Path, queries: int, *, llm: str = "llm", k: int = K, length: int = DOCUMENT_TOKENS) -> Any:
+    return score(folder, llm=llm, queries=queries, k=k, document_tokens=length)
 
 
 SERIES = {
-    "scoring_pairs": Series("scoring", "pairs", (24, 48, 96, 192), lambda at, size: _score(at, size // K)),
+    "scoring_pairs": Series(
+        "scoring, LLM of three layers", "pairs", (192, 384, 768, 1536),
+        lambda at, size: _score(at, size // K, llm="shallow"),
+    ),
     "scoring_bookkeeping": Series(
-        "scoring, LLM of one layer", "pairs", (4096, 8192, 16384, 32768),
-        lambda at, size: score(
-            at, llm="miniature", queries=size // K, k=K, document_tokens=DOCUMENT_TOKENS, batch_tokens=1024
-        ),
+        "scoring, LLM of one layer", "pairs", (8192, 16384, 32768, 65536),
+        lambda at, size: _score(at, size // K, llm="miniature"),
     ),
     "scoring_k": Series("scoring, 2 queries", "candidates K", (4, 8, 16, 32), lambda at, size: _score(at, 2, k=size)),
     "scoring_length": Series(
@@ -194,12 +178,17 @@ def measure(name: str, folder: Path, size: int) -> dict[str, float]:
 
 
 def prepare(folder: Path, llm: str) -> None:
-    """Write the models that the points load: `llm`, `encoder` made of it, and `miniature`."""
+    """Write the models that the points load: `llm`, its first layers `shallow`, `encoder` made of it, `miniature`."""
     encoder_from_token_embeddings(llm).save_pretrained(str(folder / "encoder"))
     lm = FrozenLM.from_pretrained(llm)
     lm.model.save_pretrained(folder / "llm")
     lm.tokenizer.save_pretrained(folder / "llm")
-    tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(WORDS + 1)}, unk_token="w0"))
+    decoder: Any = lm.model.base_model
+    decoder.layers = decoder.layers[:LAYERS]
+    lm.model.config.num_hidden_layers = LAYERS
+    lm.model.save_pretrained(folder / "shallow")
+    lm.tokenizer.save_pretrained(folder / "shallow")
+    tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(KNOWN_WORDS)}, unk_token="w0"))
     tokenizer.pre_tokenizer = Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0", eos_token="w1")
     fast.save_pretrained(folder / "miniature")
@@ -209,7 +198,7 @@ def prepare(folder: Path, llm: str) -> None:
         "num_hidden_layers": 1,
         "num_attention_heads": 1,
     }
-    LlamaForCausalLM(LlamaConfig(vocab_size=WORDS + 1, **size)).save_pretrained(folder / "miniature")
+    LlamaForCausalLM(LlamaConfig(vocab_size=KNOWN_WORDS, **size)).save_pretrained(folder / "miniature")
 
 
 def exponent(sizes: Sequence[int], values: Sequence[float]) -> float:
