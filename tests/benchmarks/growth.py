@@ -185,7 +185,7 @@ def prepare(folder: Path, llm: str) -> None:
     lm.tokenizer.save_pretrained(folder / "llm")
     decoder: Any = lm.model.base_model
     decoder.layers = decoder.layers[:LAYERS]
-    lm.model.config.num_hidden_layers = LAYERS
+    lm.model.config.num_hidden_layers = len(decoder.layers)
     lm.model.save_pretrained(folder / "shallow")
     lm.tokenizer.save_pretrained(folder / "shallow")
     tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(KNOWN_WORDS)}, unk_token="w0"))
