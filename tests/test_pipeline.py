@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,21 @@ def test_single_tokens_are_written_beside_gains(
         tokens = row["token_log_likelihoods"]
         assert [len(values) for values in tokens] == [row["target_tokens"]] * 3
         np.testing.assert_allclose([sum(values) for values in tokens], row["log_likelihood"], atol=1e-4)
+
+
+def test_what_cannot_be_scored_is_found_before_the_first_score(project: Project) -> None:
+    """Reference: a last query longer than the LLM's context; the message names it, and the cache stays empty."""
+    path = project.root / "collection" / "queries.jsonl"
+    queries = rows_of(path)
+    queries[3]["text"] = "owl " * 5000
+    path.write_text("\n".join(json.dumps(row) for row in queries))
+    project.run(mine)
+    with pytest.raises(NLTError, match=r"query 'owl owl .* do not fit the"):
+        project.run(score)
+    (cache,) = (project.root / "scores").glob("*.sqlite")
+    with sqlite3.connect(cache) as connection:
+        assert connection.execute("SELECT COUNT(*) FROM scores").fetchone() == (0,)
+    connection.close()
 
 
 def test_a_second_run_of_each_stage_changes_nothing(project: Project, capsys: pytest.CaptureFixture[str]) -> None:

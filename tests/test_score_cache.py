@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nlt_trainer.errors import DataError
+from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.models.score_cache import KEY, ScoreCache
 
 Values = dict[bytes, tuple[float, int, bool]]
@@ -36,6 +36,9 @@ def test_what_was_put_is_found(tmp_path: Path) -> None:
     few = list(values)[:550]
     assert found(cache, [*few, ScoreCache.key("missing")]) == {key: values[key] for key in few}
     assert found(cache, []) == {}
+    for keys in (few[:2][::-1] if few[0] < few[1] else few[:2], [few[0]] * 2):
+        with pytest.raises(NLTError, match=r"sorted and distinct; pass them through numpy.unique"):
+            cache.get(np.array(keys, KEY))
     first = next(iter(values))
     cache.put({first: (-9.0, 1, False)})
     assert found(cache, [first]) == {first: (-9.0, 1, False)}

@@ -39,7 +39,7 @@ class CandidatePairs(Sequence[Pair]):
                 f"{len(queries)} queries have {len(candidates)} lists of candidates and {given} answers; give one each"
             )
         self._queries, self._candidates, self._answers = queries, candidates, answers
-        self._k = len(candidates[0]) if candidates else 0
+        self._k = len(candidates[0]) if len(candidates) else 0
 
     def __len__(self) -> int:
         return len(self._queries) * self._k

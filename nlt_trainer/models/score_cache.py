@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from nlt_trainer.errors import DataError
+from nlt_trainer.errors import DataError, NLTError
 
 KEY = np.dtype("S16")
 """A `ScoreCache.key` in an array. As a scalar numpy drops the zero bytes at its end: see `key_bytes`."""
 
-SCORE = np.dtype([("log_likelihood", np.float64), ("target_tokens", np.int64), ("truncated", np.bool_)])
+SCORE_COLUMNS = ("log_likelihood", "target_tokens", "truncated")
+SCORE = np.dtype(list(zip(SCORE_COLUMNS, (np.float64, np.int64, np.bool_), strict=True)))
 """What is known of a pair: nats summed over the target's tokens, their number, whether the document was cut."""
 
 SQLITE_VARIABLES = 500  # keys in one SELECT; every SQLite build takes 999
@@ -40,6 +41,8 @@ class ScoreCache:
     Each `put` is one transaction: a killed run loses at most the batch it was computing, and processes that write at
     the same time wait for one another. The file's name is a hash of `description`, everything besides the texts that
     a score depends on, so that a score can never be read for another LLM, adapter, template, target kind or dtype.
+
+    Many keys at once are an array of dtype `KEY`, and their values one of dtype `SCORE`.
 
     Args:
         folder: created when missing.
@@ -104,11 +107,14 @@ class ScoreCache:
 
         Returns:
             `(N,)` of dtype `SCORE`, zero where nothing is stored, and `(N,)` bool, where something is.
+
+        Raises:
+            NLTError: keys are not sorted, or one stands there twice.
         """
         scores, known = np.zeros(len(keys), SCORE), np.zeros(len(keys), bool)
-        for at, *columns in self._columns("scores", SCORE.names or (), keys):
+        for at, *columns in self._columns("scores", SCORE_COLUMNS, keys):
             known[at] = True
-            for name, column in zip(SCORE.names or (), columns, strict=True):
+            for name, column in zip(SCORE_COLUMNS, columns, strict=True):
                 scores[name][at] = list(column)
         return scores, known
 
@@ -117,12 +123,19 @@ class ScoreCache:
 
         Args:
             keys: as for `get`.
+
+        Raises:
+            NLTError: as `get`.
         """
         found = self._columns("tokens", ("log_likelihoods",), keys)
         return {int(i): np.frombuffer(b, "<f4") for at, blobs in found for i, b in zip(at, blobs, strict=True)}
 
     def stored(self, keys: np.ndarray, *, tokens: bool = False) -> np.ndarray:
-        """Whether keys have scores or, with `tokens`, those of single tokens: `(N,)` bool; `keys` as for `get`."""
+        """Whether keys have scores or, with `tokens`, those of single tokens: `(N,)` bool; `keys` as for `get`.
+
+        Raises:
+            NLTError: as `get`.
+        """
         known = np.zeros(len(keys), bool)
         for (at,) in self._columns("tokens" if tokens else "scores", (), keys):
             known[at] = True
@@ -130,6 +143,8 @@ class ScoreCache:
 
     def _columns(self, table: str, names: Sequence[str], keys: np.ndarray) -> Iterator[list[Any]]:
         """Columns of the rows that are stored, some rows at a time; before them the indices of the rows' keys."""
+        if (keys[1:] <= keys[:-1]).any():
+            raise NLTError("keys of a score cache must be sorted and distinct; pass them through numpy.unique")
         select = f"SELECT {', '.join(['key', *names])} FROM {table}"
         with self._transaction() as connection:
             up_to = f"SELECT COUNT(*) FROM (SELECT 1 FROM {table} LIMIT ?)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,11 +15,9 @@ from nlt_trainer.models.frozen_lm import FORWARD_ERRORS, FrozenLM
 from nlt_trainer.models.packed_weights import packed_weights
 from nlt_trainer.models.pairs import CandidatePairs, Pair, document_major
 from nlt_trainer.models.prompt_tokens import PromptTokens, Suffix
-from nlt_trainer.models.score_cache import KEY, SCORE, ScoreCache, key_bytes
+from nlt_trainer.models.score_cache import KEY, SCORE, SCORE_COLUMNS, ScoreCache, key_bytes
 from nlt_trainer.models.scoring_rows import Row, collate, token_batches
 from nlt_trainer.prompts import PromptTemplate, TargetKind
-
-logger = logging.getLogger(__name__)
 
 ROW_TOKENS = 512
 """A row takes several suffixes of one document up to this length, or until they are as long as the document: more of
@@ -151,13 +148,14 @@ class LikelihoodScorer:
             NLTError: a target does not fit the LLM's context, an answer is missing, or a likelihood is not finite.
         """
         keys, first, inverse = self._distinct(pairs)
-        scores, known = np.zeros(len(keys), SCORE), np.zeros(len(keys), bool)
-        if self.cache is not None:
+        if self.cache is None:
+            scores, known = np.zeros(len(keys), SCORE), np.zeros(len(keys), bool)
+        else:
             scores, known = self.cache.get(keys)
-        for at, found, _ in self._compute(pairs, keys, first, known=known):
+        for at, found, _ in self._compute(pairs, keys=keys, first=first, known=known):
             scores[at] = found
         scores = scores[inverse]
-        return Likelihoods(*(scores[name].copy() for name in SCORE.names or ()))
+        return Likelihoods(*(scores[name].copy() for name in SCORE_COLUMNS))
 
     def token_log_likelihoods(self, pairs: Sequence[Pair]) -> list[np.ndarray]:
         """Log-likelihood of each token of each pair's target given all tokens before it: float32, nats.
@@ -169,8 +167,9 @@ class LikelihoodScorer:
         """
         keys, first, inverse = self._distinct(pairs)
         values = {} if self.cache is None else self.cache.get_tokens(keys)
-        known = np.isin(np.arange(len(keys)), list(values))
-        for at, _, tokens in self._compute(pairs, keys, first, known=known):
+        known = np.zeros(len(keys), bool)
+        known[list(values)] = True
+        for at, _, tokens in self._compute(pairs, keys=keys, first=first, known=known):
             values |= dict(zip(at.tolist(), tokens, strict=True))
         return [values[at] for at in inverse.tolist()]
 
@@ -183,21 +182,22 @@ class LikelihoodScorer:
         if self.cache is None:
             raise NLTError("the scorer has no cache to fill; give it a cache_folder")
         keys, first, _ = self._distinct(pairs)
-        for _ in self._compute(pairs, keys, first, known=self.cache.stored(keys, tokens=tokens)):
+        known = self.cache.stored(keys, tokens=tokens)
+        for _ in self._compute(pairs, keys=keys, first=first, known=known):
             pass
-
-    def _distinct(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Sorted distinct keys, the index of each one's first pair, both `(D,)`, and each pair's key, `(N,)`."""
-        keys = (ScoreCache.key(d, q, a if self.target != "query" else None) for d, q, a in pairs)
-        return np.unique(np.fromiter(keys, KEY, len(pairs)), return_index=True, return_inverse=True)
 
     def count_tokens(self, pairs: Sequence[Pair]) -> int:
         """Tokens that the LLM reads to score these pairs when nothing is cached, without padding."""
         _, first, _ = self._distinct(pairs)
         return sum(row.length for rows in self._windows(pairs, np.sort(first)) for row in rows)
 
+    def _distinct(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Sorted distinct keys, the index of each one's first pair, both `(D,)`, and each pair's key, `(N,)`."""
+        keys = (ScoreCache.key(d, q, a if self.target != "query" else None) for d, q, a in pairs)
+        return np.unique(np.fromiter(keys, KEY, len(pairs)), return_index=True, return_inverse=True)
+
     def _compute(
-        self, pairs: Sequence[Pair], keys: np.ndarray, first: np.ndarray, *, known: np.ndarray
+        self, pairs: Sequence[Pair], *, keys: np.ndarray, first: np.ndarray, known: np.ndarray
     ) -> Iterator[tuple[np.ndarray, list[tuple[float, int, bool]], list[np.ndarray]]]:
         """Score and store pairs whose keys are not known; of each batch the keys' indices, scores and tokens."""
         missing = np.flatnonzero(~known)
@@ -206,7 +206,7 @@ class LikelihoodScorer:
         with packing, tqdm(total=len(missing), unit="pair", desc="scoring", disable=len(missing) < 64) as bar:
             for rows in self._windows(pairs, first[missing]):
                 for batch in token_batches(rows, self.batch_tokens):
-                    at = missing[[index for row in batch for index in row.pairs]]
+                    at = missing[[position for row in batch for position in row.pairs]]
                     cut = [row.truncated for row in batch for _ in row.pairs]
                     tokens = self._score(batch)
                     scores = [(float(t.sum(dtype=np.float64)), len(t), c) for t, c in zip(tokens, cut, strict=True)]
@@ -222,16 +222,17 @@ class LikelihoodScorer:
 
     def _windows(self, pairs: Sequence[Pair], chosen: np.ndarray) -> Iterator[list[Row]]:
         """Rows of the pairs of some indices, those of a document together, for `WINDOW_BATCHES` batches at a time."""
-        ordered = ((int(at), pairs[chosen[at]]) for at in document_major(pairs, chosen))
+        order = document_major(pairs, chosen)
+        ordered = ((int(position), pairs[chosen[position]]) for position in order)
         while rows := self._rows(ordered):
             yield rows
 
     def _rows(self, pairs: Iterator[tuple[int, Pair]]) -> list[Row]:
-        """Take pairs for a window; those of a document go into shared rows. Longest row first."""
+        """Take pairs, with their positions, for a window; a document's go into shared rows. Longest row first."""
         open_rows: dict[tuple[tuple[int, ...], bool], Row] = {}
         rows: list[Row] = []
         tokens = 0
-        for at, (document, query, answer) in pairs:
+        for position, (document, query, answer) in pairs:
             suffix = self.tokens.suffix(query, answer, self.target)
             prefix, truncated = self._prefix(document, suffix, query)
             key = (prefix, truncated)  # a document cut short and one that ends there have the same ids
@@ -242,7 +243,7 @@ class LikelihoodScorer:
                 rows.append(row)
                 tokens += len(prefix)
             row.suffixes.append(suffix)
-            row.pairs.append(at)
+            row.pairs.append(position)
             tokens += len(suffix.ids)
             if tokens >= WINDOW_BATCHES * self.batch_tokens:
                 break

@@ -93,7 +93,8 @@ def _scoring(context: PlanContext, llm: LLM) -> Scoring:
     factor = context.factor * pairs / sum(map(len, chosen))
     data = dataclasses.replace(context.data, score_cache=str(context.folder / "scores"))
     scorer = make_scorer(llm.lm, data, target=target_of(data, context.candidates))
-    tokens, seconds = timed(lambda: scorer.count_tokens([pair for group in chosen for pair in group]))
+    parts = [[pair for group in chosen for pair in group if (pair[0] is None) == alone] for alone in (False, True)]
+    tokens, seconds = timed(lambda: sum(map(scorer.count_tokens, parts)))  # as score does
     reading = sum((scored(scorer, group) for group in chosen), Reading())
     reading = dataclasses.replace(reading, tokens=tokens) * factor
     scorer.cache = None  # what is timed is computed

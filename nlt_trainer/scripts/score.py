@@ -83,26 +83,31 @@ def main(argv: list[str] | None = None) -> None:
     contents = {d: collection.corpus[d].content for c in candidates for d in c.document_ids}  # one text a document
     texts = [[contents[d] for d in c.document_ids] for c in candidates]
     scorer = make_scorer(load_llm(model), data, target=target_of(data, candidates))
+    # Also finds what cannot be scored, before the first score.
+    tokens = scorer.count_tokens(pairs_of(candidates, texts)) + scorer.count_tokens(pairs_of(candidates))
     start = time.monotonic()
     with state.split_between_processes(list(range(len(candidates)))) as share:
-        part = [candidates[i] for i in share], [texts[i] for i in share]
-        scorer.fill_cache(pairs_of(*part), tokens=data.token_likelihoods)
-        scorer.fill_cache(pairs_of(part[0], [[None]] * len(share)))
+        own = [candidates[i] for i in share]
+        scorer.fill_cache(pairs_of(own, [texts[i] for i in share]), tokens=data.token_likelihoods)
+        scorer.fill_cache(pairs_of(own))
     state.wait_for_everyone()
     if state.is_main_process:
         seconds = time.monotonic() - start
         relevant = relevance(candidates, collection.split_qrels(data.train_split)) if data.train_split else None
         seconds *= state.num_processes
         named = {key: getattr(model, key) for key in SCORER_KEYS}
-        report = write_results(scorer, data, candidates, texts, named=named, seconds=seconds, relevant=relevant)
+        report = write_results(
+            scorer, data, candidates, texts, tokens=tokens, named=named, seconds=seconds, relevant=relevant
+        )
         print(summary(report))
         size = f"{report['queries']} queries x {report['candidates']} candidates"
         print(f"{data.gains}: gains of {size}, target {report['target']}")
 
 
-def pairs_of(candidates: Sequence[QueryCandidates], texts: Sequence[Sequence[str | None]]) -> CandidatePairs:
-    """Each query with each of its texts."""
-    return CandidatePairs([c.query for c in candidates], texts, [c.answer for c in candidates])
+def pairs_of(candidates: Sequence[QueryCandidates], texts: Sequence[Sequence[str]] | None = None) -> CandidatePairs:
+    """Each query with each of its texts, or alone."""
+    documents = [[None]] * len(candidates) if texts is None else texts
+    return CandidatePairs([c.query for c in candidates], documents, [c.answer for c in candidates])
 
 
 def write_results(
@@ -111,6 +116,7 @@ def write_results(
     candidates: list[QueryCandidates],
     texts: list[list[str]],
     *,
+    tokens: int,
     named: dict[str, str | None],
     seconds: float,
     relevant: np.ndarray | None = None,
@@ -120,9 +126,9 @@ def write_results(
     Where a part was in the cache already, the seconds of this call are scaled up to all tokens. Judgements of the
     candidates, `(B, K)` bool, go into the audit and nowhere else.
     """
-    computed, pairs = scorer.lm_tokens, pairs_of(candidates, texts)
-    alone = pairs_of(candidates, [[None]] * len(candidates))
-    with_document, without = scorer.log_likelihood(pairs), scorer.log_likelihood(alone)
+    computed = scorer.lm_tokens
+    with_document = scorer.log_likelihood(pairs_of(candidates, texts))
+    without = scorer.log_likelihood(pairs_of(candidates))
     gain = likelihood_gain(with_document, without)
     further: dict[str, Any] = {
         "target_tokens": without.target_tokens,
@@ -132,7 +138,6 @@ def write_results(
         further["token_log_likelihoods"] = token_rows(scorer, candidates, texts)
     path = audit_file(data.gains)
     earlier = read_json(path) if path.is_file() else {}
-    tokens = scorer.count_tokens(pairs) + scorer.count_tokens(alone)
     report = {
         **audit_teacher(gain, [c.bm25 for c in candidates], relevant),
         "target": scorer.target,

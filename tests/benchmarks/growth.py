@@ -88,7 +88,8 @@ def score(folder: Path, *, llm: str, queries: int, k: int, document_tokens: int)
         read = [[text(document_tokens, seed=f"{b} {i}") for i in range(k)] for b in range(queries)]
         scorer.gain(["w1 w2 w3"], [[text(document_tokens, seed=f"warm-up {i}") for i in range(2)]])
         earlier = scorer.lm_tokens
-        with packed_weights(scorer.lm), watched() as measured:  # as many pairs are scored, whatever their number here
+        # Weights are packed for few pairs too, so that all sizes are read in the same way.
+        with packed_weights(scorer.lm), watched() as measured:
             scorer.gain(asked, read)
     return measured | {"lm_tokens": scorer.lm_tokens - earlier}
 
@@ -184,6 +185,9 @@ def prepare(folder: Path, llm: str) -> None:
     lm.model.save_pretrained(folder / "llm")
     lm.tokenizer.save_pretrained(folder / "llm")
     decoder: Any = lm.model.base_model
+    for name, value in vars(lm.model.config).items():  # lists of a setting a layer
+        if isinstance(value, list) and len(value) == len(decoder.layers):
+            setattr(lm.model.config, name, value[:LAYERS])
     decoder.layers = decoder.layers[:LAYERS]
     lm.model.config.num_hidden_layers = len(decoder.layers)
     lm.model.save_pretrained(folder / "shallow")
