@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import runpy
 from pathlib import Path
@@ -49,6 +50,17 @@ def test_growth(tiny_llm_folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert [row["sizes"] for row in benchmark["rows"](results)][:2] == ["8, 16", "16, 32"]
     benchmark["draw"](results, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_growth_at_other_sizes(tiny_llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: the sizes that are asked for, in the JSON file; a PNG beside it."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS))  # the points' processes import the script's functions
+    flags = ["--llm", str(tiny_llm_folder), "--series", "scoring_bookkeeping", "--sizes", "8", "16"]
+    importlib.import_module("growth").main([*flags, "--json", str(tmp_path / "growth.json")])
+    points = json.loads((tmp_path / "growth.json").read_text())["series"]["scoring_bookkeeping"]["points"]
+    assert [point["size"] for point in points] == [8, 16]
+    assert (tmp_path / "growth.png").is_file()
 
 
 def test_starts(tiny_llm_folder: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -111,13 +112,18 @@ def write_stand_in(name: str, folder: Path, *, revision: str | None, dtype: str,
     with torch.device("meta"):
         shape = ModelShape.of(kind.from_config(config), bytes_per_number=getattr(torch, dtype).itemsize)
     layers = max(1, min(shape.layers, STAND_IN_PARAMETERS * shape.layers // shape.parameters))
-    for key, value in vars(text).items():  # lists of a setting a layer
-        if isinstance(value, list) and len(value) == shape.layers:
-            setattr(text, key, value[:layers])
-    text.num_hidden_layers = layers
+    keep_layers(text, layers)
     kind.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return shape
+
+
+def keep_layers(config: PreTrainedConfig, layers: int) -> None:
+    """Let a decoder's configuration have its first layers only, in its lists of a setting a layer too."""
+    for key, value in vars(config).items():
+        if isinstance(value, list) and len(value) == config.num_hidden_layers:
+            setattr(config, key, value[:layers])
+    config.num_hidden_layers = layers
 
 
 @dataclass(frozen=True)

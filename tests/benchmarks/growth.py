@@ -55,6 +55,7 @@ from nlt_trainer.models.prompt_tokens import PromptTokens
 from nlt_trainer.models.scoring import LikelihoodScorer
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.prompts import PromptTemplate
+from nlt_trainer.scripts.plan_probes import keep_layers
 
 WORDS, KNOWN_WORDS, LAYERS = 20_000, 1000, 3
 QUERY_WORDS, DOCUMENT_WORDS, DOCUMENT_TOKENS, K, MINING_QUERIES = 6, 60, 32, 8, 64
@@ -155,7 +156,7 @@ SERIES = {
         lambda at, size: _score(at, size // K, llm="shallow"),
     ),
     "scoring_bookkeeping": Series(
-        "scoring, LLM of one layer", "pairs", (8192, 16384, 32768, 65536),
+        "scoring, LLM of one layer", "pairs", (4096, 8192, 16384, 32768),
         lambda at, size: _score(at, size // K, llm="miniature"),
     ),
     "scoring_k": Series("scoring, 2 queries", "candidates K", (4, 8, 16, 32), lambda at, size: _score(at, 2, k=size)),
@@ -185,11 +186,8 @@ def prepare(folder: Path, llm: str) -> None:
     lm.model.save_pretrained(folder / "llm")
     lm.tokenizer.save_pretrained(folder / "llm")
     decoder: Any = lm.model.base_model
-    for name, value in vars(lm.model.config).items():  # lists of a setting a layer
-        if isinstance(value, list) and len(value) == len(decoder.layers):
-            setattr(lm.model.config, name, value[:LAYERS])
     decoder.layers = decoder.layers[:LAYERS]
-    lm.model.config.num_hidden_layers = len(decoder.layers)
+    keep_layers(lm.model.config, len(decoder.layers))
     lm.model.save_pretrained(folder / "shallow")
     lm.tokenizer.save_pretrained(folder / "shallow")
     tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(KNOWN_WORDS)}, unk_token="w0"))
@@ -276,6 +274,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, default=Path("runs/bench/growth.json"), help="results; a PNG beside it")
     parser.add_argument("--llm", default=LLM, help="the LLM that scores")
     parser.add_argument("--series", nargs="+", choices=SERIES, default=list(SERIES), help="what to measure")
+    parser.add_argument("--sizes", nargs="+", type=int, help="two sizes or more instead of each series' own four")
     options = parser.parse_args(argv)
     results = {}
     forked = multiprocessing.get_context("forkserver")
@@ -287,7 +286,7 @@ def main(argv: list[str] | None = None) -> None:
         prepare(Path(folder), options.llm)
         for name in options.series:
             points = []
-            for size in SERIES[name].sizes:
+            for size in options.sizes or SERIES[name].sizes:
                 measured = processes.submit(measure, name, Path(folder), size).result()
                 points.append({"size": size} | {key: round(value, 4) for key, value in measured.items()})
                 print(f"{name} {size}: {points[-1]}", file=sys.stderr)
