@@ -17,9 +17,9 @@ TOKENS = 2048
 KEPT_PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
 """Products of different shapes whose code oneDNN, and what torch has around it, keep, for the whole process.
 
-By default both keep 1,024, each about half a MiB, and batches differ in their number of tokens: 69 numbers took
-381 MiB with three layers of SmolLM2-135M, and take 165 with these. A plain decoder has up to seven products, which all
-layers share. Both variables are read at the first use of oneDNN in a process; what a user has set stays.
+By default both keep 1,024, each about half a MiB with AVX2, and batches differ in their number of tokens. A plain
+decoder has up to seven products, which all layers share. Both variables are read at the first use of oneDNN in a
+process; what a user has set stays.
 """
 
 for _name, _number in KEPT_PRODUCTS.items():
