@@ -34,6 +34,7 @@ def test_growth(tiny_llm_folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     benchmark = runpy.run_path(str(BENCHMARKS / "growth.py"))
     benchmark["prepare"](tmp_path, str(tiny_llm_folder))
+    benchmark["EARLIER_QUERIES"].update(dict.fromkeys(benchmark["EARLIER_QUERIES"], 4))
     small = dict.fromkeys(benchmark["SERIES"], (8, 16)) | {"scoring_bookkeeping": (16, 32), "dream_k": (2, 4)}
     results = {}
     for name, sizes in small.items():
@@ -50,6 +51,16 @@ def test_growth(tiny_llm_folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert [row["sizes"] for row in benchmark["rows"](results)][:2] == ["8, 16", "16, 32"]
     benchmark["draw"](results, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_memory_is_counted_from_what_was_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: nothing happens inside, so the growth is what came between loading and measuring."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    benchmark = runpy.run_path(str(BENCHMARKS / "growth.py"))
+    loaded = benchmark["status_mib"]("VmRSS") - 100
+    with benchmark["watched"]() as from_start, benchmark["watched"](loaded) as from_loaded:
+        pass
+    assert from_start["memory_mib"] < 50 < 90 < from_loaded["memory_mib"] < 150
 
 
 def test_growth_at_other_sizes(tiny_llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

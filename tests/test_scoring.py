@@ -293,6 +293,13 @@ def test_memory_does_not_grow_with_pairs(tiny_lm: FrozenLM, tmp_path: Path, monk
     assert 0 < (peaks[1] - peaks[0]) / 768 < 200
 
 
+def test_no_queries_and_no_candidates_have_no_gain(tiny_lm: FrozenLM) -> None:
+    """Reference: the shape `(B, K)` with B or K zero."""
+    scorer = LikelihoodScorer(tiny_lm, target="query")
+    assert scorer.gain([], []).shape == (0, 0)
+    assert scorer.gain(QUERIES, [[]] * 3).shape == (3, 0)
+
+
 def test_the_answer_is_no_part_of_a_querys_key(tiny_lm: FrozenLM, tmp_path: Path) -> None:
     """Reference: log p(query | document) does not depend on the answer."""
     scorer = LikelihoodScorer(tiny_lm, target="query", cache_folder=str(tmp_path))

@@ -1,6 +1,10 @@
-"""Keeps memory that is freed between two layers of a model inside the process."""
+"""Keeps memory that is freed between two layers of a model inside the process, and gives it back between batches."""
 
 from __future__ import annotations
+
+import ctypes
+import platform
+from functools import cache
 
 import torch
 
@@ -17,3 +21,19 @@ def keep_freed_memory() -> None:
     memory. Other C libraries ignore it.
     """
     torch.empty(BLOCK_BYTES, dtype=torch.uint8)
+
+
+def give_back_freed_memory() -> None:
+    """Let glibc return the pages of all freed memory to the system, as after a batch on a CPU.
+
+    Each batch has tensors of other sizes, which do not fit into what earlier ones have left between smaller blocks
+    that stay: of a heap in which nothing more is used, more and more pages would have been touched. Other C libraries
+    have no such function.
+    """
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

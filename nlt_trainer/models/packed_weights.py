@@ -14,12 +14,13 @@ from nlt_trainer.models.frozen_lm import FORWARD_ERRORS, FrozenLM, readings_agre
 TOKENS = 2048
 """Rows of the products that the layout is chosen for; others use it too."""
 
-KEPT_PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
+KEPT_PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8", "LRU_CACHE_CAPACITY": "8"}
 """Products of different shapes whose code oneDNN, and what torch has around it, keep, for the whole process.
 
 By default both keep 1,024, each about half a MiB with AVX2, and batches differ in their number of tokens. A plain
-decoder has up to seven products, which all layers share. Both variables are read at the first use of oneDNN in a
-process; what a user has set stays.
+decoder has up to seven products, which all layers share; the more are kept beyond them, the more holes those of
+earlier batches leave between freed tensors. Both variables are read at the first use of oneDNN in a process; what a
+user has set stays.
 """
 
 for _name, _number in KEPT_PRODUCTS.items():

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.frozen_lm import FORWARD_ERRORS, FrozenLM
+from nlt_trainer.models.kept_memory import give_back_freed_memory
 from nlt_trainer.models.packed_weights import packed_weights
 from nlt_trainer.models.pairs import CandidatePairs, Pair, document_major
 from nlt_trainer.models.prompt_tokens import PromptTokens, Suffix
@@ -50,7 +51,9 @@ class Likelihoods:
 
 def likelihood_gain(with_document: Likelihoods, without: Likelihoods) -> np.ndarray:
     """Nats per target token, `(B, K)`, from likelihoods with each candidate, `(B * K,)`, and without one, `(B,)`."""
-    log_likelihood = with_document.log_likelihood.reshape(len(without.log_likelihood), -1)  # (B * K,) -> (B, K)
+    queries = len(without.log_likelihood)
+    log_likelihood = with_document.log_likelihood
+    log_likelihood = log_likelihood.reshape(queries, len(log_likelihood) // max(queries, 1))  # (B * K,) -> (B, K)
     return (log_likelihood - without.log_likelihood[:, None]) / without.target_tokens[:, None]
 
 
@@ -209,6 +212,8 @@ class LikelihoodScorer:
                     at = missing[[position for row in batch for position in row.pairs]]
                     cut = [row.truncated for row in batch for _ in row.pairs]
                     tokens = self._score(batch)
+                    if self.lm.device.type == "cpu":
+                        give_back_freed_memory()
                     scores = [(float(t.sum(dtype=np.float64)), len(t), c) for t, c in zip(tokens, cut, strict=True)]
                     for index, (value, *_) in zip(at, scores, strict=True):
                         if not np.isfinite(value):

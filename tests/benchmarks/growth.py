@@ -6,8 +6,9 @@ python tests/benchmarks/growth.py
 
 Writes `runs/bench/growth.json`, `growth.png` beside it. Every point runs in a process of its own after a warm-up; the
 processes fork from one that has imported what they need and done nothing. Memory is what the resident set grows by
-over its size when the work begins (imports, models and texts are there by then), read from Linux's `/proc`. An
-exponent is the slope of a line through the four points on logarithmic axes: 1 is linear, 0 is flat.
+over its size when imports, models and texts are there, read from Linux's `/proc`. Against pairs it is that of a heap
+in which batches of many shapes have come and gone: other pairs are scored first, which count in memory and not in
+time. An exponent is the slope of a line through the four points on logarithmic axes: 1 is linear, 0 is flat.
 
 Texts are random words. The LLM is SmolLM2-135M-Instruct; of its layers `scoring_pairs` takes the first three, so that
 enough pairs can be read to fill many batches. `scoring_bookkeeping` takes a random Llama of one layer that knows few
@@ -58,6 +59,8 @@ from nlt_trainer.prompts import PromptTemplate
 from nlt_trainer.scripts.plan_probes import keep_layers
 
 WORDS, KNOWN_WORDS, LAYERS = 20_000, 1000, 3
+EARLIER_QUERIES = {"shallow": 48, "miniature": 512}
+"""Queries, each with `K` documents, that an LLM scores first: many batches, and more texts than are kept as tokens."""
 QUERY_WORDS, DOCUMENT_WORDS, DOCUMENT_TOKENS, K, MINING_QUERIES = 6, 60, 32, 8, 64
 
 
@@ -68,31 +71,35 @@ def text(words: int, *, seed: str) -> str:
 
 
 @contextmanager
-def watched() -> Iterator[dict[str, float]]:
-    """Measure what runs inside: `seconds`, and `memory_mib`, the growth of the resident set up to its peak."""
+def watched(loaded_mib: float | None = None) -> Iterator[dict[str, float]]:
+    """Measure what runs inside: `seconds`, and `memory_mib`, the resident set's peak over `loaded_mib` (its start)."""
     measured: dict[str, float] = {}
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before, start = status_mib("VmRSS"), time.perf_counter()
+    before, start = status_mib("VmRSS") if loaded_mib is None else loaded_mib, time.perf_counter()
     yield measured
     seconds = time.perf_counter() - start
     measured |= {"seconds": seconds, "memory_mib": max(status_mib("VmHWM") - before, 1 / 256)}  # at least a page
 
 
 def score(folder: Path, *, llm: str, queries: int, k: int, document_tokens: int) -> dict[str, float]:
-    """Score `queries * k` pairs, each with a document of its own."""
+    """Score `queries * k` pairs, each with a document of its own, after those of `EARLIER_QUERIES`."""
+    earlier = EARLIER_QUERIES.get(llm, 0)
     with tempfile.TemporaryDirectory() as cache:
         scorer = LikelihoodScorer(
             FrozenLM.from_pretrained(str(folder / llm)), target="query", max_document_tokens=document_tokens,
             cache_folder=cache,
         )  # fmt: skip
-        asked = [text(QUERY_WORDS, seed=f"query {b}") for b in range(queries)]
-        read = [[text(document_tokens, seed=f"{b} {i}") for i in range(k)] for b in range(queries)]
+        asked = [text(QUERY_WORDS, seed=f"query {b}") for b in range(earlier + queries)]
+        read = [[text(document_tokens, seed=f"{b} {i}") for i in range(k)] for b in range(len(asked))]
         scorer.gain(["w1 w2 w3"], [[text(document_tokens, seed=f"warm-up {i}") for i in range(2)]])
-        earlier = scorer.lm_tokens
         # Weights are packed for few pairs too, so that all sizes are read in the same way.
-        with packed_weights(scorer.lm), watched() as measured:
-            scorer.gain(asked, read)
-    return measured | {"lm_tokens": scorer.lm_tokens - earlier}
+        with packed_weights(scorer.lm):
+            loaded = status_mib("VmRSS")
+            scorer.gain(asked[:earlier], read[:earlier])
+            earlier_tokens = scorer.lm_tokens
+            with watched(loaded) as measured:
+                scorer.gain(asked[earlier:], read[earlier:])
+    return measured | {"lm_tokens": scorer.lm_tokens - earlier_tokens}
 
 
 def dream_step(folder: Path, *, k: int) -> dict[str, float]:
@@ -152,11 +159,11 @@ def _score(folder: Path, queries: int, *, llm: str = "llm", k: int = K, length: 
 
 SERIES = {
     "scoring_pairs": Series(
-        "scoring, LLM of three layers", "pairs", (192, 384, 768, 1536),
+        "scoring, LLM of three layers", "pairs", (128, 256, 512, 1024),
         lambda at, size: _score(at, size // K, llm="shallow"),
     ),
     "scoring_bookkeeping": Series(
-        "scoring, LLM of one layer", "pairs", (4096, 8192, 16384, 32768),
+        "scoring, LLM of one layer", "pairs", (2048, 4096, 8192, 16384),
         lambda at, size: _score(at, size // K, llm="miniature"),
     ),
     "scoring_k": Series("scoring, 2 queries", "candidates K", (4, 8, 16, 32), lambda at, size: _score(at, 2, k=size)),
