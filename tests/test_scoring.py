@@ -99,7 +99,7 @@ def test_a_long_document_is_read_once_for_as_many_tokens_behind_it(
     document = "The moon pulls the water of the sea and so makes the tides. " * 4
     pairs: list[Pair] = [(document, query, None) for query in QUERIES]
     scorer = LikelihoodScorer(tiny_lm, target="query")
-    suffixes = sum(len(scorer.tokens.suffix(query, None, "query").ids) for query in QUERIES)
+    suffixes = sum(len(scorer.tokens.suffix(query, None, "query").read) for query in QUERIES)
     (row,) = scorer._rows(enumerate(pairs))
     assert suffixes < len(row.prefix)
     assert scorer.count_tokens(pairs) == len(row.prefix) + suffixes
@@ -179,7 +179,7 @@ def test_every_token_that_is_read_is_counted(
     scorer = LikelihoodScorer(tiny_lm, target="query", batch_tokens=200, cache_folder=str(tmp_path))
     expected = scorer.count_tokens([*PAIRS, *PAIRS])
     rows = [row for rows in scorer._windows(PAIRS, np.arange(len(PAIRS))) for row in rows]
-    assert expected == sum(len(row.prefix) + sum(len(s.ids) for s in row.suffixes) for row in rows)
+    assert expected == sum(len(row.prefix) + sum(len(s.ids) - 1 for s in row.suffixes) for row in rows)
     scorer.log_likelihood([*PAIRS, *PAIRS])
     assert scorer.lm_tokens == expected > 0
 
@@ -352,7 +352,7 @@ def test_a_document_is_cut_to_what_the_context_leaves(tiny_lm: FrozenLM) -> None
     found = scorer.log_likelihood([(document, query, None), (document, "which bird hunts", None)])
     assert found.truncated.tolist() == [True, True]
     (row, _) = scorer._rows(enumerate([(document, query, None), (document, "which bird hunts", None)]))
-    assert row.length == 256
+    assert row.length == 255  # the last token of the target is predicted, not read
     room = 256 - len(scorer.tokens.suffix(query, None, "query").ids) - sum(map(len, scorer.tokens.document_frame))
     expected, tokens = plain_log_likelihood(tiny_lm, (document, query, None), "query", start=[], limit=room)
     assert found.log_likelihood[0] == pytest.approx(expected, abs=1e-4 * tokens)

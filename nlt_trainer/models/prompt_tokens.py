@@ -27,6 +27,11 @@ class Suffix:
     def target_tokens(self) -> int:
         return sum(self.target)
 
+    @property
+    def read(self) -> tuple[int, ...]:
+        """Ids that a scorer reads: all but the last, which ends the target and is only predicted."""
+        return self.ids[:-1]
+
 
 class PromptTokens:
     """Tokenises a template's segments with one tokenizer. The document is cut to fit; query and target never are.

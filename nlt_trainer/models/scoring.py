@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.models.frozen_lm import FORWARD_ERRORS, FrozenLM
 from nlt_trainer.models.kept_memory import give_back_freed_memory
+from nlt_trainer.models.last_mlp import last_mlp, only_at
 from nlt_trainer.models.packed_weights import packed_weights
 from nlt_trainer.models.pairs import CandidatePairs, Pair, document_major
 from nlt_trainer.models.prompt_tokens import PromptTokens, Suffix
@@ -104,8 +106,18 @@ class LikelihoodScorer:
         self._context_length = lm.context_length  # read for each pair, and a look into a configuration is slow
         self.lm_tokens = 0
         """Tokens that the LLM has read so far, without padding."""
+        self._last_mlp: nn.Module | None = None
+        document, suffixes = (
+            (0, 1, 2),
+            [Suffix((3, 4, 5), (False, True, True)), Suffix((6, 7, 8), (False, False, True))],
+        )
+        apart = [Row(document, [suffix]) for suffix in suffixes]
+        expected = self._score(apart)
         # A window counts columns, which shared rows stretch, so such models get one suffix a row.
-        self._shares_rows = lm.sliding_window is None and self._takes_masks()
+        self._shares_rows = lm.sliding_window is None and self._reads([Row(document, suffixes)], expected)
+        self._last_mlp = last_mlp(lm.model.base_model)
+        if not self._reads(apart, expected):
+            self._last_mlp = None
         self.cache = None if cache_folder is None else ScoreCache(cache_folder, self.description)
 
     @property
@@ -243,13 +255,13 @@ class LikelihoodScorer:
             key = (prefix, truncated)  # a document cut short and one that ends there have the same ids
             row = open_rows.get(key)
             longest = max(ROW_TOKENS, min(2 * len(prefix), self.batch_tokens))
-            if row is None or not self._shares_rows or row.length + len(suffix.ids) > longest:
+            if row is None or not self._shares_rows or row.length + len(suffix.read) > longest:
                 row = open_rows[key] = Row(prefix, truncated=truncated)
                 rows.append(row)
                 tokens += len(prefix)
             row.suffixes.append(suffix)
             row.pairs.append(position)
-            tokens += len(suffix.ids)
+            tokens += len(suffix.read)
             if tokens >= WINDOW_BATCHES * self.batch_tokens:
                 break
         return sorted(rows, key=lambda row: -row.length)
@@ -276,23 +288,21 @@ class LikelihoodScorer:
         room = self._context_length - frame - len(suffix.ids) + 1
         return (*start, *before, *ids[:room], *after), truncated or len(ids) > room
 
-    def _takes_masks(self) -> bool:
-        """Whether two suffixes in one row score as they do apart; recurrent models and ALiBi take no mask of ours."""
-        document, suffixes = (0, 1, 2), [Suffix((3, 4, 5), (False, True, True)), Suffix((6, 7), (False, True))]
-        apart = self._score([Row(document, [suffix]) for suffix in suffixes])
+    def _reads(self, rows: list[Row], expected: list[np.ndarray]) -> bool:
+        """Whether rows score as they do apart; recurrent models and ALiBi, for example, take no mask of ours."""
         try:
-            together = self._score([Row(document, suffixes)])
+            found = self._score(rows)
         except FORWARD_ERRORS:
             return False
         half = self.lm.model.dtype in (torch.bfloat16, torch.float16)
-        return np.allclose(np.concatenate(together), np.concatenate(apart), rtol=2e-2 if half else 1e-4)
+        return np.allclose(np.concatenate(found), np.concatenate(expected), rtol=2e-2 if half else 1e-4)
 
     @torch.inference_mode()
     def _score(self, rows: list[Row]) -> list[np.ndarray]:
         """Log-likelihoods of the target tokens of every suffix of the rows, in order: float32."""
         batch = collate(rows, self.lm)
-        hidden = self.lm.model.base_model(**batch.inputs, use_cache=False).last_hidden_state  # (R, L, hidden)
-        labels = batch.inputs["input_ids"][batch.rows, batch.columns]
-        loss = self.lm.target_loss(hidden[batch.rows, batch.columns - 1], labels)  # (T,), suffix by suffix
+        with only_at(self._last_mlp, batch.rows, batch.columns):
+            hidden = self.lm.model.base_model(**batch.inputs, use_cache=False).last_hidden_state  # (R, L, hidden)
+        loss = self.lm.target_loss(hidden[batch.rows, batch.columns], batch.labels)  # (T,)
         ends = np.cumsum([suffix.target_tokens for row in rows for suffix in row.suffixes])
         return np.split(-loss.cpu().numpy(), ends[:-1])

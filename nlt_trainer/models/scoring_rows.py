@@ -18,7 +18,7 @@ MAX_PADDING = 0.05
 
 @dataclass
 class Row:
-    """One sequence: a document's prefix, then the suffixes of its pairs, which do not see each other."""
+    """One sequence: a document's prefix, then the suffixes of its pairs as read, which do not see each other."""
 
     prefix: tuple[int, ...]
     suffixes: list[Suffix] = field(default_factory=list)
@@ -28,15 +28,16 @@ class Row:
     @property
     def length(self) -> int:
         """Tokens."""
-        return len(self.prefix) + sum(len(s.ids) for s in self.suffixes)
+        return len(self.prefix) + sum(len(s.read) for s in self.suffixes)
 
 
 @dataclass
 class Batch:
-    """Rows as the LLM takes them, and where their T target tokens stand."""
+    """Rows as the LLM takes them, their T target tokens, suffix by suffix, and where each is predicted."""
 
     inputs: dict[str, Tensor]
-    rows: Tensor  # (T,) row of each target token, suffix by suffix
+    labels: Tensor  # (T,) ids of the target tokens
+    rows: Tensor  # (T,) row of the token before each
     columns: Tensor  # (T,) its column
 
 
@@ -64,23 +65,24 @@ def collate(rows: list[Row], lm: FrozenLM) -> Batch:
     ids = np.zeros((len(rows), length), np.int64)
     positions = np.zeros_like(ids)
     segments = np.full_like(ids, -1)  # 0: prefix, 1, 2, ...: suffixes, -1: padding
-    targets: list[tuple[int, int]] = []
+    targets: list[tuple[int, int, int]] = []
     for r, row in enumerate(rows):
         start = len(row.prefix)
         ids[r, :start], positions[r, :start], segments[r, :start] = row.prefix, np.arange(start), 0
         at = start
         for number, suffix in enumerate(row.suffixes, start=1):
-            end = at + len(suffix.ids)
-            ids[r, at:end], segments[r, at:end] = suffix.ids, number
-            positions[r, at:end] = np.arange(start, start + len(suffix.ids))
-            targets += [(r, at + i) for i, marked in enumerate(suffix.target) if marked]
+            end = at + len(suffix.read)
+            ids[r, at:end], segments[r, at:end] = suffix.read, number
+            positions[r, at:end] = np.arange(start, start + end - at)
+            marked = zip(suffix.ids, suffix.target, strict=True)
+            targets += [(label, r, at + i - 1) for i, (label, is_target) in enumerate(marked) if is_target]
             at = end
     inputs = {"input_ids": torch.from_numpy(ids)}
     if any(len(row.suffixes) > 1 for row in rows):  # else causality alone is right: padding comes last
         inputs["position_ids"] = torch.from_numpy(positions)
         inputs["attention_mask"] = _row_mask(torch.from_numpy(segments), lm)
-    index = torch.tensor(targets).T.to(lm.device)
-    return Batch({k: v.to(lm.device) for k, v in inputs.items()}, index[0], index[1])
+    labels, *places = torch.tensor(targets).T.to(lm.device)
+    return Batch({k: v.to(lm.device) for k, v in inputs.items()}, labels, *places)
 
 
 def _row_mask(segments: Tensor, lm: FrozenLM) -> Tensor:

@@ -156,7 +156,7 @@ def scored(scorer: LikelihoodScorer, pairs: Sequence[Pair]) -> Reading:
     reading = Reading.text(prefix)
     for _, query, answer in dict.fromkeys(pairs):
         suffix = tokens.suffix(query, answer, scorer.target)
-        reading += Reading.text(len(suffix.ids), after=prefix, targets=suffix.target_tokens)
+        reading += Reading.text(len(suffix.read), after=prefix, targets=suffix.target_tokens)
     return reading
 
 

@@ -164,7 +164,7 @@ class Work:
         pairs: how many.
         documents: different ones.
         tokens: of all pairs, each with its own document.
-        useful_tokens: each document once, each query once a document.
+        useful_tokens: each document once, each query once a document, but for its last token, which is only predicted.
         useful_flops: of these.
         target_tokens: of all pairs.
     """
@@ -188,10 +188,10 @@ def work_of(scorer: LikelihoodScorer, texts: Texts) -> Work:
     for document, query in texts:
         ids, _ = ids_of(scorer, document, query)
         suffix = scorer.tokens.suffix(query, None, "query")
-        own = len(suffix.ids)
-        prefixes[document] = len(ids) - own
+        own = len(suffix.read)
+        prefixes[document] = len(ids) - len(suffix.ids)
         suffixes += own
-        keys += own * (len(ids) - own) + own * (own + 1) // 2
+        keys += own * prefixes[document] + own * (own + 1) // 2
         targets += suffix.target_tokens
         tokens += len(ids)
     keys += sum(length * (length + 1) // 2 for length in prefixes.values())
