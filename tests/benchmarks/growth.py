@@ -173,10 +173,10 @@ SERIES = {
     ),
     "dream_k": Series("DREAM step", "candidates K", (4, 8, 16, 32), lambda at, size: dream_step(at, k=size)),
     "bm25_corpus": Series(
-        "BM25 mining", "documents", (8192, 16384, 32768, 65536), lambda at, size: mine(at, documents=size, dense=False)
+        "BM25 mining", "documents", (4096, 8192, 16384, 32768), lambda at, size: mine(at, documents=size, dense=False)
     ),
     "dense_corpus": Series(
-        "dense mining", "documents", (4096, 8192, 16384, 32768), lambda at, size: mine(at, documents=size, dense=True)
+        "dense mining", "documents", (2048, 4096, 8192, 16384), lambda at, size: mine(at, documents=size, dense=True)
     ),
 }  # fmt: skip
 

@@ -7,7 +7,8 @@ python tests/benchmarks/scoring_speed.py --collection data/nq_gold --repeats dat
 All three read the same truncated texts, target `query`: `Document:\\n<document>\\nQuestion:` and then ` <query>`.
 
 - lm-eval: `HFLM.loglikelihood` of the same model, at the fastest of several batch sizes. `auto` is none of them: on
-  a CPU it tries out 64 before every call and stays there, since nothing stops it.
+  a CPU it tries out 64 before every call and stays there, since nothing stops it. It reads every pair by itself, so
+  of `repeats` every second one tells its pairs a second.
 - plain loop: `model(**batch).logits`, padded on the right, in the given order, on a part of the pairs.
 
 `distinct` has queries from all over the split; `repeats` queries whose BM25 candidates overlap, chosen one by one such
@@ -26,7 +27,7 @@ import importlib.util
 import json
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -215,8 +216,8 @@ def best_batch_size(lm: FrozenLM, texts: Texts) -> tuple[int, dict[int, float]]:
 
 def agreement(found: np.ndarray, expected: np.ndarray, scorer: LikelihoodScorer, texts: Texts) -> float:
     """Largest difference of two log-likelihoods, nats per target token."""
-    counts = np.array([scorer.tokens.suffix(q, None, "query").target_tokens for _, q in texts[: len(expected)]])
-    return float((np.abs(found[: len(expected)] - expected) / counts).max())
+    counts = np.array([scorer.tokens.suffix(q, None, "query").target_tokens for _, q in texts])
+    return float((np.abs(found - expected) / counts).max())
 
 
 def same_tokens(scorer: LikelihoodScorer, texts: Texts) -> np.ndarray:
@@ -226,33 +227,27 @@ def same_tokens(scorer: LikelihoodScorer, texts: Texts) -> np.ndarray:
 
 
 def compare(
-    name: str, scorer: LikelihoodScorer, texts: Texts, *, runs: int, plain: int, batch_size: int | None
+    name: str, scorer: LikelihoodScorer, texts: Texts, baselines: Mapping[str, tuple[Score, slice]], *, runs: int
 ) -> dict[str, Any]:
-    """Seconds, throughput and agreement of all cases on one set of pairs; `plain` pairs for the plain loop."""
-    lm, work = scorer.lm, work_of(scorer, texts)
-    cases: dict[str, Score] = {"ours": ours(scorer)}
-    details: dict[str, Any] = {"set": name, "work": vars(work)}
-    if batch_size is not None:
-        cases["lm-eval"] = lm_eval(lm, batch_size=batch_size)
-    if plain:
-        cases["plain loop"] = plain_loop(lm, scorer)
-    parts = {case: texts[:plain] if case == "plain loop" else texts for case in cases}
-    for case, score in cases.items():
-        score(parts[case][:PLAIN_BATCH])
-    calls: dict[str, Callable[[], Any]] = {case: partial(score, parts[case]) for case, score in cases.items()}
+    """Seconds, throughput and agreement of all cases on one set of pairs, of which each baseline scores a part."""
+    work = work_of(scorer, texts)
+    cases: dict[str, tuple[Score, Texts]] = {"ours": (ours(scorer), texts)}
+    cases |= {case: (score, texts[part]) for case, (score, part) in baselines.items()}
+    for score, read in cases.values():
+        score(read[:PLAIN_BATCH])
+    calls: dict[str, Callable[[], Any]] = {case: partial(score, read) for case, (score, read) in cases.items()}
     first = {"peak before": matmul_peak, "ours": calls.pop("ours"), "peak after": matmul_peak}
     seconds, values = in_turn(first | calls, runs=runs)
     peaks = [(a + b) / 2 for a, b in zip(values["peak before"], values["peak after"], strict=True)]
-    details |= {"seconds": seconds, "peak_flops": peaks}
-    if "lm-eval" in cases:
-        same = same_tokens(scorer, texts)
-        kept = [pair for pair, equal in zip(texts, same, strict=True) if equal]
-        details["same_tokens"] = float(same.mean())
-        details["lm_eval_difference"] = agreement(values["ours"][0][same], values["lm-eval"][0][same], scorer, kept)
-    if plain:
-        details["plain_difference"] = agreement(values["ours"][0], values["plain loop"][0], scorer, texts)
+    details: dict[str, Any] = {"set": name, "work": vars(work), "seconds": seconds, "peak_flops": peaks}
+    for case, (_, part) in baselines.items():
+        own, read = values["ours"][0][part], cases[case][1]
+        same = same_tokens(scorer, read)
+        kept = [pair for pair, equal in zip(read, same, strict=True) if equal]
+        difference = agreement(own[same], values[case][0][same], scorer, kept)
+        details[case] = {"same_tokens": float(same.mean()), "difference": difference}
     details["share"] = [work.useful_flops / s / peak for s, peak in zip(seconds["ours"], peaks, strict=True)]
-    details["rows"] = [_row(details, case, parts[case], scorer) for case in cases]
+    details["rows"] = [_row(details, case, read, scorer) for case, (_, read) in cases.items()]
     return details
 
 
@@ -340,22 +335,25 @@ def main(argv: list[str] | None = None) -> None:
     }
     batch_size: int | None = None
     tried: dict[int, float] = {}
+    baselines: dict[str, dict[str, tuple[Score, slice]]] = {name: {} for name in sets}
     if importlib.util.find_spec("lm_eval") is not None:
         texts = sets["distinct"][1]
         batch_size, tried = best_batch_size(scorer.lm, texts[:: max(1, len(texts) // TUNING_PAIRS)])
+        harness = lm_eval(scorer.lm, batch_size=batch_size)
+        baselines["distinct"]["lm-eval"] = (harness, slice(None))
+        baselines["repeats"]["lm-eval"] = (harness, slice(None, None, 2))
+    baselines["distinct"]["plain loop"] = (plain_loop(scorer.lm, scorer), slice(3 * options.candidates))
     found: dict[str, dict[str, Any]] = {}
     for name, (collection, texts) in sets.items():
-        plain = min(len(texts), 3 * options.candidates) if name == "distinct" else 0
-        title = f"{name}: {collection}"
-        found[name] = compare(title, scorer, texts, runs=options.runs, plain=plain, batch_size=batch_size)
+        found[name] = compare(f"{name}: {collection}", scorer, texts, baselines[name], runs=options.runs)
     show([row for details in found.values() for row in details["rows"]])
     by_case = peaks(options, batch_size)
     show([{"case": case, **row} for case, row in by_case.items()])
     figures = {"scoring_peak_share": round(statistics.median(found["distinct"]["share"]), 3)}
     for key, name in (("scoring_vs_lm_eval", "distinct"), ("scoring_repeats_vs_lm_eval", "repeats")):
-        seconds = found[name]["seconds"]
-        if "lm-eval" in seconds:
-            figures[key] = ratio(seconds["lm-eval"], seconds["ours"])["ratio"]
+        faster = {row["case"]: row["ours is faster by"] for row in found[name]["rows"]}
+        if "lm-eval" in faster:
+            figures[key] = faster["lm-eval"]
     print(json.dumps(figures))
     tuned = {"batch_size": batch_size, "seconds_by_batch_size": tried}
     record(options.json, "scoring", figures, {**found, "lm_eval": tuned, "memory": by_case})
