@@ -7,8 +7,8 @@ python tests/benchmarks/scoring_speed.py --collection data/nq_gold --repeats dat
 All three read the same truncated texts, target `query`: `Document:\\n<document>\\nQuestion:` and then ` <query>`.
 
 - lm-eval: `HFLM.loglikelihood` of the same model, at the fastest of several batch sizes. `auto` is none of them: on
-  a CPU it tries out 64 before every call and stays there, since nothing stops it. It reads every pair by itself, so
-  of `repeats` every second one tells its pairs a second.
+  a CPU it tries out 64 before every call and stays there, since nothing stops it. It reads each pair by itself, so
+  every second one of `repeats` is enough to measure its pairs a second.
 - plain loop: `model(**batch).logits`, padded on the right, in the given order, on a part of the pairs.
 
 `distinct` has queries from all over the split; `repeats` queries whose BM25 candidates overlap, chosen one by one such
@@ -242,7 +242,7 @@ def compare(
     details: dict[str, Any] = {"set": name, "work": vars(work), "seconds": seconds, "peak_flops": peaks}
     for case, (_, part) in baselines.items():
         own, read = values["ours"][0][part], cases[case][1]
-        same = same_tokens(scorer, read)
+        same = same_tokens(scorer, read) if case == "lm-eval" else np.ones(len(read), bool)
         kept = [pair for pair, equal in zip(read, same, strict=True) if equal]
         difference = agreement(own[same], values[case][0][same], scorer, kept)
         details[case] = {"same_tokens": float(same.mean()), "difference": difference}
