@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+)
 
 from nlt_trainer.models.frozen_lm import FrozenLM
 from nlt_trainer.models.last_mlp import last_mlp, only_at
@@ -50,22 +59,38 @@ def test_a_forward_that_was_there_before_comes_back() -> None:
     assert vars(mlp)["forward"] is own
 
 
+def test_a_network_that_gives_more_is_refused() -> None:
+    """Reference: the documented error, by which the scorer leaves such a network alone."""
+
+    class Mixture(nn.Module):
+        def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return hidden, hidden[..., :1]
+
+    mlp = Mixture()
+    with pytest.raises(TypeError, match="Mixture gives a tuple"), only_at(mlp, ROWS, COLUMNS):
+        mlp(torch.ones(3, 5, 4))
+
+
 HEADS = {"n_layer": 2, "n_head": 2}
+MIXTURE = {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 16, "num_key_value_heads": 2}
 DECODERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "beside attention": (GPTNeoXForCausalLM, GPTNeoXConfig, SIZE | {"intermediate_size": 64}),
     "after attention": (GPT2LMHeadModel, GPT2Config, HEADS | {"n_embd": 32}),
+    "gives router scores too": (GptOssForCausalLM, GptOssConfig, SIZE | MIXTURE | {"intermediate_size": 64}),
     "takes the residual": (BloomForCausalLM, BloomConfig, HEADS | {"hidden_size": 32, "max_position_embeddings": 256}),
 }
 
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_other_decoders(tiny_lm: FrozenLM, name: str) -> None:
-    """Reference: the same scorer with the whole network; it is left alone where it takes more than hidden states."""
+    """Reference: the same scorer with the whole network, which is kept where it takes or gives more than states."""
     model, config, size = DECODERS[name]
     torch.manual_seed(0)
-    lm = FrozenLM(model(config(**size, vocab_size=len(tiny_lm.tokenizer))), tiny_lm.tokenizer, name, {"weights": name})
+    dtype = torch.bfloat16 if name == "gives router scores too" else torch.float32
+    decoder = model(config(**size, vocab_size=len(tiny_lm.tokenizer))).to(dtype)
+    lm = FrozenLM(decoder, tiny_lm.tokenizer, name, {"weights": name})
     scorer = LikelihoodScorer(lm, target="query")
-    assert (scorer._last_mlp is None) == (name == "takes the residual")
+    assert (scorer._last_mlp is None) == (name in ("takes the residual", "gives router scores too"))
     pairs = [("An owl hunts at night.", "which bird hunts", None), (None, "what makes the tides", None)]
     found = scorer.log_likelihood(pairs).log_likelihood
     scorer._last_mlp = None

@@ -25,6 +25,9 @@ def only_at(mlp: nn.Module | None, rows: Tensor, columns: Tensor) -> Iterator[No
         mlp: from `(B, L, hidden)` to the same shape; `None` changes nothing.
         rows: `(T,)` index into B of each position.
         columns: `(T,)` its index into L.
+
+    Raises:
+        TypeError: inside, when the network gives more than hidden states, such as a mixture's router scores.
     """
     if mlp is None:
         yield
@@ -32,8 +35,11 @@ def only_at(mlp: nn.Module | None, rows: Tensor, columns: Tensor) -> Iterator[No
     plain, earlier = mlp.forward, vars(mlp).get("forward")
 
     def forward(hidden: Tensor) -> Tensor:
+        found = plain(hidden[rows, columns][None])  # (B, L, hidden) -> (1, T, hidden)
+        if not isinstance(found, Tensor):
+            raise TypeError(f"{type(mlp).__name__} gives a {type(found).__name__} where hidden states were expected")
         output = torch.zeros_like(hidden)
-        output[rows, columns] = plain(hidden[rows, columns][None])[0]  # (B, L, hidden) -> (1, T, hidden)
+        output[rows, columns] = found[0]
         return output
 
     vars(mlp)["forward"] = forward

@@ -244,7 +244,7 @@ def compare(
         own, read = values["ours"][0][part], cases[case][1]
         same = same_tokens(scorer, read) if case == "lm-eval" else np.ones(len(read), bool)
         kept = [pair for pair, equal in zip(read, same, strict=True) if equal]
-        difference = agreement(own[same], values[case][0][same], scorer, kept)
+        difference = agreement(own[same], values[case][0][same], scorer, kept) if kept else None
         details[case] = {"same_tokens": float(same.mean()), "difference": difference}
     details["share"] = [work.useful_flops / s / peak for s, peak in zip(seconds["ours"], peaks, strict=True)]
     details["rows"] = [_row(details, case, read, scorer) for case, (_, read) in cases.items()]
