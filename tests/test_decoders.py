@@ -284,6 +284,22 @@ def test_scores_equal_the_plain_loop(tiny_lm: FrozenLM, family: str, monkeypatch
     assert len(scorer._rows(enumerate(pairs))) == (9 if family in alone else 3)
 
 
+def test_long_pairs_do_not_change_the_frequencies_of_short_ones(tiny_lm: FrozenLM) -> None:
+    """Reference: one pair at a time, on both sides of the length at which LongRoPE turns to other frequencies."""
+    pairs: list[Pair] = [(d, q, None) for d in DOCUMENTS[0] for q in QUERIES]
+    limit = 36
+    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+    lm = build(tiny_lm, "phi3", rope_parameters=rope, original_max_position_embeddings=limit)
+    assert lm.rope_limit == limit
+    expected = [plain_log_likelihood(lm, pair) for pair in pairs]
+    scorer = LikelihoodScorer(lm, target="query", max_document_tokens=32)
+    rows = scorer._rows(enumerate(pairs))
+    assert {row.span > limit for row in rows} == {True, False}
+    assert limit not in [row.span for row in rows]  # the plain loop reads one more
+    found = scorer.log_likelihood(pairs)
+    assert (np.abs(found.log_likelihood - expected) / found.target_tokens).max() < 1e-4
+
+
 @every_decoder
 def test_heads_do_not_depend_on_the_batch(tiny_lm: FrozenLM, family: str) -> None:
     """Reference: detection with one query at a time."""

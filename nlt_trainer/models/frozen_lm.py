@@ -152,6 +152,15 @@ class FrozenLM:
         return next((int(window) for window in windows if window), None)
 
     @property
+    def rope_limit(self) -> int | None:
+        """Tokens beyond which LongRoPE turns to other frequencies, for a whole batch at once; `None` without it."""
+        # An architecture-specific entry (Phi-3): ALiBi and learned positions have none, Gemma 3 one for each kind of layer.
+        given = getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}
+        each = [given, *(entry for entry in given.values() if isinstance(entry, dict))]
+        limits = [e["original_max_position_embeddings"] for e in each if e.get("rope_type") == "longrope"]
+        return min(limits, default=None)
+
+    @property
     def num_heads(self) -> int:
         return int(self.model.config.get_text_config().num_attention_heads)
 

@@ -103,6 +103,7 @@ class LikelihoodScorer:
             kept_texts=KEPT_TEXTS,
         )
         self.batch_tokens = batch_tokens
+        self._rope_limit = lm.rope_limit
         self._context_length = lm.context_length  # read for each pair, and a look into a configuration is slow
         self.lm_tokens = 0
         """Tokens that the LLM has read so far, without padding."""
@@ -220,7 +221,7 @@ class LikelihoodScorer:
         packing = packed_weights(self.lm) if len(missing) >= PACKING_PAIRS else nullcontext()
         with packing, tqdm(total=len(missing), unit="pair", desc="scoring", disable=len(missing) < 64) as bar:
             for rows in self._windows(pairs, first[missing]):
-                for batch in token_batches(rows, self.batch_tokens):
+                for batch in token_batches(rows, self.batch_tokens, span_limit=self._rope_limit):
                     at = missing[[position for row in batch for position in row.pairs]]
                     cut = [row.truncated for row in batch for _ in row.pairs]
                     tokens = self._score(batch)
@@ -246,13 +247,14 @@ class LikelihoodScorer:
 
     def _rows(self, pairs: Iterator[tuple[int, Pair]]) -> list[Row]:
         """Take pairs, with their positions, for a window; a document's go into shared rows. Longest row first."""
-        open_rows: dict[tuple[tuple[int, ...], bool], Row] = {}
+        open_rows: dict[tuple[tuple[int, ...], bool, bool], Row] = {}
         rows: list[Row] = []
         tokens = 0
         for position, (document, query, answer) in pairs:
             suffix = self.tokens.suffix(query, answer, self.target)
             prefix, truncated = self._prefix(document, suffix, query)
-            key = (prefix, truncated)  # a document cut short and one that ends there have the same ids
+            beyond = self._rope_limit is not None and len(prefix) + len(suffix.read) > self._rope_limit
+            key = (prefix, truncated, beyond)  # a document cut short and one that ends there have the same ids
             row = open_rows.get(key)
             longest = max(ROW_TOKENS, min(2 * len(prefix), self.batch_tokens))
             if row is None or not self._shares_rows or row.length + len(suffix.read) > longest:

@@ -30,6 +30,11 @@ class Row:
         """Tokens."""
         return len(self.prefix) + sum(len(s.read) for s in self.suffixes)
 
+    @property
+    def span(self) -> int:
+        """Tokens of the longest pair."""
+        return len(self.prefix) + max(len(s.read) for s in self.suffixes)
+
 
 @dataclass
 class Batch:
@@ -41,11 +46,15 @@ class Batch:
     columns: Tensor  # (T,) its column
 
 
-def token_batches(rows: list[Row], batch_tokens: int) -> Iterator[list[Row]]:
+def token_batches(rows: list[Row], batch_tokens: int, *, span_limit: int | None = None) -> Iterator[list[Row]]:
     """Split rows, sorted by descending length, into batches of at most `batch_tokens` tokens with padding.
 
-    At most `MAX_PADDING` of a batch's tokens are padding.
+    At most `MAX_PADDING` of a batch's tokens are padding. Rows within `span_limit` and beyond it are kept apart.
     """
+    if span_limit is not None:
+        for beyond in (True, False):
+            yield from token_batches([row for row in rows if (row.span > span_limit) == beyond], batch_tokens)
+        return
     batch: list[Row] = []
     tokens = 0
     for row in rows:
