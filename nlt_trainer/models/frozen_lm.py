@@ -154,7 +154,7 @@ class FrozenLM:
     @property
     def rope_limit(self) -> int | None:
         """Tokens beyond which LongRoPE turns to other frequencies, for a whole batch at once; `None` without it."""
-        # An architecture-specific entry (Phi-3): ALiBi and learned positions have none, Gemma 3 one for each kind of layer.
+        # An architecture-specific entry (Phi-3): ALiBi has none, Gemma 3 one for each kind of layer.
         given = getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}
         each = [given, *(entry for entry in given.values() if isinstance(entry, dict))]
         limits = [e["original_max_position_embeddings"] for e in each if e.get("rope_type") == "longrope"]
