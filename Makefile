@@ -30,7 +30,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 test: .venv/installed-test
-	$(OFFLINE) $(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term --cov-fail-under=90
 
 lint: .venv/installed-test
 	$(BIN)/ruff check

@@ -4,15 +4,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nlt_trainer.arguments import NLTTrainingArguments
+    from nlt_trainer.arguments.training import NLTTrainingArguments
     from nlt_trainer.data.collator import NLTCollator
-    from nlt_trainer.evaluation import evaluate_encoder
-    from nlt_trainer.folder_task import BEIRFolderRetrieval
-    from nlt_trainer.models.encoder import load_encoder
-    from nlt_trainer.models.frozen_lm import FrozenLM
-    from nlt_trainer.models.heads import HeadSet, detect_query_focused_heads
-    from nlt_trainer.models.score_cache import ScoreCache
-    from nlt_trainer.models.scoring import LikelihoodScorer
+    from nlt_trainer.encoder.loading import load_encoder
+    from nlt_trainer.evaluation.evaluator import evaluate_encoder
+    from nlt_trainer.evaluation.folder_task import BEIRFolderRetrieval
+    from nlt_trainer.injection.heads import HeadSet, detect_query_focused_heads
+    from nlt_trainer.lm.frozen_lm import FrozenLM
+    from nlt_trainer.lm.score_cache import ScoreCache
+    from nlt_trainer.lm.scoring import LikelihoodScorer
     from nlt_trainer.objectives.adist import ADistLoss
     from nlt_trainer.objectives.dream import DREAMLoss
     from nlt_trainer.objectives.emdr2 import EMDR2Loss
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
 # Imported when first used (PEP 562): torch and transformers take seconds, and `nlt --help` needs neither.
 _MODULES = {
     "ADistLoss": "nlt_trainer.objectives.adist",
-    "BEIRFolderRetrieval": "nlt_trainer.folder_task",
+    "BEIRFolderRetrieval": "nlt_trainer.evaluation.folder_task",
     "DREAMLoss": "nlt_trainer.objectives.dream",
     "EMDR2Loss": "nlt_trainer.objectives.emdr2",
-    "FrozenLM": "nlt_trainer.models.frozen_lm",
+    "FrozenLM": "nlt_trainer.lm.frozen_lm",
     "GradCacheLoss": "nlt_trainer.objectives.grad_cache",
-    "HeadSet": "nlt_trainer.models.heads",
+    "HeadSet": "nlt_trainer.injection.heads",
     "InfoNCELoss": "nlt_trainer.objectives.info_nce",
     "LOOPLoss": "nlt_trainer.objectives.loop",
     "LikelihoodGainLoss": "nlt_trainer.objectives.likelihood_gain",
-    "LikelihoodScorer": "nlt_trainer.models.scoring",
+    "LikelihoodScorer": "nlt_trainer.lm.scoring",
     "MixtureLoss": "nlt_trainer.objectives.mixture",
     "NLTCollator": "nlt_trainer.data.collator",
     "NLTTrainer": "nlt_trainer.trainer",
-    "NLTTrainingArguments": "nlt_trainer.arguments",
+    "NLTTrainingArguments": "nlt_trainer.arguments.training",
     "RevelaLoss": "nlt_trainer.objectives.revela",
-    "ScoreCache": "nlt_trainer.models.score_cache",
-    "detect_query_focused_heads": "nlt_trainer.models.heads",
-    "evaluate_encoder": "nlt_trainer.evaluation",
-    "load_encoder": "nlt_trainer.models.encoder",
+    "ScoreCache": "nlt_trainer.lm.score_cache",
+    "detect_query_focused_heads": "nlt_trainer.injection.heads",
+    "evaluate_encoder": "nlt_trainer.evaluation.evaluator",
+    "load_encoder": "nlt_trainer.encoder.loading",
 }
 
 __all__ = [

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from nlt_trainer.files import write_jsonl
-from nlt_trainer.models.frozen_lm import FrozenLM
+from nlt_trainer.lm.frozen_lm import FrozenLM
 
 DOCUMENTS = {
     "d01": ("Whale", "The blue whale is the largest animal that ever lived on the earth."),

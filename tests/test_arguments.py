@@ -8,14 +8,9 @@ from typing import Any
 
 import pytest
 
-from nlt_trainer.arguments import (
-    LLM_OBJECTIVES,
-    OBJECTIVES,
-    DataArguments,
-    ModelArguments,
-    NLTTrainingArguments,
-    parse_objective,
-)
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.training import LLM_OBJECTIVES, OBJECTIVES, NLTTrainingArguments, parse_objective
 from nlt_trainer.errors import NLTError
 
 

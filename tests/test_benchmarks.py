@@ -11,7 +11,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.data.beir import load_collection
-from nlt_trainer.evaluation import evaluate_encoder
+from nlt_trainer.evaluation.evaluator import evaluate_encoder
 from nlt_trainer.scripts import train
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"

@@ -1,8 +1,7 @@
-"""The floors of the package: a module imports only from floors below it, and siblings leave each other alone.
+"""The order of the package: a module imports only from its own folder and from what stands below it.
 
-0 ground · 1 models · 2 method (objectives and data, apart from each other) · 3 assembly · 4 scripts. Models may
-build on one another, assembly modules too, as long as there is no cycle. Package `__init__` files only re-export
-and are exempt.
+`ORDER` is the one place where that order is written down. It names the modules in the package's root one by one and
+every folder; a module in neither is an error. Inside a folder modules may build on one another without a circle.
 """
 
 from __future__ import annotations
@@ -13,28 +12,47 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-GROUND = {"errors", "files", "prompts", "distributed"}
-FLOOR_OF_PACKAGE = {"models": 1, "objectives": 2, "data": 2, "scripts": 4}
+PACKAGE = Path(__file__).parents[1] / "nlt_trainer"
+ORDER = (
+    {"errors", "choices", "files", "prompts", "program", "terminal", "hub_calls", "locations"},
+    {"lm"},
+    {"encoder"},
+    {"injection"},
+    {"data"},
+    {"objectives"},
+    {"arguments", "recipe"},
+    {"run"},
+    {"trainer"},
+    {"evaluation"},
+    {"release"},
+    {"report"},
+    {"assembly"},
+    {"plan"},
+    {"scripts"},
+)
+"""From the ground up: folders, and modules of the package's root."""
+
+LEVELS = {name: level for level, names in enumerate(ORDER) for name in names}
 MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
-    for path in sorted((ROOT / "nlt_trainer").rglob("*.py"))
-    if path.name != "__init__.py"
+    ".".join(("nlt_trainer", *path.relative_to(PACKAGE).with_suffix("").parts)): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path != PACKAGE / "__init__.py"
 }
 
 
-def floor(module: str) -> int:
-    """Return the floor of a module such as `nlt_trainer.models.encoder`."""
-    parts = module.split(".")
-    if len(parts) > 2 or parts[1] in FLOOR_OF_PACKAGE:
-        return FLOOR_OF_PACKAGE[parts[1]]
-    if parts[1] == "retrieval_metric":
-        return 2
-    return 0 if parts[1] in GROUND else 3
+def level(module: str) -> int:
+    """The level of a module such as `nlt_trainer.lm.scoring`.
+
+    Raises:
+        AssertionError: `ORDER` names neither its folder nor, in the package's root, the module itself.
+    """
+    name = module.split(".")[1]
+    assert name in LEVELS, f"{module} has no level; move it into a folder, or give it one in ORDER"
+    return LEVELS[name]
 
 
 def imports(source: str) -> set[str]:
-    """Return every module of the package that a source file imports, also inside functions and under conditions."""
+    """Every module of the package that a source file imports, also inside functions and under conditions."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -47,20 +65,14 @@ def imports(source: str) -> set[str]:
 
 
 def violations(module: str, source: str) -> list[str]:
-    """Return what a module imports and must not."""
-    found = []
+    """What a module imports and must not."""
+    own, found = level(module), []
     for target in sorted(imports(source)):
         if target == "nlt_trainer":
             found.append(f"{module} imports the package as a whole; name the module")
-        elif floor(target) > floor(module):
-            found.append(f"{module} (floor {floor(module)}) imports {target} (floor {floor(target)})")
-        elif floor(module) == floor(target) == 2 and not _both_data(module, target):
-            found.append(f"{module} imports its sibling {target}")
+        elif level(target) > own:
+            found.append(f"{module} (level {own}) imports {target} (level {level(target)})")
     return found
-
-
-def _both_data(module: str, target: str) -> bool:
-    return all(name.startswith("nlt_trainer.data.") for name in (module, target))
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -68,21 +80,34 @@ def test_imports_go_downwards(module: str) -> None:
     assert violations(module, MODULES[module].read_text(encoding="utf-8")) == []
 
 
-def test_no_cycles() -> None:
+def test_no_circles() -> None:
+    """Among modules, and among the folders of one level."""
     graph = {module: imports(path.read_text(encoding="utf-8")) for module, path in MODULES.items()}
     assert len(list(TopologicalSorter(graph).static_order())) >= len(MODULES)
+
+
+def test_the_order_names_what_is_there_and_nothing_else() -> None:
+    """Against the package's own folder."""
+    there = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    there |= {path.parent.name for path in PACKAGE.glob("*/*.py")}
+    assert set(LEVELS) == there
+    assert sum(map(len, ORDER)) == len(LEVELS)
+
+
+def test_a_module_without_a_level_is_an_error() -> None:
+    with pytest.raises(AssertionError, match="has no level"):
+        level("nlt_trainer.helpers")
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("nlt_trainer.errors", "from nlt_trainer.models.encoder import load_encoder"),
-        ("nlt_trainer.models.scoring", "def f():\n    import nlt_trainer.trainer"),
-        ("nlt_trainer.models.scoring", "from nlt_trainer import NLTTrainer"),
-        ("nlt_trainer.objectives.dream", "from nlt_trainer.data.beir import read_collection"),
-        ("nlt_trainer.objectives.dream", "from nlt_trainer.objectives.infonce import InfoNCELoss"),
-        ("nlt_trainer.data.mining", "from nlt_trainer.objectives.infonce import InfoNCELoss"),
+        ("nlt_trainer.errors", "from nlt_trainer.encoder.loading import load_encoder"),
+        ("nlt_trainer.lm.scoring", "def f():\n    import nlt_trainer.trainer"),
+        ("nlt_trainer.lm.scoring", "from nlt_trainer import NLTTrainer"),
+        ("nlt_trainer.data.beir", "from nlt_trainer.objectives.dream import DREAMLoss"),
         ("nlt_trainer.trainer", "from nlt_trainer.scripts import run_main"),
+        ("nlt_trainer.evaluation.tasks", "from nlt_trainer.release.card import write_card"),
     ],
 )
 def test_a_forbidden_import_is_found(module: str, source: str) -> None:
@@ -92,9 +117,8 @@ def test_a_forbidden_import_is_found(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("nlt_trainer.models.scoring", "from nlt_trainer.models.frozen_lm import FrozenLM\nimport torch"),
-        ("nlt_trainer.objectives.dream", "from nlt_trainer.errors import NLTError"),
-        ("nlt_trainer.data.mining", "from nlt_trainer.data.beir import read_collection"),
+        ("nlt_trainer.lm.scoring", "from nlt_trainer.lm.frozen_lm import FrozenLM\nimport torch"),
+        ("nlt_trainer.objectives.dream", "from nlt_trainer.data.collator import NLTCollator"),
         ("nlt_trainer.scripts.train", "from nlt_trainer.trainer import NLTTrainer"),
     ],
 )

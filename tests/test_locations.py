@@ -17,9 +17,9 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from huggingface_hub.utils import httpx
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nlt_trainer import locations
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.models import locations
-from nlt_trainer.models.locations import cache_folder, content_hash, reason, resolve_model
+from nlt_trainer.locations import cache_folder, content_hash, reason, resolve_model
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 

@@ -12,7 +12,8 @@ import yaml
 from sentence_transformers import SentenceTransformer
 from test_readme import commands, header, stage_of
 
-from nlt_trainer.arguments import OBJECTIVES, RECIPE_BLOCKS, parse_objective
+from nlt_trainer.arguments.stages import RECIPE_BLOCKS
+from nlt_trainer.arguments.training import OBJECTIVES, parse_objective
 from nlt_trainer.objectives.likelihood_gain import DIVERGENCES
 from nlt_trainer.recipe import parse_recipe
 

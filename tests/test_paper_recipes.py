@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, LlamaConfig, LlamaForCausalLM, PretrainedConfig, Qwen2Config, Qwen2ForCausalLM
 
-from nlt_trainer.arguments import RECIPE_BLOCKS
+from nlt_trainer.arguments.stages import RECIPE_BLOCKS
+from nlt_trainer.assembly.training import load_start
 from nlt_trainer.data.beir import load_collection
 from nlt_trainer.errors import NLTError
 from nlt_trainer.recipe import parse_recipe
@@ -147,7 +148,7 @@ def test_bfloat16_weights_are_not_trained(tiny_models: dict[str, Path], tmp_path
     model, _, _ = parse_recipe(RECIPE_BLOCKS, ["--config", str(mini.recipe("dream"))])
     model.lora = None
     with pytest.raises(NLTError, match="encoder_dtype bfloat16 rounds small steps of its weights away; set lora"):
-        train.load_start(model)
+        load_start(model)
 
 
 @pytest.mark.parametrize(("name", "layout"), [("nq_open", nq_open), ("natural_questions", natural_questions)])

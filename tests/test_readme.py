@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from nlt_trainer.arguments import RECIPE_BLOCKS
+from nlt_trainer.arguments.stages import (
+    COLLECTION_BLOCKS,
+    EVALUATION_BLOCKS,
+    EXPORT_BLOCKS,
+    PLAN_BLOCKS,
+    PUSH_BLOCKS,
+    RECIPE_BLOCKS,
+)
 from nlt_trainer.recipe import parse_recipe
-from nlt_trainer.scripts.build_collection import COLLECTION_BLOCKS
 from nlt_trainer.scripts.cli import STAGES
-from nlt_trainer.scripts.evaluate import EVALUATION_BLOCKS
-from nlt_trainer.scripts.export import EXPORT_BLOCKS
-from nlt_trainer.scripts.plan import PLAN_BLOCKS
-from nlt_trainer.scripts.push import PUSH_BLOCKS
 
 ROOT = Path(__file__).parents[1]
 RECIPES = [p for p in sorted((ROOT / "recipes").rglob("*.yaml")) if p.parent.name != "accelerate_configs"]

@@ -13,25 +13,27 @@ from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
-from nlt_trainer.arguments import DataArguments, ModelArguments, NLTTrainingArguments
-from nlt_trainer.checkpoints import last_checkpoint
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.training import NLTTrainingArguments
 from nlt_trainer.data.collator import ChunkBuilder, NLTCollator, PromptBuilder
+from nlt_trainer.encoder.loading import load_encoder
+from nlt_trainer.encoder.lora import add_llm_lora
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import write_json
-from nlt_trainer.models.encoder import load_encoder
-from nlt_trainer.models.frozen_lm import FrozenLM
-from nlt_trainer.models.heads import HeadSet
-from nlt_trainer.models.lora import add_llm_lora
-from nlt_trainer.models.objective import Objective
-from nlt_trainer.models.prompt_tokens import PromptTokens
+from nlt_trainer.injection.heads import HeadSet
+from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.lm.prompt_tokens import PromptTokens
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.objectives.grad_cache import GradCacheLoss
 from nlt_trainer.objectives.info_nce import InfoNCELoss
 from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
 from nlt_trainer.objectives.mixture import MixtureLoss
+from nlt_trainer.objectives.objective import Objective
 from nlt_trainer.objectives.revela import RevelaLoss
 from nlt_trainer.prompts import PromptTemplate
-from nlt_trainer.resume import CostCallback, check_settings, logged_cost, run_settings
+from nlt_trainer.run.checkpoints import last_checkpoint
+from nlt_trainer.run.resume import CostCallback, check_settings, logged_cost, run_settings
 from nlt_trainer.trainer import NLTTrainer
 
 TEXTS = ["green tea", "an owl hunts", "the moon", "bread rises", "silk", "a furnace of glass", "honey", "north"]

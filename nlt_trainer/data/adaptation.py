@@ -14,8 +14,8 @@ from torch import Tensor
 from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.heads import relevant_by_gain
-from nlt_trainer.models.prompt_tokens import PromptTokens, Suffix
+from nlt_trainer.injection.heads import relevant_by_gain
+from nlt_trainer.lm.prompt_tokens import PromptTokens, Suffix
 from nlt_trainer.prompts import TargetKind
 
 IGNORED = -100

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nlt_trainer.models.attention_mass import ValueMass
-from nlt_trainer.models.document_prompts import DocumentPrompts
-from nlt_trainer.models.prompt_teacher import PromptTeacher
+from nlt_trainer.injection.attention_mass import ValueMass
+from nlt_trainer.injection.document_prompts import DocumentPrompts
+from nlt_trainer.objectives.prompt_teacher import PromptTeacher
 
 
 class ADistLoss(PromptTeacher):

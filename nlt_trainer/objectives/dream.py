@@ -11,16 +11,16 @@ from sentence_transformers.util import all_gather, all_gather_with_grad
 from torch import Tensor
 from transformers import DynamicCache
 
+from nlt_trainer.encoder.similarity import all_cosines, label_of
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.attention import DocumentMass, ScoreInjection
-from nlt_trainer.models.document_pool import DocumentPool, PooledPrompts, cache_rows, first_of_equals
-from nlt_trainer.models.document_prompts import DocumentPrompts
-from nlt_trainer.models.document_reader import DocumentReader
-from nlt_trainer.models.frozen_lm import FrozenLM
-from nlt_trainer.models.heads import HeadSet
-from nlt_trainer.models.known_gradient import micro_batched_loss
-from nlt_trainer.models.llm_objective import LLMObjective
-from nlt_trainer.models.similarity import all_cosines, label_of
+from nlt_trainer.injection.attention import DocumentMass, ScoreInjection
+from nlt_trainer.injection.document_pool import DocumentPool, PooledPrompts, cache_rows, first_of_equals
+from nlt_trainer.injection.document_prompts import DocumentPrompts
+from nlt_trainer.injection.document_reader import DocumentReader
+from nlt_trainer.injection.heads import HeadSet
+from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.objectives.llm_objective import LLMObjective
+from nlt_trainer.objectives.micro_batched_loss import micro_batched_loss
 
 InjectedRows = Literal["all", "target"]
 

@@ -7,9 +7,9 @@ from typing import Literal
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from nlt_trainer.encoder.similarity import label_of
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.objective import Objective
-from nlt_trainer.models.similarity import label_of
+from nlt_trainer.objectives.objective import Objective
 
 Level = Literal["sequence", "token"]
 

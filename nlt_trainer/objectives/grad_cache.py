@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from nlt_trainer.encoder.parts import join, parts_by_length
+from nlt_trainer.encoder.similarity import Features, embed
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.encoder_parts import join, parts_by_length
-from nlt_trainer.models.objective import Objective
-from nlt_trainer.models.similarity import Features, embed
+from nlt_trainer.objectives.objective import Objective
 
 
 class GradCacheLoss(Objective):

@@ -7,9 +7,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import all_gather, all_gather_with_grad
 from torch import Tensor, nn
 
+from nlt_trainer.encoder.similarity import all_cosines, gain_of, label_of
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.objective import Objective
-from nlt_trainer.models.similarity import all_cosines, gain_of, label_of
+from nlt_trainer.objectives.objective import Objective
 
 
 class InfoNCELoss(Objective):

@@ -9,9 +9,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
+from nlt_trainer.encoder.similarity import gain_of, label_of
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.objective import Objective
-from nlt_trainer.models.similarity import gain_of, label_of
+from nlt_trainer.objectives.objective import Objective
 
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "margin_mse", "listwise"]
 GainScore = Literal["mean", "sum"]

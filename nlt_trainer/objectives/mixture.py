@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.objective import Objective
+from nlt_trainer.objectives.objective import Objective
 
 
 class MixtureLoss(Objective):

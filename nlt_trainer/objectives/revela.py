@@ -9,12 +9,12 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
+from nlt_trainer.encoder.similarity import pairwise_cosines
 from nlt_trainer.errors import NLTError
-from nlt_trainer.models.chunks import ChunkGroups, ChunkReader
-from nlt_trainer.models.frozen_lm import FrozenLM
-from nlt_trainer.models.known_gradient import micro_batched_loss
-from nlt_trainer.models.llm_objective import LLMObjective
-from nlt_trainer.models.similarity import pairwise_cosines
+from nlt_trainer.injection.chunks import ChunkGroups, ChunkReader
+from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.objectives.llm_objective import LLMObjective
+from nlt_trainer.objectives.micro_batched_loss import micro_batched_loss
 
 
 class RevelaLoss(LLMObjective):

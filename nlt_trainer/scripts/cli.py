@@ -11,7 +11,7 @@ import difflib
 import importlib
 import sys
 
-from nlt_trainer.scripts import run_main
+from nlt_trainer.program import run_main
 
 STAGES = {
     "plan": ("nlt_trainer.scripts.plan", "say what a recipe will cost before anything runs"),

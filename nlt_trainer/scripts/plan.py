@@ -14,59 +14,34 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from nlt_trainer.arguments import RECIPE_BLOCKS
+from nlt_trainer.arguments.stages import PLAN_BLOCKS
+from nlt_trainer.assembly.parts import processes
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import write_json
-from nlt_trainer.planning import accelerator_peak
+from nlt_trainer.plan.context import PlanContext, StagePlan
+from nlt_trainer.plan.evaluation import plan_evaluate
+from nlt_trainer.plan.flops import accelerator_peak
+from nlt_trainer.plan.scoring import plan_detect_heads, plan_mine, plan_score
+from nlt_trainer.plan.training import plan_train
+from nlt_trainer.program import run_main, shown
 from nlt_trainer.recipe import parse_recipe
-from nlt_trainer.scripts import run_main, shown
-from nlt_trainer.scripts.common import processes
-from nlt_trainer.scripts.plan_context import PlanContext, StagePlan
-from nlt_trainer.scripts.plan_evaluation import plan_evaluate
-from nlt_trainer.scripts.plan_scoring import plan_detect_heads, plan_mine, plan_score
-from nlt_trainer.scripts.plan_training import plan_train
 
 LEAVING = 0.2
 """Share of the time of its imports that a process takes to end, when the interpreter takes them down."""
-
-
-@dataclass
-class PlanArguments:
-    """Parameters that control the plan."""
-
-    accelerator: str | None = field(
-        default=None, metadata={"help": "Also say how long an accelerator of this name would take, e.g. A100 bf16."}
-    )
-    accelerator_tflops: float | None = field(
-        default=None, metadata={"help": "The same for one with this matrix-multiply peak, TFLOP/s."}
-    )
-    utilisation: float = field(
-        default=0.4, metadata={"help": "Share of its peak that the accelerator sustains: 0.4 is a common figure."}
-    )
-    plan_file: str | None = field(default=None, metadata={"help": "Write the plan as JSON too."})
-
-    def __post_init__(self) -> None:
-        if not 0 < self.utilisation <= 1:
-            raise NLTError(f"utilisation is {self.utilisation}; it must be above 0 and at most 1")
-        accelerator_peak(self.accelerator, self.accelerator_tflops)
-
-
-PLAN_BLOCKS: dict[str, type] = {**RECIPE_BLOCKS, "plan": PlanArguments}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Print the plan."""
     start = (1 + LEAVING) * time.process_time()  # what a stage needs before it begins and after: its imports
     model, data, args, plan = parse_recipe(PLAN_BLOCKS, argv, description=shown(__doc__))
+    peak = accelerator_peak(plan.accelerator, plan.accelerator_tflops)
     if (started := processes(args).num_processes) > 1:
         raise NLTError(f"{started} processes were started, and plan times one; start it alone: nlt plan --config ...")
     with tempfile.TemporaryDirectory() as folder:
         context = PlanContext(model, data, args, Path(folder), start)
         stages = plan_stages(context)
-    peak = accelerator_peak(plan.accelerator, plan.accelerator_tflops)
     if peak is not None:
         stages = [stage.on_accelerator(plan.utilisation * peak) for stage in stages]
     name = plan.accelerator or f"{plan.accelerator_tflops} TFLOP/s"

@@ -15,8 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nlt_trainer.report import write_report
-from nlt_trainer.scripts import run_main, shown
+from nlt_trainer.program import run_main, shown
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,6 +25,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--examples", type=int, default=5, help="queries shown of the most improved and most harmed")
     parser.add_argument("--embeddings", type=Path, help="folder in which embeddings are kept; unset: the user's cache")
     args = parser.parse_args(argv)
+    from nlt_trainer.report.page import write_report
+
     page, *pictures = write_report(args.run, examples=args.examples, embeddings=args.embeddings)
     print(f"{page}: open it in a browser; pictures {', '.join(str(path) for path in pictures)}")
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from measuring import LLM, in_turn, parser, record, show
 
-from nlt_trainer.models.frozen_lm import FrozenLM
-from nlt_trainer.models.pairs import Pair
-from nlt_trainer.models.scoring import LikelihoodScorer
+from nlt_trainer.lm.candidate_pairs import Pair
+from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.lm.scoring import LikelihoodScorer
 
 DOCUMENT = "word {} and then some more of the same, so that it is as long as a passage of a hundred words is. " * 6
 

@@ -44,19 +44,19 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nlt_trainer.data.beir import Collection, Document, Query
 from nlt_trainer.data.candidates import mine_candidates
+from nlt_trainer.encoder.embedding_cache import EmbeddingCache
+from nlt_trainer.encoder.loading import encoder_from_token_embeddings
+from nlt_trainer.encoder.search import nearest
 from nlt_trainer.files import atomic_write_bytes, write_json
-from nlt_trainer.models.document_prompts import build_prompts
-from nlt_trainer.models.embedding_cache import EmbeddingCache
-from nlt_trainer.models.encoder import encoder_from_token_embeddings
-from nlt_trainer.models.exact_search import nearest
-from nlt_trainer.models.frozen_lm import FrozenLM
-from nlt_trainer.models.heads import HeadSet
-from nlt_trainer.models.packed_weights import packed_weights
-from nlt_trainer.models.prompt_tokens import PromptTokens
-from nlt_trainer.models.scoring import LikelihoodScorer
+from nlt_trainer.injection.document_prompts import build_prompts
+from nlt_trainer.injection.heads import HeadSet
+from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.lm.packed_weights import packed_weights
+from nlt_trainer.lm.prompt_tokens import PromptTokens
+from nlt_trainer.lm.scoring import LikelihoodScorer
 from nlt_trainer.objectives.dream import DREAMLoss
+from nlt_trainer.plan.probes import keep_layers
 from nlt_trainer.prompts import PromptTemplate
-from nlt_trainer.scripts.plan_probes import keep_layers
 
 WORDS, KNOWN_WORDS, LAYERS = 20_000, 1000, 3
 EARLIER_QUERIES = {"shallow": 48, "miniature": 512}

@@ -21,10 +21,10 @@ from typing import Any
 
 from measuring import matmul_peak
 
-from nlt_trainer.arguments import RECIPE_BLOCKS
+from nlt_trainer.arguments.stages import RECIPE_BLOCKS
+from nlt_trainer.assembly.scoring import audit_file
 from nlt_trainer.files import read_json, write_json
 from nlt_trainer.recipe import parse_recipe
-from nlt_trainer.scripts.score import audit_file
 
 FILES = {
     "candidates": "candidates.jsonl",

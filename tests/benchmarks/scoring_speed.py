@@ -39,8 +39,8 @@ from measuring import LLM, collection_at, in_fresh_process, in_turn, matmul_peak
 
 from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates, mine_candidates
-from nlt_trainer.models.frozen_lm import FrozenLM
-from nlt_trainer.models.scoring import PACKING_PAIRS, LikelihoodScorer
+from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.lm.scoring import PACKING_PAIRS, LikelihoodScorer
 from nlt_trainer.prompts import PromptTemplate
 
 # Tokens at the seams are the same whether the segments are tokenised apart, as here, or together, as in lm-eval.

@@ -25,12 +25,12 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.files import write_json
-from nlt_trainer.models.document_prompts import build_prompts
-from nlt_trainer.models.encoder import load_encoder
-from nlt_trainer.models.frozen_lm import FrozenLM
-from nlt_trainer.models.heads import HeadSet
-from nlt_trainer.models.prompt_tokens import PromptTokens
+from nlt_trainer.injection.document_prompts import build_prompts
+from nlt_trainer.injection.heads import HeadSet
+from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.lm.prompt_tokens import PromptTokens
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.prompts import PromptTemplate
 

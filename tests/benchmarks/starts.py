@@ -19,10 +19,10 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 from nlt_trainer.data.beir import load_collection
-from nlt_trainer.evaluation import evaluate_encoder
+from nlt_trainer.encoder.loading import encoder_from_token_embeddings, load_encoder
+from nlt_trainer.evaluation.evaluator import evaluate_encoder
 from nlt_trainer.files import write_json
-from nlt_trainer.models.encoder import encoder_from_token_embeddings, load_encoder
-from nlt_trainer.models.locations import resolve_model
+from nlt_trainer.locations import resolve_model
 
 
 def starts(llm: str, layers: list[int], folder: Path) -> Iterator[tuple[str, SentenceTransformer]]:

@@ -27,20 +27,23 @@ import yaml
 from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 
-from nlt_trainer.arguments import RECIPE_BLOCKS, DataArguments, ModelArguments, NLTTrainingArguments
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.stages import RECIPE_BLOCKS
+from nlt_trainer.arguments.training import NLTTrainingArguments
+from nlt_trainer.assembly.losses import Parts
+from nlt_trainer.assembly.parts import load_llm, load_training_collection
+from nlt_trainer.assembly.training import load_start, make_dataset, make_trainer
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.candidates import read_candidates
-from nlt_trainer.evaluation import evaluate_bm25, evaluate_encoder
-from nlt_trainer.models.document_reader import DocumentReader
-from nlt_trainer.models.encoder import load_encoder
-from nlt_trainer.models.frozen_lm import FrozenLM
-from nlt_trainer.models.prompt_teacher import PromptTeacher
+from nlt_trainer.encoder.loading import load_encoder
+from nlt_trainer.evaluation.evaluator import evaluate_bm25, evaluate_encoder
+from nlt_trainer.injection.document_reader import DocumentReader
+from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.objectives.dream import DREAMLoss
+from nlt_trainer.objectives.prompt_teacher import PromptTeacher
 from nlt_trainer.recipe import parse_recipe
 from nlt_trainer.scripts import detect_heads, make_encoder, mine, score
-from nlt_trainer.scripts.common import load_llm, load_training_collection
-from nlt_trainer.scripts.losses import Parts
-from nlt_trainer.scripts.train import load_start, make_dataset, make_trainer
 
 Arguments = tuple[ModelArguments, DataArguments, NLTTrainingArguments]
 

@@ -1,0 +1,124 @@
+"""The recipe's block `model:`: the encoder, the frozen LLM and its heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nlt_trainer.encoder.loading import ENCODER_DTYPES
+from nlt_trainer.errors import NLTError
+from nlt_trainer.injection.heads import HEAD_SELECTIONS
+from nlt_trainer.lm.frozen_lm import LLM_DTYPES
+
+
+@dataclass
+class ModelArguments:
+    """Parameters that control the models."""
+
+    encoder: str = field(
+        default="sentence-transformers/all-MiniLM-L6-v2",
+        metadata={"help": "Encoder to start from: Hub id, folder, or package:<module>/<path>."},
+    )
+    encoder_revision: str | None = field(default=None, metadata={"help": "Revision of an encoder from the Hub."})
+    encoder_dtype: str = field(
+        default="float32", metadata={"help": "float32, or bfloat16 for a base that only carries a LoRA adapter."}
+    )
+    pooling: str | None = field(
+        default=None,
+        metadata={"help": "Pooling added to a plain transformer: mean, cls or lasttoken; unset for an encoder."},
+    )
+    max_seq_length: int | None = field(
+        default=None, metadata={"help": "Tokens that the encoder reads of a text; unset: what the encoder has."}
+    )
+    train_max_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens that the encoder reads of a text in training; unset: as many as at inference."},
+    )
+    encoder_prompts: dict[str, str] | None = field(
+        default=None, metadata={"help": "Texts put before queries and documents, under the keys query and document."}
+    )
+    lora: dict[str, int | float | str | list[str]] | None = field(
+        default=None, metadata={"help": "Arguments of peft.LoraConfig for the encoder, e.g. {r: 16, lora_alpha: 32}."}
+    )
+    llm: str = field(
+        default="HuggingFaceTB/SmolLM2-135M-Instruct",
+        metadata={"help": "Frozen LLM: Hub id, folder, .gguf file, or package:<module>/<path>."},
+    )
+    llm_revision: str | None = field(default=None, metadata={"help": "Revision of an LLM from the Hub."})
+    adapter: str | None = field(
+        default=None,
+        metadata={
+            "help": "LoRA adapter of the LLM, Hub id or folder (adapt_scorer makes one); merged into it and frozen."
+        },
+    )
+    llm_lora: dict[str, int | float | str | list[str]] | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of peft.LoraConfig for an adapter of the LLM that is trained with the encoder and then "
+            "dropped (revela); unset: the LLM is frozen."
+        },
+    )
+    llm_dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
+    llm_device: str | None = field(
+        default=None,
+        metadata={"help": "Device of the LLM, e.g. cuda:1 or cpu; unset: the current accelerator, else the CPU."},
+    )
+    llm_process: bool = field(
+        default=False,
+        metadata={"help": "Keep the LLM that training reads in a process of its own; changes no loss, no gradient."},
+    )
+    shared_backbone: bool = field(
+        default=False,
+        metadata={
+            "help": "Let the encoder be a LoRA adapter on the weights of the LLM that training reads, one copy in "
+            "memory, in llm_dtype; encoder and llm name the same model, pooling and lora are set."
+        },
+    )
+    merge_lora: bool = field(
+        default=True,
+        metadata={
+            "help": "Save the encoder with its adapter merged, a folder that stands alone; false: save the adapter "
+            "alone, a small folder that names its base."
+        },
+    )
+    adapter_lora: dict[str, int | float | str | list[str]] = field(
+        default_factory=lambda: {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+        metadata={"help": "Arguments of peft.LoraConfig for the adapter of the LLM that adapt_scorer fits."},
+    )
+    heads: str = field(
+        default="heads.json", metadata={"help": "File of query-focused heads: detect_heads writes it, dream reads it."}
+    )
+    num_heads: int = field(default=16, metadata={"help": "Heads that detect_heads keeps (DREAM's paper has 16)."})
+    head_selection: str = field(
+        default="best",
+        metadata={"help": "Heads that detect_heads keeps: best, or as a control worst or random (from all, by seed)."},
+    )
+    head_scores: str | None = field(
+        default=None,
+        metadata={"help": "Head file whose scores detect_heads selects from; unset: it observes the LLM's attention."},
+    )
+
+    def __post_init__(self) -> None:
+        choices = {"encoder_dtype": ENCODER_DTYPES, "llm_dtype": LLM_DTYPES, "head_selection": HEAD_SELECTIONS}
+        for name, known in choices.items():
+            if (value := getattr(self, name)) not in known:
+                raise NLTError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
+        if self.shared_backbone and (self.llm_device is not None or self.llm_process):
+            raise NLTError("shared_backbone keeps encoder and LLM on one device; leave llm_device and llm_process out")
+        if self.shared_backbone and self.encoder_revision != self.llm_revision:
+            raise NLTError(
+                f"shared_backbone: encoder_revision is {self.encoder_revision!r} and llm_revision "
+                f"{self.llm_revision!r}; set both to one"
+            )
+        if not self.merge_lora and not self.lora:
+            raise NLTError("merge_lora: false saves the encoder's adapter alone, and there is none; set lora")
+        if not self.merge_lora and not self.keep_adapter:
+            raise NLTError(
+                "merge_lora: false saves an adapter that names its base and neither a revision nor another adapter; "
+                "set merge_lora: true"
+            )
+
+    @property
+    def keep_adapter(self) -> bool:
+        """Whether the encoder's adapter is worth saving alone: its base has neither a revision nor an adapter of its
+        own, of which a saved adapter would say nothing."""
+        return bool(self.lora) and not (self.encoder_revision or (self.shared_backbone and self.adapter))

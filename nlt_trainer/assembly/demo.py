@@ -1,0 +1,143 @@
+"""The demo: an encoder learns from a frozen LLM to search Python's standard library, stage by stage."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.stages import RECIPE_BLOCKS, EvaluationArguments
+from nlt_trainer.arguments.training import NLTTrainingArguments
+from nlt_trainer.assembly.evaluation import evaluate
+from nlt_trainer.assembly.head_detection import detect_heads
+from nlt_trainer.assembly.mining import mine
+from nlt_trainer.assembly.parts import peak_memory
+from nlt_trainer.assembly.publishing import export_run
+from nlt_trainer.assembly.scoring import score
+from nlt_trainer.assembly.starts import build_stdlib, make_encoder
+from nlt_trainer.assembly.training import train
+from nlt_trainer.errors import NLTError
+from nlt_trainer.files import read_json, write_json
+from nlt_trainer.recipe import parse_recipe
+from nlt_trainer.report.page import write_report
+from nlt_trainer.run.results import RESULTS_FILE, Result, read_results, results_table, write_results
+from nlt_trainer.terminal import say
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the demo.
+
+    Args:
+        name: of its stamp.
+        run: the stage, given the recipe's blocks.
+        recipe: YAML file.
+        output: what exists when it is done.
+        checkpoints: folder in which a killed run goes on; removed when the recipe has changed.
+    """
+
+    name: str
+    run: Callable[[ModelArguments, DataArguments, NLTTrainingArguments], None]
+    recipe: Path
+    output: Path
+    checkpoints: Path | None = None
+
+
+def run_demo(recipes: Path) -> None:
+    """Run all stages, then write the report, show the table, check the export, say what to do next.
+
+    Every stage leaves a stamp of its recipe; a second call repeats only what is missing or whose recipe has changed.
+
+    Args:
+        recipes: folder with `likelihood_gain.yaml` and `dream.yaml`.
+    """
+    gain, dream = recipes / "likelihood_gain.yaml", recipes / "dream.yaml"
+    if not (gain.is_file() and dream.is_file()):
+        raise NLTError(f"{recipes} has no demo recipes; run in the repository's root or give their folder: --recipes")
+    model, data, gain_args = parse_recipe(RECIPE_BLOCKS, ["--config", str(gain)])
+    dream_model, _, dream_args = parse_recipe(RECIPE_BLOCKS, ["--config", str(dream)])
+    runs = [Path(gain_args.output_dir), Path(dream_args.output_dir)]
+    folder = runs[0].parent
+    stages = [
+        Stage("build_stdlib", build_stdlib, gain, Path(data.collection)),
+        Stage("make_encoder", make_encoder, gain, Path(model.encoder)),
+        Stage("mine", mine, gain, Path(data.candidates)),
+        Stage("score", score, gain, Path(data.gains)),
+        Stage("train_likelihood_gain", train, gain, runs[0] / "encoder", runs[0]),
+        Stage("detect_heads", detect_heads, dream, Path(dream_model.heads)),
+        Stage("train_dream", train, dream, runs[1] / "encoder", runs[1]),
+        Stage("evaluate_likelihood_gain", evaluate_recipe, gain, runs[0] / "results.json"),
+        Stage("evaluate_dream", evaluate_recipe, dream, runs[1] / "results.json"),
+    ]
+    start, earlier = time.monotonic(), ""
+    for number, stage in enumerate(stages, start=1):
+        earlier = run_stage(stage, folder / "stamps", earlier=earlier, place=f"{number}/{len(stages)}")
+    results = collect(runs)
+    write_results(folder / "results.json", results)
+    write_report(folder, embeddings=folder / "embeddings")
+    print_table(folder, results, seconds=time.monotonic() - start)
+    best = best_run(runs, results)
+    exported, equal = export_run(best, "merged")
+    say(f"Encoder {exported}, the same as in the trainer when loaded by {' and by '.join(equal)}\n")
+    print_next(best, start=model.encoder, collection=data.collection)
+
+
+def evaluate_recipe(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
+    """Evaluate with the defaults."""
+    evaluate(model, data, args, EvaluationArguments())
+
+
+def run_stage(stage: Stage, stamps: Path, *, earlier: str, place: str) -> str:
+    """Run a stage unless its stamp says that it was done with this recipe after the same stages; returns its key."""
+    content = f"{earlier}\n{stage.name}\n{sys.version}\n{stage.recipe.read_text(encoding='utf-8')}"
+    key = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+    path = stamps / f"{stage.name}.json"
+    stamp = read_json(path) if path.is_file() else {"key": key, "done": False}
+    if stamp == {"key": key, "done": True} and stage.output.exists():
+        say(f"[{place}] {stage.name}: done before")
+        return key
+    if stamp["key"] != key and stage.checkpoints is not None:
+        shutil.rmtree(stage.checkpoints, ignore_errors=True)  # of another recipe; this one starts anew
+    say(f"[{place}] {stage.name} ...")
+    write_json(path, {"key": key, "done": False})
+    model, data, args = parse_recipe(RECIPE_BLOCKS, ["--config", str(stage.recipe)])
+    stage.run(model, data, args)
+    write_json(path, {"key": key, "done": True})
+    return key
+
+
+def collect(runs: list[Path]) -> list[Result]:
+    """BM25 and the start once, then the trained encoders."""
+    rows = [row for run in runs for row in read_results(run / RESULTS_FILE)]
+    return list({(row.name, row.collection): row for row in rows}.values())
+
+
+def best_run(runs: list[Path], results: list[Result]) -> Path:
+    """The run whose encoder has the highest nDCG@10 of the table, the first of equal ones."""
+    found = {row.name: row.ndcg_at_10 for row in results}
+    return max(runs, key=lambda run: found[read_json(run / "training.json", stage="nlt train")["objective"]])
+
+
+def print_table(folder: Path, results: list[Result], *, seconds: float) -> None:
+    """Print the table, what it took, and where the report is."""
+    say(f"\n{results_table(results)}\n")
+    peak = peak_memory()["peak_memory_gib"]
+    say(f"This call took {seconds / 60:.1f} minutes and at most {peak:.1f} GiB of memory.")
+    say(f"Report {folder}/report.html (open it in a browser), results {folder}/results.json\n")
+
+
+def print_next(run: Path, *, start: str, collection: str) -> None:
+    """Print what to do with the better run's encoder."""
+    say("What to do next")
+    say("  use it:       from sentence_transformers import SentenceTransformer")
+    say(f'                encoder = SentenceTransformer("{run}/encoder")')
+    say('                encoder.encode_query("open a file for reading")')
+    say(f"  search:       nlt search --encoder {run}/encoder --against {start} --corpus {collection}")
+    say("  your own data: copy recipes/minilm/likelihood_gain.yaml and change the keys that README.md names under")
+    say("                'Your own data', then: nlt mine, nlt score, nlt train, each with --config your.yaml")

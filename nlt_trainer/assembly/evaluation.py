@@ -1,0 +1,188 @@
+"""A recipe's encoder and other systems on its collections or on named tasks, with mteb."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from accelerate import PartialState
+
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.stages import EvaluationArguments
+from nlt_trainer.arguments.training import NLTTrainingArguments
+from nlt_trainer.assembly.parts import processes
+from nlt_trainer.encoder.embedding_cache import trim
+from nlt_trainer.errors import NLTError
+from nlt_trainer.evaluation.folder_task import BEIRFolderRetrieval
+from nlt_trainer.evaluation.systems import BM25, Checkpoint, EncoderSystems, Family, RunFile, System, training_cost
+from nlt_trainer.evaluation.table import Evaluation, file_name
+from nlt_trainer.evaluation.task_scores import Cell, CellCache, score
+from nlt_trainer.evaluation.tasks import EvaluationTask, TaskList, check_data, load_task, resolve_tasks
+from nlt_trainer.files import read_json
+from nlt_trainer.release.card import write_card
+from nlt_trainer.run.results import write_results
+from nlt_trainer.terminal import say
+
+GIB = 2**30
+
+
+def evaluate(
+    model: ModelArguments, data: DataArguments, args: NLTTrainingArguments, evaluation: EvaluationArguments
+) -> None:
+    """Write results, card and the files of the evaluation; prints each result, then the table."""
+    state, run = processes(args), Path(str(args.output_dir))
+    tasks = find_tasks(data, evaluation)
+    trained = (run / "encoder").is_dir() and (run / "training.json").is_file()
+    if not trained and not evaluation.checkpoints and not evaluation.run_files:
+        raise NLTError(f"{run} has no finished encoder; run `nlt train` with this recipe first, or name --checkpoints")
+    checkpoints = [*(checkpoints_of(run, model) if trained else []), *map(Checkpoint.named, evaluation.checkpoints)]
+    progress = state.is_main_process and not args.disable_tqdm
+    families = find_families(checkpoints, evaluation, state=state, show_progress=progress)
+    systems = [system for family in families for system in family.systems()]
+    against = check_systems(systems, evaluation.against)
+    cells = find_cells(tasks, families, CellCache(evaluation.cache / "results"), state=state)
+    if not state.is_main_process:
+        return
+    trim(evaluation.cache / "embeddings", evaluation.embedding_cache_gib * GIB)
+    found = Evaluation(tasks, systems, cells, against)
+    results = found.rows()
+    write_results(run / "results.json", results)
+    say(f"\n{found.write(run / 'evaluation')}")
+    if trained:
+        write_card(run, results)
+
+
+def find_tasks(data: DataArguments, evaluation: EvaluationArguments) -> TaskList:
+    """The tasks that were named, or those of the recipe.
+
+    Raises:
+        NLTError: there are none, or several for a run file.
+    """
+    if evaluation.tasks:
+        tasks = resolve_tasks(evaluation.tasks)
+    else:
+        named = reported(data)
+        if not named:
+            raise NLTError("eval_split is null and eval_collections empty; name a split or a collection to report on")
+        tasks = TaskList()
+        for folder, split in named:
+            tasks.add(BEIRFolderRetrieval(folder, split=split))
+    if evaluation.run_files and len(tasks.tasks) != 1:
+        raise NLTError(f"run_files belong to one task, and there are {len(tasks.tasks)}; name that task alone")
+    return tasks
+
+
+def reported(data: DataArguments) -> list[tuple[str, str]]:
+    """Collections of the recipe and splits of theirs that are reported on, each once."""
+    own = [(data.collection, data.eval_split)] if data.eval_split else []
+    named = [*own, *map(folder_and_split, data.eval_collections)]
+    return list({(Path(folder).resolve(), split): (folder, split) for folder, split in named}.values())
+
+
+def folder_and_split(entry: str) -> tuple[str, str]:
+    """Split an entry of `eval_collections`.
+
+    Raises:
+        NLTError: it is not FOLDER:SPLIT.
+    """
+    folder, _, split = entry.rpartition(":")
+    if not folder or not split:
+        raise NLTError(f"eval_collections has {entry!r}; write FOLDER:SPLIT, e.g. data/scifact:test")
+    return folder, split
+
+
+def checkpoints_of(run: Path, model: ModelArguments) -> list[Checkpoint]:
+    """The encoder that training started from, and the one that it made."""
+    loading = {
+        "revision": model.encoder_revision,
+        "prompts": model.encoder_prompts,
+        "max_seq_length": model.max_seq_length,
+        "pooling": model.pooling,
+    }
+    objective = read_json(run / "training.json")["objective"]
+    return [
+        Checkpoint("start", model.encoder, loading),
+        Checkpoint(objective, str(run / "encoder"), cost=training_cost(run)),
+    ]
+
+
+def find_families(
+    checkpoints: list[Checkpoint], evaluation: EvaluationArguments, *, state: PartialState, show_progress: bool
+) -> list[Family]:
+    """BM25, the encoders and the run files, in the table's order."""
+    bm25 = BM25(keep=evaluation.fused)
+    encoders = [
+        EncoderSystems(
+            checkpoint,
+            folder=evaluation.cache / "embeddings",
+            batch_size=evaluation.encode_batch_size,
+            bm25=bm25 if evaluation.fused else None,
+            truncate_dims=evaluation.truncate_dims,
+            precisions=evaluation.quantisations,
+            processes=state,
+            show_progress=show_progress,
+        )
+        for checkpoint in checkpoints
+    ]
+    return [bm25, *encoders, *map(RunFile, evaluation.run_files)]
+
+
+def check_systems(systems: list[System], against: str | None) -> str | None:
+    """The row that the others are compared with: the one that is named, or the first encoder's.
+
+    Raises:
+        NLTError: two rows have one name, or names whose files would be the same, or none has the name that is given.
+    """
+    names = [system.name for system in systems]
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise NLTError(f"two rows would be called {doubled[0]!r}; name each checkpoint once, or by its path")
+    files: dict[str, str] = {}
+    for name in names:
+        if (other := files.setdefault(file_name(name), name)) != name:
+            raise NLTError(f"rows {other!r} and {name!r} would be one file; name each checkpoint once, or rename one")
+    if against is not None and against not in names:
+        near = difflib.get_close_matches(against, names, n=1)
+        raise NLTError(
+            f"against is {against!r}; " + (f"did you mean {near[0]!r}?" if near else f"choose of {', '.join(names)}")
+        )
+    return against or next((system.name for system in systems if system.is_encoder), None)
+
+
+def find_cells(
+    tasks: TaskList, families: list[Family], cache: CellCache, *, state: PartialState
+) -> dict[tuple[str, str], Cell]:
+    """Evaluate each system on each task, unless the cache has it; all but the main process only help to embed."""
+    rows = {id(family): family.systems() for family in families}
+    grid = [(family, entry, system) for family in families for entry in tasks.tasks for system in rows[id(family)]]
+    names = {system.name for _, _, system in grid}
+    kept = {(system.name, entry.title): cache.get(system.fingerprint, entry) for _, entry, system in grid}
+    check_data([entry for entry in tasks.tasks if any(kept[name, entry.title] is None for name in names)])
+    state.wait_for_everyone()  # nobody writes a result before all have looked for theirs
+    if state.is_main_process:
+        for name, left_out in tasks.left_out.items():
+            say(f"{name}: left out are {', '.join(left_out)}")
+    cells: dict[tuple[str, str], Cell] = {}
+    for number, (family, entry, system) in enumerate(grid, start=1):
+        cell = kept[system.name, entry.title]
+        found = cell or evaluate_cell(entry, system, is_main=state.is_main_process)
+        if found is not None and state.is_main_process:
+            if cell is None:
+                cache.put(system.fingerprint, entry, found)
+            cells[system.name, entry.title] = found
+            figure = f"nDCG@10 {found.ndcg_at_10:.3f}" + ("" if cell is None else ", kept")
+            say(f"[{number}/{len(grid)}] {entry.title}: {system.name} {figure}")
+        if number == len(grid) or grid[number][0] is not family:
+            family.release()
+    return cells
+
+
+def evaluate_cell(entry: EvaluationTask, system: System, *, is_main: bool) -> Cell | None:
+    """Evaluate a system on a task; a process that is not the main one embeds its share and finds nothing."""
+    if is_main:
+        load_task(entry)
+        return score(entry, system.rank(entry))
+    if system.embed is not None:
+        load_task(entry)
+        system.embed(entry)
+    return None

@@ -1,0 +1,227 @@
+"""From a recipe to its objective, in this process or in one of its own: `BUILDERS` has a small function a name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.training import LLM_OBJECTIVES, PROMPT_OBJECTIVES, NLTTrainingArguments
+from nlt_trainer.assembly.parts import PromptFrame, load_llm, load_prompt_frame, prompt_tokens, target_of
+from nlt_trainer.data.candidates import QueryCandidates
+from nlt_trainer.data.collator import ChunkBuilder, PromptBuilder
+from nlt_trainer.encoder.lora import add_llm_lora
+from nlt_trainer.errors import NLTError
+from nlt_trainer.injection.heads import HeadSet
+from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.objectives.adist import ADistLoss
+from nlt_trainer.objectives.dream import DREAMLoss
+from nlt_trainer.objectives.emdr2 import EMDR2Loss
+from nlt_trainer.objectives.grad_cache import GradCacheLoss
+from nlt_trainer.objectives.info_nce import InfoNCELoss
+from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
+from nlt_trainer.objectives.loop import LOOPLoss
+from nlt_trainer.objectives.mixture import MixtureLoss
+from nlt_trainer.objectives.objective import Objective
+from nlt_trainer.objectives.remote import RemoteObjective
+from nlt_trainer.objectives.revela import RevelaLoss
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the collator has to build for the LLM; `None` where no objective reads it.
+
+    Args:
+        prompts: of K documents, a query and its target.
+        chunks: the query and each document on its own.
+    """
+
+    prompts: PromptBuilder | None
+    chunks: ChunkBuilder | None
+
+    def truncated_documents(self, rows: Sequence[Mapping[str, Any]]) -> float:
+        """Share of the documents that are cut to `max_document_tokens`, 0 where nothing is read.
+
+        Raises:
+            NLTError: a prompt or a chunk does not fit the LLM's context.
+        """
+        cut: list[bool] = []
+        builders: list[PromptBuilder | ChunkBuilder] = [b for b in (self.prompts, self.chunks) if b is not None]
+        for build in builders:
+            for row in rows:
+                build([row])
+                cut += [build.tokens.document(text)[1] for text in row["documents"]]
+        return sum(cut) / len(cut) if cut else 0.0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a builder puts an objective together from; the LLM is loaded once, when the first objective asks for it."""
+
+    encoder: SentenceTransformer
+    model: ModelArguments
+    data: DataArguments
+    args: NLTTrainingArguments
+    candidates: list[QueryCandidates]
+    backbone: FrozenLM | None = None
+    """The LLM where it is in memory already, as when the encoder shares its weights."""
+
+    @cached_property
+    def lm(self) -> FrozenLM:
+        return self.backbone or load_llm(self.model)
+
+    @cached_property
+    def frame(self) -> FrozenLM | PromptFrame:
+        return load_prompt_frame(self.model) if self.model.llm_process else self.lm
+
+    def reading(self) -> Reading:
+        """What builds the texts that the LLM reads at every step."""
+        prompts = chunks = None
+        if self.args.reads_llm:
+            tokens, length = prompt_tokens(self.frame, self.data), self.frame.context_length
+            target = target_of(self.data, self.candidates)
+            if not PROMPT_OBJECTIVES.isdisjoint(self.args.objectives):
+                prompts = PromptBuilder(
+                    tokens,
+                    target,
+                    length,
+                    layout=self.data.document_layout,  # type: ignore[arg-type]  # checked by DataArguments
+                    foreign=[(c.query, c.answer) for c in self.candidates],
+                    contrast_targets=self.args.contrast_targets if "dream" in self.args.objectives else 0,
+                    seed=self.args.seed,
+                )
+            if "revela" in self.args.objectives:
+                chunks = ChunkBuilder(tokens, target, length)
+        return Reading(prompts, chunks)
+
+
+def likelihood_gain(parts: Parts, temperature: float) -> LikelihoodGainLoss:
+    args = parts.args
+    return LikelihoodGainLoss(
+        parts.encoder,
+        temperature=temperature,
+        teacher_temperature=args.teacher_temperature,
+        divergence=args.divergence,  # type: ignore[arg-type]  # checked by the loss
+        gain_score=args.gain_score,  # type: ignore[arg-type]
+        null_candidate=args.null_candidate,
+        null_similarity=args.null_similarity,
+        query_weight=args.query_weight,  # type: ignore[arg-type]
+    )
+
+
+def dream(parts: Parts, temperature: float) -> DREAMLoss:
+    heads = HeadSet.load(parts.model.heads)
+    if len(heads.heads) != min(parts.model.num_heads, sum(map(len, heads.scores))):
+        raise NLTError(
+            f"{parts.model.heads} has {len(heads.heads)} heads and num_heads is {parts.model.num_heads}; only "
+            "detect_heads chooses them: run it again (head_scores takes another number from the same scores)"
+        )
+    return DREAMLoss(
+        parts.encoder,
+        parts.lm,
+        heads=heads,
+        temperature=temperature,
+        share_floor=parts.args.share_floor,
+        document_mass=parts.args.document_mass,  # type: ignore[arg-type]  # checked by the loss
+        injected_rows=parts.args.injected_rows,  # type: ignore[arg-type]
+        in_batch_candidates=parts.args.in_batch_candidates,
+        micro_batch_size=parts.args.lm_micro_batch_size,
+        document_cache_gib=parts.args.document_cache_gib,
+    )
+
+
+def emdr2(parts: Parts, temperature: float) -> EMDR2Loss:
+    return EMDR2Loss(parts.encoder, temperature=temperature, level=parts.args.emdr2_level)  # type: ignore[arg-type]
+
+
+def loop(parts: Parts, temperature: float) -> LOOPLoss:
+    return LOOPLoss(
+        parts.encoder,
+        parts.lm,
+        temperature=temperature,
+        teacher_temperature=parts.args.teacher_temperature,
+        micro_batch_size=parts.args.lm_micro_batch_size,
+    )
+
+
+def adist(parts: Parts, temperature: float) -> ADistLoss:
+    return ADistLoss(
+        parts.encoder,
+        parts.lm,
+        temperature=temperature,
+        teacher_temperature=parts.args.teacher_temperature,
+        micro_batch_size=parts.args.lm_micro_batch_size,
+    )
+
+
+def revela(parts: Parts, temperature: float) -> RevelaLoss:
+    lm, lora, trained = parts.lm, parts.model.llm_lora, None
+    if lora is not None:
+        if not PROMPT_OBJECTIVES.isdisjoint(parts.args.objectives):
+            lm = load_llm(parts.model)  # the other objectives keep a frozen one
+        trained = add_llm_lora(lm, lora, seed=parts.args.seed)
+    size = parts.args.lm_micro_batch_size
+    return RevelaLoss(parts.encoder, lm, temperature=temperature, micro_batch_size=size, trained=trained)
+
+
+def info_nce(parts: Parts, temperature: float) -> InfoNCELoss:
+    return InfoNCELoss(
+        parts.encoder,
+        temperature=temperature,
+        in_batch_negatives=parts.args.in_batch_negatives,
+        false_negative_margin=parts.args.false_negative_margin,
+    )
+
+
+BUILDERS: dict[str, Callable[[Parts, float], Objective]] = {
+    "likelihood_gain": likelihood_gain,
+    "dream": dream,
+    "emdr2": emdr2,
+    "loop": loop,
+    "adist": adist,
+    "revela": revela,
+    "info_nce": info_nce,
+}
+
+
+def make_term(name: str, parts: Parts, temperature: float) -> Objective:
+    """One objective; where the recipe says so and it reads the LLM, in a process that has the LLM."""
+    if name not in LLM_OBJECTIVES or not parts.model.llm_process:
+        return BUILDERS[name](parts, temperature)
+    device = parts.model.llm_device or str(parts.args.device)
+    own = {key: getattr(parts.args, key) for key in ("seed", *inspect.get_annotations(NLTTrainingArguments))}
+    build = partial(
+        build_apart,
+        name=name,
+        temperature=temperature,
+        model=replace(parts.model, llm_device=device, llm_process=False),
+        data=parts.data,
+        own=own,
+    )
+    return RemoteObjective(parts.encoder, build, temperature=temperature)
+
+
+def build_apart(
+    encoder: Any, *, name: str, temperature: float, model: ModelArguments, data: DataArguments, own: dict[str, Any]
+) -> Objective:
+    """What the LLM's process builds: the same objective, from the trainer's arguments that objectives read."""
+    args = NLTTrainingArguments(output_dir="", use_cpu=True, report_to="none", **own)
+    return BUILDERS[name](Parts(encoder, model, data, args, []), temperature)
+
+
+def make_loss(parts: Parts) -> tuple[Objective, Reading]:
+    """The recipe's objective and what it reads with the LLM at every step."""
+    args = parts.args
+    temperatures = args.temperatures or {}
+    terms = [make_term(name, parts, temperatures.get(name, args.temperature)) for name in args.objectives]
+    weights = list(args.objectives.values())
+    loss: Objective = terms[0] if weights == [1.0] else MixtureLoss(terms, weights=weights)
+    if args.encoder_micro_batch_size is not None:
+        loss = GradCacheLoss(loss, micro_batch_size=args.encoder_micro_batch_size)
+    return loss, parts.reading()

@@ -1,0 +1,66 @@
+"""Candidate documents for every training query, by BM25, by an encoder, or by both; no label is read."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.training import NLTTrainingArguments
+from nlt_trainer.assembly.parts import chosen_queries, load_training_collection, load_untrained, processes
+from nlt_trainer.data.beir import Collection, Query
+from nlt_trainer.data.candidates import mine_candidates, ranking_depth, write_candidates
+from nlt_trainer.encoder.embedding_cache import EmbeddingCache
+from nlt_trainer.encoder.search import nearest
+from nlt_trainer.terminal import say
+
+
+def mine(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
+    """Write the recipe's `candidates` file; several processes share the corpus where an encoder mines."""
+    state = processes(args)
+    collection = load_training_collection(data)
+    queries = chosen_queries(collection, data, seed=args.seed)
+    folder = Path(f"{data.candidates}.embeddings")
+    rankings = None
+    if data.miner != "bm25":
+        rankings = rank_by_encoder(model, data, collection, queries, folder=folder, state=state)
+    if not state.is_main_process:
+        return
+    candidates = mine_candidates(
+        collection,
+        queries,
+        num_candidates=data.num_candidates,
+        num_random=data.num_random_candidates,
+        seed=args.seed,
+        encoder_rankings=rankings,
+        fused=data.miner == "fused",
+    )
+    write_candidates(data.candidates, candidates)
+    shutil.rmtree(folder, ignore_errors=True)
+    say(f"{data.candidates}: {len(candidates)} queries with {data.num_candidates} candidates each ({data.miner})")
+
+
+def rank_by_encoder(
+    model: ModelArguments,
+    data: DataArguments,
+    collection: Collection,
+    queries: Sequence[Query],
+    *,
+    folder: Path,
+    state: PartialState,
+) -> list[list[int]] | None:
+    """For each query the corpus' best by the recipe's encoder; `None` in all processes but the main one."""
+    encoder = load_untrained(model)
+    contents = [document.content for document in collection.corpus.values()]
+    files = EmbeddingCache(encoder, folder, processes=state, progress="embedding").document_files(contents)
+    if not state.is_main_process:
+        return None
+    fused = data.miner == "fused"
+    depth = ranking_depth(data.num_candidates - data.num_random_candidates, fused=fused)
+    asked = encoder.encode_query([query.text for query in queries], convert_to_tensor=True).float().cpu().numpy()
+    return nearest(asked, [np.load(file, mmap_mode="r") for file in files], top_k=min(depth, len(contents)))

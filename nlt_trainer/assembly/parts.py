@@ -1,0 +1,214 @@
+"""From a recipe's arguments to the objects that several stages need."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from sentence_transformers import SentenceTransformer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
+
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.data.beir import Collection, Query, load_collection, training_queries
+from nlt_trainer.data.candidates import QueryCandidates, read_candidates
+from nlt_trainer.encoder.loading import load_encoder
+from nlt_trainer.errors import NLTError
+from nlt_trainer.lm.frozen_lm import FrozenLM, context_length
+from nlt_trainer.lm.prompt_tokens import PromptTokens
+from nlt_trainer.lm.scoring import LikelihoodScorer
+from nlt_trainer.locations import resolve_model
+from nlt_trainer.prompts import TargetKind, check_target, default_target
+
+logger = logging.getLogger(__name__)
+
+
+def processes(args: TrainingArguments) -> PartialState:
+    """The processes that `accelerate launch` or `torchrun` started; waiting for one another ends after `ddp_timeout`.
+
+    Raises:
+        NLTError: several were started and do not know of each other, as on a CPU without `use_cpu`.
+    """
+    _ = args.device  # sets accelerate's state up as the trainer wants it
+    state = PartialState()
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != state.num_processes:
+        raise NLTError(
+            f"{started} processes were started, and each believes that it is one of {state.num_processes}; "
+            "without an accelerator add --use_cpu true"
+        )
+    return state
+
+
+def resident_peak() -> int:
+    """Most memory that this process has held since its program was started, bytes."""
+    if sys.platform == "linux":  # where ru_maxrss begins at what the process held that started this one
+        lines = Path("/proc/self/status").read_text().splitlines()
+        if found := [line.split()[1] for line in lines if line.startswith("VmHWM:")]:  # not in every sandbox
+            return int(found[0]) << 10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10  # bytes there, else KiB
+
+
+def peak_memory() -> dict[str, float]:
+    """Most memory that this process has had since it was started, GiB; also on the accelerator, where there is one."""
+    peak = {"peak_memory_gib": resident_peak() / 2**30}
+    if torch.cuda.is_available():
+        peak["peak_accelerator_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return {name: round(value, 2) for name, value in peak.items()}
+
+
+def check_batches(rows: int, args: TrainingArguments) -> int:
+    """How many rows each epoch leaves out, because they do not fill a batch of all processes.
+
+    Raises:
+        NLTError: all of them.
+    """
+    batch = args.train_batch_size * args.world_size
+    if not args.dataloader_drop_last:
+        return 0
+    if rows < batch:
+        raise NLTError(
+            f"{rows} training rows do not fill one batch of {batch} (per_device_train_batch_size "
+            f"{args.train_batch_size} x {args.world_size} processes), and a batch that is not full is left out "
+            "(dataloader_drop_last, which several processes always have); lower per_device_train_batch_size, start "
+            "fewer processes, or set dataloader_drop_last: false for one"
+        )
+    return rows % batch
+
+
+def load_training_collection(data: DataArguments) -> Collection:
+    """The collection, with the qrels that the recipe names and no others."""
+    named = {data.train_split, data.head_qrels}
+    return load_collection(data.collection, splits=sorted(split for split in named if split))
+
+
+def chosen_queries(collection: Collection, data: DataArguments, *, seed: int) -> list[Query]:
+    """The training queries, `max_queries` of them drawn by seed, in the collection's order."""
+    queries = training_queries(collection, data.train_split)
+    if data.max_queries is None or data.max_queries >= len(queries):
+        return queries
+    drawn = sorted(random.Random(seed).sample(range(len(queries)), data.max_queries))
+    return [queries[i] for i in drawn]
+
+
+def load_candidates(data: DataArguments, collection: Collection) -> list[QueryCandidates]:
+    """The recipe's candidates.
+
+    Raises:
+        DataError: the file is not what `mine` writes, or has another number of candidates than the recipe.
+        NLTError: it has more queries than the recipe, one that the recipe does not train on, or one whose text or
+            answer the collection has otherwise.
+    """
+    candidates = read_candidates(data.candidates, collection, num_candidates=data.num_candidates)
+    _check_queries(candidates, collection, data)
+    if data.max_queries is not None and len(candidates) > data.max_queries:
+        raise NLTError(
+            f"{data.candidates} has {len(candidates)} queries and max_queries is {data.max_queries}; only mine draws "
+            "them: run nlt mine again or set max_queries as it was"
+        )
+    return candidates
+
+
+def _check_queries(candidates: list[QueryCandidates], collection: Collection, data: DataArguments) -> None:
+    """Raise `NLTError` for queries that are held out of training, unknown, or not what they were when mined."""
+    known = {query.id: (query.text, query.answer) for query in training_queries(collection, data.train_split)}
+    source = data.collection if data.train_split is None else f"split {data.train_split!r} of {data.collection}"
+    foreign = [c.query_id for c in candidates if c.query_id not in known]
+    if foreign:
+        raise NLTError(
+            f"{data.candidates} has {len(foreign)} queries that are not in {source}, e.g. {foreign[0]!r}; "
+            "run nlt mine again, or set collection and train_split as they were"
+        )
+    changed = [c.query_id for c in candidates if known[c.query_id] != (c.query, c.answer)]
+    if changed:
+        raise NLTError(
+            f"{data.candidates} has another text or answer than {data.collection} for {len(changed)} queries, e.g. "
+            f"{changed[0]!r}; run nlt mine again"
+        )
+
+
+def load_untrained(model: ModelArguments) -> SentenceTransformer:
+    """The recipe's encoder as it stands, in float32, without what training would add."""
+    return load_encoder(
+        model.encoder,
+        revision=model.encoder_revision,
+        prompts=model.encoder_prompts,
+        max_seq_length=model.max_seq_length,
+        pooling=model.pooling,
+    )
+
+
+def load_llm(model: ModelArguments) -> FrozenLM:
+    """The frozen LLM of a recipe."""
+    return FrozenLM.from_pretrained(
+        model.llm,
+        revision=model.llm_revision,
+        adapter=model.adapter,
+        dtype=model.llm_dtype,
+        device=model.llm_device,
+    )
+
+
+@dataclass(frozen=True)
+class PromptFrame:
+    """What of an LLM its prompts are built with, where the LLM itself lives in another process."""
+
+    tokenizer: PreTrainedTokenizerBase
+    context_length: int
+
+
+def load_prompt_frame(model: ModelArguments) -> PromptFrame:
+    """The prompt frame of a recipe's LLM, without its weights."""
+    location = resolve_model(model.llm)
+    tokenizer = AutoTokenizer.from_pretrained(location, revision=model.llm_revision)
+    config = AutoConfig.from_pretrained(location, revision=model.llm_revision)
+    return PromptFrame(tokenizer, context_length(config, model.llm))
+
+
+def target_of(data: DataArguments, candidates: list[QueryCandidates]) -> TargetKind:
+    """The recipe's target; where it has none, joint if every query has an answer, else query.
+
+    Raises:
+        NLTError: the recipe's target needs answers, and a query has none.
+    """
+    without = [c.query_id for c in candidates if not c.answer]
+    if data.target is None:
+        if 0 < len(without) < len(candidates):
+            logger.warning(
+                "%d of %d queries have no answer, e.g. %r, so that the target is query for all, without answers; add "
+                "those that are missing to queries.jsonl and run nlt mine again, or set target: query",
+                len(without), len(candidates), without[0],
+            )  # fmt: skip
+        return default_target(has_answers=not without)
+    target = check_target(data.target)
+    if target != "query" and without:
+        raise NLTError(
+            f"target {target!r} needs answers, and {len(without)} queries of {data.collection} have none, e.g. "
+            f"{without[0]!r}; add them to queries.jsonl or set target: query"
+        )
+    return target
+
+
+def prompt_tokens(lm: FrozenLM | PromptFrame, data: DataArguments) -> PromptTokens:
+    """The tokeniser of a recipe's prompts."""
+    return PromptTokens(lm.tokenizer, data.template, max_document_tokens=data.max_document_tokens)
+
+
+def make_scorer(lm: FrozenLM, data: DataArguments, *, target: TargetKind) -> LikelihoodScorer:
+    """The scorer of a recipe, with its cache."""
+    return LikelihoodScorer(
+        lm,
+        target=target,
+        template=data.template,
+        max_document_tokens=data.max_document_tokens,
+        batch_tokens=data.batch_tokens,
+        cache_folder=data.score_cache,
+    )

@@ -1,0 +1,120 @@
+"""A run's encoder and gains on their way to the Hub and back: exported, checked, listed, sent, fetched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.stages import ExportArguments, PullArguments, PushArguments
+from nlt_trainer.arguments.training import NLTTrainingArguments
+from nlt_trainer.assembly.parts import processes
+from nlt_trainer.assembly.scoring import audit_file
+from nlt_trainer.choices import ExportForm
+from nlt_trainer.errors import NLTError
+from nlt_trainer.evaluation.table import file_name
+from nlt_trainer.files import read_json
+from nlt_trainer.locations import is_hub_id
+from nlt_trainer.release.card import CARD_FILE, adapter_base_of, gains_card, read_release, shareable, write_release
+from nlt_trainer.release.card_rendering import render_card
+from nlt_trainer.release.export import ENCODER, export
+from nlt_trainer.release.hub import Release, folder_files, listing, pull, push, size
+from nlt_trainer.terminal import say
+
+
+def export_run(run: Path, form: ExportForm) -> tuple[Path, list[str]]:
+    """Export a run's encoder with card, recipe and record in the folder; returns the folder and what was found equal.
+
+    Raises:
+        NLTError: as `nlt_trainer.release.export.export`.
+    """
+    folder, equal = export(run, form)
+    if folder != run / ENCODER:
+        write_release(folder, *read_release(run / ENCODER))
+    return folder, equal
+
+
+def export_and_say(args: NLTTrainingArguments, form: ExportForm) -> Path | None:
+    """Export the recipe's run and print what was checked; `None` in all processes but the main one."""
+    if not processes(args).is_main_process:
+        return None
+    folder, equal = export_run(Path(str(args.output_dir)), form)
+    say(f"{folder}: {form}; equal to the trained encoder within 1e-5: {', '.join(equal)}")
+    return folder
+
+
+def push_run(data: DataArguments, args: NLTTrainingArguments, export: ExportArguments, to: PushArguments) -> None:
+    """Check, then send; prints where it is."""
+    folder = export_and_say(args, export.form)
+    if folder is None:
+        return
+    files = encoder_files(folder, to.repo) | mteb_files(Path(str(args.output_dir)))
+    parts = [(to.repo, "model", files)]
+    if to.gains_repo is not None:
+        parts.append((to.gains_repo, "dataset", gains_files(data)))
+    api = HfApi(library_name="nlt_trainer")
+    for repo, repo_type, files in parts:
+        say(f"{repo} ({repo_type}): {len(files)} files, {sum(map(size, files.values())):,} bytes")
+        for name, content in files.items():
+            say(f"  {size(content):>15,}  {name}")
+        if not to.dry_run:
+            say(said(push(api, repo, files, tag=to.tag, private=to.private, repo_type=repo_type)))
+
+
+def said(release: Release) -> str:
+    """What a push has done, in words."""
+    news = "new release" if release.is_new else "nothing has changed since release"
+    return f"{release.repo}: {news} {release.tag}, {'private' if release.private else 'public'}"
+
+
+def encoder_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
+    """What the encoder's repository gets; its card loads the encoder from there.
+
+    Raises:
+        NLTError: an adapter names a base that only this machine has.
+    """
+    base = adapter_base_of(folder)
+    if base is not None and not is_hub_id(base):
+        raise NLTError(f"{folder} is an adapter on {base}, which only this machine has; push --form merged")
+    card = render_card(*read_release(folder), load_as=repo)
+    return {**folder_files(folder), CARD_FILE: card.encode()}
+
+
+def mteb_files(run: Path) -> dict[str, Path | bytes]:
+    """mteb's own results of the run's encoder, where `nlt evaluate` has left some."""
+    system = file_name(read_json(run / "training.json", stage="nlt train")["objective"])
+    results = sorted((run / "evaluation" / "mteb" / system).glob("*.json"))
+    return {f"mteb/{path.name}": path for path in results}
+
+
+def gains_files(data: DataArguments) -> dict[str, Path | bytes]:
+    """What the gains' repository gets.
+
+    Raises:
+        NLTError: a file is missing.
+    """
+    files = {"gains.jsonl": Path(data.gains), "candidates.jsonl": Path(data.candidates)}
+    for path in files.values():
+        if not path.is_file():
+            raise NLTError(f"{path} is missing; run `nlt mine` and `nlt score`, or leave gains_repo out")
+    audit = read_json(audit_file(data.gains), stage="nlt score")
+    return {
+        **files,
+        "audit.json": json.dumps(shareable(audit), indent=2).encode(),
+        CARD_FILE: gains_card(data, audit).encode(),
+    }
+
+
+def pull_release(of: PullArguments) -> None:
+    """Fetch a release, or list its files; prints where it is."""
+    api = HfApi(library_name="nlt_trainer")
+    if of.dry_run:
+        commit, files = listing(api, of.repo, revision=of.revision, repo_type=of.repo_type)
+        say(f"{of.repo} at {commit}: {len(files)} files, {sum(files.values()):,} bytes")
+        for name, n in files.items():
+            say(f"  {n:>15,}  {name}")
+        return
+    commit = pull(api, of.repo, Path(of.folder), revision=of.revision, repo_type=of.repo_type)
+    say(f"{of.folder}: {of.repo} at {commit}")

@@ -1,0 +1,177 @@
+"""How much each candidate raises the likelihood of its query's target, computed and audited."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.training import NLTTrainingArguments
+from nlt_trainer.assembly.parts import (
+    load_candidates,
+    load_llm,
+    load_training_collection,
+    make_scorer,
+    processes,
+    target_of,
+)
+from nlt_trainer.data.candidates import QueryCandidates
+from nlt_trainer.data.gains import audit_teacher, write_gains
+from nlt_trainer.data.training import relevance
+from nlt_trainer.errors import NLTError
+from nlt_trainer.files import read_json, write_json
+from nlt_trainer.lm.candidate_pairs import CandidatePairs
+from nlt_trainer.lm.scoring import LikelihoodScorer, likelihood_gain
+from nlt_trainer.prompts import TargetKind
+from nlt_trainer.terminal import say
+
+SCORER_KEYS = ("llm", "llm_revision", "adapter", "llm_dtype")
+"""Keys of a recipe that say which LLM gains are scored with."""
+
+READ_QUERIES = 1024
+"""Queries of whose candidates single tokens are read at once."""
+
+
+def audit_file(gains: str) -> Path:
+    """Where the audit of a gains file stands."""
+    return Path(gains).with_suffix(".audit.json")
+
+
+def check_scorer(model: ModelArguments, data: DataArguments, target: TargetKind) -> dict[str, Any] | None:
+    """What the recipe's gains were scored with, as the audit beside them says; `None` where there is no audit.
+
+    Raises:
+        NLTError: with another prompt or LLM than the recipe's; names what differs. What an older audit does not hold
+            is not compared.
+    """
+    path = audit_file(data.gains)
+    if not path.is_file():
+        return None
+    scorer: dict[str, Any] = read_json(path).get("scorer", {})
+    keys = ("target", "max_document_tokens")
+    found = {**{k: scorer[k] for k in keys if k in scorer}, **scorer.get("template", {}), **scorer.get("model", {})}
+    stated = {**data.template.as_dict(), "target": target, "max_document_tokens": data.max_document_tokens}
+    stated |= {key: getattr(model, key) for key in SCORER_KEYS}
+    different = {key: value for key, value in stated.items() if key in found and found[key] != value}
+    if different:
+        were = ", ".join(f"{key} {found[key]!r} and not {value!r}" for key, value in different.items())
+        raise NLTError(
+            f"{data.gains} was scored with {were}; run nlt score again, or set {', '.join(different)} as in {path}"
+        )
+    return scorer
+
+
+def score(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
+    """Write the recipe's `gains` file and the audit beside it; several processes share the work."""
+    state = processes(args)
+    collection = load_training_collection(data)
+    candidates = load_candidates(data, collection)
+    contents = {d: collection.corpus[d].content for c in candidates for d in c.document_ids}  # one text a document
+    texts = [[contents[d] for d in c.document_ids] for c in candidates]
+    scorer = make_scorer(load_llm(model), data, target=target_of(data, candidates))
+    # Also finds what cannot be scored, before the first score.
+    tokens = scorer.count_tokens(pairs_of(candidates, texts)) + scorer.count_tokens(pairs_of(candidates))
+    start = time.monotonic()
+    with state.split_between_processes(list(range(len(candidates)))) as share:
+        own = [candidates[i] for i in share]
+        scorer.fill_cache(pairs_of(own, [texts[i] for i in share]), tokens=data.token_likelihoods)
+        scorer.fill_cache(pairs_of(own))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        seconds = time.monotonic() - start
+        relevant = relevance(candidates, collection.split_qrels(data.train_split)) if data.train_split else None
+        seconds *= state.num_processes
+        named = {key: getattr(model, key) for key in SCORER_KEYS}
+        report = write_results(
+            scorer, data, candidates, texts, tokens=tokens, named=named, seconds=seconds, relevant=relevant
+        )
+        say(summary(report))
+        size = f"{report['queries']} queries x {report['candidates']} candidates"
+        say(f"{data.gains}: gains of {size}, target {report['target']}")
+
+
+def pairs_of(candidates: Sequence[QueryCandidates], texts: Sequence[Sequence[str]] | None = None) -> CandidatePairs:
+    """Each query with each of its texts, or alone."""
+    documents = [[None]] * len(candidates) if texts is None else texts
+    return CandidatePairs([c.query for c in candidates], documents, [c.answer for c in candidates])
+
+
+def write_results(
+    scorer: LikelihoodScorer,
+    data: DataArguments,
+    candidates: list[QueryCandidates],
+    texts: list[list[str]],
+    *,
+    tokens: int,
+    named: dict[str, str | None],
+    seconds: float,
+    relevant: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Write gains and audit, which says how the recipe named the LLM; everything comes out of the cache by now.
+
+    Where a part was in the cache already, the seconds of this call are scaled up to all tokens. Judgements of the
+    candidates, `(B, K)` bool, go into the audit and nowhere else.
+    """
+    computed = scorer.lm_tokens
+    with_document = scorer.log_likelihood(pairs_of(candidates, texts))
+    without = scorer.log_likelihood(pairs_of(candidates))
+    gain = likelihood_gain(with_document, without)
+    further: dict[str, Any] = {
+        "target_tokens": without.target_tokens,
+        "log_likelihood": with_document.log_likelihood.reshape(gain.shape),  # (B * K,) -> (B, K)
+    }
+    if data.token_likelihoods:
+        further["token_log_likelihoods"] = token_rows(scorer, candidates, texts)
+    path = audit_file(data.gains)
+    earlier = read_json(path) if path.is_file() else {}
+    report = {
+        **audit_teacher(gain, [c.bm25 for c in candidates], relevant),
+        "target": scorer.target,
+        "truncated_documents": round(float(with_document.truncated.mean()), 4),
+        "mean_target_tokens": round(float(without.target_tokens.mean()), 2),
+        "lm_tokens": tokens,
+        "seconds": round(seconds * tokens / computed, 1) if computed else earlier.get("seconds", 0.0),
+        "scorer": {**scorer.description, "model": named},
+    }
+    write_gains(data.gains, candidates, gain, further=further)
+    write_json(path, report)
+    return report
+
+
+def token_rows(
+    scorer: LikelihoodScorer, candidates: list[QueryCandidates], texts: list[list[str]]
+) -> Iterator[list[np.ndarray]]:
+    """Log-likelihoods of single tokens with each of a query's candidates; of some queries at a time in memory."""
+    for begin in range(0, len(candidates), READ_QUERIES):
+        some = slice(begin, begin + READ_QUERIES)
+        values = iter(scorer.token_log_likelihoods(pairs_of(candidates[some], texts[some])))
+        yield from (list(islice(values, len(row))) for row in texts[some])
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The audit as a few lines for people; the whole of it stands in the audit file."""
+    temperatures = ", ".join(
+        f"{t['teacher_temperature']}: {t['effective_candidates']:.1f}" for t in report["temperatures"]
+    )
+    gold = gold_line(**report["gold"]) if "gold" in report else ""
+    return (
+        f"Teacher audit: {report['share_of_queries_with_positive_gain']:.0%} of the queries have a "
+        f"candidate of positive gain; the LLM and BM25 agree on the best one for {report['same_best_as_bm25']:.0%} "
+        f"(rank correlation {report['spearman_with_bm25']:.2f}); {report['truncated_documents']:.0%} of the documents "
+        f"were cut.\nEffective candidates by teacher temperature: {temperatures}; "
+        f"proposed: {report['proposed_teacher_temperature']}{gold}"
+    )
+
+
+def gold_line(*, queries: int, mrr_by_gain: float, mrr_by_bm25: float) -> str:
+    """What the audit says of judged candidates, where there are some."""
+    return (
+        f"\nGold among the candidates of {queries} queries: mean reciprocal rank {mrr_by_gain:.3f} by gain, "
+        f"{mrr_by_bm25:.3f} by BM25 (a report; no judgement reaches training)"
+    )

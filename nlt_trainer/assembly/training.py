@@ -1,0 +1,249 @@
+"""Training an encoder with a recipe's objective, from its start to `<output_dir>/encoder`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from transformers import IntervalStrategy, set_seed
+
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.training import NLTTrainingArguments
+from nlt_trainer.assembly.losses import Parts, Reading, make_loss
+from nlt_trainer.assembly.parts import (
+    check_batches,
+    load_candidates,
+    load_llm,
+    load_training_collection,
+    peak_memory,
+    processes,
+    target_of,
+)
+from nlt_trainer.assembly.scorer_adaptation import report_file
+from nlt_trainer.assembly.scoring import audit_file, check_scorer
+from nlt_trainer.data.beir import Collection, load_collection
+from nlt_trainer.data.candidates import QueryCandidates
+from nlt_trainer.data.collator import NLTCollator
+from nlt_trainer.data.gains import read_gains, read_likelihoods
+from nlt_trainer.data.training import training_dataset
+from nlt_trainer.encoder.loading import load_encoder
+from nlt_trainer.errors import NLTError
+from nlt_trainer.evaluation.evaluator import RetrievalEvaluator
+from nlt_trainer.files import check_folder, read_json, write_json
+from nlt_trainer.injection.heads import HeadSet
+from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.release.card import encoder_facts, prepare_card, write_card
+from nlt_trainer.release.export import ENCODER, save_trained
+from nlt_trainer.run.folder import REPORT_FILE
+from nlt_trainer.run.results import RESULTS_FILE, read_results
+from nlt_trainer.run.resume import (
+    SETTINGS_FILE,
+    AdapterCallback,
+    CostCallback,
+    logged_cost,
+    run_settings,
+    start_checkpoint,
+)
+from nlt_trainer.terminal import say
+from nlt_trainer.trainer import NLTTrainer
+
+
+def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
+    """Train and save; prints where the encoder is."""
+    processes(args)
+    folder = Path(str(args.output_dir))
+    check_folder(folder / "encoder")
+    collection = load_training_collection(data)
+    candidates = load_candidates(data, collection)
+    settings = run_settings(model, data, args)
+    checkpoint = start_checkpoint(args, settings)
+    before = cost_before_training(model, data, args)
+    check_options(model, data, args)
+    target = target_of(data, candidates) if args.reads_llm or args.reads_gains(data) else None
+    scorer = check_scorer(model, data, target) if target and args.reads_gains(data) else None
+    set_seed(args.seed)  # the random start of an adapter
+    backbone = load_llm(model) if model.shared_backbone else None
+    encoder = load_start(model, backbone)
+    dataset = make_dataset(collection, data, args, candidates=candidates)
+    trainer, reading = make_trainer(
+        Parts(encoder, model, data, args, candidates, backbone), dataset, checkpoint=checkpoint
+    )
+    truncated = reading.truncated_documents(dataset)  # also finds prompts that do not fit, now
+    left_out = check_batches(len(dataset), args)
+    if trainer.is_world_process_zero():
+        write_json(folder / SETTINGS_FILE, settings)
+        if left_out:
+            say(f"Each epoch leaves out {left_out} of {len(dataset)} rows, which do not fill a batch")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.is_world_process_zero():
+        finished = was_finished(folder, checkpoint, steps=trainer.state.global_step)
+        if not finished:
+            forget_results(folder)
+        save_trained(folder, encoder, merge=model.merge_lora, keep_adapter=model.keep_adapter)
+        if finished:
+            write_card(folder, read_results(folder / RESULTS_FILE))
+            say(f"{folder}/encoder: all {trainer.state.global_step} steps were done before")
+            return
+        report = {
+            "objective": args.objective,
+            "target": target,
+            "reads_gains": args.reads_gains(data),
+            "scorer": scorer,
+            "seed": args.seed,
+            "steps": trainer.state.global_step,
+            "queries": len(dataset),
+            "train_seconds": round(logged_cost(trainer.state, "train_seconds") + before["seconds"], 1),
+            "lm_tokens": int(logged_cost(trainer.state, "lm_tokens")) + before["lm_tokens"],
+            **peak_memory(),
+            **({"truncated_documents": round(truncated, 4)} if args.reads_llm else {}),
+            "encoder": encoder_facts(encoder),
+            "log": trainer.state.log_history,
+        }
+        write_json(folder / REPORT_FILE, report)
+        write_card(folder)
+        if truncated:
+            say(f"{truncated:.0%} of the documents were cut to {data.max_document_tokens} tokens for the LLM")
+        say(f"{folder}/encoder: trained with {args.objective}; SentenceTransformer(path) loads it")
+
+
+def was_finished(folder: Path, checkpoint: str | None, *, steps: int) -> bool:
+    """Whether a run only read its last checkpoint, so that its report, which knows the whole cost, still holds."""
+    done = checkpoint is not None and Path(checkpoint) == folder / f"checkpoint-{steps}"
+    return done and (folder / REPORT_FILE).is_file()
+
+
+def forget_results(folder: Path) -> None:
+    """Remove what `evaluate` has written of an encoder that is about to be replaced by another."""
+    if (folder / ENCODER).is_dir():
+        (folder / RESULTS_FILE).unlink(missing_ok=True)
+        shutil.rmtree(folder / "evaluation", ignore_errors=True)
+
+
+def make_trainer(parts: Parts, dataset: Dataset, *, checkpoint: str | None = None) -> tuple[NLTTrainer, Reading]:
+    """The recipe's trainer, which will go on from `checkpoint`, and what builds the texts that the LLM reads."""
+    encoder, args = parts.encoder, parts.args
+    prepare_card(encoder, name=f"{Path(str(args.output_dir)).name} encoder")
+    loss, reading = make_loss(parts)
+    collator = NLTCollator(
+        encoder,
+        prompts=reading.prompts,
+        chunks=reading.chunks,
+        max_length=parts.model.train_max_length,
+        seed=args.seed,
+    )
+    trainer = NLTTrainer(
+        encoder,
+        args,
+        train_dataset=dataset,
+        loss=loss,
+        data_collator=collator,  # type: ignore[arg-type]  # any callable
+        evaluator=dev_evaluator(parts.data),
+        callbacks=[CostCallback(loss), AdapterCallback(encoder, checkpoint)],
+    )
+    encoder.model_card_data.train_datasets, encoder.model_card_data.widget = [], []  # both would show the user's texts
+    return trainer, reading
+
+
+def check_options(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
+    """Refuse options of an LLM that training does not read or train, and options that contradict each other.
+
+    Raises:
+        NLTError: names the option.
+    """
+    if model.llm_lora is not None and "revela" not in args.objectives:
+        raise NLTError(f"llm_lora: objective {args.objective!r} trains no LLM, only revela does; leave llm_lora out")
+    for key in ("shared_backbone", "llm_process"):
+        if getattr(model, key) and not args.reads_llm:
+            raise NLTError(f"{key}: objective {args.objective!r} reads no LLM in training; leave {key} out")
+        if getattr(model, key) and model.llm_lora is not None:
+            raise NLTError(f"{key}: llm_lora trains the LLM in the trainer's own process; leave one of the two out")
+    if args.eval_strategy != "no" and data.dev_split is None:
+        raise NLTError(
+            f"eval_strategy is {IntervalStrategy(args.eval_strategy).value} and there is nothing to evaluate on; set "
+            "dev_split, or eval_strategy: 'no'"
+        )
+    if args.in_batch_candidates and data.document_layout != "independent":
+        raise NLTError(
+            f"in_batch_candidates needs documents that do not see each other, and document_layout is "
+            f"{data.document_layout}; set it to independent"
+        )
+    if args.in_batch_candidates and model.llm_process and args.world_size > 1:
+        raise NLTError(
+            "in_batch_candidates: each of the LLM's processes would know its own documents alone; set llm_process: "
+            "false or train in one process"
+        )
+
+
+def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> SentenceTransformer:
+    """The encoder to train, on the LLM's weights where they are shared.
+
+    Raises:
+        NLTError: `train_max_length` is set for an encoder that reads whole texts, or bfloat16 weights would be
+            trained.
+    """
+    if model.encoder_dtype == "bfloat16" and not model.lora:
+        raise NLTError(
+            "encoder_dtype bfloat16 rounds small steps of its weights away; set lora, or float32 with bf16: true"
+        )
+    encoder = load_encoder(
+        model.encoder,
+        revision=model.encoder_revision,
+        dtype=model.encoder_dtype,
+        prompts=model.encoder_prompts,
+        max_seq_length=model.max_seq_length,
+        pooling=model.pooling,
+        lora=model.lora,
+        backbone=backbone,
+    )
+    if model.train_max_length is not None and isinstance(encoder[0], StaticEmbedding):
+        raise NLTError(
+            f"encoder {model.encoder!r} is a table of token embeddings and reads whole texts; leave "
+            "train_max_length out"
+        )
+    return encoder
+
+
+def dev_evaluator(data: DataArguments) -> RetrievalEvaluator | None:
+    """Evaluates on the judged queries of `dev_split` while training goes on; they never reach the objective."""
+    if data.dev_split is None:
+        return None
+    return RetrievalEvaluator(load_collection(data.collection, splits=[data.dev_split]), split=data.dev_split)
+
+
+def cost_before_training(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> dict[str, Any]:
+    """Seconds and LLM tokens of the stages before: adaptation, scoring, head detection; 0 where nothing is known."""
+    cost = {"seconds": 0.0, "lm_tokens": 0}
+    sources = []
+    reads_heads = "dream" in args.objectives
+    if args.reads_gains(data) or (reads_heads and data.head_qrels is None):
+        sources.append(read_json(audit_file(data.gains)) if audit_file(data.gains).is_file() else {})
+    if reads_heads:
+        sources.append(HeadSet.load(model.heads).settings)
+    if model.adapter is not None and report_file(model.adapter).is_file():
+        sources.append(read_json(report_file(model.adapter)))
+    for source in sources:
+        cost["seconds"] += source.get("seconds", 0.0)
+        cost["lm_tokens"] += source.get("lm_tokens", 0)
+    return cost
+
+
+def make_dataset(
+    collection: Collection, data: DataArguments, args: NLTTrainingArguments, *, candidates: list[QueryCandidates]
+) -> Dataset:
+    """The objective's training rows: gains only where it reads them, labels only where the recipe asks for them."""
+    labelled = args.reads_labels(data)
+    if labelled and data.train_split is None:
+        raise NLTError("labels: true takes positives from qrels/<train_split>.tsv; set train_split")
+    names = args.reads_likelihoods
+    return training_dataset(
+        collection,
+        candidates,
+        gain=read_gains(data.gains, candidates) if args.reads_gains(data) else None,
+        likelihoods=read_likelihoods(data.gains, candidates, names) if names else None,
+        qrels=collection.split_qrels(str(data.train_split)) if labelled else None,
+    )

@@ -1,0 +1,60 @@
+"""The words that options choose from: recipes, functions and error messages take them from this one place.
+
+Nothing heavy is imported, so that a recipe with a wrong word is refused before torch is there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from nlt_trainer.errors import NLTError
+
+TargetKind = Literal["answer", "query", "joint"]
+"""The text whose likelihood counts: the answer, the query, or the query followed by the answer."""
+
+DocumentLayout = Literal["sequential", "independent"]
+"""`sequential`: a document sees those before it. `independent`: it sees the start of the prompt and itself alone, at
+positions that begin behind that start, so that its keys and values are the same in every prompt."""
+
+EncoderDtype = Literal["float32", "bfloat16"]
+LLMDtype = Literal["float32", "bfloat16", "float16"]
+PoolingMode = Literal["mean", "cls", "lasttoken"]
+
+Miner = Literal["bm25", "encoder", "fused"]
+"""What chooses a query's candidates: BM25, the encoder, or both by reciprocal rank fusion."""
+
+HeadMethod = Literal["gain", "correlation", "needle", "qrels"]
+"""How it is known which document a head should turn to."""
+HeadScore = Literal["reciprocal_rank", "correlation"]
+HeadSelection = Literal["best", "random", "worst"]
+"""Which heads of a score table are kept; the last two are controls."""
+
+Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "margin_mse", "listwise"]
+QueryWeight = Literal["none", "positive", "gain"]
+MarginalLevel = Literal["sequence", "token"]
+"""What EMDR2 marginalises over the candidates: the whole target's likelihood, or each token's."""
+
+DocumentMass = Literal["kept", "one"]
+"""The attention that an injected head divides among documents: what it gives them by itself, or all of it."""
+InjectedRows = Literal["all", "target"]
+"""The rows whose attention is divided: all from the query on, or those that predict a token of the target."""
+
+Precision = Literal["int8", "binary"]
+"""Numbers of a document's embedding in a compressed index."""
+ExportForm = Literal["merged", "adapter", "onnx", "openvino"]
+RepoType = Literal["model", "dataset"]
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Refuse a word that an option does not have.
+
+    Args:
+        name: of the option.
+        value: what was given.
+        choices: a `Literal` of this module.
+
+    Raises:
+        NLTError: names the value and the choices.
+    """
+    if value not in get_args(choices):
+        raise NLTError(f"{name} {value!r} is unknown; choose one of {', '.join(get_args(choices))}")

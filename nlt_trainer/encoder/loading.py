@@ -1,0 +1,187 @@
+"""Dense encoders: any SentenceTransformer, a transformer with pooling, or an LLM's token embeddings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import TaskType
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding, Transformer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nlt_trainer.encoder.lora import lora_config
+from nlt_trainer.encoder.shared_backbone import share_weights
+from nlt_trainer.errors import NLTError
+from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.locations import adapter_base, loading, resolve_model
+
+logger = logging.getLogger(__name__)
+
+ENCODER_DTYPES = ("float32", "bfloat16")
+"""Those of an encoder's weights."""
+
+
+def load_encoder(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    prompts: Mapping[str, str] | None = None,
+    max_seq_length: int | None = None,
+    pooling: str | None = None,
+    lora: Mapping[str, object] | None = None,
+    device: str | None = None,
+    backbone: FrozenLM | None = None,
+) -> SentenceTransformer:
+    """Load an encoder to train or to use.
+
+    Args:
+        name: anything that `resolve_model` takes: a Sentence-Transformers model, or a plain transformer
+            (BERT-like or decoder), to which pooling and normalisation are added.
+        revision: of a Hub model.
+        dtype: `float32` or `bfloat16`, of the weights, whatever the checkpoint has; an adapter is always float32.
+        prompts: put in front of texts; only the keys `query` and `document` (MTEB drops others).
+        max_seq_length: tokens, longer texts are cut; default what the model has.
+        pooling: for a plain transformer: `mean`, `cls` or `lasttoken`; a Sentence-Transformers folder has its own, and
+            this may name it.
+        lora: arguments of `peft.LoraConfig`, e.g. `{"r": 16, "lora_alpha": 32}`; then only the adapter is trained.
+        device: default CUDA where there is one, else CPU.
+        backbone: the LLM of the same name, whose weights the encoder uses in place of a copy; needs pooling and LoRA.
+
+    Raises:
+        NLTError: the model cannot be loaded, or a setting does not fit it.
+    """
+    if unknown := set(prompts or {}) - {"query", "document"}:
+        raise NLTError(f"prompts has the keys {sorted(unknown)}; only 'query' and 'document' are used by MTEB")
+    if dtype not in ENCODER_DTYPES:
+        raise NLTError(f"encoder dtype {dtype!r} is unknown; choose one of {', '.join(ENCODER_DTYPES)}")
+    location = resolve_model(name)
+    kwargs: dict[str, Any] = {"use_safetensors": True, "dtype": dtype}
+    if backbone is not None:
+        _check_backbone(name, backbone, pooling=pooling, lora=lora)
+    with loading("encoder", name):
+        whole = backbone is None and Path(location, "modules.json").is_file()
+        if pooling is None or whole:
+            encoder = SentenceTransformer(location, revision=revision, device=device, model_kwargs=kwargs)
+            _check_own_pooling(encoder, name, pooling)
+        else:
+            _check_pooling(location, pooling)
+            transformer = _transformer(location, revision=revision, kwargs=kwargs, backbone=backbone)
+            encoder = _with_pooling(transformer, pooling, device=str(backbone.device) if backbone else device)
+    if max_seq_length is not None:
+        if isinstance(encoder[0], StaticEmbedding):
+            raise NLTError(
+                f"encoder {name!r} is a table of token embeddings, which reads texts of any length; leave "
+                "`max_seq_length` out"
+            )
+        encoder.max_seq_length = max_seq_length
+    # MTEB and encode_query/encode_document look prompts up under these two names.
+    encoder.prompts = {"query": "", "document": "", **encoder.prompts, **(prompts or {})}
+    if lora:
+        if isinstance(encoder[0], StaticEmbedding):
+            raise NLTError(
+                f"encoder {name!r} is a table of token embeddings; LoRA needs a transformer, leave `lora` out"
+            )
+        _add_lora(encoder, lora, base=adapter_base(location))
+    return encoder
+
+
+def _add_lora(encoder: SentenceTransformer, lora: Mapping[str, object], *, base: str) -> None:
+    encoder.add_adapter(lora_config(TaskType.FEATURE_EXTRACTION, lora))
+    transformer: Any = encoder.transformers_model
+    transformer.peft_config["default"].base_model_name_or_path = base  # a saved adapter names it
+    for parameter in encoder.parameters():
+        if parameter.requires_grad:  # made in the base's dtype; bfloat16 would round small steps away
+            parameter.data = parameter.data.float()
+
+
+def _check_backbone(name: str, backbone: FrozenLM, *, pooling: str | None, lora: Mapping[str, object] | None) -> None:
+    if resolve_model(name) != resolve_model(backbone.name):
+        raise NLTError(
+            f"shared_backbone: encoder {name!r} and LLM {backbone.name!r} are two models; give both the same name"
+        )
+    if pooling is None or not lora:
+        raise NLTError(
+            "shared_backbone: the encoder is a LoRA adapter on the LLM; set pooling (lasttoken for a decoder) and lora"
+        )
+
+
+def _check_own_pooling(encoder: SentenceTransformer, name: str, pooling: str | None) -> None:
+    own = {str(module.pooling_mode) for module in encoder if isinstance(module, Pooling)}
+    if pooling is not None and own != {pooling}:
+        raise NLTError(
+            f"{name} is a Sentence-Transformers model with its own pooling; leave `pooling` out or set it to "
+            f"{', '.join(own) or 'null'}"
+        )
+
+
+def _check_pooling(location: str, pooling: str) -> None:
+    if Path(location, "modules.json").is_file():
+        raise NLTError(f"{location} is a Sentence-Transformers model with its own pooling; leave `pooling` out")
+    if pooling not in {"mean", "cls", "lasttoken"}:
+        raise NLTError(f"pooling {pooling!r} is unknown; choose mean, cls or lasttoken")
+
+
+def _transformer(
+    location: str, *, revision: str | None, kwargs: dict[str, Any], backbone: FrozenLM | None
+) -> Transformer:
+    """The plain transformer: with weights of its own, or with the backbone's."""
+    if backbone is not None:
+        kwargs = {**kwargs, "device_map": "meta", "dtype": backbone.model.dtype}  # modules without memory
+    at: dict[str, Any] = {"revision": revision}
+    transformer = Transformer(location, model_kwargs=kwargs | at, config_kwargs=at, processor_kwargs=dict(at))
+    if backbone is not None:
+        share_weights(transformer.model, backbone)
+    return transformer
+
+
+def _with_pooling(transformer: Any, pooling: str, *, device: str | None) -> SentenceTransformer:
+    if pooling == "lasttoken" and transformer.tokenizer.pad_token is None:
+        transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
+    modules = [transformer, Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling), Normalize()]
+    return SentenceTransformer(modules=modules, device=device)
+
+
+def encoder_from_token_embeddings(llm: str) -> SentenceTransformer:
+    """An encoder that was never trained for retrieval: a weighted mean of an LLM's token embeddings, normalised.
+
+    The embeddings' mean and their D / 100 strongest directions, which all tokens share, are removed (all-but-the-top,
+    arXiv 1702.01417), and each token is weighted by log(1 + its id): byte-pair vocabularies are sorted by frequency,
+    so that this is an inverse frequency by Zipf's law, as in Model2Vec. No text is read.
+
+    Args:
+        llm: anything that `resolve_model` takes.
+
+    Raises:
+        NLTError: the LLM cannot be loaded.
+    """
+    location = resolve_model(llm)
+    with loading("LLM", llm):
+        model: Any = AutoModelForCausalLM.from_pretrained(location, dtype="float32", use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(location).backend_tokenizer
+    embeddings = all_but_the_top(model.get_input_embeddings().weight.detach())
+    encoder = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embeddings), Normalize()])
+    encoder.prompts = {"query": "", "document": ""}
+    return encoder
+
+
+def all_but_the_top(embeddings: Tensor) -> Tensor:
+    """Token embeddings `(V, D)` without mean and D / 100 strongest directions, weighted by log(1 + id).
+
+    They are the same to the last bit however many threads torch has, so that runs which begin with them can go on.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums of several threads differ in the last bits with their number
+    try:
+        centred = embeddings - embeddings.mean(0)
+        _, directions = torch.linalg.eigh(centred.T @ centred)  # (D, D), weakest first
+        top = directions[:, -max(1, round(embeddings.shape[1] / 100)) :]
+        weight = torch.log1p(torch.arange(len(embeddings), dtype=embeddings.dtype))
+        return (centred - centred @ top @ top.T) * (weight / weight.mean())[:, None]
+    finally:
+        torch.set_num_threads(threads)

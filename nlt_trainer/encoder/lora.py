@@ -1,0 +1,82 @@
+"""LoRA adapters: an encoder's, merged or read back from a checkpoint, and one added to an LLM to train it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, TaskType, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.lm.frozen_lm import FrozenLM
+
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def lora_config(task: TaskType, lora: Mapping[str, object]) -> LoraConfig:
+    """An adapter's configuration.
+
+    Args:
+        task: what the adapted model is for.
+        lora: arguments of `peft.LoraConfig`, e.g. `{"r": 16, "target_modules": "all-linear"}`.
+
+    Raises:
+        NLTError: one that it does not have, or a value that it refuses.
+    """
+    try:
+        return LoraConfig(task_type=task, **lora)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise NLTError(f"lora {dict(lora)!r}: {error}; give arguments of peft.LoraConfig, e.g. {{r: 16}}") from error
+
+
+def add_llm_lora(lm: FrozenLM, lora: Mapping[str, object], *, seed: int) -> dict[str, nn.Parameter]:
+    """Put an adapter on an LLM and return its parameters, in float32, by name; all others stay frozen.
+
+    Args:
+        lm: the LLM; nobody else should read it afterwards.
+        lora: arguments of `peft.LoraConfig`, e.g. `{"r": 16, "target_modules": "all-linear"}`.
+        seed: of the adapter's random start, equal on all processes.
+    """
+    with torch.random.fork_rng(devices=[]):  # adapters are drawn on the CPU
+        torch.manual_seed(seed)
+        lm.model.add_adapter(lora_config(TaskType.CAUSAL_LM, lora))
+    lm.model.eval()
+    for module in lm.model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.train()  # for lora_dropout; the LLM's own dropout stays off
+    adapter = {name: p for name, p in lm.model.named_parameters() if p.requires_grad}
+    for parameter in adapter.values():
+        parameter.data = parameter.data.float()  # steps are smaller than what bfloat16 tells apart
+    return adapter
+
+
+def merge_lora(encoder: SentenceTransformer) -> None:
+    """Add each adapter's product to the weight that it adapts and remove the adapter; without one nothing happens.
+
+    The sums are new tensors: a frozen LLM may use the memory of the weights as they were.
+    """
+    layers = [(name, module) for name, module in encoder.named_modules() if isinstance(module, BaseTunerLayer)]
+    adapters = encoder.active_adapters() if layers else []
+    for name, layer in layers:
+        layer.merge(safe_merge=True)
+        parent, _, child = name.rpartition(".")
+        setattr(encoder.get_submodule(parent), child, layer.get_base_layer())
+    if adapters:
+        encoder.delete_adapter(adapters)
+
+
+def load_lora(encoder: SentenceTransformer, folder: str | Path) -> None:
+    """Give the encoder's adapter the weights that a checkpoint has, in the adapter's own dtype.
+
+    Args:
+        encoder: with the adapter that the checkpoint was written from.
+        folder: a Sentence-Transformers folder with `adapter_model.safetensors`.
+    """
+    weights = load_file(Path(folder) / ADAPTER_WEIGHTS)
+    state = {name.removeprefix("base_model.model."): weight for name, weight in weights.items()}
+    set_peft_model_state_dict(encoder.transformers_model, state, adapter_name=encoder.active_adapters()[0])

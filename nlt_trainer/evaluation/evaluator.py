@@ -1,0 +1,212 @@
+"""Evaluation on a BEIR folder: mteb for reported figures, a light evaluator for use during training."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import mteb
+import torch
+from datasets import Dataset
+from mteb.abstasks.retrieval import AbsTaskRetrieval
+from mteb.models import ModelMeta, SearchProtocol
+from mteb.results import TaskResult
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
+
+from nlt_trainer.data.beir import Collection, Query
+from nlt_trainer.data.candidates import bm25_rankings
+from nlt_trainer.errors import NLTError
+from nlt_trainer.evaluation.folder_task import METRICS, TOP_K, BEIRFolderRetrieval, Part, as_collection
+from nlt_trainer.evaluation.retrieval_metric import RetrievalMetric
+
+logger = logging.getLogger(__name__)
+
+QUERY_CHUNK = 256  # queries whose similarities to the whole corpus are held at once
+
+Rankings = Mapping[str, Mapping[str, float]]
+"""Query id -> document id -> score."""
+
+
+def evaluate_encoder(
+    encoder: SentenceTransformer, collection: Collection | str | Path, *, split: str = "test", batch_size: int = 32
+) -> dict[str, float]:
+    """Evaluate an encoder with mteb.
+
+    Queries are encoded with the encoder's `query` prompt, documents with its `document` prompt. No result is cached,
+    so none can be stale.
+
+    Args:
+        encoder: the encoder; its own similarity function ranks the documents.
+        collection: a collection, or the BEIR folder to read.
+        split: the qrels to evaluate on.
+        batch_size: texts encoded at once.
+
+    Returns:
+        `ndcg_at_10`, `mrr_at_10` and `recall_at_100`, means over the queries; mteb rounds nDCG and recall to 5 digits.
+
+    Raises:
+        DataError: a malformed folder.
+        NLTError: the collection has no such split, or a weight of the encoder is not finite.
+    """
+    for name, parameter in encoder.named_parameters():
+        if not parameter.isfinite().all():
+            raise NLTError(f"the encoder's {name} is infinite or NaN; train it again with a lower learning rate")
+    return _run_mteb(encoder, BEIRFolderRetrieval(collection, split=split), batch_size=batch_size)
+
+
+def evaluate_bm25(collection: Collection | str | Path, *, split: str = "test") -> dict[str, float]:
+    """Evaluate BM25 with mteb's scoring; returns and raises as `evaluate_encoder` does.
+
+    Args:
+        collection: a collection, or the BEIR folder to read.
+        split: the qrels to evaluate on.
+    """
+    task = BEIRFolderRetrieval(collection, split=split)
+    rankings = bm25_rankings(task.collection, task.collection.split_queries(split), top_k=TOP_K)
+    return _run_mteb(FixedRankings({(split, "default"): rankings}), task, batch_size=1)
+
+
+class FixedRankings:
+    """Rankings that exist already, as a search model of mteb.
+
+    Args:
+        rankings: for each part of the task query id -> document id -> score, for every query.
+    """
+
+    def __init__(self, rankings: Mapping[Part, Rankings]):
+        self.rankings = rankings
+        self.mteb_model_meta = ModelMeta.create_empty()
+
+    def index(self, corpus: Dataset, **kwargs: Any) -> None:
+        """Do nothing: the corpus was searched before."""
+
+    def search(
+        self, queries: Dataset, *, top_k: int, hf_split: str, hf_subset: str, **kwargs: Any
+    ) -> dict[str, dict[str, float]]:
+        """Return the `top_k` best documents of each query."""
+        rankings = self.rankings[hf_split, hf_subset]
+        return {query_id: best(rankings[query_id], top_k) for query_id in queries["id"]}
+
+
+class RetrievalEvaluator(BaseEvaluator):
+    """Retrieval metrics of a split, for the trainer's `evaluator`.
+
+    Encodes corpus and queries (prompts `document` and `query`), keeps the 100 most similar documents of each query
+    and scores them with `RetrievalMetric`. It leaves random generators alone and needs no mteb; `evaluate_encoder`
+    gives the same figures but for mteb's rounding to 5 digits and ties at rank 100.
+
+    The primary metric is `NAME_ndcg_at_10`, hence `metric_for_best_model="eval_NAME_ndcg_at_10"`.
+
+    Args:
+        collection: a collection, or the BEIR folder to read.
+        split: the qrels to evaluate on.
+        name: prefix of the metrics; the split if left out.
+        batch_size: texts encoded at once.
+
+    Raises:
+        DataError: a malformed folder.
+        NLTError: the collection has no such split.
+    """
+
+    def __init__(
+        self, collection: Collection | str | Path, *, split: str = "dev", name: str = "", batch_size: int = 32
+    ):
+        super().__init__()
+        self.collection = as_collection(collection, split)
+        self.split = split
+        self.name = name or split
+        self.batch_size = batch_size
+        self.primary_metric = f"{self.name}_{METRICS[0]}"
+
+    def __call__(  # type: ignore[override]  # an encoder of texts is asked for, as in the library's own evaluators
+        self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1
+    ) -> dict[str, float]:
+        """Return `NAME_ndcg_at_10`, `NAME_mrr_at_10` and `NAME_recall_at_100`; nothing is written."""
+        qrels = self.collection.split_qrels(self.split)
+        queries = self.collection.split_queries(self.split)
+        rankings = search(model, self.collection, queries, batch_size=self.batch_size)
+        metrics = RetrievalMetric(keep_in_memory=True).compute(
+            predictions=[{"document_ids": list(r), "scores": list(r.values())} for r in rankings.values()],
+            references=[{"document_ids": list(qrels[q]), "grades": list(qrels[q].values())} for q in rankings],
+        )
+        metrics = self.prefix_name_to_metrics(metrics, self.name)
+        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
+        return metrics
+
+
+@torch.no_grad()
+def search(
+    encoder: SentenceTransformer, collection: Collection, queries: list[Query], *, top_k: int = TOP_K, batch_size: int
+) -> dict[str, dict[str, float]]:
+    """Rank the corpus for each query by the similarity of embeddings.
+
+    Args:
+        encoder: the encoder; its own similarity function (cosine unless it says otherwise) ranks the documents.
+        collection: the corpus to search.
+        queries: the queries.
+        top_k: documents a query.
+        batch_size: texts encoded at once.
+
+    Returns:
+        query id -> document id -> similarity, best first.
+    """
+    options: dict[str, Any] = {"batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}
+    document_ids = list(collection.corpus)
+    contents = [document.content for document in collection.corpus.values()]
+    document_embeddings = encoder.encode_document(contents, **options).float()  # (number of documents, H)
+    query_embeddings = encoder.encode_query([query.text for query in queries], **options).float()  # (B, H)
+    rankings: dict[str, dict[str, float]] = {}
+    for start in range(0, len(queries), QUERY_CHUNK):
+        chunk = query_embeddings[start : start + QUERY_CHUNK]
+        best = encoder.similarity(chunk, document_embeddings).topk(min(top_k, len(document_ids)), dim=1)
+        for query, scores, indices in zip(queries[start:], best.values.tolist(), best.indices.tolist(), strict=False):
+            rankings[query.id] = {document_ids[i]: score for i, score in zip(indices, scores, strict=True)}
+    return rankings
+
+
+def best(ranking: Mapping[str, float], top_k: int) -> dict[str, float]:
+    """The `top_k` best documents of a ranking, best first, equal scores in trec_eval's order: last id first."""
+    return dict(sorted(ranking.items(), key=lambda item: (item[1], item[0]), reverse=True)[:top_k])
+
+
+def _run_mteb(
+    model: SentenceTransformer | SearchProtocol, task: BEIRFolderRetrieval, *, batch_size: int
+) -> dict[str, float]:
+    scores = run_mteb(model, task, batch_size=batch_size).scores[task.split][0]
+    return {name: float(scores[name]) for name in METRICS}
+
+
+def run_mteb(model: Any, task: AbsTaskRetrieval, *, batch_size: int) -> TaskResult:
+    """Let mteb evaluate a model on one task, without a cache, bars and carbon; what mteb finds, in its own format."""
+    encode_kwargs: Any = {"batch_size": batch_size, "show_progress_bar": False}
+    with quiet():
+        result = mteb.evaluate(
+            model, task, cache=None, co2_tracker=False, encode_kwargs=encode_kwargs, show_progress_bar=False
+        )
+    found = result.task_results[0]
+    assert isinstance(found, TaskResult)
+    return found
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hide what mteb says of model cards and of its own deprecated calls, and the bars of its conversions."""
+    card_logger = logging.getLogger("mteb.models.model_meta")
+    level, had_bars = card_logger.level, not datasets.are_progress_bars_disabled()
+    card_logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"mteb\.")
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"mteb\.")
+            yield
+    finally:
+        card_logger.setLevel(level)
+        if had_bars:
+            datasets.enable_progress_bars()

@@ -1,0 +1,277 @@
+"""What is evaluated: BM25, checkpoints, what is made of them, and runs that exist as files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import bm25s
+from huggingface_hub import snapshot_download
+
+from nlt_trainer.data import candidates
+from nlt_trainer.data.trec import read_run
+from nlt_trainer.encoder.embedding_cache import EmbeddingCache, Processes
+from nlt_trainer.encoder.loading import load_encoder
+from nlt_trainer.errors import NLTError
+from nlt_trainer.evaluation.evaluator import best
+from nlt_trainer.evaluation.folder_task import TOP_K
+from nlt_trainer.evaluation.task_scores import TaskRankings, fuse, rank_bm25, rank_encoder
+from nlt_trainer.evaluation.tasks import EvaluationTask
+from nlt_trainer.files import read_json
+from nlt_trainer.locations import reason, resolve_model
+
+NO_CONTENT = {"README.md", "recipe.yaml", "results.json"}
+"""Files of a checkpoint that its embeddings do not depend on; an evaluation writes them."""
+NO_CONTENT_ENDINGS = {".md", ".pt", ".pth", ".png"}
+"""Endings of others: optimizer and random states of a checkpoint of training, pictures."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A row of the table.
+
+    Args:
+        name: what the row is called.
+        fingerprint: of all that its rankings depend on, besides the task.
+        rank: a loaded task -> its rankings.
+        embed: a loaded task -> whatever, after the embeddings that `rank` needs; `None` where it needs none.
+        is_encoder: whether it is a checkpoint with its embeddings as they are.
+        train_seconds: what it cost, see `Result`.
+        lm_tokens: what the LLM read for it.
+        seed: of its training.
+    """
+
+    name: str
+    fingerprint: str
+    rank: Callable[[EvaluationTask], TaskRankings]
+    embed: Callable[[EvaluationTask], object] | None = None
+    is_encoder: bool = False
+    train_seconds: float = 0
+    lm_tokens: int = 0
+    seed: int | None = None
+
+
+class BM25:
+    """BM25, whose rankings may be wanted again to be fused with an encoder's.
+
+    Args:
+        keep: whether they are.
+    """
+
+    def __init__(self, *, keep: bool) -> None:
+        self.keep = keep
+        self.kept: dict[str, TaskRankings] = {}
+        code = hashlib.blake2b(Path(candidates.__file__).read_bytes(), digest_size=8).hexdigest()
+        self.fingerprint = f"bm25 {bm25s.__version__} {code}"
+
+    def systems(self) -> list[System]:
+        """BM25's row."""
+        return [System("bm25", self.fingerprint, self.rank)]
+
+    def rank(self, entry: EvaluationTask) -> TaskRankings:
+        """Its rankings of a loaded task."""
+        if entry.fingerprint in self.kept:
+            return self.kept[entry.fingerprint]
+        rankings = rank_bm25(entry)
+        if self.keep:
+            self.kept[entry.fingerprint] = {
+                part: {query_id: best(ranking, TOP_K) for query_id, ranking in of_part.items()}
+                for part, of_part in rankings.items()
+            }
+        return rankings
+
+    def release(self) -> None:
+        """Do nothing: an encoder may still ask for its rankings."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An encoder that can be loaded.
+
+    Args:
+        name: of its row.
+        location: Hub id, folder, or anything else that `load_encoder` takes.
+        loading: further arguments of `load_encoder`.
+        cost: `train_seconds`, `lm_tokens` and `seed`, where they are known.
+    """
+
+    name: str
+    location: str
+    loading: Mapping[str, Any] = field(default_factory=dict)
+    cost: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def named(cls, name: str) -> Checkpoint:
+        """A checkpoint as a user names it: Hub id, folder of an encoder, or output folder of a training run.
+
+        Raises:
+            NLTError: the run has no finished encoder.
+        """
+        run = Path(name).expanduser()
+        if (run / "training.json").is_file() and (run / "encoder").is_dir():
+            return cls(name, str(run / "encoder"), cost=training_cost(run))
+        if (run / "settings.json").is_file():
+            raise NLTError(
+                f"{name} has no finished encoder; run `nlt train` to its end, or name one of its checkpoints"
+            )
+        return cls(name, name)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the folder's files, or Hub id and commit, and how it is loaded.
+
+        Raises:
+            NLTError: it is not there.
+        """
+        content = _content(self.location, self.loading.get("revision"))
+        return f"{content} {json.dumps({k: v for k, v in self.loading.items() if v is not None}, sort_keys=True)}"
+
+
+def training_cost(run: Path) -> dict[str, Any]:
+    """What a finished run cost, as its `training.json` says."""
+    report = read_json(run / "training.json", stage="nlt train")
+    return {key: report[key] for key in ("train_seconds", "lm_tokens", "seed")}
+
+
+def _content(name: str, revision: str | None) -> str:
+    location = resolve_model(name)
+    if not Path(location).is_dir():
+        try:
+            # small files alone: enough to know the commit, whatever the branch points to by now
+            folder = Path(snapshot_download(location, revision=revision, allow_patterns=["*.json"]))
+        except (OSError, ValueError) as error:  # ValueError: no id that the Hub could have
+            raise NLTError(f"encoder {name!r} cannot be loaded: {reason(error, name)}") from error
+        return f"{location}@{folder.name}{_base(folder)}"
+    digest, folder = hashlib.blake2b(digest_size=16), Path(location)
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if path.name in NO_CONTENT or path.suffix in NO_CONTENT_ENDINGS:
+            continue
+        if path.is_file() and not any(part.startswith(".") for part in inside.parts):
+            with path.open("rb") as handle:
+                digest.update(inside.as_posix().encode() + b"\0" + hashlib.file_digest(handle, "blake2b").digest())
+    return f"{digest.hexdigest()}{_base(folder)}"
+
+
+def _base(folder: Path) -> str:
+    """The content that a folder with an adapter alone stands on."""
+    config = folder / "adapter_config.json"
+    if not config.is_file():
+        return ""
+    adapter = read_json(config)
+    return f" on {_content(adapter['base_model_name_or_path'], adapter.get('revision'))}"
+
+
+class EncoderSystems:
+    """A checkpoint as it is, fused with BM25, and with smaller embeddings; the encoder is loaded when it is needed.
+
+    Args:
+        checkpoint: the encoder.
+        folder: where its embeddings are kept, see `EmbeddingCache`.
+        batch_size: texts encoded at once.
+        bm25: what it is fused with; `None` leaves that row out.
+        truncate_dims: numbers of dimensions that embeddings are cut to.
+        precisions: of documents, see `CompressedEncoder`; every size is evaluated in each.
+        processes: that share the embedding.
+        show_progress: whether it shows a bar.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        folder: str | Path | None,
+        batch_size: int,
+        bm25: BM25 | None = None,
+        truncate_dims: Sequence[int] = (),
+        precisions: Sequence[str] = (),
+        processes: Processes | None = None,
+        show_progress: bool = False,
+    ) -> None:
+        self.checkpoint, self.folder, self.batch_size, self.bm25 = checkpoint, folder, batch_size, bm25
+        self.sizes: list[tuple[int | None, str | None]] = [
+            (dim, precision) for dim in (None, *truncate_dims) for precision in (None, *precisions)
+        ]
+        self.processes, self.show_progress = processes, show_progress
+        self.encoder: EmbeddingCache | None = None
+        self.last: tuple[str, TaskRankings] | None = None
+
+    def systems(self) -> list[System]:
+        """The checkpoint's rows."""
+        name, content = self.checkpoint.name, self.checkpoint.fingerprint
+        rows = [System(name, content, self.rank, self.rank, is_encoder=True, **self.checkpoint.cost)]
+        if self.bm25 is not None:
+            rows.append(System(f"{name} + bm25", f"{content} + {self.bm25.fingerprint}", self.fused, self.rank))
+        for dim, precision in self.sizes[1:]:
+            size = ", ".join(([f"{dim} dimensions"] if dim else []) + ([precision] if precision else []))
+            rank = self._smaller(dim, precision)
+            rows.append(System(f"{name}, {size}", f"{content}, {size}", rank, rank))
+        return rows
+
+    def rank(self, entry: EvaluationTask) -> TaskRankings:
+        """The encoder's rankings of a loaded task; the last ones are kept, to be fused."""
+        if self.last is None or self.last[0] != entry.fingerprint:
+            self.last = entry.fingerprint, self._rank(entry, None, None)
+        return self.last[1]
+
+    def fused(self, entry: EvaluationTask) -> TaskRankings:
+        """Its rankings fused with BM25's."""
+        assert self.bm25 is not None
+        return fuse(self.bm25.rank(entry), self.rank(entry))
+
+    def release(self) -> None:
+        """Let go of the encoder."""
+        self.encoder = self.last = None
+
+    def _smaller(self, dim: int | None, precision: str | None) -> Callable[[EvaluationTask], TaskRankings]:
+        return lambda entry: self._rank(entry, dim, precision)
+
+    def _rank(self, entry: EvaluationTask, dim: int | None, precision: str | None) -> TaskRankings:
+        if self.encoder is None:
+            encoder = load_encoder(self.checkpoint.location, **self.checkpoint.loading)
+            self.encoder = EmbeddingCache(encoder, self.folder, processes=self.processes)
+        self.encoder.progress = f"{entry.title} {self.checkpoint.name}" if self.show_progress else None
+        return rank_encoder(entry, self.encoder, batch_size=self.batch_size, truncate_dim=dim, precision=precision)
+
+
+class RunFile:
+    """A run of trec_eval, for one task.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.rankings = read_run(path)
+
+    def systems(self) -> list[System]:
+        """The run's row."""
+        return [System(self.path, hashlib.sha256(Path(self.path).read_bytes()).hexdigest(), self.rank)]
+
+    def rank(self, entry: EvaluationTask) -> TaskRankings:
+        """The file's rankings; a query that it lacks retrieves nothing.
+
+        Raises:
+            NLTError: it has none of the task's queries, or the task has several splits or languages.
+        """
+        if len(parts := entry.parts()) > 1:
+            named = ", ".join("/".join(part) for part in parts)
+            raise NLTError(f"{self.path} is one run, and {entry.title} has {len(parts)} parts ({named}); leave it out")
+        split, subset = parts[0]
+        queries = entry.task.dataset[subset][split]["queries"]["id"]
+        if self.rankings.keys().isdisjoint(queries):
+            raise NLTError(f"{self.path} ranks for no query of {entry.title}; name the task that it is a run of")
+        return {(split, subset): {query_id: self.rankings.get(query_id, {}) for query_id in queries}}
+
+    def release(self) -> None:
+        """Do nothing: the rankings are few."""
+
+
+Family = BM25 | EncoderSystems | RunFile
+"""Systems that share what they need."""

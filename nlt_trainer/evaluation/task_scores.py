@@ -1,0 +1,193 @@
+"""One system on one task: what it ranks, what trec_eval and mteb say of that, and the results that are kept.
+
+A result is kept under a hash of the system's content, the task's data and the versions of the libraries that took
+part, so that it is never taken for that of another checkpoint, and a killed evaluation goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mteb.models import SearchEncoderWrapper, SentenceTransformerEncoderWrapper
+from mteb.models.hybrid_wrappers import fuse_rrf
+
+from nlt_trainer.data.beir import Collection, Document, Query
+from nlt_trainer.data.candidates import bm25_rankings
+from nlt_trainer.encoder.embedding_cache import EmbeddingCache
+from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.evaluation.compression import CompressedEncoder
+from nlt_trainer.evaluation.evaluator import FixedRankings, Rankings, best, quiet, run_mteb
+from nlt_trainer.evaluation.folder_task import METRICS, TOP_K, Part
+from nlt_trainer.evaluation.retrieval_metric import query_values
+from nlt_trainer.evaluation.tasks import EvaluationTask
+from nlt_trainer.files import read_json, write_json
+
+LIBRARIES = ("mteb", "sentence-transformers", "transformers", "torch", "bm25s", "pytrec_eval-terrier")
+FORMAT = 1
+"""Raised when a cell means something else than before."""
+
+TaskRankings = dict[Part, Rankings]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one system scores on one task.
+
+    Args:
+        queries: part of the task, as `split/subset`, -> ids of its judged queries.
+        values: the same part -> metric -> value of each of these queries, as trec_eval has it.
+        mteb: mteb's result, in its own format.
+    """
+
+    queries: dict[str, list[str]]
+    values: dict[str, dict[str, list[float]]]
+    mteb: dict[str, Any]
+
+    @property
+    def ndcg_at_10(self) -> float:
+        """Mean over the parts of the mean over their queries."""
+        return float(np.mean([np.mean(values[METRICS[0]]) for values in self.values.values()]))
+
+
+def rank_bm25(entry: EvaluationTask) -> TaskRankings:
+    """BM25's rankings of a loaded task."""
+    rankings: TaskRankings = {}
+    for split, subset in entry.parts():
+        data = entry.task.dataset[subset][split]
+        corpus = {row["id"]: Document(row["id"], row.get("title") or "", row["text"]) for row in data["corpus"]}
+        queries = [Query(row["id"], _query_text(row["text"])) for row in data["queries"]]
+        collection = Collection(entry.collection, Path(), corpus, {}, {})
+        rankings[split, subset] = bm25_rankings(collection, queries, top_k=max(entry.task.k_values))
+    return rankings
+
+
+def _query_text(text: Any) -> str:
+    """A query's words; mteb has conversations as lists of turns."""
+    if isinstance(text, str):
+        return text
+    return "; ".join(turn if isinstance(turn, str) else turn["content"] for turn in text)
+
+
+def rank_encoder(
+    entry: EvaluationTask,
+    encoder: EmbeddingCache,
+    *,
+    batch_size: int,
+    truncate_dim: int | None = None,
+    precision: str | None = None,
+) -> TaskRankings:
+    """An encoder's rankings of a loaded task, found by mteb's own search with mteb's choice of prompts.
+
+    Args:
+        entry: the task.
+        encoder: the encoder, whose embeddings are kept.
+        batch_size: texts encoded at once.
+        truncate_dim: dimensions that are kept of an embedding; `None` keeps all.
+        precision: of documents, see `CompressedEncoder`.
+
+    Raises:
+        NLTError: a weight of the encoder is not finite.
+    """
+    for name, parameter in encoder.encoder.named_parameters():
+        if not parameter.isfinite().all():
+            raise NLTError(f"the encoder's {name} is infinite or NaN; train it again with a lower learning rate")
+    rankings: TaskRankings = {}
+    with quiet():
+        wrapper = SentenceTransformerEncoderWrapper(encoder.encoder)
+        for split, subset in entry.parts():
+            data = entry.task.dataset[subset][split]
+            model: Any = copy.copy(wrapper)
+            model.model = CompressedEncoder(encoder, truncate_dim=truncate_dim, precision=precision)
+            of_task: Any = {"task_metadata": entry.task.metadata, "hf_split": split, "hf_subset": subset}
+            of_task["encode_kwargs"] = {"batch_size": batch_size, "show_progress_bar": False}
+            search = SearchEncoderWrapper(model)
+            search.index(data["corpus"], **of_task)
+            rankings[split, subset] = search.search(data["queries"], top_k=max(entry.task.k_values), **of_task)
+    return rankings
+
+
+def fuse(first: TaskRankings, second: TaskRankings) -> TaskRankings:
+    """Reciprocal rank fusion (k = 60) of the first 100 documents of both rankings."""
+    return {
+        part: {
+            query_id: dict(fuse_rrf([best(first[part][query_id], TOP_K), best(ranking, TOP_K)], [1.0, 1.0]))
+            for query_id, ranking in second[part].items()
+        }
+        for part in second
+    }
+
+
+def score(entry: EvaluationTask, rankings: TaskRankings) -> Cell:
+    """Score rankings of a loaded task, query by query with trec_eval's code, and as a whole with mteb.
+
+    Raises:
+        NLTError: the two disagree.
+    """
+    found = run_mteb(FixedRankings(rankings), entry.task, batch_size=1)
+    queries, values = {}, {}
+    for split, subset in entry.parts():
+        data = entry.task.dataset[subset][split]
+        qrels = {query_id: data["relevant_docs"][query_id] for query_id in data["queries"]["id"]}  # mteb has filtered
+        run = {q: _as_mteb_scores(entry, q, ranking) for q, ranking in rankings[split, subset].items()}
+        part = f"{split}/{subset}"
+        queries[part], values[part] = list(qrels), query_values(run, qrels)
+        scores = next(row for row in found.scores[split] if row["hf_subset"] == subset)
+        for name in METRICS:
+            mean = sum(values[part][name]) / len(qrels)
+            if abs(mean - scores.get(name, mean)) > 1e-4:
+                raise NLTError(
+                    f"{entry.title}: {name} is {scores[name]} by mteb and {mean} by trec_eval, so the task scores in "
+                    "a way of its own; leave it out"
+                )
+    return Cell(queries, values, json.loads(found.model_dump_json()))
+
+
+def _as_mteb_scores(entry: EvaluationTask, query_id: str, ranking: Mapping[str, float]) -> dict[str, float]:
+    """A ranking without what mteb leaves out of this task's: the query itself, or whatever comes first."""
+    kept = best(ranking, max(entry.task.k_values))
+    if entry.task.ignore_identical_ids:
+        kept.pop(query_id, None)
+    return dict(list(kept.items())[1:]) if entry.task.skip_first_result else kept
+
+
+class CellCache:
+    """A folder of results, one file a system and task.
+
+    Args:
+        folder: created when something is stored; any file in it can be removed.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.versions = {name: version(name) for name in LIBRARIES}
+
+    def path(self, system: str, entry: EvaluationTask) -> Path:
+        """Where the result of a system, given by its fingerprint, on a task is kept."""
+        content = json.dumps([FORMAT, system, entry.fingerprint, self.versions], sort_keys=True)
+        return self.folder / f"{hashlib.blake2b(content.encode(), digest_size=16).hexdigest()}.json"
+
+    def get(self, system: str, entry: EvaluationTask) -> Cell | None:
+        """The result, `None` where there is none.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        path = self.path(system, entry)
+        if not path.is_file():
+            return None
+        try:
+            return Cell(**read_json(path))
+        except TypeError as error:
+            raise DataError(path, f"is not a result ({error}); remove the file to compute it again") from error
+
+    def put(self, system: str, entry: EvaluationTask, cell: Cell) -> None:
+        """Keep a result."""
+        write_json(self.path(system, entry), asdict(cell))

@@ -1,0 +1,248 @@
+"""Attention of selected heads with document scores injected, through transformers' attention interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.masking_utils import sdpa_mask
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.injection.attention_mass import AttentionMass, log_mass
+from nlt_trainer.injection.chunk_attention import ChunkAttention
+from nlt_trainer.injection.document_pool import PooledPrompts
+from nlt_trainer.lm.frozen_lm import FORWARD_ERRORS, FrozenLM, readings_agree
+from nlt_trainer.lm.fused_attention import fused_attention
+
+IMPLEMENTATION = "nlt_document_attention"
+
+MASKED = torch.finfo(torch.float32).min
+"""Attention logit of a key that a row does not see; -inf would make a row without any key NaN."""
+
+DocumentMass = Literal["kept", "one"]
+"""The attention that injection divides among documents: what the head gives them, or all of it."""
+
+INTERFACE_HELP = (
+    "Score injection needs a decoder in which every layer's attention goes through transformers' AttentionInterface "
+    "(set_attn_implementation) and keeps its keys and values in a DynamicCache: the Llama, SmolLM, Qwen2, Qwen3, "
+    "Mistral, Gemma, Phi-3, OLMo-2, GPT-NeoX, GPT-2, Granite, StarCoder2, Cohere and GPT-OSS families"
+)
+
+
+@dataclass(frozen=True)
+class ScoreInjection:
+    """Replace, in selected heads and rows, how attention is shared among documents (DREAM, arXiv 2606.24667).
+
+    A head's softmax row p with mass m_k on document k becomes `p'_t = p_t * w_k * (sum_j m_j) / m_k` for a token t of
+    document k and stays p_t elsewhere, so that it still sums to 1. With `mass` "one" the documents get all of the
+    attention, `p'_t = p_t * w_k / m_k`, and keys that belong to none get nothing. In a row that sees no key of some
+    document, as under a sliding window, w is normalised over the documents that it sees; one that sees no document is
+    left alone.
+
+    Args:
+        log_weights: `(B, K)` float32, logarithms of the documents' shares; each row's exponentials sum to 1.
+        documents: `(B, T)` int64, the document (0 to K - 1) of each key, K where the key belongs to none.
+        rows: `(B, S)` bool, the query rows that are injected.
+        heads: layer to `(h,)` int64, the heads that are injected.
+        mass: whether the documents' total is what the head gives them or all of its attention.
+        pooled: documents that the heads attend to in place of the prompts' own; `documents` then are those of its
+            keys too, and K is the pool's number of documents.
+    """
+
+    log_weights: Tensor
+    documents: Tensor
+    rows: Tensor
+    heads: Mapping[int, Tensor]
+    mass: DocumentMass = "kept"
+    pooled: PooledPrompts | None = None
+
+    def heads_of(self, layer: int) -> Tensor | None:
+        return self.heads.get(layer)
+
+    def attend(self, logits: Tensor, layer: int) -> Tensor:
+        """Add to masked attention logits or log-probabilities `(B, h, S, T)` what turns their softmax into p'."""
+        document_logits = log_mass(logits, self.documents, self.log_weights.shape[1])  # (B, h, S, K)
+        seen = document_logits > MASKED
+        document_logits = document_logits.masked_fill(~seen, MASKED)
+        log_weights = self.log_weights[:, None, None, :].masked_fill(~seen, MASKED).log_softmax(-1)
+        injected = seen & self.rows[:, None, :, None]
+        before = document_logits.log_softmax(-1) if self.mass == "kept" else document_logits
+        # A document's masked keys stay masked: MASKED takes in a bias of ordinary size by rounding.
+        bias = torch.where(injected, log_weights - before, 0.0)
+        bias = nn.functional.pad(bias, (0, 1))  # column K: no document, no bias
+        if self.mass == "one":
+            bias[..., -1].masked_fill_(injected.any(-1), -torch.inf)
+        return logits + bias.gather(-1, self.documents[:, None, None, :].expand_as(logits))
+
+
+def document_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    document_attention: ScoreInjection | AttentionMass | ChunkAttention | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention function for `AttentionInterface`: fused attention, with explicit weights for selected heads only.
+
+    Fused attention knows neither soft caps nor sinks; a layer with one of them has explicit weights in all its heads.
+
+    Args:
+        module: the model's attention layer; its `layer_idx` is read.
+        query: `(B, H, S, head size)`.
+        key: `(B, key-value heads, T, head size)`.
+        value: shaped as `key`.
+        attention_mask: `(B, 1, S, T)` bool, True where a key is seen; `None` means causal.
+        scaling: factor of the attention logits.
+        softcap: the logits are bent to `softcap * tanh(logits / softcap)` before the mask (Gemma 2).
+        s_aux: `(H,)` logits of each head's sink, a key that belongs to no document and has no value (GPT-OSS).
+        document_attention: what to do with documents or chunks; `None` is stock attention alone.
+        **kwargs: passed on to the fused attention.
+
+    Returns:
+        `(B, S, H, head size)` and `None`, the interface's unused attention weights.
+    """
+    layer = int(module.layer_idx)  # type: ignore[arg-type]  # every attention module of transformers has an integer here
+    everything = torch.arange(query.shape[1], device=query.device)
+    injected = document_attention.heads_of(layer) if isinstance(document_attention, ScoreInjection) else None
+
+    def log_attention(heads: Tensor, key: Tensor = key, mask: Tensor | None = attention_mask) -> Tensor:
+        sinks = None if s_aux is None else s_aux[heads]
+        return _log_attention(query, key, mask, heads, scaling=scaling, softcap=softcap, sinks=sinks)
+
+    def read(log_weights: Tensor, heads: Tensor, value: Tensor = value) -> Tensor:
+        values = _of_heads(value, heads, query.shape[1])
+        return (log_weights.exp().to(query.dtype) @ values).transpose(1, 2)  # (B, S, h, head size)
+
+    if softcap is None and s_aux is None:
+        output, _ = fused_attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    else:
+        output = read(log_attention(everything), everything)
+    if isinstance(document_attention, ChunkAttention):
+        output = output + document_attention.added(query, layer, scaling=scaling, softcap=softcap)
+    elif isinstance(document_attention, AttentionMass):
+        document_attention.record(log_attention(everything), value, layer)
+    elif document_attention is not None and injected is not None:
+        if document_attention.pooled is not None:
+            assert attention_mask is not None  # documents that do not see each other need an explicit one
+            key, value, attention_mask = document_attention.pooled.extend(
+                layer, key=key, value=value, mask=attention_mask
+            )
+        weights = document_attention.attend(log_attention(injected, key, attention_mask), layer)
+        selected = read(weights, injected, value)
+        output = output.index_copy(2, injected, selected.to(output.dtype))
+    return output, None
+
+
+def _of_heads(states: Tensor, heads: Tensor, num_heads: int) -> Tensor:
+    """Keys or values `(B, key-value heads, T, size)` that some of H heads read: `(B, h, T, size)`."""
+    return states[:, heads // (num_heads // states.shape[1])]
+
+
+def _log_attention(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    heads: Tensor,
+    *,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Logarithms of some heads' attention, float32 (float64 in a float64 model), `MASKED` at hidden keys.
+
+    Returns:
+        `(B, h, S, T)`; a row's exponentials sum to 1, or to what the head's sink leaves.
+    """
+    keys = _of_heads(key, heads, query.shape[1])
+    logits = query[:, heads] @ keys.transpose(2, 3)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * scaling
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    if mask is None:
+        length = logits.shape[-1]
+        mask = torch.ones(length, length, dtype=torch.bool, device=logits.device).tril()[-logits.shape[-2] :]
+    logits = logits.masked_fill(~mask, MASKED)
+    log_attention = logits.log_softmax(-1)
+    if sinks is None:
+        return log_attention
+    kept = nn.functional.logsigmoid(logits.logsumexp(-1) - sinks[:, None])  # (B, h, S): what the sink leaves
+    return log_attention + kept[..., None]
+
+
+def enable_document_attention(lm: FrozenLM) -> None:
+    """Switch an LLM to `document_attention` and verify on a probe that it does what it says.
+
+    Raises:
+        NLTError: the LLM's attention cannot be injected; the message says why and names the supported interface.
+    """
+    AttentionInterface.register(IMPLEMENTATION, document_attention)
+    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+    try:
+        with torch.no_grad():
+            fault = _fault(lm)
+    except FORWARD_ERRORS as error:
+        fault = str(error) or repr(error)
+    if fault is not None:
+        raise NLTError(f"LLM {lm.name!r} ({type(lm.model).__name__}): {fault}. {INTERFACE_HELP}.")
+
+
+def _fault(lm: FrozenLM) -> str | None:
+    """What keeps an LLM from being injected, found on twelve tokens. It is switched to `document_attention`."""
+    ids = torch.arange(12, device=lm.device)[None]
+    documents = torch.tensor([[1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 1]], device=lm.device)
+    rows = ids >= 9
+    heads = {layer: torch.arange(lm.num_heads, device=lm.device) for layer in range(lm.num_layers)}
+
+    def states(**given: Any) -> Tensor:
+        return lm.model.base_model(input_ids=ids, use_cache=False, **given).last_hidden_state[:, -3:]
+
+    lm.model.set_attn_implementation("eager")
+    stock = states()
+    lm.model.set_attn_implementation(IMPLEMENTATION)
+    recorder = AttentionMass(documents, rows, 1)
+    states(document_attention=recorder)
+    reached = {layer: mass.shape[1] for layer, mass in recorder.mass.items()}
+    if reached != dict.fromkeys(range(lm.num_layers), lm.num_heads):
+        found = ", ".join(f"{number} in layer {layer}" for layer, number in sorted(reached.items())) or "none"
+        return (
+            f"it should have {lm.num_layers} layers of {lm.num_heads} attention heads, the interface reaches {found}"
+        )
+    one = torch.zeros(1, 1, device=lm.device)  # the only document has share 1
+    if not readings_agree(states(document_attention=ScoreInjection(one, documents, rows, heads)), stock):
+        return "its attention changes with one document"
+    if not readings_agree(_states_in_two_parts(lm, ids, 9), stock):
+        return "it reads a prompt otherwise when documents come first, into a cache, and padded on the left"
+    return None
+
+
+def _states_in_two_parts(lm: FrozenLM, ids: Tensor, cut: int) -> Tensor:
+    """Last hidden states of the tokens from `cut` on, which are read twice after the others, as a null query is."""
+    ids = nn.functional.pad(ids, (2, 0))
+    mask = torch.arange(ids.shape[1], device=lm.device)[None] >= 2
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = DynamicCache()
+
+    def read(part: slice) -> Tensor:
+        return lm.model.base_model(
+            input_ids=ids[:, part],
+            attention_mask=mask[:, : part.stop],
+            position_ids=positions[:, part],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+
+    first, second = slice(0, cut + 2), slice(cut + 2, ids.shape[1])
+    read(first)
+    read(second)
+    cache.crop(first.stop - second.stop)
+    return read(second)

@@ -1,0 +1,149 @@
+"""Documents of a whole batch as keys and values that selected heads choose among."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import pad_across_processes
+from sentence_transformers.util import all_gather
+from torch import Tensor
+from transformers import DynamicCache
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.injection.document_prompts import DocumentPrompts
+
+LayerKeysValues = tuple[Tensor, Tensor]
+"""A layer's keys and values of N tokens, each `(N, key-value heads, head size)`."""
+
+
+@dataclass(frozen=True)
+class DocumentPool:
+    """N tokens of U documents, each of which was read alone, so that any prompt can attend to them.
+
+    Args:
+        layers: layer to its keys and values; the layers with injected heads.
+        documents: `(N,)` int64, each token's document from 0 to U - 1.
+        num_candidates: K, the documents that each prompt of the batch has itself.
+        end: the position behind the longest document, where what follows the documents begins.
+    """
+
+    layers: Mapping[int, LayerKeysValues]
+    documents: Tensor
+    num_candidates: int
+    end: int
+
+    @property
+    def num_documents(self) -> int:
+        """U."""
+        return int(self.documents.max()) + 1
+
+    @classmethod
+    def of_batch(
+        cls, prompts: DocumentPrompts, cache: DynamicCache, *, num_candidates: int, layers: Iterable[int]
+    ) -> DocumentPool:
+        """The K documents of each of B prompts, numbered `b * K + k`.
+
+        Args:
+            prompts: B prompts.
+            cache: keys and values of their documents' part.
+            num_candidates: K.
+            layers: those to keep.
+
+        Raises:
+            NLTError: the documents see each other, so that their keys belong to one prompt.
+        """
+        if not prompts.prompt_segments.any():
+            raise NLTError(
+                "in_batch_candidates lets a query attend to documents of other prompts, and these have seen others "
+                "before them; set document_layout: independent"
+            )
+        b, column = (prompts.documents < num_candidates).nonzero(as_tuple=True)
+        kept = {}
+        for layer in layers:
+            states: Any = cache.layers[layer]  # filled, so that it has keys and values
+            kept[layer] = tuple(x.transpose(1, 2)[b, column] for x in (states.keys, states.values))  # (N, heads, size)
+        documents = b * num_candidates + prompts.documents[b, column]
+        return cls(kept, documents, num_candidates, int(prompts.prompt_positions.max()) + 1)
+
+    def gathered(self, num_documents: int, device: torch.device) -> DocumentPool:
+        """The pools of all processes, of `num_documents` each; process r's are numbered from `r * num_documents`.
+
+        Args:
+            num_documents: in each pool.
+            device: on which the processes exchange tensors; the pool stays where it is.
+        """
+
+        def gather(tensor: Tensor, padding: int = 0) -> Tensor:
+            return all_gather(pad_across_processes(tensor.to(device), dim=0, pad_index=padding)).to(tensor.device)
+
+        rank = torch.distributed.get_rank()
+        documents = gather(self.documents + rank * num_documents, -1)
+        real = documents >= 0
+        layers = {
+            layer: (gather(keys)[real], gather(values)[real]) for layer, (keys, values) in sorted(self.layers.items())
+        }
+        end = int(gather(torch.tensor([self.end])).max())
+        return DocumentPool(layers, documents[real], self.num_candidates, end)
+
+    def only(self, documents: Tensor) -> DocumentPool:
+        """The documents `(U,)` alone, renumbered in their order."""
+        number = documents.new_full((self.num_documents,), -1)
+        number[documents] = torch.arange(len(documents), device=documents.device)
+        renumbered = number[self.documents]
+        kept = renumbered >= 0
+        layers = {layer: (keys[kept], values[kept]) for layer, (keys, values) in self.layers.items()}
+        return DocumentPool(layers, renumbered[kept], self.num_candidates, self.end)
+
+
+@dataclass(frozen=True)
+class PooledPrompts:
+    """A pool as prompts see it, in the place of their own documents.
+
+    Args:
+        pool: the documents.
+        own: `(B, T)` bool, the prompts' keys that belong to their own documents.
+    """
+
+    pool: DocumentPool
+    own: Tensor
+
+    @classmethod
+    def of(cls, pool: DocumentPool, prompts: DocumentPrompts) -> PooledPrompts:
+        """The pool as B prompts see it."""
+        return cls(pool, prompts.key_documents(pool.num_candidates) < pool.num_candidates)
+
+    @property
+    def documents(self) -> Tensor:
+        """The document of every key, `(B, T + N)`, U where it belongs to none, as the prompt's own do."""
+        none = torch.full_like(self.own, self.pool.num_documents, dtype=torch.long)
+        return torch.cat([none, self.pool.documents.expand(len(none), -1)], dim=1)
+
+    def extend(self, layer: int, *, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values `(B, key-value heads, T + N, head size)` and their mask `(B, 1, S, T + N)`.
+
+        The prompt's own documents are hidden, because they are in the pool.
+        """
+        keys, values = (x.transpose(0, 1).expand(len(key), -1, -1, -1) for x in self.pool.layers[layer])
+        hidden = mask & ~self.own[:, None, None, :]
+        pooled = hidden.new_ones(*hidden.shape[:-1], keys.shape[2])
+        return torch.cat([key, keys], dim=2), torch.cat([value, values], dim=2), torch.cat([hidden, pooled], dim=-1)
+
+
+def cache_rows(cache: DynamicCache, part: Tensor) -> DynamicCache:
+    """Some rows of a cache, as a cache of its own."""
+    rows = DynamicCache()
+    filled: list[Any] = cache.layers
+    for number, layer in enumerate(filled):
+        rows.update(layer.keys[part], layer.values[part], number)
+    return rows
+
+
+def first_of_equals(keys: Tensor) -> Tensor:
+    """Where each distinct value of `(N,)` stands first: `(U,)`, ascending."""
+    distinct, group = keys.unique(return_inverse=True)
+    places = torch.arange(len(keys), device=keys.device)
+    first = places.new_full((len(distinct),), len(keys)).scatter_reduce(0, group, places, "amin")
+    return first.sort().values

@@ -1,0 +1,232 @@
+"""Prompts of K documents, a query and its target, as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.lm.prompt_tokens import PromptTokens, Suffix
+from nlt_trainer.prompts import TargetKind
+
+DocumentLayout = Literal["sequential", "independent"]
+"""`sequential`: a document sees those before it. `independent`: it sees the start of the prompt and itself alone, at
+positions that begin behind that start, so that its keys and values are the same in every prompt."""
+
+
+@dataclass(frozen=True)
+class DocumentPrompts:
+    """B prompts in two parts: documents (P columns, padded on the left), then query and target (S, on the right).
+
+    Padding at both ends keeps every prompt contiguous, as sliding windows want it. Behind its own query and target a
+    prompt may carry those of M other queries, each of which sees the documents and itself alone.
+
+    Args:
+        prompt_ids: `(B, P)` int64.
+        prompt_mask: `(B, P)` bool, True at tokens.
+        prompt_positions: `(B, P)` int64, the position at which a token is read; suffixes follow the highest.
+        prompt_segments: `(B, P)` int64, 0 for what every later token sees; documents that do not see each other are
+            1 to K.
+        documents: `(B, P)` int64, each token's document from 0 to K - 1, K where it belongs to none.
+        suffix_ids: `(B, S)` int64.
+        suffix_mask: `(B, S)` bool.
+        suffix_target: `(B, S)` bool, True at tokens of the targets.
+        suffix_queries: `(B, S)` int64, whose suffix a token belongs to: 0 the prompt's own, then 1 to M; padding is 0.
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    prompt_positions: Tensor
+    prompt_segments: Tensor
+    documents: Tensor
+    suffix_ids: Tensor
+    suffix_mask: Tensor
+    suffix_target: Tensor
+    suffix_queries: Tensor
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids)
+
+    def as_dict(self) -> dict[str, Tensor]:
+        """Tensors by name, as a collator returns them."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_dict(cls, tensors: Mapping[str, Tensor]) -> DocumentPrompts:
+        """The prompts among a batch's tensors, by name."""
+        return cls(**{f.name: tensors[f.name] for f in fields(cls)})
+
+    def rows(self, part: slice | Tensor) -> DocumentPrompts:
+        """Some of the prompts, for micro-batches."""
+        return DocumentPrompts(**{name: tensor[part] for name, tensor in self.as_dict().items()})
+
+    def without_padding(self, *, prompt: bool = True) -> DocumentPrompts:
+        """The prompts without columns in which none of them has a token.
+
+        Args:
+            prompt: also those of the documents' part, whose keys and values must not have been read yet.
+        """
+        length = int(self.prompt_mask.sum(1).max()) if prompt else self.prompt_mask.shape[1]
+        first = self.prompt_mask.shape[1] - length  # padded on the left
+        end = int(self.suffix_mask.sum(1).max())  # padded on the right
+        return DocumentPrompts(
+            **{n: t[:, :end] if n.startswith("suffix_") else t[:, first:] for n, t in self.as_dict().items()}
+        )
+
+    @property
+    def by_cost(self) -> Tensor:
+        """Order `(B,)` in which neighbours cost the LLM alike: by the tokens that it reads padded, suffixes twice.
+
+        Documents that do not see each other are read alone and have no padding.
+        """
+        tokens = 2 * self.suffix_mask.sum(1)
+        return (tokens if self.prompt_segments.any() else tokens + self.prompt_mask.sum(1)).argsort(stable=True)
+
+    def repeat(self, times: int) -> DocumentPrompts:
+        """Every prompt `times` times in a row: row `b * times + i`."""
+        return DocumentPrompts(**{name: t.repeat_interleave(times, dim=0) for name, t in self.as_dict().items()})
+
+    def to(self, device: torch.device) -> DocumentPrompts:
+        return DocumentPrompts(**{name: tensor.to(device) for name, tensor in self.as_dict().items()})
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.prompt_mask.sum() + self.suffix_mask.sum())
+
+    @property
+    def suffix_predicts(self) -> Tensor:
+        """`(B, S)` bool, True at the tokens whose successor belongs to the prompt's own target."""
+        return (self.suffix_target & (self.suffix_queries == 0)).roll(-1, dims=1)  # no suffix begins with its target
+
+    def key_documents(self, num_documents: int) -> Tensor:
+        """The document of every key of the two parts, `(B, P + S)`: the suffix belongs to none."""
+        return torch.cat([self.documents, torch.full_like(self.suffix_ids, num_documents)], dim=1)
+
+    def document_parts(self, num_documents: int) -> Tensor:
+        """`(B, P)` int64: the document of each prompt token; what follows a document up to the next belongs to it.
+
+        Tokens before the first document have -1.
+        """
+        return torch.where(self.documents < num_documents, self.documents, -1).cummax(1).values
+
+
+def build_prompts(
+    tokens: PromptTokens,
+    queries: Sequence[str],
+    documents: Sequence[Sequence[str]],
+    *,
+    target: TargetKind,
+    context_length: int,
+    layout: DocumentLayout = "sequential",
+    answers: Sequence[str | None] | None = None,
+    foreign: Sequence[Sequence[tuple[str, str | None]]] | None = None,
+) -> DocumentPrompts:
+    """Tokenise B queries with K documents each.
+
+    Args:
+        tokens: tokeniser of the prompt's segments.
+        queries: B texts.
+        documents: B lists of K texts.
+        target: what the LLM has to predict.
+        context_length: of the LLM, tokens.
+        layout: whether documents see each other.
+        answers: B texts; needed for the targets `answer` and `joint`.
+        foreign: M other queries, each with its answer, behind each of the B prompts.
+
+    Raises:
+        NLTError: a prompt does not fit the context; the message names the largest `max_document_tokens` that would.
+    """
+    given = answers or [None] * len(queries)
+    others = foreign or [()] * len(queries)
+    asked = [[(q, a), *pairs] for q, a, pairs in zip(queries, given, others, strict=True)]
+    suffixes = [[tokens.suffix(q, a, target) for q, a in pairs] for pairs in asked]
+    prompts = [_prompt(tokens, texts, layout) for texts in documents]
+    lengths = [p.length + max(len(s.ids) for s in row) for p, row in zip(prompts, suffixes, strict=True)]
+    longest = max(range(len(queries)), key=lengths.__getitem__)
+    if lengths[longest] > context_length:
+        fits = _fitting_document_tokens(prompts, [length - context_length for length in lengths], len(documents[0]))
+        remedy = f"max_document_tokens {fits} at most" if fits else "a shorter query and target"
+        raise NLTError(
+            f"the prompt of query {queries[longest][:60]!r} has {lengths[longest]} tokens and the LLM's context "
+            f"{context_length}; use fewer candidates or {remedy}"
+        )
+    return DocumentPrompts(*_pad_left(prompts, len(documents[0])), *_pad_right(suffixes))
+
+
+def _fitting_document_tokens(prompts: list[_Prompt], excess: list[int], num_documents: int) -> int:
+    """The largest `max_document_tokens` at which every prompt loses its excess tokens; 0 where none is."""
+    lengths = [[p.documents.count(k) for k in range(num_documents)] for p in prompts]
+    longest = [max if any(p.segments) else sum for p in prompts]  # documents side by side, or one after the other
+    fits = max(map(max, lengths))
+    while fits and any(
+        length_of(row) - length_of([min(length, fits) for length in row]) < over
+        for length_of, row, over in zip(longest, lengths, excess, strict=True)
+    ):
+        fits -= 1
+    return fits
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """The columns of one prompt's documents' part: see `DocumentPrompts`."""
+
+    ids: list[int]
+    positions: list[int]
+    segments: list[int]
+    documents: list[int]
+
+    @property
+    def length(self) -> int:
+        """Positions that the part takes."""
+        return max(self.positions, default=-1) + 1
+
+
+def _prompt(tokens: PromptTokens, texts: Sequence[str], layout: DocumentLayout) -> _Prompt:
+    """Documents in their frames; where they do not see each other, they share one frame's beginning."""
+    before, after = tokens.document_frame
+    none, independent = len(texts), layout == "independent"
+    start = [*tokens.start, *(before if independent else ())]
+    begin = len(start)
+    prompt = _Prompt(start, list(range(begin)), [0] * begin, [none] * begin)
+    for k, text in enumerate(texts):
+        own, _ = tokens.document(text)
+        front = () if independent else before
+        at = begin if independent else len(prompt.ids)
+        ids = [*front, *own, *after]
+        prompt.ids.extend(ids)
+        prompt.positions.extend(range(at, at + len(ids)))
+        prompt.segments.extend([k + 1 if independent else 0] * len(ids))
+        prompt.documents.extend([none] * len(front) + [k] * len(own) + [none] * len(after))
+    return prompt
+
+
+def _pad_left(prompts: list[_Prompt], none: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    shape = len(prompts), max(len(p.ids) for p in prompts)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    ids, positions, segments = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
+    documents = torch.full(shape, none)
+    for b, p in enumerate(prompts):
+        own = slice(shape[1] - len(p.ids), None)
+        mask[b, own] = True
+        columns = (ids, p.ids), (positions, p.positions), (segments, p.segments), (documents, p.documents)
+        for tensor, values in columns:
+            tensor[b, own] = torch.tensor(values, dtype=torch.long)
+    return ids, mask, positions, segments, documents
+
+
+def _pad_right(rows: Sequence[Sequence[Suffix]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    shape = len(rows), max(sum(len(s.ids) for s in row) for row in rows)
+    ids, queries = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    mask, target = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+    for b, row in enumerate(rows):
+        at = 0
+        for number, suffix in enumerate(row):
+            own = slice(at, at + len(suffix.ids))
+            ids[b, own], target[b, own] = torch.tensor(suffix.ids), torch.tensor(suffix.target)
+            mask[b, own], queries[b, own] = True, number
+            at = own.stop
+    return ids, mask, target, queries

@@ -1,0 +1,44 @@
+"""What objectives share that read an LLM at every step."""
+
+from __future__ import annotations
+
+from sentence_transformers import SentenceTransformer
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.injection.attention import enable_document_attention
+from nlt_trainer.injection.chunks import ChunkReader
+from nlt_trainer.injection.document_reader import DocumentReader
+from nlt_trainer.objectives.objective import Objective
+
+
+class LLMObjective(Objective):
+    """An objective whose LLM reads queries with their documents.
+
+    Args:
+        model: the encoder.
+        reader: holds the LLM, which is switched to document attention here.
+        temperature: of the encoder's cosines.
+        micro_batch_size: queries that the LLM reads at once; any value gives the same gradient, memory grows with it.
+
+    Raises:
+        NLTError: the temperature or the micro-batch size is not positive, or the LLM's attention cannot be injected.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        reader: DocumentReader | ChunkReader,
+        *,
+        temperature: float,
+        micro_batch_size: int,
+    ) -> None:
+        super().__init__(model, temperature=temperature)
+        if micro_batch_size < 1:
+            raise NLTError(f"micro_batch_size is {micro_batch_size}; it must be at least 1")
+        enable_document_attention(reader.lm)
+        self.reader = reader
+        self.micro_batch_size = micro_batch_size
+
+    @property
+    def lm_tokens(self) -> int:
+        return self.reader.lm_tokens

@@ -1,0 +1,86 @@
+"""What objectives share whose teacher is what an LLM does with each document of one prompt."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.injection.document_prompts import DocumentPrompts
+from nlt_trainer.injection.document_reader import DocumentReader
+from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.objectives.llm_objective import LLMObjective
+
+
+class PromptTeacher(LLMObjective):
+    """KL divergence from a distribution that the frozen LLM gives a query's candidates to the encoder's.
+
+    The LLM reads one prompt of K documents a query, without a gradient, and a subclass takes a number for each
+    document from it.
+
+    Args:
+        model: the encoder.
+        lm: the frozen LLM; a plain object, so that it is neither wrapped nor saved.
+        temperature: of the encoder's cosines.
+        teacher_temperature: of the LLM's numbers.
+        micro_batch_size: queries that the LLM reads at once; any value gives the same loss, memory grows with it.
+
+    Raises:
+        NLTError: a temperature or the micro-batch size is not positive.
+    """
+
+    reader: DocumentReader
+    term: ClassVar[str]
+    """The loss's name in the log."""
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        lm: FrozenLM,
+        *,
+        temperature: float = 0.05,
+        teacher_temperature: float = 0.2,
+        micro_batch_size: int = 2,
+    ) -> None:
+        super().__init__(model, DocumentReader(lm), temperature=temperature, micro_batch_size=micro_batch_size)
+        if teacher_temperature <= 0:
+            raise NLTError(f"teacher_temperature is {teacher_temperature}; it must be greater than 0")
+        self.teacher_temperature = teacher_temperature
+
+    def compute_loss_from_embeddings(
+        self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        scores = self.own_scores(queries, documents)
+        teacher = self.teacher_scores(DocumentPrompts.from_dict(labels), scores.shape[1])
+        return {self.term: self.compute_loss_from_scores(scores, teacher)}
+
+    def compute_loss_from_scores(self, scores: Tensor, teacher: Tensor) -> Tensor:
+        """Loss of the encoder's scores and the LLM's numbers, both `(B, K)`; a scalar in float32."""
+        log_teacher = (teacher.to(scores) / self.teacher_temperature).log_softmax(-1)
+        return nn.functional.kl_div(scores.log_softmax(-1), log_teacher, log_target=True, reduction="batchmean")
+
+    @torch.no_grad()
+    def teacher_scores(self, prompts: DocumentPrompts, num_documents: int) -> Tensor:
+        """The LLM's number for each of the K documents of B prompts, `(B, K)`."""
+        device, size = self.reader.lm.device, self.micro_batch_size
+        order = prompts.by_cost
+        parts = [prompts.rows(rows).without_padding().to(device) for rows in order.split(size)]
+        with torch.autocast(device.type, enabled=False):  # the LLM runs in its own dtype, whatever the encoder's
+            scores = torch.cat([self.read(part, num_documents) for part in parts])
+        return scores[order.argsort().to(device)]
+
+    @abstractmethod
+    def read(self, prompts: DocumentPrompts, num_documents: int) -> Tensor:
+        """The same for the prompts of one micro-batch, on the LLM's device."""
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Settings for the model card."""
+        return {
+            "temperature": self.temperature,
+            "teacher_temperature": self.teacher_temperature,
+            "llm": self.reader.lm.name,
+        }

@@ -1,0 +1,85 @@
+"""The stages as programs, each with `main(argv)`; `run_main` is how all of them end."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from nlt_trainer.errors import NLTError
+
+GOES_ON = {
+    "mine": "the embeddings that it has on disk, where an encoder mines",
+    "score": "the scores that it has in its cache",
+    "train": "the last whole checkpoint, if there is one",
+    "adapt_scorer": "the last whole checkpoint, if there is one",
+    "evaluate": "what it has embedded and scored",
+    "push": "what the Hub has",
+    "pull": "what has come",
+    "demo": "the stage that was under way",
+}
+"""Stages that go on where they stopped, and from what."""
+
+DISK = {
+    errno.EACCES: "give yourself the right to it or name another place",
+    errno.EPERM: "give yourself the right to it or name another place",
+    errno.EROFS: "name a place that can be written",
+    errno.ENOSPC: "free some space on the disk",
+    errno.EDQUOT: "free some space on the disk",
+}
+"""What the file system refuses, and the remedy; other errors of the system keep their traceback."""
+
+STOPPED = 130
+"""Exit code of a program that Ctrl-C has ended: 128 and the number of SIGINT."""
+
+
+def shown(doc: str | None) -> str:
+    """A module's docstring as the help of a stage: without the fences around its commands, which are indented."""
+    lines, inside = [], False
+    for line in (doc or "").strip().splitlines():
+        if line.startswith("```"):
+            inside = not inside
+        else:
+            lines.append(f"  {line}" if inside else line)
+    return "\n".join(lines)
+
+
+def run_main(
+    main: Callable[[list[str] | None], int | None], argv: Sequence[str] | None = None, *, stage: str | None = None
+) -> NoReturn:
+    """Run a stage and leave the process: wrong input and a disk that refuses are one line on stderr and exit code 2,
+    without a traceback, and so is Ctrl-C with exit code 130.
+
+    Args:
+        main: the stage; it returns its exit code, or `None` for success.
+        argv: its command line; `None` means that of the process.
+        stage: its name; `None` takes the name of the running file, which is right under `python -m`.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
+    name = f"nlt {stage or Path(sys.argv[0]).stem}"
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.argv = [name, *arguments]  # argparse takes the program's name of its usage line from here
+    try:
+        code = main(arguments)
+    except NLTError as error:
+        sys.stderr.write(f"{name}: error: {error}\n")
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        sys.stderr.write(f"{name}: error: {error}; {DISK[error.errno]}{_again(name)}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\n{name}: stopped{_again(name)}\n")
+        raise SystemExit(STOPPED) from None
+    raise SystemExit(code or 0)
+
+
+def _again(name: str) -> str:
+    """What a second call goes on from, where the stage can."""
+    source = GOES_ON.get(name.removeprefix("nlt "))
+    return f"; run again, it goes on from {source}" if source else ""

@@ -1,0 +1,211 @@
+"""What is kept of a finished run beside its encoder: recipe, record and model card."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sentence_transformers
+import torch
+import transformers
+import yaml
+from huggingface_hub import DatasetCardData
+from sentence_transformers import SentenceTransformer
+
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.stages import RECIPE_BLOCKS
+from nlt_trainer.encoder.lora import ADAPTER_CONFIG
+from nlt_trainer.errors import NLTError
+from nlt_trainer.files import atomic_write, read_json, write_json
+from nlt_trainer.locations import is_hub_id
+from nlt_trainer.release.card_rendering import dump_recipe, render_card
+from nlt_trainer.release.licences import data_licence, model_licence
+from nlt_trainer.run.folder import changed_settings
+from nlt_trainer.run.results import Result
+
+CARD_FILE, RECIPE_FILE, RECORD_FILE = "README.md", "recipe.yaml", "results.json"
+GAINS_CARD = """---
+{metadata}
+---
+
+# Likelihood gains
+
+For each query how much easier each candidate document makes its target text ({target}) for a frozen LLM: nats per
+target token, above reading no document. nlt_trainer trains encoders on them.
+
+- `candidates.jsonl`: query, answer where there is one, and BM25's candidates by their ids in the collection
+- `gains.jsonl`: the gain of each candidate, in the same order
+- `audit.json`: what the gains look like as a teacher
+
+{queries} queries with {candidates} candidates each, of the collection `{collection}`, whose documents are not here.
+Scored with {scorer}. Licence of the queries: {licence}.
+"""
+CHECKPOINT_TEMPLATE = Path(__file__).parent / "checkpoint_card.md"
+
+
+def prepare_card(encoder: SentenceTransformer, *, name: str) -> None:
+    """Let an encoder that is to be trained be saved without the card that it came with, and without the user's texts.
+
+    Args:
+        encoder: as it was loaded.
+        name: title of the cards of checkpoints.
+    """
+    data = encoder.model_card_data
+    data.template_path = CHECKPOINT_TEMPLATE
+    data.model_name = name
+    data.local_files_only = True  # else the Hub is asked for models that are called like the start's folder
+    data.generate_widget_examples = False
+    data.widget = [{}]  # where it is empty, the trainer fills it with the user's texts
+
+
+def encoder_facts(encoder: SentenceTransformer) -> dict[str, Any]:
+    """What a card says of an encoder itself."""
+    limit = encoder.get_max_seq_length()
+    return {
+        "dimensions": encoder.get_embedding_dimension(),
+        "similarity": encoder.similarity_fn_name,
+        "max_seq_length": limit if limit and limit < 1_000_000 else None,
+        "prompts": dict(encoder.prompts),
+        "architecture": str(encoder),
+        "versions": {
+            "Python": platform.python_version(),
+            "Sentence Transformers": sentence_transformers.__version__,
+            "Transformers": transformers.__version__,
+            "PyTorch": str(torch.__version__),
+        },
+    }
+
+
+def write_card(run: Path, results: Sequence[Result] = ()) -> None:
+    """Write card, recipe and record of a run into its encoder's folder; a second call replaces the first's.
+
+    Args:
+        run: output folder of a finished training run.
+        results: all rows, none before the evaluation; those of the run's objective also go into the card's metadata.
+
+    Raises:
+        NLTError: the run's folder has no finished encoder.
+    """
+    if not (run / "encoder").is_dir():
+        raise NLTError(f"{run} has no finished encoder; train it again")
+    settings = read_json(run / "settings.json", stage="nlt train")
+    training = read_json(run / "training.json", stage="nlt train")
+    if "encoder" not in training:
+        raise NLTError(f"{run}/training.json says nothing of the encoder, it is of an older version; train again")
+    recipe = published_recipe(settings)
+    write_release(run / "encoder", recipe, make_record(run.name, settings, training, results))
+
+
+def published_recipe(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Block -> key -> value of all settings that are not the default; of a path on this machine the name alone."""
+    changed = changed_settings(settings)
+    return {
+        block: {key: shareable(value) for key, value in settings[block].items() if key in changed}
+        for block in RECIPE_BLOCKS
+    }
+
+
+def shareable(value: Any) -> Any:
+    """Of an absolute path its last part: the rest says where things lie on one machine."""
+    if isinstance(value, dict):
+        return {key: shareable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [shareable(item) for item in value]
+    if isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute()):
+        return Path(value).name
+    return value
+
+
+def make_record(
+    name: str, settings: Mapping[str, Any], training: Mapping[str, Any], results: Sequence[Result]
+) -> dict[str, Any]:
+    """Everything besides the recipe that a card is rendered from; JSON holds it.
+
+    Args:
+        name: of the encoder.
+        settings: what `run_settings` returned.
+        training: the run's `training.json`.
+        results: rows of the evaluation.
+
+    Returns:
+        `name`, `base_model` (a Hub id, or `None`), `adapter_base` (`None` but for an adapter alone), `training`,
+        `encoder`, `licences` and `results`.
+    """
+    model = settings["model"]
+    parts = [("start", model["encoder"], model_licence(model["encoder"], revision=model["encoder_revision"]))]
+    if training["target"] is not None:
+        parts.append(("LLM", model["llm"], model_licence(model["llm"], revision=model["llm_revision"])))
+        if model["adapter"]:
+            parts.append(("adapter of the LLM", model["adapter"], model_licence(model["adapter"])))
+    parts.append(
+        ("documents and queries", settings["data"]["collection"], data_licence(settings["data"]["collection"]))
+    )
+    return {
+        "name": f"{name} encoder",
+        "base_model": model["encoder"] if is_hub_id(model["encoder"]) else None,
+        "adapter_base": None,
+        "training": shareable({k: v for k, v in training.items() if k not in ("encoder", "log")})
+        | {"log": _dev_results(training["log"], settings["data"]["dev_split"])},
+        "encoder": training["encoder"],
+        "licences": [{"part": part, "name": shareable(at), "licence": licence} for part, at, licence in parts],
+        "results": [shareable(dataclasses.asdict(result)) for result in results],
+    }
+
+
+def _dev_results(log: Sequence[Mapping[str, Any]], split: str | None) -> list[dict[str, Any]]:
+    metric = f"eval_{split}_ndcg_at_10"
+    return [{"step": e["step"], "ndcg_at_10": round(e[metric], 4)} for e in log if metric in e]
+
+
+def write_release(folder: Path, recipe: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Write recipe, record and card of an encoder into its folder."""
+    record = {**record, "adapter_base": adapter_base_of(folder)}
+    with atomic_write(folder / RECIPE_FILE) as handle:
+        handle.write(dump_recipe(recipe))
+    write_json(folder / RECORD_FILE, record)
+    with atomic_write(folder / CARD_FILE) as handle:
+        handle.write(render_card(recipe, record, load_as=folder.as_posix()))
+
+
+def read_release(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Recipe and record that `write_release` has put into a folder.
+
+    Raises:
+        DataError: one of them is missing or malformed.
+    """
+    record = read_json(folder / RECORD_FILE, stage="nlt train")
+    return yaml.safe_load((folder / RECIPE_FILE).read_text(encoding="utf-8")), record
+
+
+def adapter_base_of(folder: Path) -> str | None:
+    """The base that an encoder's adapter names; `None` where the folder stands alone."""
+    config = folder / ADAPTER_CONFIG
+    return read_json(config)["base_model_name_or_path"] if config.is_file() else None
+
+
+def gains_card(data: DataArguments, audit: Mapping[str, Any]) -> str:
+    """The card of a data set of gains.
+
+    Args:
+        data: names the collection.
+        audit: what `nlt score` has written beside the gains.
+    """
+    files = ("gains", "candidates")
+    metadata = DatasetCardData(
+        task_categories=["text-retrieval"],
+        tags=["nlt_trainer"],
+        configs=[{"config_name": name, "data_files": f"{name}.jsonl"} for name in files],
+    )
+    scorer = ", ".join(f"{k} `{v!r}`" for k, v in shareable(audit["scorer"]["model"]).items() if v is not None)
+    return GAINS_CARD.format(
+        metadata=metadata.to_yaml(),
+        scorer=scorer,
+        target=audit["target"],
+        queries=audit["queries"],
+        candidates=audit["candidates"],
+        collection=shareable(data.collection),
+        licence=data_licence(data.collection) or "not known: no card on the machine of scoring states one",
+    )

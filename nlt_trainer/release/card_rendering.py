@@ -1,0 +1,167 @@
+"""From a recipe and the record of a run to the text of a model card; nothing else is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.training import parse_objective
+from nlt_trainer.run.results import Result, results_table
+
+TEMPLATE = Path(__file__).parent / "card_template.md"
+TAGS = ("sentence-transformers", "sentence-similarity", "feature-extraction", "dense", "nlt_trainer")
+METRICS = {"ndcg_at_10": "nDCG@10", "mrr_at_10": "MRR@10", "recall_at_100": "Recall@100"}
+
+ATLAS = "Izacard et al., *Atlas: Few-shot Learning with Retrieval Augmented Language Models*, arXiv:2208.03299"
+PAPERS = {
+    "likelihood_gain": ATLAS,
+    "dream": "Tang and Yang, *DREAM: Dense Retrieval Embeddings via Autoregressive Modeling*, arXiv:2606.24667",
+    "emdr2": "Sachan et al., *End-to-End Training of Multi-Document Reader and Retriever for Open-Domain Question "
+    "Answering*, arXiv:2106.05346",
+    "loop": ATLAS,
+    "adist": ATLAS,
+    "revela": "*Revela: Dense Retriever Learning via Language Modeling*, arXiv:2506.16552",
+    "info_nce": "van den Oord et al., *Representation Learning with Contrastive Predictive Coding*, arXiv:1807.03748",
+}
+"""Where each objective comes from."""
+LIBRARIES = "Reimers and Gurevych, *Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks*, arXiv:1908.10084"
+
+
+def render_card(recipe: Mapping[str, Any], record: Mapping[str, Any], *, load_as: str) -> str:
+    """The model card: metadata, use, training, results, limits, licences.
+
+    Args:
+        recipe: block -> key -> value, what the run's settings have that is not the default.
+        record: what `make_record` returns.
+        load_as: folder or Hub id in the code that loads the encoder.
+    """
+    training, encoder = record["training"], record["encoder"]
+    model, data = ModelArguments(**recipe["model"]), DataArguments(**recipe["data"])
+    results = [Result(**row) for row in record["results"]]
+    card = ModelCard.from_template(
+        _metadata(record, results),
+        template_path=str(TEMPLATE),
+        name=record["name"],
+        encoder=encoder,
+        load_as=load_as,
+        adapter_base=record["adapter_base"],
+        training=training,
+        labels=labels_sentence(training["objective"], data, llm_trained=model.llm_lora is not None),
+        facts=_facts(training, model, data),
+        log=[(entry["step"], f"{entry['ndcg_at_10']:.3f}") for entry in training["log"]],
+        recipe=dump_recipe(recipe).rstrip(),
+        results=results_table(results) if results else "",
+        comparison=_comparison(results, training["objective"]),
+        licences=record["licences"],
+        papers=[*dict.fromkeys(PAPERS[name] for name in parse_objective(training["objective"])), LIBRARIES],
+    )
+    return str(card)
+
+
+def dump_recipe(recipe: Mapping[str, Any]) -> str:
+    """A recipe as YAML, its blocks and keys in the order in which they stand."""
+    return yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def _metadata(record: Mapping[str, Any], results: list[Result]) -> ModelCardData:
+    """The card's metadata; results as mteb's `TaskResult.get_hf_eval_results` has them, for three metrics."""
+    objective = record["training"]["objective"]
+    return ModelCardData(
+        base_model=record["base_model"],
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=[*TAGS],
+        metrics=[*METRICS] if results else None,
+        model_name=record["name"],
+        eval_results=[
+            EvalResult(
+                task_type="text-retrieval",
+                task_name="Retrieval",
+                dataset_type=result.collection,
+                dataset_name=f"{result.collection}-{result.split} (default)",
+                dataset_config="default",
+                dataset_split=result.split,
+                metric_type=metric,
+                metric_name=metric,
+                metric_value=round(float(getattr(result, metric)), 5),
+                source_name="MTEB",
+                source_url="https://github.com/embeddings-benchmark/mteb/",
+            )
+            for result in results
+            if result.name == objective
+            for metric in METRICS
+        ],
+    )
+
+
+def _comparison(results: list[Result], objective: str) -> list[str]:
+    """For each collection a sentence on how far the encoder is from its start and from BM25."""
+    rows = {(row.collection, row.split, row.name): row.ndcg_at_10 for row in results}
+    names = {"start": "its start", "bm25": "BM25"}
+    return [
+        f"On {collection} {split} its nDCG@10 of {value:.3f} is "
+        + " and ".join(
+            f"{abs(value - rows[collection, split, other]):.3f} "
+            f"{'above' if value >= rows[collection, split, other] else 'below'} {said}"
+            for other, said in names.items()
+            if (collection, split, other) in rows
+        )
+        + "."
+        for (collection, split, name), value in rows.items()
+        if name == objective and any((collection, split, other) in rows for other in names)
+    ]
+
+
+def _facts(training: Mapping[str, Any], model: ModelArguments, data: DataArguments) -> dict[str, str]:
+    """What the card's table says of a run; nothing of an LLM where none had a part in it."""
+    facts = {"start": _named(model.encoder, model.encoder_revision)}
+    if training.get("target") is not None:
+        adapter = f" with adapter `{model.adapter}`" if model.adapter else ""
+        facts["LLM"] = _named(model.llm, model.llm_revision) + adapter
+        facts["target"] = training["target"]
+    if "dream" in parse_objective(training["objective"]):
+        facts["heads"] = f"{model.num_heads} of the LLM's, found by `{data.head_method}`"
+    if training.get("reads_gains"):
+        facts["gains scored with"] = _scorer(training["scorer"])
+    return facts | {
+        "collection": f"`{data.collection}`",
+        "training queries": f"{training['queries']}, {data.num_candidates} candidates each",
+        "optimizer steps": str(training["steps"]),
+        "LLM tokens": f"{training['lm_tokens']:,}",
+        "seconds, LLM included": f"{training['train_seconds']:,.0f}",
+    }
+
+
+def _named(name: str, revision: str | None) -> str:
+    return f"`{name}`" + (f" at revision `{revision}`" if revision else "")
+
+
+def _scorer(scorer: Mapping[str, Any] | None) -> str:
+    """The prompt and the LLM of the audit beside the gains."""
+    if scorer is None:
+        return "not known: no audit stands beside the gains"
+    flat = {**scorer.get("model", {}), **{k: v for k, v in scorer.items() if k not in ("model", "llm", "template")}}
+    flat |= {key: value for key, value in scorer.get("template", {}).items() if key != "version"}
+    return ", ".join(f"{key} `{value!r}`" for key, value in flat.items() if value is not None)
+
+
+def labels_sentence(objective: str, data: DataArguments, *, llm_trained: bool = False) -> str:
+    """What relevance judgements, if any, had a part in the run."""
+    names = parse_objective(objective)
+    sentences = []
+    if "info_nce" in names and data.labels:
+        sentences.append(f"Its positives are the relevance judgements of `qrels/{data.train_split}.tsv`.")
+    if "dream" in names and data.head_qrels:
+        sentences.append(f"Relevance judgements of `qrels/{data.head_qrels}.tsv` chose the LLM's heads, no more.")
+    if not sentences:
+        llm = "an LLM with an adapter that was trained too" if llm_trained else "a frozen LLM"
+        sentences.append(f"It learnt from {llm} and from no relevance judgement.")
+    if data.dev_split:
+        sentences.append(f"Judgements of `qrels/{data.dev_split}.tsv` measured its progress.")
+    return " ".join(sentences)

@@ -1,0 +1,57 @@
+"""How far head files of one LLM agree: the same heads by other seeds, data sets or methods?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.injection.heads import HeadSet
+from nlt_trainer.report.plots import head_heat_map, save_png
+from nlt_trainer.terminal import say
+
+
+def compare_heads(files: Sequence[Path], *, num_heads: int, heat_maps: Path | None) -> None:
+    """Print the Jaccard index of the heads of each two files.
+
+    Args:
+        files: two or more head files.
+        num_heads: how many heads are compared: a file's own, if it has so many, else its best.
+        heat_maps: folder for a heat map of each file's scores; `None` draws none.
+
+    Raises:
+        NLTError: a single file, or files of different LLMs.
+    """
+    if len(files) < 2:
+        raise NLTError(f"only {files[0]} was given; name two head files or more")
+    heads = [HeadSet.load(path) for path in files]
+    say(overlap_table(heads, num_heads))
+    for number, (path, found) in enumerate(zip(files, heads, strict=True), start=1):
+        chosen = found.chosen(num_heads)
+        first = ", ".join(f"{layer}.{head}" for layer, head in chosen.heads[:8])
+        say(f"{number}: {path} ({found.score_name}; {origin(found, chosen)}: {first})")
+        if heat_maps is not None:
+            save_png(head_heat_map(chosen, name=str(path)), heat_maps / f"{number}.png")
+
+
+def origin(found: HeadSet, chosen: HeadSet) -> str:
+    """Which heads of a file are compared."""
+    if chosen is found:
+        return f"the file's own {len(found.heads)}, {found.settings.get('selection', 'best')}"
+    return f"the best {len(chosen.heads)} by score, the file's own are {len(found.heads)}"
+
+
+def overlap_table(heads: list[HeadSet], num_heads: int) -> str:
+    """Markdown: Jaccard index of the chosen heads of each two files, their mean, and what chance would give."""
+    table = np.array([[a.jaccard(b, num_heads) for b in heads] for a in heads])
+    share = min(num_heads / np.size(heads[0].scores), 1.0)
+    lines = [
+        f"| Jaccard index, {num_heads} heads | {' | '.join(str(n + 1) for n in range(len(heads)))} |",
+        "|---" * (len(heads) + 1) + "|",
+        *(f"| {n + 1} | {' | '.join(f'{value:.2f}' for value in row)} |" for n, row in enumerate(table)),
+    ]
+    mean = np.mean([table[i, j] for i, j in combinations(range(len(heads)), 2)])
+    return "\n".join(lines) + f"\n\nmean of pairs {mean:.2f}; by chance about {share / (2 - share):.2f}\n"

@@ -1,0 +1,229 @@
+"""Runs that go on where they stopped, and refuse to go on as another run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import reduce
+from sentence_transformers import SentenceTransformer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.training import NLTTrainingArguments
+from nlt_trainer.encoder.lora import ADAPTER_WEIGHTS, load_lora
+from nlt_trainer.errors import NLTError
+from nlt_trainer.files import read_json
+from nlt_trainer.injection.heads import HeadSet
+from nlt_trainer.locations import content_hash, resolve_model
+from nlt_trainer.objectives.objective import Objective
+from nlt_trainer.run.checkpoints import checkpoint_fault, last_checkpoint
+
+SETTINGS_FILE = "settings.json"
+
+ENCODER_KEYS = (
+    "encoder encoder_revision encoder_dtype shared_backbone pooling max_seq_length train_max_length encoder_prompts "
+    "lora"
+).split()
+LLM_KEYS = ("llm", "llm_revision", "adapter", "llm_lora", "llm_dtype")
+PROMPT_KEYS = (
+    "target",
+    "document_prefix",
+    "document_suffix",
+    "query_prefix",
+    "answer_prefix",
+    "max_document_tokens",
+    "document_layout",
+)
+TRAINER_KEYS = (
+    "objective temperature temperatures teacher_temperature divergence gain_score null_candidate null_similarity "
+    "query_weight emdr2_level share_floor contrast_targets document_mass injected_rows in_batch_candidates "
+    "in_batch_negatives false_negative_margin seed data_seed "
+    "learning_rate learning_rate_mapping lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay optim "
+    "batch_sampler train_sampling_strategy adam_beta1 adam_beta2 adam_epsilon max_grad_norm num_train_epochs "
+    "max_steps per_device_train_batch_size gradient_accumulation_steps dataloader_drop_last bf16 fp16"
+).split()
+
+
+def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> dict[str, Any]:
+    """What a run is made of: the recipe for the model card, and the trajectory, which a resume must share.
+
+    The trajectory holds the settings that the objective reads, and hashes of the files that it reads, so that a run
+    whose gains, candidates or start have changed is not taken for the same run.
+    """
+    reads_llm = args.reads_llm
+    values = args.to_dict()
+    files = [data.candidates, str(Path(data.collection, "corpus.jsonl"))]
+    if args.reads_gains(data):
+        files.append(data.gains)
+    if args.reads_labels(data):
+        files.append(str(Path(data.collection, "qrels", f"{data.train_split}.tsv")))
+    trajectory = {key: values[key] for key in TRAINER_KEYS} | {"processes": args.world_size}
+    trajectory |= {key: getattr(model, key) for key in (*ENCODER_KEYS, *(LLM_KEYS if reads_llm else ()))}
+    trajectory |= {key: getattr(data, key) for key in ("labels", *(PROMPT_KEYS if reads_llm else ()))}
+    trajectory |= {f"content of {file}": _file_hash(file) for file in files}
+    start = resolve_model(model.encoder)
+    if "dream" in args.objectives and Path(model.heads).is_file():
+        heads = HeadSet.load(model.heads).heads  # not how long it took to find them
+        trajectory["heads"] = [list(pair) for pair in heads]
+    trajectory["content of encoder"] = content_hash(start) if Path(start).is_dir() else start
+    return {
+        "model": dataclasses.asdict(model),
+        "data": dataclasses.asdict(data),
+        "trainer": {key: values[key] for key in TRAINER_KEYS},
+        "trajectory": trajectory,
+    }
+
+
+def adaptation_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> dict[str, Any]:
+    """The same for a run of `adapt_scorer`, which reads no encoder and no objective."""
+    values = args.to_dict()
+    inherited = {f.name for f in dataclasses.fields(TrainingArguments)}
+    files = [str(Path(data.collection, "corpus.jsonl")), *([data.candidates, data.gains] if data.adapt_pairs else [])]
+    trajectory = {key: values[key] for key in TRAINER_KEYS if key in inherited}
+    trajectory |= {key: getattr(model, key) for key in ("adapter_lora", *LLM_KEYS)}
+    trajectory |= {key: getattr(data, key) for key in ("adapt_documents", "adapt_pairs", *PROMPT_KEYS)}
+    trajectory |= {f"content of {file}": _file_hash(file) for file in files}
+    return {"trajectory": trajectory}
+
+
+def _file_hash(path: str) -> str | None:
+    """Hash of a file's content; a missing file is reported by whoever reads it."""
+    if not Path(path).is_file():
+        return None
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "blake2b").hexdigest()[:16]
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> str | None:
+    """The checkpoint to go on from, if there is one; refuses to go on with a run that had another trajectory.
+
+    Raises:
+        NLTError: the folder has checkpoints of another run; names what differs.
+    """
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is not None and (folder / SETTINGS_FILE).is_file():
+        _check_trajectory(folder, settings, remedy="choose another output_dir or remove the folder")
+    return checkpoint
+
+
+def _check_trajectory(folder: Path, settings: dict[str, Any], *, remedy: str) -> None:
+    found = read_json(folder / SETTINGS_FILE).get("trajectory", {})
+    different = [
+        f"{key}: {found.get(key)!r} there, {value!r} now"
+        for key, value in settings["trajectory"].items()
+        if found.get(key) != value
+    ]
+    if different:
+        raise NLTError(f"{folder} holds checkpoints of a run with other settings ({'; '.join(different)}); {remedy}")
+
+
+def start_checkpoint(args: TrainingArguments, settings: dict[str, Any]) -> str | None:
+    """What a run goes on from: `resume_from_checkpoint`, else the last whole checkpoint of `output_dir`.
+
+    Raises:
+        NLTError: the checkpoint that was named is not whole, or either folder has checkpoints of another run.
+    """
+    last = check_settings(Path(str(args.output_dir)), settings)
+    if args.resume_from_checkpoint is None:
+        return last
+    named = Path(args.resume_from_checkpoint)
+    fault = checkpoint_fault(named)
+    if fault is None and not (named.parent / SETTINGS_FILE).is_file():
+        fault = f"{SETTINGS_FILE} of its run is missing beside it"
+    if fault is not None:
+        raise NLTError(
+            f"resume_from_checkpoint: {named} is no whole checkpoint of a run ({fault}); name another, or leave the "
+            f"option out: a run goes on from the last whole checkpoint of {args.output_dir} by itself"
+        )
+    _check_trajectory(named.parent, settings, remedy="set them as they were, or leave resume_from_checkpoint out")
+    return str(named)
+
+
+class CostCallback(TrainerCallback, ExportableState):
+    """Counts what training has cost so far, before a resume too: seconds and LLM tokens. Each entry of the log has it.
+
+    Args:
+        objective: whose LLM tokens are counted, over all processes; `None` counts none.
+    """
+
+    def __init__(self, objective: Objective | None = None) -> None:
+        self.objective = objective
+        self.cost: dict[str, float] = {}
+        self._earlier = self.cost
+        self._begin = time.monotonic()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"args": {}, "attributes": {"cost": self.cost}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        states: Any = state.stateful_callbacks  # by class name, as a checkpoint has them
+        self._earlier = states.get(type(self).__name__, self.state())["attributes"]["cost"]
+        self._begin = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if control.should_save:
+            self._count(args)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if control.should_save:
+            self._count(args)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._count(args)
+        if state.log_history:
+            state.log_history[-1].update(self.cost)
+
+    def _count(self, args: TrainingArguments) -> None:
+        seconds = self._earlier.get("train_seconds", 0) + time.monotonic() - self._begin
+        self.cost = {"train_seconds": round(seconds, 1)}
+        if self.objective is not None:
+            own = torch.tensor(self.objective.lm_tokens, device=args.device)
+            self.cost["lm_tokens"] = self._earlier.get("lm_tokens", 0) + int(reduce(own, reduction="sum"))
+
+
+class AdapterCallback(TrainerCallback):
+    """Lets a LoRA run go on with the weights that it had.
+
+    The trainer reads a checkpoint's base anew, as the Hub's main branch has it, and the adapter in the base's dtype:
+    another revision, or an adapter rounded to bfloat16. This puts both back.
+
+    Args:
+        encoder: the encoder that is trained, as it was loaded.
+        checkpoint: what the run goes on from; `None` or one without an adapter: nothing happens.
+    """
+
+    def __init__(self, encoder: SentenceTransformer, checkpoint: str | None) -> None:
+        self.encoder = encoder
+        self.checkpoint = checkpoint if checkpoint and Path(checkpoint, ADAPTER_WEIGHTS).is_file() else None
+        frozen = encoder.named_parameters() if self.checkpoint else ()
+        self.base = {name: p.detach().cpu().clone() for name, p in frozen if not p.requires_grad}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.checkpoint is None:
+            return
+        for name, parameter in self.encoder.named_parameters():
+            if name in self.base:
+                parameter.data.copy_(self.base[name])
+        load_lora(self.encoder, self.checkpoint)
+        self.base.clear()
+
+
+def logged_cost(state: TrainerState, name: str) -> float:
+    """Seconds or LLM tokens of training that the log has recorded."""
+    return max((entry.get(name, 0) for entry in state.log_history), default=0)

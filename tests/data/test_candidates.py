@@ -1,0 +1,223 @@
+"""Candidates: BM25 against its formula, random documents, and the file that holds them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nlt_trainer.data.beir import Collection, Query, load_collection, training_queries, write_collection
+from nlt_trainer.data.candidates import (
+    BM25Index,
+    bm25_rankings,
+    mine_candidates,
+    read_candidates,
+    tokenize,
+    write_candidates,
+)
+from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.evaluation.retrieval_metric import RetrievalMetric
+
+SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+@pytest.fixture
+def collection(tiny_collection_folder: Path) -> Collection:
+    """The twelve documents and eight queries of the tiny folder."""
+    return load_collection(tiny_collection_folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("The tides of the Sea", ["tides", "sea"]),
+        ("parse_http_date", ["parse_http_date", "parse", "http", "date"]),
+        ("readLines", ["readlines", "read", "lines"]),
+        ("HTTPServer.close", ["httpserver", "http", "server", "close"]),
+        ("__init__", ["__init__", "init"]),
+        ("self._x = IL-2, p53, mRNA", ["self", "_x", "il", "p53", "mrna", "rna"]),
+        ("größer, 北京大学 \U0001f600", ["größer", "北京大学"]),
+        ("a ! of the", []),
+    ],
+)
+def test_tokens_are_words_and_parts_of_identifiers(text: str, tokens: list[str]) -> None:
+    assert tokenize(text) == tokens
+
+
+def test_scores_are_those_of_lucenes_formula(collection: Collection) -> None:
+    """Reference: Robertson's formula as Lucene writes it, in numpy (k1 = 1.5, b = 0.75)."""
+    documents = [Counter(tokenize(document.content)) for document in collection.corpus.values()]
+    lengths = np.array([document.total() for document in documents])
+    expected = np.zeros(len(documents))
+    query = "Why does the earth turn the tea of the earth green?"
+    for token in tokenize(query):
+        tf = np.array([document[token] for document in documents])
+        idf = math.log(1 + (len(documents) - (tf > 0).sum() + 0.5) / ((tf > 0).sum() + 0.5))
+        expected += idf * tf / (tf + 1.5 * (1 - 0.75 + 0.75 * lengths / lengths.mean())) * (tf > 0)
+    assert (expected > 0).sum() >= 3
+    np.testing.assert_allclose(BM25Index(collection).scores(query), expected, rtol=1e-5)
+
+
+def test_rankings_hold_only_documents_that_share_a_token(collection: Collection) -> None:
+    rankings = bm25_rankings(collection, [Query("a", "the earth"), Query("b", "zzz"), Query("c", "of the")])
+    assert set(rankings["a"]) == {"d01", "d11"}
+    assert list(rankings["a"].values()) == sorted(rankings["a"].values(), reverse=True)
+    assert rankings["b"] == rankings["c"] == {}
+    assert len(bm25_rankings(collection, [Query("a", "the earth")], top_k=1)["a"]) == 1
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_a_corpus_without_a_word_gives_empty_rankings(collection: Collection) -> None:
+    corpus = {key: replace(document, title="", text="of the !") for key, document in collection.corpus.items()}
+    assert bm25_rankings(replace(collection, corpus=corpus), [Query("a", "earth")]) == {"a": {}}
+
+
+def test_candidates_are_bm25s_best_and_then_random_ones(collection: Collection) -> None:
+    queries = training_queries(collection, "train")
+    rankings = bm25_rankings(collection, queries)
+    for row in mine_candidates(collection, queries, num_candidates=6, num_random=4):
+        best = list(rankings[row.query_id])[:2]
+        assert row.document_ids[: len(best)] == tuple(best)
+        assert len(set(row.document_ids)) == len(row.bm25) == 6
+        assert row.bm25 == pytest.approx([rankings[row.query_id].get(d, 0.0) for d in row.document_ids])
+        assert (row.query, row.answer) == (
+            collection.queries[row.query_id].text,
+            collection.queries[row.query_id].answer,
+        )
+
+
+def test_a_query_without_a_common_token_gets_k_random_documents(collection: Collection) -> None:
+    (row,) = mine_candidates(collection, [Query("strange", "zzz")], num_candidates=5)
+    assert len(set(row.document_ids)) == 5
+    assert row.bm25 == (0.0,) * 5
+    (every,) = mine_candidates(collection, [Query("strange", "zzz")], num_candidates=12)
+    assert sorted(every.document_ids) == sorted(collection.corpus)
+
+
+def test_random_documents_depend_on_the_seed_and_the_query_alone(collection: Collection) -> None:
+    queries = list(collection.queries.values())
+    options: dict[str, Any] = {"num_candidates": 6, "num_random": 3}
+    forward = {row.query_id: row for row in mine_candidates(collection, queries, **options)}
+    backward = {row.query_id: row for row in mine_candidates(collection, queries[::-1], **options)}
+    assert forward == backward
+    assert mine_candidates(collection, queries[3:4], **options) == [forward["q4"]]
+    assert forward != {row.query_id: row for row in mine_candidates(collection, queries, **options, seed=1)}
+
+
+def test_random_documents_are_uniform_over_the_rest(collection: Collection) -> None:
+    queries = [Query(f"q{number}", "the earth") for number in range(1000)]
+    drawn = Counter[str]()
+    for row in mine_candidates(collection, queries, num_candidates=5, num_random=3):
+        drawn.update(row.document_ids[2:])
+    assert set(drawn) == set(collection.corpus) - {"d01", "d11"}
+    assert all(abs(count - 300) < 5 * math.sqrt(1000 * 0.3 * 0.7) for count in drawn.values())
+
+
+def test_labels_are_not_read(collection: Collection) -> None:
+    queries = training_queries(collection, "train")
+    moved = {"train": {query.id: {"d12": 1} for query in queries}}
+    unlabelled = replace(collection, qrels={})
+    relabelled = replace(collection, qrels=moved)
+    expected = mine_candidates(collection, queries, num_candidates=4, num_random=1)
+    assert mine_candidates(unlabelled, queries, num_candidates=4, num_random=1) == expected
+    assert mine_candidates(relabelled, queries, num_candidates=4, num_random=1) == expected
+
+
+@pytest.mark.parametrize(
+    ("num_candidates", "num_random", "reason"),
+    [
+        (13, 0, "num_candidates=13 with 12 documents.*choose at most the number"),
+        (0, 0, "num_candidates=0"),
+        (4, 5, "num_random=5 must lie between 0 and num_candidates=4"),
+        (4, -1, "num_random=-1"),
+    ],
+)
+def test_impossible_numbers_are_refused(
+    collection: Collection, num_candidates: int, num_random: int, reason: str
+) -> None:
+    with pytest.raises(NLTError, match=reason):
+        mine_candidates(
+            collection, training_queries(collection, None), num_candidates=num_candidates, num_random=num_random
+        )
+
+
+def test_candidates_are_read_as_they_were_written(collection: Collection, tmp_path: Path) -> None:
+    mined = mine_candidates(collection, [*collection.queries.values(), Query("none", "zzz")], num_candidates=4)
+    write_candidates(tmp_path / "candidates.jsonl", mined)
+    assert read_candidates(tmp_path / "candidates.jsonl", collection) == mined
+    assert read_candidates(tmp_path / "candidates.jsonl", collection, num_candidates=4) == mined
+    row = json.loads((tmp_path / "candidates.jsonl").read_text().splitlines()[-1])
+    assert list(row) == ["query_id", "query", "answer", "document_ids", "bm25"]
+    assert row["answer"] is None
+
+
+GOOD: dict[str, Any] = {
+    "query_id": "q2", "query": "why", "answer": None, "document_ids": ["d01", "d02"], "bm25": [1.5, 0]
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"document_ids": ["d01", "d99"]}, "document 'd99' is not in the corpus"),
+        ({"document_ids": ["d01"], "bm25": [1.0]}, "1 candidates where 2 are expected"),
+        ({"document_ids": [], "bm25": []}, "no candidates"),
+        ({"document_ids": ["d01", "d01"]}, "a document stands twice"),
+        ({"bm25": [1.0]}, "1 BM25 scores for 2 candidates"),
+        ({"bm25": ["high", "low"]}, "bm25 must be a list of numbers"),
+        ({"document_ids": "d01"}, "document_ids must be a list of strings"),
+        ({"answer": 3}, "answer must be a string or null"),
+        ({"query_id": "q1"}, "query 'q1' stands twice"),
+        ({"query": " "}, "query_id and query must be strings and not empty"),
+        ({"query_id": None}, "query_id and query must be strings and not empty"),
+    ],
+)
+def test_a_bad_line_is_refused_with_file_and_line(
+    collection: Collection, tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    path = tmp_path / "candidates.jsonl"
+    path.write_text(json.dumps({**GOOD, "query_id": "q1"}) + "\n" + json.dumps(GOOD) + "\n")
+    assert len(read_candidates(path, collection)) == 2
+    path.write_text(json.dumps({**GOOD, "query_id": "q1"}) + "\n" + json.dumps({**GOOD, **change}) + "\n")
+    with pytest.raises(DataError, match=f"{reason}.*run `nlt mine` again") as caught:
+        read_candidates(path, collection)
+    assert (caught.value.path, caught.value.line) == (path, 2)
+
+
+def test_a_missing_an_empty_and_a_shorter_file_are_refused(collection: Collection, tmp_path: Path) -> None:
+    path = tmp_path / "candidates.jsonl"
+    with pytest.raises(DataError, match="file not found; run `nlt mine` first, which writes it"):
+        read_candidates(path, collection)
+    path.write_text("\n")
+    with pytest.raises(DataError, match="holds no query"):
+        read_candidates(path, collection)
+    path.write_text(json.dumps(GOOD) + "\n")
+    with pytest.raises(DataError, match="2 candidates where 8 are expected"):
+        read_candidates(path, collection, num_candidates=8)
+
+
+def test_an_unlabelled_folder_is_enough(collection: Collection, tmp_path: Path) -> None:
+    folder = write_collection(
+        tmp_path / "bare", corpus=collection.corpus.values(), queries=collection.queries.values(), qrels={}
+    )
+    bare = load_collection(folder)
+    assert len(mine_candidates(bare, training_queries(bare, None), num_candidates=3)) == 8
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no real collections beside the repository")
+def test_scifact_has_the_known_figure() -> None:
+    """Reference: bm25s with its defaults (English stop words, no stemming, title and text) has nDCG@10 0.662."""
+    scifact = load_collection(SHARED_DATA / "scifact", splits=["test"])
+    rankings = bm25_rankings(scifact, scifact.split_queries("test"))
+    qrels = scifact.qrels["test"]
+    metrics = RetrievalMetric(keep_in_memory=True).compute(
+        predictions=[{"document_ids": list(row), "scores": list(row.values())} for row in rankings.values()],
+        references=[{"document_ids": list(qrels[q]), "grades": list(qrels[q].values())} for q in rankings],
+    )
+    assert metrics["ndcg_at_10"] == pytest.approx(0.662, abs=0.002)

@@ -1,0 +1,159 @@
+"""TREC folders and runs: every format against the same documents by hand; what is malformed is named."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import pytrec_eval
+
+from nlt_trainer.data.beir import Collection
+from nlt_trainer.data.trec import load_folder, load_trec, read_run, write_run
+from nlt_trainer.errors import DataError
+from nlt_trainer.evaluation.folder_task import BEIRFolderRetrieval
+
+CORPUS = {
+    "tags": "<DOC>\n<DOCNO> a </DOCNO>\n<HEADLINE>Tea &amp; milk</HEADLINE>\n<TEXT>\nGreen <B>tea</B>\nis hot.\n"
+    "</TEXT>\n</DOC>\n<DOC><DOCNO>b</DOCNO>\nNo tags\naround it.\n</DOC>\n",
+    "jsonl": '{"docno": "a", "title": "Tea & milk", "contents": "Green tea is hot."}\n'
+    '{"id": "b", "text": "No tags around it."}\n',
+    "header": "docid\ttitle\tbody\na\tTea & milk\tGreen tea is hot.\nb\t\tNo tags around it.\n",
+}
+TOPICS = {
+    "tags": "<top>\n<num> Number: 1\n<title> Topic: hot tea \n<desc> Description:\nWhich tea?\n</top>\n"
+    "<top>\n<num>2</num><title>tags</title>\n</top>\n",
+    "jsonl": '{"query_id": 1, "query": "hot tea"}\n{"_id": "2", "text": "tags"}\n',
+    "columns": "1\thot tea\n2\ttags\n",
+}
+QRELS = "1 0 a 2\n1 0 b 0\n2 Q0 b 1\n"
+
+
+def write(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def check(collection: Collection) -> None:
+    contents = {document.id: " / ".join(document.content.split("\n")) for document in collection.corpus.values()}
+    assert contents == {"a": "Tea & milk / Green tea is hot.", "b": "No tags around it."}
+    assert {query.id: query.text for query in collection.queries.values()} == {"1": "hot tea", "2": "tags"}
+    assert collection.qrels == {"test": {"1": {"a": 2, "b": 0}, "2": {"b": 1}}}
+
+
+@pytest.mark.parametrize("documents", CORPUS)
+@pytest.mark.parametrize("topics", TOPICS)
+def test_every_format_is_the_same_collection(documents: str, topics: str, tmp_path: Path) -> None:
+    """Reference: documents, topics and judgements by hand."""
+    write(tmp_path, {"collection.tsv": CORPUS[documents], "topics.txt": TOPICS[topics], "qrels.test.txt": QRELS})
+    check(load_folder(tmp_path, split="test"))
+
+
+def test_judgements_of_beir_serve_a_trec_folder(tmp_path: Path) -> None:
+    """Reference: the same collection."""
+    rows = "query-id\tcorpus-id\tscore\n1\ta\t2\n1\tb\t0\n2\tb\t1\n"
+    write(tmp_path, {"corpus.jsonl": CORPUS["jsonl"], "topics": TOPICS["columns"], "qrels/test.tsv": rows})
+    check(load_folder(tmp_path, split="test"))
+
+
+def test_packed_files_and_those_of_the_split_come_first(tmp_path: Path) -> None:
+    """Reference: the same collection; the general topics are malformed and not read."""
+    write(tmp_path, {"topics.test.tsv": TOPICS["columns"], "topics.tsv": "malformed", "qrels/test.qrels": QRELS})
+    with gzip.open(tmp_path / "corpus.jsonl.gz", "wt") as handle:
+        handle.write(CORPUS["jsonl"])
+    check(load_folder(tmp_path, split="test"))
+
+
+def test_a_trec_folder_is_a_task_of_mteb(tmp_path: Path) -> None:
+    """Reference: the judged queries of the split."""
+    write(tmp_path, {"docs.trec": CORPUS["tags"], "topics": TOPICS["tags"], "qrels": QRELS})
+    task = BEIRFolderRetrieval(tmp_path, split="test")
+    task.load_data()
+    assert list(task.dataset["default"]["test"]["queries"]["id"]) == ["1", "2"]
+
+
+def test_a_beir_folder_stays_one(tiny_collection_folder: Path, tmp_path: Path) -> None:
+    """Reference: the strict reader, also of a folder that is not there; TREC judgements may lie in a BEIR folder."""
+    assert len(load_folder(tiny_collection_folder, split="dev").qrels["dev"]) == 2
+    with pytest.raises(DataError, match=r"qrels/valid.tsv: .* split that is there: dev, test, train"):
+        load_folder(tiny_collection_folder, split="valid")
+    with pytest.raises(DataError, match=r"corpus.jsonl: file not found"):
+        load_folder(tmp_path / "nothing", split="test")
+    (tiny_collection_folder / "qrels.hard.txt").write_text("q1 0 d01 1\n")
+    assert load_folder(tiny_collection_folder, split="hard").qrels == {"hard": {"q1": {"d01": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("qrels", "1 0 a 1\n\n1 0 b 1 x\n", r"qrels:3: expected query, 0, document, grade; found 5 fields"),
+        ("qrels", "3 0 a 1\n", r"qrels:1: judges the unknown query '3'"),
+        ("qrels", "1 0 a 1\n1 0 a 1\n", r"qrels:2: query '1' and document 'a' were judged before"),
+        ("qrels", "1 0 a high\n", r"qrels:1: grade 'high' is not an integer"),
+        ("qrels", "\n", r"qrels: holds no judgement"),
+        ("topics", "1\thot\ttea\n", r"topics:1: expected 2 columns with tabs between them \(id, text\), found 3"),
+        ("topics", "1\thot\n1\ttea\n", r"topics:2: id '1' was used before"),
+        ("topics", "<top>\n<num>1\n</top>", r"topics:1: topic '1' has no text"),
+        ("topics", "\n<top>\n<num>1\n<title>a\n", r"topics:2: <top> is not closed by </top>"),
+        ("topics", "", r"topics: holds no topic"),
+        ("docs", '{"text": "no id"}\n', r"docs:1: has no id"),
+        ("docs", "", r"docs: holds no document"),
+        ("docs.tsv", "a\tb\n", r"has docs and docs.tsv; keep one of them"),
+    ],
+)
+def test_what_is_malformed_is_named(name: str, text: str, message: str, tmp_path: Path) -> None:
+    """Reference: file and line of what was put in."""
+    write(tmp_path, {"docs": "a\thot tea\nb\ttags\n", "topics": TOPICS["columns"], "qrels": QRELS, name: text})
+    with pytest.raises(DataError, match=message):
+        load_trec(tmp_path, split="test")
+
+
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    """Reference: the names that the documentation has."""
+    write(tmp_path, {"docs": "a\tb\n", "topics": TOPICS["columns"]})
+    with pytest.raises(DataError, match=r"has none of qrels.dev, qrels/dev, qrels \("):
+        load_folder(tmp_path, split="dev")
+
+
+def test_judged_documents_outside_the_corpus_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Reference: trec_eval, which reads no corpus; empty documents are allowed, and both are said."""
+    write(tmp_path, {"docs": "a\thot tea\nb\t\n", "topics": TOPICS["columns"], "qrels": "1 0 a 1\n1 0 gone -1\n"})
+    with caplog.at_level(logging.WARNING):
+        collection = load_trec(tmp_path, split="test")
+    assert collection.qrels["test"] == {"1": {"a": 1, "gone": -1}}
+    assert "judges 1 documents that the corpus lacks, e.g. gone" in caplog.text
+    assert "has 1 empty documents, e.g. b" in caplog.text
+
+
+def test_a_run_is_what_trec_eval_reads(tmp_path: Path) -> None:
+    """Reference: pytrec_eval's own reader; equal scores stand in trec_eval's order, last id first."""
+    rankings = {"1": {"a": 0.1 + 0.2, "b": 0.5, "c": 0.5}, "2": {"b": -1.0}}
+    write_run(tmp_path / "run.txt", rankings, tag="ours")
+    with (tmp_path / "run.txt").open() as handle:
+        assert pytrec_eval.parse_run(handle) == read_run(tmp_path / "run.txt") == rankings
+    assert [row.split()[2] for row in (tmp_path / "run.txt").read_text().splitlines()] == ["c", "b", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1 Q0 a 1 0.5\n", r"run:1: expected query, Q0, document, rank, score, tag; found 5"),
+        ("1 Q0 a 1 best x\n", r"run:1: score 'best' is no number"),
+        ("1 Q0 a 1 1 x\n1 Q0 a 2 0 x\n", r"run:2: document 'a' stands twice for query '1'"),
+        ("\n", r"run: holds no ranking"),
+    ],
+)
+def test_a_malformed_run_is_named(text: str, message: str, tmp_path: Path) -> None:
+    """Reference: file and line of what was put in."""
+    with pytest.raises(DataError, match=message):
+        read_run(write(tmp_path, {"run": text}) / "run")
+
+
+def test_json_ids_may_be_numbers(tmp_path: Path) -> None:
+    """Reference: the number as text."""
+    write(tmp_path, {"docs": json.dumps({"id": 7, "text": "x"}), "topics": "1\tx\n", "qrels": "1 0 7 1\n"})
+    assert list(load_trec(tmp_path, split="test").corpus) == ["7"]

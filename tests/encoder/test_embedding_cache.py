@@ -1,0 +1,211 @@
+"""The cache of embeddings against the encoder itself: what is computed again, and what never is."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from nlt_trainer.encoder import embedding_cache
+from nlt_trainer.encoder.embedding_cache import EmbeddingCache, encoder_fingerprint, trim
+
+TEXTS = ["whale", "a bee and its flowers", "green tea", "tea", "the moon pulls the sea"]
+
+
+@pytest.fixture
+def embedded(tiny_encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that the encoder has embedded as documents since the test began, in parts of two."""
+    seen: list[str] = []
+    real = tiny_encoder.encode_document
+
+    def encode(texts: list[str], **options: Any) -> Any:
+        seen.extend(texts)
+        return real(texts, **options)
+
+    monkeypatch.setattr(tiny_encoder, "encode_document", encode)
+    monkeypatch.setattr(embedding_cache, "PART", 2)
+    return seen
+
+
+def test_embeddings_are_the_encoders_and_are_computed_once(
+    tiny_encoder: SentenceTransformer, embedded: list[str], tmp_path: Path
+) -> None:
+    """Reference: `encode_document`; afterwards only the part with a changed text is embedded again."""
+    tiny_encoder.prompts = {"query": "", "document": "text: "}
+    expected = tiny_encoder.encode(TEXTS, prompt="text: ")
+    found = EmbeddingCache(tiny_encoder, tmp_path).encode_document(TEXTS)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert found.dtype == np.float32
+    assert embedded == TEXTS
+    np.testing.assert_array_equal(EmbeddingCache(tiny_encoder, tmp_path).encode_document(TEXTS), found)
+    assert embedded == TEXTS
+    EmbeddingCache(tiny_encoder, tmp_path).encode_document([*TEXTS[:3], "coffee", TEXTS[4]])
+    assert embedded == [*TEXTS, "green tea", "coffee"]
+
+
+def test_a_killed_run_goes_on(
+    tiny_encoder: SentenceTransformer, embedded: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: the parts that were whole are not embedded again, and no half file is left."""
+    cache = EmbeddingCache(tiny_encoder, tmp_path)
+    real = cache._embed
+
+    def stop(role: Any, texts: list[str], *rest: Any) -> np.ndarray:
+        if "green tea" in texts:
+            raise KeyboardInterrupt
+        return real(role, texts, *rest)
+
+    monkeypatch.setattr(cache, "_embed", stop)
+    with pytest.raises(KeyboardInterrupt):
+        cache.encode_document(TEXTS)
+    monkeypatch.setattr(cache, "_embed", real)
+    assert cache.encode_document(TEXTS).shape == (5, 32)
+    assert embedded == TEXTS
+    assert sorted(path.suffix for path in tmp_path.rglob("*") if path.is_file()) == [".npy"] * 3
+
+
+def test_role_and_prompt_are_kept_apart(tiny_static_encoder: SentenceTransformer, tmp_path: Path) -> None:
+    """Reference: what the encoder itself gives for each; its own prompt and the same one given are one."""
+    encoder = tiny_static_encoder
+    encoder.prompts = {"query": "ask: ", "document": "read: "}
+    cache = EmbeddingCache(encoder, tmp_path, progress=None)
+    calls: list[tuple[Any, Any, dict[str, Any]]] = [
+        (cache.encode_query, encoder.encode_query, {}),
+        (cache.encode_document, encoder.encode_document, {}),
+        (cache.encode_query, encoder.encode_query, {"prompt": "other: "}),
+        (cache.encode_query, encoder.encode_query, {"prompt": "ask: "}),
+        (cache.encode_document, encoder.encode_document, {"prompt": "ask: "}),
+    ]
+    for _ in range(2):
+        for found, expected, options in calls:
+            np.testing.assert_allclose(found(TEXTS, **options), expected(TEXTS, **options), atol=1e-6)
+    assert len(list(tmp_path.rglob("*.npy"))) == 4
+
+
+def test_a_single_part_is_mapped_and_may_be_written_into(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
+    """Reference: the type that numpy gives a mapped file; the file keeps what it had."""
+    cache = EmbeddingCache(tiny_encoder, tmp_path)
+    found = cache.encode_document(TEXTS)
+    assert isinstance(found, np.memmap)
+    before = found.copy()
+    torch.from_numpy(found).zero_()
+    np.testing.assert_array_equal(cache.encode_document(TEXTS), before)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not an array", None])
+def test_a_damaged_file_is_made_again(
+    damage: bytes | None, tiny_encoder: SentenceTransformer, embedded: list[str], tmp_path: Path
+) -> None:
+    """Reference: the embeddings from before; `None` stands for an array of another length."""
+    cache = EmbeddingCache(tiny_encoder, tmp_path)
+    expected = np.array(cache.encode_document(TEXTS[:2]))
+    (path,) = tmp_path.rglob("*.npy")
+    if damage is None:
+        np.save(path, np.zeros((3, 2), np.float32))
+    else:
+        path.write_bytes(damage)
+    for _ in range(2):
+        np.testing.assert_array_equal(cache.encode_document(TEXTS[:2]), expected)
+    assert embedded == TEXTS[:2] * 2
+
+
+class _Process:
+    """One of two threads that stand for two processes."""
+
+    num_processes = 2
+
+    def __init__(self, process_index: int, barrier: threading.Barrier) -> None:
+        self.process_index, self.barrier = process_index, barrier
+
+    def wait_for_everyone(self) -> None:
+        self.barrier.wait()
+
+
+def test_several_processes_share_the_parts(
+    tiny_encoder: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: every text is embedded by one of them alone, and each gets all embeddings."""
+    monkeypatch.setattr(embedding_cache, "PART", 2)
+    barrier, seen, found = threading.Barrier(2, timeout=20), ([], []), {}  # type: ignore[var-annotated]
+
+    def work(rank: int) -> None:
+        cache = EmbeddingCache(tiny_encoder, tmp_path, processes=_Process(rank, barrier))
+        real = cache._embed
+
+        def embed(role: Any, texts: Any, *rest: Any) -> Any:
+            seen[rank].extend(texts)
+            return real(role, texts, *rest)
+
+        cache._embed = embed  # type: ignore[method-assign,assignment]
+        found[rank] = cache.encode_document(TEXTS)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == ([*TEXTS[:2], TEXTS[4]], TEXTS[2:4])
+    files = EmbeddingCache(tiny_encoder, tmp_path).document_files(TEXTS)
+    np.testing.assert_array_equal(np.concatenate([np.load(file) for file in files]), found[0])
+    for rank in range(2):
+        np.testing.assert_allclose(found[rank], tiny_encoder.encode_document(TEXTS), atol=1e-6)
+
+
+def test_what_was_not_used_for_longest_is_removed(
+    tiny_encoder: SentenceTransformer, embedded: list[str], tmp_path: Path
+) -> None:
+    """Reference: sizes and times of the files; what was read last stays."""
+    cache = EmbeddingCache(tiny_encoder, tmp_path)
+    cache.encode_document(TEXTS)
+    files = sorted(tmp_path.rglob("*.npy"))
+    for path in files:
+        os.utime(path, (1_000_000, 1_000_000))
+    cache.encode_document(TEXTS[:2])
+    (used,) = [path for path in files if path.stat().st_mtime > 1_000_000]
+    size = sum(path.stat().st_size for path in files)
+    assert trim(tmp_path, size) == 0
+    assert trim(tmp_path, size - 1) == 1
+    assert trim(tmp_path, used.stat().st_size) == 1
+    assert list(tmp_path.rglob("*.npy")) == [used]
+    assert trim(tmp_path, 0) == 1
+    assert trim(tmp_path / "nothing", 0) == 0
+
+
+def change_weight(encoder: SentenceTransformer) -> None:
+    next(encoder.parameters()).data[0] += 1
+
+
+def change_prompt(encoder: SentenceTransformer) -> None:
+    encoder.prompts = {"query": "", "document": "text: "}
+
+
+def change_length(encoder: SentenceTransformer) -> None:
+    encoder.max_seq_length = 5
+
+
+def change_dtype(encoder: SentenceTransformer) -> None:
+    encoder.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("change", [change_weight, change_prompt, change_length, change_dtype])
+def test_another_encoder_has_another_fingerprint(
+    change: Callable[[SentenceTransformer], None], tiny_encoder_folder: Path
+) -> None:
+    """Reference: the same folder loaded again has the same one."""
+    first, second, changed = (SentenceTransformer(str(tiny_encoder_folder), device="cpu") for _ in range(3))
+    change(changed)
+    assert encoder_fingerprint(first) == encoder_fingerprint(second) != encoder_fingerprint(changed)
+
+
+def test_a_static_encoder_has_a_fingerprint_of_its_weights(tiny_static_encoder: SentenceTransformer) -> None:
+    """Reference: a changed weight; its tokenizer is of another class than a transformer's."""
+    before = encoder_fingerprint(tiny_static_encoder)
+    change_weight(tiny_static_encoder)
+    assert encoder_fingerprint(tiny_static_encoder) != before

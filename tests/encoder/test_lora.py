@@ -1,0 +1,82 @@
+"""Adapters, merged and read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import TaskType
+from sentence_transformers import SentenceTransformer
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from nlt_trainer.encoder.loading import load_encoder
+from nlt_trainer.encoder.lora import load_lora, lora_config, merge_lora
+from nlt_trainer.errors import NLTError
+from nlt_trainer.release.export import save_trained
+from nlt_trainer.run.resume import AdapterCallback
+
+
+def test_a_merged_encoder_equals_the_adapted_one_and_stands_alone(tiny_encoder_folder: Path, tmp_path: Path) -> None:
+    """Against the embeddings of the encoder with its adapter."""
+    start = load_encoder(str(tiny_encoder_folder), device="cpu").encode(["green tea", "an owl"])
+    encoder = load_encoder(str(tiny_encoder_folder), lora={"r": 2, "target_modules": ["query", "value"]}, device="cpu")
+    for name, parameter in encoder.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    adapted = encoder.encode(["green tea", "an owl"])
+    assert np.abs(adapted - start).max() > 1e-3
+    save_trained(tmp_path, encoder, merge=True, keep_adapter=False)
+    assert not list(tmp_path.glob("**/adapter*"))
+    alone = SentenceTransformer(str(tmp_path / "encoder"), device="cpu")
+    np.testing.assert_allclose(alone.encode(["green tea", "an owl"]), adapted, atol=1e-5)
+
+
+def test_an_adapter_is_read_back_bit_by_bit(tiny_llm_folder: Path, tmp_path: Path) -> None:
+    """Reference: the adapter that was saved; its base is bfloat16, in which these numbers do not exist."""
+    lora = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
+    saved, other = (
+        load_encoder(str(tiny_llm_folder), dtype="bfloat16", pooling="lasttoken", lora=lora, device="cpu")
+        for _ in range(2)
+    )
+    for name, parameter in saved.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter)
+    saved.save_pretrained(str(tmp_path))
+    load_lora(other, tmp_path)
+    expected = {name: value for name, value in saved.state_dict().items() if "lora_" in name}
+    found = {name: value for name, value in other.state_dict().items() if "lora_" in name}
+    assert len(expected) == 8
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert any(not torch.equal(value.bfloat16().float(), value) for value in expected.values())
+
+
+def test_a_resumed_run_gets_its_base_and_its_adapter_back(tiny_llm_folder: Path, tmp_path: Path) -> None:
+    """Reference: the weights before a load that changed them all, as one of another revision does."""
+    lora = {"r": 2, "target_modules": ["q_proj"]}
+    encoder = load_encoder(str(tiny_llm_folder), pooling="lasttoken", lora=lora, device="cpu")
+    encoder.save_pretrained(str(tmp_path))
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    state = TrainerState(), TrainerControl()
+    for checkpoint, restored in ((str(tmp_path), True), (None, False), (str(tmp_path / "none"), False)):
+        callback = AdapterCallback(encoder, checkpoint)
+        for parameter in encoder.parameters():
+            parameter.data += 1
+        callback.on_train_begin(TrainingArguments(use_cpu=True), *state)
+        same = [torch.equal(value, before[name]) for name, value in encoder.state_dict().items()]
+        assert all(same) if restored else not all(same)
+
+
+def test_an_encoder_without_an_adapter_is_left_alone(tiny_encoder: SentenceTransformer) -> None:
+    """Against its state before."""
+    before = {name: value.clone() for name, value in tiny_encoder.state_dict().items()}
+    merge_lora(tiny_encoder)
+    assert all(torch.equal(value, before[name]) for name, value in tiny_encoder.state_dict().items())
+
+
+def test_an_unknown_argument_of_an_adapter_is_named() -> None:
+    """Reference: peft's own name for the rank is r."""
+    assert lora_config(TaskType.CAUSAL_LM, {"r": 3}).r == 3
+    with pytest.raises(NLTError, match=r"lora \{'rank': 4\}: .*'rank'; give arguments of peft.LoraConfig"):
+        lora_config(TaskType.CAUSAL_LM, {"rank": 4})

@@ -1,0 +1,88 @@
+"""Prompt tokens: segments against the tokenizer called on each text alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.lm.prompt_tokens import PromptTokens
+from nlt_trainer.prompts import PromptTemplate, TargetKind, check_target, default_target
+
+TEMPLATE = PromptTemplate(document_prefix="D: ", document_suffix="\n", query_prefix="Q:", answer_prefix="\nA:")
+
+
+def ids_of(lm: FrozenLM, text: str) -> list[int]:
+    """Ids of one segment, by the tokenizer itself."""
+    return list(lm.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+@pytest.mark.parametrize(
+    ("target", "segments"),
+    [
+        ("query", [("Q:", False), (" what is tea", True)]),
+        ("answer", [("Q:", False), (" what is tea", False), ("\nA:", False), (" leaves", True)]),
+        ("joint", [("Q:", False), (" what is tea", True), ("\nA:", False), (" leaves", True)]),
+    ],
+)
+def test_a_suffix_marks_its_target(tiny_lm: FrozenLM, target: TargetKind, segments: list[tuple[str, bool]]) -> None:
+    """Reference: each segment tokenised alone and joined."""
+    suffix = PromptTokens(tiny_lm.tokenizer, TEMPLATE, max_document_tokens=8).suffix("what is tea", "leaves", target)
+    expected = [(i, marked) for text, marked in segments for i in ids_of(tiny_lm, text)]
+    assert list(zip(suffix.ids, suffix.target, strict=True)) == expected
+    assert suffix.target_tokens == sum(marked for _, marked in expected)
+    assert not suffix.target[0]
+
+
+def test_a_document_is_cut_and_says_so(tiny_lm: FrozenLM) -> None:
+    """Reference: the tokenizer's ids, sliced."""
+    text = "Green tea is made from leaves."
+    ids = ids_of(tiny_lm, text)
+    assert PromptTokens(tiny_lm.tokenizer, TEMPLATE, max_document_tokens=3).document(text) == (tuple(ids[:3]), True)
+    whole = PromptTokens(tiny_lm.tokenizer, TEMPLATE, max_document_tokens=len(ids))
+    assert whole.document(text) == (tuple(ids), False)
+    assert whole.document_frame == (tuple(ids_of(tiny_lm, "D: ")), tuple(ids_of(tiny_lm, "\n")))
+
+
+def test_texts_that_are_kept_share_their_ids(tiny_lm: FrozenLM) -> None:
+    """Reference: one object an id above 256, below which Python has one anyway."""
+    tokens = PromptTokens(tiny_lm.tokenizer, TEMPLATE, max_document_tokens=8)
+    first, second = tokens.document(" tea and leaves")[0], tokens.document("leaves and tea and")[0]
+    both = [i for i in set(first) & set(second) if i > 256]
+    assert both
+    assert all(first[first.index(i)] is second[second.index(i)] for i in both)
+
+
+def test_the_start_is_what_the_tokenizer_adds_by_itself(tiny_lm: FrozenLM, tiny_bos_lm: FrozenLM) -> None:
+    """Reference: `<s>` is id 1; one tokenizer puts it before each text, the other has it and does not."""
+    assert tiny_lm.tokenizer.bos_token_id == 1
+    assert PromptTokens(tiny_lm.tokenizer, TEMPLATE, max_document_tokens=8).start == ()
+    assert PromptTokens(tiny_bos_lm.tokenizer, TEMPLATE, max_document_tokens=8).start == (1,)
+
+
+@pytest.mark.parametrize("answer", [None, ""])
+def test_a_missing_answer_is_refused_only_where_it_is_needed(tiny_lm: FrozenLM, answer: str | None) -> None:
+    """Reference: the rule that `answer` and `joint` need an answer."""
+    tokens = PromptTokens(tiny_lm.tokenizer, TEMPLATE, max_document_tokens=8)
+    assert tokens.suffix("what is tea", answer, "query").target_tokens
+    for target in ("answer", "joint"):
+        with pytest.raises(NLTError, match=f"target '{target}' needs an answer, and query 'what is tea'"):
+            tokens.suffix("what is tea", answer, target)
+
+
+def test_nothing_to_read_is_refused(tiny_lm: FrozenLM) -> None:
+    """Reference: the remedy that each message names."""
+    with pytest.raises(NLTError, match=r"max_document_tokens is 0; it must be at least 1"):
+        PromptTokens(tiny_lm.tokenizer, TEMPLATE, max_document_tokens=0)
+    with pytest.raises(NLTError, match=r"has no tokens; remove empty documents"):
+        PromptTokens(tiny_lm.tokenizer, TEMPLATE, max_document_tokens=8).document("")
+    with pytest.raises(NLTError, match=r"query_prefix is empty"):
+        PromptTemplate(query_prefix="")
+
+
+def test_targets_by_name() -> None:
+    """Reference: the three kinds; joint where there are answers."""
+    assert [check_target(kind) for kind in ("answer", "query", "joint")] == ["answer", "query", "joint"]
+    with pytest.raises(NLTError, match=r"target 'title' is unknown; choose one of answer, query, joint"):
+        check_target("title")
+    assert (default_target(has_answers=True), default_target(has_answers=False)) == ("joint", "query")

@@ -1,0 +1,95 @@
+"""Which checkpoint a run goes on from, and how that is known."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+
+from nlt_trainer.arguments.training import NLTTrainingArguments
+from nlt_trainer.data.collator import NLTCollator
+from nlt_trainer.errors import NLTError
+from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
+from nlt_trainer.run.checkpoints import last_checkpoint
+from nlt_trainer.trainer import NLTTrainer
+
+
+def make_trainer(encoder: SentenceTransformer, folder: Path, *, steps: int) -> NLTTrainer:
+    """A trainer that leaves a checkpoint after every second step."""
+    args = NLTTrainingArguments(
+        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=2, save_steps=2, report_to=[],
+        use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    rows = [{"query": f"query {b}", "documents": ["green tea", "an owl"], "gain": [0.1 * b, 0.2]} for b in range(4)]
+    return NLTTrainer(
+        encoder,
+        args,
+        train_dataset=Dataset.from_list(rows),
+        loss=LikelihoodGainLoss(encoder),
+        data_collator=NLTCollator(encoder),  # type: ignore[arg-type]  # any callable
+    )
+
+
+def test_a_checkpoint_lists_its_files(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
+    """Reference: the files that are there; the last by number comes first, not the last by name."""
+    assert last_checkpoint(tmp_path) is None
+    make_trainer(tiny_encoder, tmp_path, steps=10).train()
+    checkpoint = tmp_path / "checkpoint-10"
+    sizes = json.loads((checkpoint / "checkpoint_files.json").read_text())
+    found = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
+    assert set(sizes) == found - {"checkpoint_files.json"}
+    assert {"model.safetensors", "optimizer.pt", "trainer_state.json", "1_Pooling/config.json"} <= set(sizes)
+    assert last_checkpoint(tmp_path) == str(checkpoint)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "fault"),
+    [
+        ("optimizer.pt", cut, r"optimizer.pt has 100 of \d+ bytes"),
+        ("model.safetensors", Path.unlink, "model.safetensors is missing"),
+        ("1_Pooling/config.json", Path.unlink, "1_Pooling/config.json is missing"),
+        ("checkpoint_files.json", Path.unlink, "checkpoint_files.json, which is written last, is missing"),
+        ("checkpoint_files.json", cut, "checkpoint_files.json: not valid JSON"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over(
+    tiny_encoder: SentenceTransformer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    damage: Callable[[Path], None],
+    fault: str,
+) -> None:
+    """Reference: the checkpoint before it, from which training goes on; the warning names file and remedy."""
+    make_trainer(tiny_encoder, tmp_path, steps=4).train()
+    damage(tmp_path / "checkpoint-4" / name)
+    with caplog.at_level(logging.WARNING):
+        assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert re.search(rf"checkpoint-4 is half-written and ignored: .*{fault}.*; remove it, or copy it", caplog.text)
+    trainer = make_trainer(tiny_encoder, tmp_path, steps=6)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 6
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+
+
+def test_a_later_checkpoint_of_an_earlier_run_is_not_gone_on_from(
+    tiny_encoder: SentenceTransformer, tmp_path: Path
+) -> None:
+    """Reference: a run that begins anew in the folder of another and is stopped before its first checkpoint."""
+    make_trainer(tiny_encoder, tmp_path, steps=2).train()
+    trainer = make_trainer(tiny_encoder, tmp_path, steps=1)
+    trainer.args.save_strategy = "no"
+    trainer.train()
+    assert last_checkpoint(tmp_path) is None
+    with pytest.raises(NLTError, match="has no whole checkpoint; leave resume_from_checkpoint out"):
+        trainer.train(resume_from_checkpoint=True)

@@ -1,0 +1,121 @@
+"""The demo with tiny models: its stamps, what it writes, and that a second call repeats nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.assembly import demo as assembly_demo
+from nlt_trainer.errors import NLTError
+from nlt_trainer.files import write_json
+from nlt_trainer.run.results import Result
+from nlt_trainer.scripts import demo
+
+
+def write_recipes(root: Path, llm: Path, **trainer: Any) -> Path:
+    """The two recipes of the demo at miniature size, on the shipped ones' stages."""
+    folder = root / "recipes"
+    folder.mkdir(exist_ok=True)
+    for objective in ("likelihood_gain", "dream"):
+        blocks = yaml.safe_load((Path("recipes/demo") / f"{objective}.yaml").read_text())
+        for block in blocks.values():
+            for key, value in block.items():
+                if isinstance(value, str) and value.startswith("runs/demo"):
+                    block[key] = value.replace("runs/demo", str(root / "run"))
+        blocks["model"] |= {"llm": str(llm), "num_heads": 2}
+        blocks["data"] |= {"max_queries": 8, "num_candidates": 3, "max_document_tokens": 8, "head_queries": 4}
+        blocks["trainer"] |= {"num_train_epochs": 1, "eval_steps": 1, "use_cpu": True, "disable_tqdm": True, **trainer}
+        (folder / f"{objective}.yaml").write_text(yaml.safe_dump(blocks))
+    return folder
+
+
+@pytest.fixture
+def small_library(monkeypatch: pytest.MonkeyPatch, tiny_collection_folder: Path) -> None:
+    """A small collection in place of the standard library."""
+
+    def build(model: Any, data: DataArguments, args: Any) -> None:
+        target = Path(data.collection)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(tiny_collection_folder)
+
+    monkeypatch.setattr(assembly_demo, "build_stdlib", build)
+
+
+def test_the_demo_runs_once_and_repeats_only_what_changed(
+    small_library: None, tiny_llm_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against the rows that results.json promises, and the stages that are printed as done before."""
+    arguments = ["--recipes", str(write_recipes(tmp_path, tiny_llm_folder))]
+    demo.main(arguments)
+    first = capsys.readouterr().out
+    assert "done before" not in first
+    assert "the same as in the trainer when loaded by SentenceTransformer and by mteb\n" in first
+    assert "use it:       from sentence_transformers import SentenceTransformer\n" in first
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [row["name"] for row in rows] == ["bm25", "start", "likelihood_gain", "dream"]
+    needed = {"name", "ndcg_at_10", "mrr_at_10", "recall_at_100", "train_seconds", "lm_tokens", "seed"}
+    assert all(needed <= set(row) for row in rows)
+    assert rows[3]["lm_tokens"] > rows[2]["lm_tokens"] > 0
+    for picture in ("learning_curve.png", "heads.png"):
+        assert (tmp_path / "run" / picture).read_bytes().startswith(b"\x89PNG")
+
+    demo.main(arguments)
+    assert capsys.readouterr().out.count("done before") == 9
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == rows
+
+    write_recipes(tmp_path, tiny_llm_folder, learning_rate=0.02)
+    demo.main(arguments)
+    changed = json.loads((tmp_path / "run" / "likelihood_gain" / "settings.json").read_text())
+    assert changed["trainer"]["learning_rate"] == 0.02
+
+
+def test_the_better_run_is_shown(tmp_path: Path) -> None:
+    """Reference: the higher nDCG@10; baselines are no runs."""
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for run, objective in zip(runs, ("likelihood_gain", "dream"), strict=True):
+        write_json(run / "training.json", {"objective": objective})
+
+    def best(gain: float, dream: float) -> Path:
+        values = {"bm25": 0.9, "likelihood_gain": gain, "dream": dream}
+        rows = [Result(name, value, 0, 0, 0, 0, None, "c", "test") for name, value in values.items()]
+        return assembly_demo.best_run(runs, rows)
+
+    assert (best(0.3, 0.4), best(0.4, 0.3), best(0.3, 0.3)) == (runs[1], runs[0], runs[0])
+
+
+def test_a_killed_stage_goes_on_and_is_not_taken_for_done(tmp_path: Path) -> None:
+    """Against the calls of a stage that dies once."""
+    recipe, output, calls = tmp_path / "r.yaml", tmp_path / "out", []
+    recipe.write_text("data: {}")
+    checkpoints = tmp_path / "run"
+    checkpoints.mkdir()
+
+    def run(*blocks: Any) -> None:
+        calls.append(checkpoints.exists())
+        if len(calls) == 1:
+            output.write_text("half")
+            raise KeyboardInterrupt
+        output.write_text("whole")
+
+    stage = assembly_demo.Stage("train", run, recipe, output, checkpoints)
+    with pytest.raises(KeyboardInterrupt):
+        assembly_demo.run_stage(stage, tmp_path / "stamps", earlier="", place="1/1")
+    assembly_demo.run_stage(stage, tmp_path / "stamps", earlier="", place="1/1")
+    assembly_demo.run_stage(stage, tmp_path / "stamps", earlier="", place="1/1")
+    assert calls == [True, True]
+    assert output.read_text() == "whole"
+    recipe.write_text("data: {collection: other}")
+    assembly_demo.run_stage(stage, tmp_path / "stamps", earlier="", place="1/1")
+    assert calls == [True, True, False]
+
+
+def test_another_folder_names_the_remedy(tmp_path: Path) -> None:
+    """Against the message."""
+    with pytest.raises(NLTError, match="repository's root"):
+        demo.main(["--recipes", str(tmp_path)])

@@ -1,0 +1,195 @@
+"""`nlt export`, `nlt push` and `nlt pull` on a run, and what others then load by the Hub's id."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hub_server import TOKEN, Hub, running_hub
+from huggingface_hub import HfApi, constants
+from sentence_transformers import SentenceTransformer
+
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.training import NLTTrainingArguments
+from nlt_trainer.assembly import publishing
+from nlt_trainer.encoder.loading import load_encoder
+from nlt_trainer.errors import NLTError
+from nlt_trainer.files import write_json, write_jsonl
+from nlt_trainer.release.card import encoder_facts, prepare_card, write_card
+from nlt_trainer.release.export import save_trained
+from nlt_trainer.run.resume import TRAINER_KEYS
+from nlt_trainer.scripts import export, pull, push
+
+TEXTS = ["green tea", "an owl at night"]
+LOADED_BY_OTHERS = """
+import sys
+from pathlib import Path
+import mteb, numpy as np
+from sentence_transformers import SentenceTransformer
+from nlt_trainer.encoder.probes import Probe, difference, probe
+from nlt_trainer.release.loading_check import probe_wrapper
+trained = Probe.load(Path(sys.argv[1]))
+print(difference(probe(SentenceTransformer("org/name", device="cpu")), trained))
+print(difference(probe_wrapper(mteb.get_model("org/name", device="cpu")), trained))
+"""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A Hub that the stages of this process talk to, logged in by HF_TOKEN."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with running_hub() as running:
+        monkeypatch.setattr(publishing, "HfApi", partial(HfApi, endpoint=running.url))
+        yield running
+
+
+@pytest.fixture
+def recipe(tiny_encoder_folder: Path, tmp_path: Path) -> str:
+    """The recipe of a run that has trained an adapter, on a base that only this machine has."""
+    lora = {"r": 2, "target_modules": ["query", "value"]}
+    files = {"gains": str(tmp_path / "gains.jsonl"), "candidates": str(tmp_path / "candidates.jsonl")}
+    blocks = {
+        "model": {"encoder": str(tiny_encoder_folder), "lora": lora, "encoder_prompts": {"query": "query: "}},
+        "data": files | {"collection": str(tmp_path)},
+        "trainer": {"output_dir": str(tmp_path / "run"), "use_cpu": True},
+    }
+    model, data = ModelArguments(**blocks["model"]), DataArguments(**blocks["data"])  # type: ignore[arg-type]
+    encoder = load_encoder(model.encoder, lora=lora, prompts=model.encoder_prompts, device="cpu")
+    prepare_card(encoder, name="run encoder")
+    save_trained(tmp_path / "run", encoder, merge=True, keep_adapter=True)
+    args = NLTTrainingArguments(**blocks["trainer"])  # type: ignore[arg-type]
+    write_json(
+        tmp_path / "run" / "settings.json",
+        {
+            "model": dataclasses.asdict(model),
+            "data": dataclasses.asdict(data),
+            "trainer": {key: args.to_dict()[key] for key in TRAINER_KEYS},
+        },
+    )
+    report = {"objective": "likelihood_gain", "target": "query", "seed": 42, "steps": 1, "queries": 8, "log": []}
+    report |= {"lm_tokens": 9, "train_seconds": 1.0, "encoder": encoder_facts(encoder)}
+    write_json(tmp_path / "run" / "training.json", report)
+    write_card(tmp_path / "run")
+    for system in ("likelihood_gain", "start"):
+        write_json(tmp_path / "run" / "evaluation" / "mteb" / system / "collection_test.json", {"of": system})
+    write_jsonl(files["gains"], [{"query_id": "q1"}])
+    write_jsonl(files["candidates"], [{"query_id": "q1"}])
+    audit = {"target": "query", "queries": 1, "candidates": 8, "scorer": {"model": {"llm": "/home/somebody/llm"}}}
+    write_json(tmp_path / "gains.audit.json", audit)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(blocks))
+    return str(path)
+
+
+def test_an_adapter_gets_card_and_recipe_and_says_what_is_equal(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reference: the files of the merged encoder's folder, with the adapter's base in the card."""
+    export.main(["--config", recipe, "--form", "adapter"])
+    folder = tmp_path / "run" / "adapter"
+    assert capsys.readouterr().out == (
+        f"{folder}: adapter; equal to the trained encoder within 1e-5: SentenceTransformer, adapter merged, mteb\n"
+    )
+    assert "pip install sentence-transformers peft" in (folder / "README.md").read_text()
+    assert (folder / "recipe.yaml").read_text() == (tmp_path / "run" / "encoder" / "recipe.yaml").read_text()
+
+
+def test_a_dry_run_lists_what_would_be_sent(hub: Hub, recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Reference: the files that the same command then sends; the dry run makes no call."""
+    arguments = ["--config", recipe, "--repo", "org/name", "--gains_repo", "org/name-gains"]
+    push.main([*arguments, "--dry_run", "true"])
+    listed = capsys.readouterr().out
+    assert hub.seen == []
+    push.main(arguments)
+    sent = capsys.readouterr().out
+    assert sent.splitlines()[-1] == "org/name-gains: new release v1, private"
+    assert [line for line in sent.splitlines() if "new release" not in line] == listed.splitlines()
+    for key, repo in hub.repos.items():
+        for name, content in repo.files.items():
+            assert name == ".gitattributes" or f"{len(content):>15,}  {name}\n" in listed, (key, name)
+    assert TOKEN not in sent + listed
+
+
+def test_what_is_published_says_nothing_of_this_machine(hub: Hub, recipe: str, tmp_path: Path) -> None:
+    """Reference: every byte that the Hub has; the token and the folder are in none."""
+    push.main(["--config", recipe, "--repo", "org/name", "--gains_repo", "org/name-gains"])
+    files = {**hub.repos["models/org/name"].files, **hub.repos["datasets/org/name-gains"].files}
+    assert {"README.md", "recipe.yaml", "results.json", "model.safetensors", "gains.jsonl", "audit.json"} <= set(files)
+    for name, content in files.items():
+        for secret in (TOKEN, str(tmp_path.parent), "somebody"):
+            assert secret.encode() not in content, (name, secret)
+    card = hub.repos["models/org/name"].files["README.md"].decode()
+    assert 'SentenceTransformer("org/name")' in card
+    assert json.loads(files["mteb/collection_test.json"]) == {"of": "likelihood_gain"}
+    assert json.loads(files["audit.json"])["scorer"]["model"]["llm"] == "llm"
+
+
+def test_others_load_it_by_its_id(hub: Hub, recipe: str, tmp_path: Path) -> None:
+    """Reference: the probe of the encoder in the trainer; Sentence-Transformers and mteb ask the Hub."""
+    push.main(["--config", recipe, "--repo", "org/name"])
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", LOADED_BY_OTHERS, str(tmp_path / "run" / "probe.safetensors")],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert result.stdout.splitlines()[-2:] == ["None", "None"], result.stderr
+    assert hub.requests("GET", "/org/name/resolve/.*/model.safetensors")
+
+
+def test_a_release_is_pulled_into_a_folder_that_loads(
+    hub: Hub, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reference: the embeddings of the run's encoder, and the files on the Hub."""
+    push.main(["--config", recipe, "--repo", "org/name"])
+    capsys.readouterr()
+    pull.main(["--repo", "org/name", "--folder", str(tmp_path / "a"), "--dry_run", "true"])
+    listed = capsys.readouterr().out
+    repo = hub.repos["models/org/name"]
+    total = sum(map(len, repo.files.values()))
+    assert listed.splitlines()[0] == f"org/name at {repo.head}: {len(repo.files)} files, {total:,} bytes"
+    assert not (tmp_path / "a").exists()
+    pull.main(["--repo", "org/name", "--folder", str(tmp_path / "a"), "--revision", "v1"])
+    assert capsys.readouterr().out == f"{tmp_path}/a: org/name at {repo.head}\n"
+    found, expected = (SentenceTransformer(str(tmp_path / name), device="cpu") for name in ("a", "run/encoder"))
+    np.testing.assert_array_equal(found.encode_query(TEXTS), expected.encode_query(TEXTS))
+    with pytest.raises(NLTError, match=r"repo_type 'space' is unknown; choose one of model, dataset"):
+        pull.main(["--repo", "org/name", "--folder", "x", "--repo_type", "space"])
+
+
+def test_nothing_is_sent_that_is_not_what_was_trained(hub: Hub, recipe: str, tmp_path: Path) -> None:
+    """Reference: the Hub has seen nothing; an adapter on a base that nobody else has is no use to anyone either."""
+    with pytest.raises(NLTError, match=r"is an adapter on /.*, which only this machine has; push --form merged"):
+        push.main(["--config", recipe, "--repo", "org/name", "--form", "adapter"])
+    with pytest.raises(NLTError, match=r"tag 'v 1' is none; use letters, digits"):
+        push.main(["--config", recipe, "--repo", "org/name", "--tag", "v 1"])
+    (tmp_path / "gains.jsonl").unlink()
+    with pytest.raises(
+        NLTError, match=r"gains.jsonl is missing; run `nlt mine` and `nlt score`, or leave gains_repo out"
+    ):
+        push.main(["--config", recipe, "--repo", "org/name", "--gains_repo", "org/gains"])
+    path = tmp_path / "run" / "encoder" / "config_sentence_transformers.json"
+    path.write_text(path.read_text().replace("query: ", ""))
+    with pytest.raises(NLTError, match=r"already the tokens of a query do .* Nothing is published"):
+        push.main(["--config", recipe, "--repo", "org/name"])
+    assert hub.seen == []
