@@ -4,7 +4,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nlt_trainer.arguments.training import NLTTrainingArguments
     from nlt_trainer.data.collator import NLTCollator
     from nlt_trainer.encoder.loading import load_encoder
     from nlt_trainer.evaluation.evaluator import evaluate_encoder
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from nlt_trainer.objectives.mixture import MixtureLoss
     from nlt_trainer.objectives.revela import RevelaLoss
     from nlt_trainer.trainer import NLTTrainer
+    from nlt_trainer.training_arguments import NLTTrainingArguments
 
 # Imported when first used (PEP 562): torch and transformers take seconds, and `nlt --help` needs neither.
 _MODULES = {
@@ -40,7 +40,7 @@ _MODULES = {
     "MixtureLoss": "nlt_trainer.objectives.mixture",
     "NLTCollator": "nlt_trainer.data.collator",
     "NLTTrainer": "nlt_trainer.trainer",
-    "NLTTrainingArguments": "nlt_trainer.arguments.training",
+    "NLTTrainingArguments": "nlt_trainer.training_arguments",
     "RevelaLoss": "nlt_trainer.objectives.revela",
     "ScoreCache": "nlt_trainer.lm.score_cache",
     "detect_query_focused_heads": "nlt_trainer.injection.heads",

@@ -19,6 +19,13 @@ FOLDER_MARK = ".nlt_trainer"
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character, whole where the other half follows
 
 
+def cache_folder() -> Path:
+    """Folder of what is kept between calls: `$NLT_CACHE`, else `nlt_trainer` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    if os.environ.get("NLT_CACHE"):
+        return Path(os.environ["NLT_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "nlt_trainer"
+
+
 def atomic_write(path: str | Path) -> AbstractContextManager[TextIO]:
     """Open a text file for writing that takes its final name only when the block ends without an exception.
 

@@ -8,7 +8,6 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import atomic_folder, read_json
+from nlt_trainer.files import atomic_folder, cache_folder, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +26,6 @@ MODEL_FILES = {".safetensors", ".bin", ".json", ".model"}
 """Endings of files that a model is made of."""
 RESULTS_FILE = "results.json"
 """An encoder's record beside its card, see `cards`: no part of the model."""
-
-
-def cache_folder() -> Path:
-    """Folder for converted models: `$NLT_CACHE`, else `nlt_trainer` under `$XDG_CACHE_HOME` or `~/.cache`."""
-    if os.environ.get("NLT_CACHE"):
-        return Path(os.environ["NLT_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "nlt_trainer"
 
 
 def resolve_model(name: str) -> str:

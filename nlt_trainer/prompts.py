@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
 
+from nlt_trainer.choices import TargetKind
 from nlt_trainer.errors import NLTError
-
-TargetKind = Literal["answer", "query", "joint"]
 
 TEMPLATE_VERSION = 1
 """Raised whenever the way in which the segments are put together changes; part of every score's cache key."""
@@ -40,13 +38,6 @@ class PromptTemplate:
     def as_dict(self) -> dict[str, str | int]:
         """The segments and the version, for cache keys and model cards."""
         return {"version": TEMPLATE_VERSION, **asdict(self)}
-
-
-def check_target(target: str) -> TargetKind:
-    """Raise `NLTError` unless `target` is one of the target kinds."""
-    if target not in get_args(TargetKind):
-        raise NLTError(f"target {target!r} is unknown; choose one of {', '.join(get_args(TargetKind))}")
-    return target  # type: ignore[return-value]  # narrowed by the check above
 
 
 def default_target(*, has_answers: bool) -> TargetKind:

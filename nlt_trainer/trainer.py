@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from nlt_trainer.arguments.training import NLTTrainingArguments
 from nlt_trainer.errors import NLTError
 from nlt_trainer.run.checkpoints import CheckpointFiles, last_checkpoint
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 ENCODER_INPUTS = ("query_", "document_")
 OBJECTIVE_FILE = "objective.safetensors"

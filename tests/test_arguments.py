@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from sentence_transformers import SentenceTransformerTrainingArguments
 
 from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.inherited import DECIDING, OTHER, REFUSED
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.arguments.training import LLM_OBJECTIVES, OBJECTIVES, NLTTrainingArguments, parse_objective
+from nlt_trainer.arguments.option import Decides
+from nlt_trainer.arguments.trainer import LLM_OBJECTIVES, OBJECTIVES, TrainerArguments, parse_objective
 from nlt_trainer.errors import NLTError
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
 def arguments(tmp_path: Path, **settings: Any) -> NLTTrainingArguments:
@@ -67,7 +72,6 @@ def test_a_temperature_of_an_objective_that_is_not_there_is_refused(tmp_path: Pa
     ("settings", "labels", "gains", "llm", "likelihoods"),
     [
         ({"objective": "likelihood_gain"}, False, True, False, []),
-        ({"objective": "likelihood_gain", "gain_score": "sum"}, False, True, False, ["target_tokens"]),
         ({"objective": "dream"}, False, False, True, []),
         ({"objective": "emdr2"}, False, True, False, ["log_likelihood", "target_tokens"]),
         (
@@ -137,6 +141,23 @@ def test_a_number_that_trains_nothing_is_refused(name: str, value: float, tmp_pa
     """Reference: the key and the value, in the message."""
     with pytest.raises(NLTError, match=rf"{name} is {value}; it must be "):
         arguments(tmp_path, **{name: value})
+
+
+@pytest.mark.parametrize("block", [ModelArguments, DataArguments, TrainerArguments])
+def test_every_option_says_what_it_decides(block: type) -> None:
+    """Reference: the words of `Decides`; an option that lacks one would be left out of resuming in silence."""
+    options = dataclasses.fields(block)
+    assert {field.name for field in options if field.metadata.get("decides") not in get_args(Decides)} == set()
+    assert all(field.metadata.get("help") for field in options)
+
+
+def test_every_option_of_the_librarys_trainer_is_known() -> None:
+    """Reference: the fields of the installed version; each stands in one of the three lists."""
+    installed = {field.name for field in dataclasses.fields(SentenceTransformerTrainingArguments)}
+    known = [*DECIDING, *OTHER, *REFUSED]
+    assert len(known) == len(set(known))
+    assert installed - set(known) == set()
+    assert set(known) - installed <= {"warmup_ratio"}, "no longer there; remove it"
 
 
 def test_those_that_read_the_llm_are_objectives() -> None:

@@ -14,13 +14,17 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "nlt_trainer"
 ORDER = (
-    {"errors", "choices", "files", "prompts", "program", "terminal", "hub_calls", "locations"},
+    {"errors"},
+    {"choices", "files", "program", "terminal", "hub_calls"},
+    {"prompts", "locations"},
+    {"recipe"},
+    {"arguments"},
+    {"training_arguments"},
     {"lm"},
     {"encoder"},
     {"injection"},
     {"data"},
     {"objectives"},
-    {"arguments", "recipe"},
     {"run"},
     {"trainer"},
     {"evaluation"},

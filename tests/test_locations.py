@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer import locations
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.locations import cache_folder, content_hash, reason, resolve_model
+from nlt_trainer.files import cache_folder
+from nlt_trainer.locations import content_hash, reason, resolve_model
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 

@@ -13,9 +13,9 @@ from sentence_transformers import SentenceTransformer
 from test_readme import commands, header, stage_of
 
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
-from nlt_trainer.arguments.training import OBJECTIVES, parse_objective
+from nlt_trainer.arguments.trainer import OBJECTIVES, parse_objective
 from nlt_trainer.objectives.likelihood_gain import DIVERGENCES
-from nlt_trainer.recipe import parse_recipe
+from nlt_trainer.recipe.parsing import parse_recipe
 
 RECIPES = sorted(Path("recipes/objectives").glob("*.yaml"))
 SHARED = (
@@ -93,9 +93,9 @@ def test_the_named_methods_have_their_settings() -> None:
     found = {}
     for name in ("pdist", "replug", "art"):
         _, data, args = parse_recipe(RECIPE_BLOCKS, ["--config", f"recipes/objectives/{name}.yaml"])
-        found[name] = (args.divergence, args.temperature, args.teacher_temperature, args.gain_score, data.target)
+        found[name] = (args.divergence, args.temperature, args.teacher_temperature, data.target)
     assert found == {
-        "pdist": ("forward_kl", pytest.approx(0.01 * 576**0.5), 0.01, "mean", "joint"),
-        "replug": ("reverse_kl", 0.1, 0.1, "mean", "joint"),
-        "art": ("forward_kl", 1.0, 1.0, "mean", "query"),
+        "pdist": ("forward_kl", pytest.approx(0.01 * 576**0.5), 0.01, "joint"),
+        "replug": ("reverse_kl", 0.1, 0.1, "joint"),
+        "art": ("forward_kl", 1.0, 1.0, "query"),
     }

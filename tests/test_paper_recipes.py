@@ -22,7 +22,7 @@ from nlt_trainer.arguments.stages import RECIPE_BLOCKS
 from nlt_trainer.assembly.training import load_start
 from nlt_trainer.data.beir import load_collection
 from nlt_trainer.errors import NLTError
-from nlt_trainer.recipe import parse_recipe
+from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.scripts import build_collection, detect_heads, evaluate, mine, score, train
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -17,8 +17,7 @@ from nlt_trainer.arguments.stages import (
     PUSH_BLOCKS,
     RECIPE_BLOCKS,
 )
-from nlt_trainer.recipe import parse_recipe
-from nlt_trainer.scripts.cli import STAGES
+from nlt_trainer.recipe.parsing import parse_recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES = [p for p in sorted((ROOT / "recipes").rglob("*.yaml")) if p.parent.name != "accelerate_configs"]
@@ -57,7 +56,7 @@ def commands(shell: str) -> list[list[str]]:
 def stage_of(words: list[str]) -> tuple[str, list[str]]:
     """Return the module that a command runs, and the arguments that reach it."""
     if words[0] == "nlt":
-        return (STAGES[words[1].replace("-", "_")][0], words[2:])
+        return (f"nlt_trainer.scripts.{words[1].replace('-', '_')}", words[2:])
     place = next(index for index, word in enumerate(words) if word.startswith("nlt_trainer."))
     assert words[place - 1] == "-m", f"{words[place]} is run without -m"
     return words[place], words[place + 1 :]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,8 @@ import pytest
 from sentence_transformers import SentenceTransformerTrainingArguments
 
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.recipe import RecipeParser, parse_recipe
+from nlt_trainer.recipe.keys import Block, Blocks, KnownKeys
+from nlt_trainer.recipe.parsing import parse_recipe
 
 
 @dataclass
@@ -40,13 +41,29 @@ class SmallDataArguments:
 
 
 @dataclass
-class SmallTrainingArguments(SentenceTransformerTrainingArguments):
+class SmallOwnArguments:
     """Parameters that control training."""
 
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the teacher."})
 
 
-CLASSES = {"model": SmallModelArguments, "data": SmallDataArguments, "trainer": SmallTrainingArguments}
+@dataclass
+class SmallTrainingArguments(SmallOwnArguments, SentenceTransformerTrainingArguments):
+    """All of them, Sentence Transformers' too."""
+
+
+INHERITED = frozenset(f.name for f in fields(SentenceTransformerTrainingArguments)) - {"hub_token"}
+CLASSES: Blocks = {
+    "model": SmallModelArguments,
+    "data": SmallDataArguments,
+    "trainer": Block(
+        own=SmallOwnArguments,
+        full=f"{__name__}:SmallTrainingArguments",
+        inherited=INHERITED,
+        refused={"hub_token": "a token in a recipe would be kept in files; leave it out"},
+        documentation="https://sbert.net/docs",
+    ),
+}
 Parsed = tuple[SmallModelArguments, SmallDataArguments, SmallTrainingArguments]
 
 
@@ -123,8 +140,7 @@ def test_a_boolean_can_be_switched_both_ways(recipe: Path) -> None:
     content = "model: {name: start}\ndata: {shuffle: false}\ntrainer: {output_dir: out}"
     assert parse(recipe, content)[1].shuffle is False
     assert parse(recipe, content, "--shuffle")[1].shuffle is True
-    assert parse(recipe, "model: {name: start}", "--no_shuffle")[1].shuffle is False
-    assert parse(recipe, "model: {name: start}", "--no-shuffle")[1].shuffle is False
+    assert parse(recipe, "model: {name: start}", "--shuffle", "no")[1].shuffle is False
 
 
 def test_home_is_expanded_in_paths(recipe: Path) -> None:
@@ -170,7 +186,7 @@ def test_unknown_names_in_a_recipe(recipe: Path, content: str, expected: str) ->
         ("model: {aliases: q}", "`aliases` in block `model:` is 'q', expected dict[str, str]"),
         ("model: {pooling: max}", "`pooling` in block `model:` is 'max', expected Literal['mean', 'last']"),
         ("trainer: {temperature: hot}", "`temperature` in block `trainer:` is 'hot', expected float"),
-        ("trainer: {eval_strategy: no}", "`eval_strategy` in block `trainer:` is False, expected"),
+        ("model: {name: a}\ntrainer: {eval_strategy: no}", "`eval_strategy` in block `trainer:` is False, expected"),
     ],
 )
 def test_values_of_a_wrong_type_in_a_recipe(recipe: Path, content: str, expected: str) -> None:
@@ -193,10 +209,15 @@ def test_missing_and_malformed_files(tmp_path: Path) -> None:
         (["--learning-rat=1"], "unknown flag --learning_rat, did you mean --learning_rate?"),
         (["--xyzzy"], "unknown flag --xyzzy; --help lists the known ones"),
         (["value"], "unexpected argument 'value'; give values as --key value"),
-        (["--num_candidates", "eight"], "argument --num_candidates: invalid int value: 'eight'"),
-        (["--aliases", "q"], "argument --aliases: 'q' is not a mapping of type dict[str, str]"),
+        (["--num_candidates", "eight"], "argument --num_candidates: is 'eight', expected int"),
+        (["--num_candidates", "1", "2"], "argument --num_candidates: takes one value, found '1 2'"),
+        (["--num_candidates"], "argument --num_candidates: expected a value"),
+        (["--num_candidates", "null"], "argument --num_candidates: is None, expected int"),
+        (["--temperature", "nan"], "argument --temperature: is 'nan', expected a finite number"),
+        (["--aliases", "q"], "argument --aliases: is 'q', expected dict[str, str]"),
         (["--aliases", "{q"], "argument --aliases: '{q' is not a mapping of type dict[str, str]"),
-        (["--pooling", "max"], "argument --pooling: invalid choice: 'max'"),
+        (["--pooling", "max"], "argument --pooling: is 'max', expected Literal['mean', 'last']"),
+        (["--hub_token", "x"], "argument --hub_token: a token in a recipe would be kept in files; leave it out"),
         (["--config"], "argument --config: expected one argument"),
     ],
 )
@@ -209,7 +230,9 @@ def test_flags_are_not_abbreviated(recipe: Path) -> None:
 
 
 def test_a_required_field_must_come_from_somewhere(recipe: Path) -> None:
-    assert message(recipe, "data: {num_candidates: 4}") == "the following arguments are required: --name"
+    assert message(recipe, "data: {num_candidates: 4}") == (
+        f"{recipe}: name is not set and has no default; give --name or set it in the recipe"
+    )
     assert parse(recipe, "data: {num_candidates: 4}", "--name", "start")[0].name == "start"
 
 
@@ -223,7 +246,7 @@ def test_a_value_of_the_command_line_that_the_dataclass_refuses_is_not_blamed_on
     good, bad = "model: {name: start}", "model: {name: start}\ndata: {num_candidates: -1}"
     assert message(recipe, good, "--num_candidates", "-2") == "command line: num_candidates is -2"
     assert message(recipe, bad, "--num_candidates", "-2") == "command line: num_candidates is -2"
-    assert message(recipe, bad, "--no_shuffle") == f"{recipe}: num_candidates is -1"
+    assert message(recipe, bad, "--shuffle", "false") == f"{recipe}: num_candidates is -1"
     assert message(recipe, "data: {}", "--name=x", "--num_candidates=-2") == "command line: num_candidates is -2"
 
 
@@ -237,7 +260,7 @@ def test_help_groups_own_fields_before_inherited_ones(capsys: pytest.CaptureFixt
         "Parameters that control the data (block `data:`):",
         "Parameters that control training (block `trainer:`):",
         "--temperature",
-        "Parameters of SentenceTransformerTrainingArguments (block `trainer:`):",
+        "Inherited parameters (block `trainer:`):",
         "https://sbert.net/docs",
     ]
     places = [text.index(heading) for heading in headings]
@@ -245,7 +268,6 @@ def test_help_groups_own_fields_before_inherited_ones(capsys: pytest.CaptureFixt
     assert "Candidates of a query. (default: 8)" in text
     assert "--learning_rate" not in text
     assert "-" not in "".join(re.findall(r"--(\S+)", text))
-    assert re.search(r"--no_shuffle +Short for --shuffle false\.\n", text)
 
 
 def test_help_all_lists_inherited_fields_too(capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,7 +277,7 @@ def test_help_all_lists_inherited_fields_too(capsys: pytest.CaptureFixture[str])
     assert exit_info.value.code == 0
     text = capsys.readouterr().out
     assert "\nWhat it does:\n  a command\n" in text
-    assert 0 < text.index("Parameters of SentenceTransformerTrainingArguments") < text.index("--learning_rate")
+    assert 0 < text.index("Inherited parameters") < text.index("--learning_rate")
 
 
 def test_help_shows_the_values_of_the_recipe(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,7 +285,6 @@ def test_help_shows_the_values_of_the_recipe(recipe: Path, capsys: pytest.Captur
         parse(recipe, "data: {num_candidates: 4, shuffle: false}", "--help")
     text = capsys.readouterr().out
     assert "Candidates of a query. (default: 4)" in text
-    assert re.search(r"--no_shuffle +Short for --shuffle false\.\n", text)
 
 
 def test_a_failing_dataclass_without_a_recipe_keeps_its_message() -> None:
@@ -274,6 +295,33 @@ def test_a_failing_dataclass_without_a_recipe_keeps_its_message() -> None:
 
 
 def test_every_flag_knows_its_block() -> None:
-    parser = RecipeParser(CLASSES)
-    assert parser.blocks["temperature"] == parser.blocks["learning_rate"] == "trainer"
-    assert (parser.blocks["name"], parser.blocks["num_candidates"]) == ("model", "data")
+    block_of = KnownKeys(CLASSES).block_of
+    assert block_of["temperature"] == block_of["learning_rate"] == "trainer"
+    assert (block_of["name"], block_of["num_candidates"]) == ("model", "data")
+
+
+def test_null_unsets_a_key(recipe: Path) -> None:
+    """Reference: the recipe's value, and no value; of a library's options too."""
+    content = "model: {name: start, dimensions: 64}\ntrainer: {output_dir: out, eval_steps: 10}"
+    model, _, trainer = parse(recipe, content)
+    assert (model.dimensions, trainer.eval_steps) == (64, 10)
+    model, _, trainer = parse(recipe, content, "--dimensions", "null", "--eval_steps", "null")
+    assert (model.dimensions, trainer.eval_steps) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "key"),
+    [
+        ("model: {name: a}\ndata: {}\nmodel: {name: b}", 3, "model"),
+        ("data:\n  shuffle: true\n  shuffle: false", 3, "shuffle"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(recipe: Path, content: str, line: int, key: str) -> None:
+    """Reference: the line of the second; YAML alone would drop the first in silence."""
+    assert message(recipe, content) == f"{recipe}:{line}: not valid YAML ({key!r} stands twice; keep one)"
+
+
+def test_a_refused_option_says_what_to_do(recipe: Path) -> None:
+    """Reference: the reason that the block gives."""
+    found = message(recipe, "model: {name: a}\ntrainer: {hub_token: x}")
+    assert found.endswith("`hub_token` in block `trainer:`: a token in a recipe would be kept in files; leave it out")

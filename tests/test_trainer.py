@@ -15,7 +15,6 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.arguments.training import NLTTrainingArguments
 from nlt_trainer.data.collator import ChunkBuilder, NLTCollator, PromptBuilder
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.encoder.lora import add_llm_lora
@@ -35,6 +34,7 @@ from nlt_trainer.prompts import PromptTemplate
 from nlt_trainer.run.checkpoints import last_checkpoint
 from nlt_trainer.run.resume import CostCallback, check_settings, logged_cost, run_settings
 from nlt_trainer.trainer import NLTTrainer
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 TEXTS = ["green tea", "an owl hunts", "the moon", "bread rises", "silk", "a furnace of glass", "honey", "north"]
 ROWS = [

@@ -2,106 +2,139 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from nlt_trainer.encoder.loading import ENCODER_DTYPES
+from nlt_trainer.arguments.option import check_words, option
+from nlt_trainer.choices import EncoderDtype, HeadSelection, LLMDtype, PoolingMode
 from nlt_trainer.errors import NLTError
-from nlt_trainer.injection.heads import HEAD_SELECTIONS
-from nlt_trainer.lm.frozen_lm import LLM_DTYPES
 
 
 @dataclass
 class ModelArguments:
     """Parameters that control the models."""
 
-    encoder: str = field(
+    encoder: str = option(
         default="sentence-transformers/all-MiniLM-L6-v2",
-        metadata={"help": "Encoder to start from: Hub id, folder, or package:<module>/<path>."},
+        decides="start",
+        help="Encoder to start from: Hub id, folder, or package:<module>/<path>.",
     )
-    encoder_revision: str | None = field(default=None, metadata={"help": "Revision of an encoder from the Hub."})
-    encoder_dtype: str = field(
-        default="float32", metadata={"help": "float32, or bfloat16 for a base that only carries a LoRA adapter."}
-    )
-    pooling: str | None = field(
+    encoder_revision: str | None = option(
         default=None,
-        metadata={"help": "Pooling added to a plain transformer: mean, cls or lasttoken; unset for an encoder."},
+        decides="start",
+        help="Revision of an encoder from the Hub.",
     )
-    max_seq_length: int | None = field(
-        default=None, metadata={"help": "Tokens that the encoder reads of a text; unset: what the encoder has."}
+    encoder_dtype: EncoderDtype = option(
+        default="float32",
+        decides="start",
+        help="float32, or bfloat16 for a base that only carries a LoRA adapter.",
     )
-    train_max_length: int | None = field(
+    pooling: PoolingMode | None = option(
         default=None,
-        metadata={"help": "Tokens that the encoder reads of a text in training; unset: as many as at inference."},
+        decides="start",
+        help="Pooling added to a plain transformer: mean, cls or lasttoken; unset for an encoder.",
     )
-    encoder_prompts: dict[str, str] | None = field(
-        default=None, metadata={"help": "Texts put before queries and documents, under the keys query and document."}
+    max_seq_length: int | None = option(
+        default=None,
+        decides="start",
+        help="Tokens that the encoder reads of a text; unset: what the encoder has.",
     )
-    lora: dict[str, int | float | str | list[str]] | None = field(
-        default=None, metadata={"help": "Arguments of peft.LoraConfig for the encoder, e.g. {r: 16, lora_alpha: 32}."}
+    train_max_length: int | None = option(
+        default=None,
+        decides="start",
+        help="Tokens that the encoder reads of a text in training; unset: as many as at inference.",
     )
-    llm: str = field(
+    encoder_prompts: dict[str, str] | None = option(
+        default=None,
+        decides="start",
+        help="Texts put before queries and documents, under the keys query and document.",
+    )
+    lora: dict[str, int | float | str | list[str]] | None = option(
+        default=None,
+        decides="start",
+        help="Arguments of peft.LoraConfig for the encoder, e.g. {r: 16, lora_alpha: 32}.",
+    )
+    llm: str = option(
         default="HuggingFaceTB/SmolLM2-135M-Instruct",
-        metadata={"help": "Frozen LLM: Hub id, folder, .gguf file, or package:<module>/<path>."},
+        decides="llm",
+        help="Frozen LLM: Hub id, folder, .gguf file, or package:<module>/<path>.",
     )
-    llm_revision: str | None = field(default=None, metadata={"help": "Revision of an LLM from the Hub."})
-    adapter: str | None = field(
+    llm_revision: str | None = option(
         default=None,
-        metadata={
-            "help": "LoRA adapter of the LLM, Hub id or folder (adapt_scorer makes one); merged into it and frozen."
-        },
+        decides="llm",
+        help="Revision of an LLM from the Hub.",
     )
-    llm_lora: dict[str, int | float | str | list[str]] | None = field(
+    adapter: str | None = option(
         default=None,
-        metadata={
-            "help": "Arguments of peft.LoraConfig for an adapter of the LLM that is trained with the encoder and then "
+        decides="llm",
+        help="LoRA adapter of the LLM, Hub id or folder (adapt_scorer makes one); merged into it and frozen.",
+    )
+    llm_lora: dict[str, int | float | str | list[str]] | None = option(
+        default=None,
+        decides="llm",
+        help=(
+            "Arguments of peft.LoraConfig for an adapter of the LLM that is trained with the encoder and then "
             "dropped (revela); unset: the LLM is frozen."
-        },
+        ),
     )
-    llm_dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
-    llm_device: str | None = field(
+    llm_dtype: LLMDtype = option(
+        default="float32",
+        decides="llm",
+        help="float32, bfloat16 or float16.",
+    )
+    llm_device: str | None = option(
         default=None,
-        metadata={"help": "Device of the LLM, e.g. cuda:1 or cpu; unset: the current accelerator, else the CPU."},
+        decides="nothing",
+        help="Device of the LLM, e.g. cuda:1 or cpu; unset: the current accelerator, else the CPU.",
     )
-    llm_process: bool = field(
+    llm_process: bool = option(
         default=False,
-        metadata={"help": "Keep the LLM that training reads in a process of its own; changes no loss, no gradient."},
+        decides="nothing",
+        help="Keep the LLM that training reads in a process of its own; changes no loss, no gradient.",
     )
-    shared_backbone: bool = field(
+    shared_backbone: bool = option(
         default=False,
-        metadata={
-            "help": "Let the encoder be a LoRA adapter on the weights of the LLM that training reads, one copy in "
+        decides="start",
+        help=(
+            "Let the encoder be a LoRA adapter on the weights of the LLM that training reads, one copy in "
             "memory, in llm_dtype; encoder and llm name the same model, pooling and lora are set."
-        },
+        ),
     )
-    merge_lora: bool = field(
+    merge_lora: bool = option(
         default=True,
-        metadata={
-            "help": "Save the encoder with its adapter merged, a folder that stands alone; false: save the adapter "
+        decides="nothing",
+        help=(
+            "Save the encoder with its adapter merged, a folder that stands alone; false: save the adapter "
             "alone, a small folder that names its base."
-        },
+        ),
     )
-    adapter_lora: dict[str, int | float | str | list[str]] = field(
+    adapter_lora: dict[str, int | float | str | list[str]] = option(
         default_factory=lambda: {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
-        metadata={"help": "Arguments of peft.LoraConfig for the adapter of the LLM that adapt_scorer fits."},
+        decides="adaptation",
+        help="Arguments of peft.LoraConfig for the adapter of the LLM that adapt_scorer fits.",
     )
-    heads: str = field(
-        default="heads.json", metadata={"help": "File of query-focused heads: detect_heads writes it, dream reads it."}
+    heads: str = option(
+        default="heads.json",
+        decides="nothing",
+        help="File of query-focused heads: detect_heads writes it, dream reads it.",
     )
-    num_heads: int = field(default=16, metadata={"help": "Heads that detect_heads keeps (DREAM's paper has 16)."})
-    head_selection: str = field(
+    num_heads: int = option(
+        default=16,
+        decides="nothing",
+        help="Heads that detect_heads keeps (DREAM's paper has 16).",
+    )
+    head_selection: HeadSelection = option(
         default="best",
-        metadata={"help": "Heads that detect_heads keeps: best, or as a control worst or random (from all, by seed)."},
+        decides="nothing",
+        help="Heads that detect_heads keeps: best, or as a control worst or random (from all, by seed).",
     )
-    head_scores: str | None = field(
+    head_scores: str | None = option(
         default=None,
-        metadata={"help": "Head file whose scores detect_heads selects from; unset: it observes the LLM's attention."},
+        decides="nothing",
+        help="Head file whose scores detect_heads selects from; unset: it observes the LLM's attention.",
     )
 
     def __post_init__(self) -> None:
-        choices = {"encoder_dtype": ENCODER_DTYPES, "llm_dtype": LLM_DTYPES, "head_selection": HEAD_SELECTIONS}
-        for name, known in choices.items():
-            if (value := getattr(self, name)) not in known:
-                raise NLTError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
+        check_words(self)
         if self.shared_backbone and (self.llm_device is not None or self.llm_process):
             raise NLTError("shared_backbone keeps encoder and LLM on one device; leave llm_device and llm_process out")
         if self.shared_backbone and self.encoder_revision != self.llm_revision:

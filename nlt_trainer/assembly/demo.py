@@ -13,7 +13,6 @@ from pathlib import Path
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS, EvaluationArguments
-from nlt_trainer.arguments.training import NLTTrainingArguments
 from nlt_trainer.assembly.evaluation import evaluate
 from nlt_trainer.assembly.head_detection import detect_heads
 from nlt_trainer.assembly.mining import mine
@@ -24,10 +23,11 @@ from nlt_trainer.assembly.starts import build_stdlib, make_encoder
 from nlt_trainer.assembly.training import train
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json, write_json
-from nlt_trainer.recipe import parse_recipe
+from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.report.page import write_report
 from nlt_trainer.run.results import RESULTS_FILE, Result, read_results, results_table, write_results
 from nlt_trainer.terminal import say
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
 @dataclass(frozen=True)

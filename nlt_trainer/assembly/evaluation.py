@@ -10,7 +10,6 @@ from accelerate import PartialState
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.stages import EvaluationArguments
-from nlt_trainer.arguments.training import NLTTrainingArguments
 from nlt_trainer.assembly.parts import processes
 from nlt_trainer.encoder.embedding_cache import trim
 from nlt_trainer.errors import NLTError
@@ -23,6 +22,7 @@ from nlt_trainer.files import read_json
 from nlt_trainer.release.card import write_card
 from nlt_trainer.run.results import write_results
 from nlt_trainer.terminal import say
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 GIB = 2**30
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.arguments.training import NLTTrainingArguments
 from nlt_trainer.assembly.parts import load_candidates, load_llm, load_training_collection, processes, prompt_tokens
 from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.gains import read_gains
@@ -18,6 +17,7 @@ from nlt_trainer.data.needles import cut_needles
 from nlt_trainer.data.training import relevance
 from nlt_trainer.injection.heads import HeadSet, detect_query_focused_heads, relevant_by_gain, tells_apart
 from nlt_trainer.terminal import say
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def detect(model: ModelArguments, data: DataArguments, *, seed: int) -> HeadSet:
         documents=task.documents,
         relevant=task.relevant,
         tokens=prompt_tokens(lm, data),
-        layout=data.head_layout or data.document_layout,  # type: ignore[arg-type]  # checked by DataArguments
+        layout=data.head_layout or data.document_layout,
         score="correlation" if data.head_method == "correlation" else "reciprocal_rank",
         num_heads=model.num_heads,
         seed=seed,

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.arguments.training import LLM_OBJECTIVES, PROMPT_OBJECTIVES, NLTTrainingArguments
+from nlt_trainer.arguments.trainer import LLM_OBJECTIVES, PROMPT_OBJECTIVES
 from nlt_trainer.assembly.parts import PromptFrame, load_llm, load_prompt_frame, prompt_tokens, target_of
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.collator import ChunkBuilder, PromptBuilder
@@ -31,6 +31,7 @@ from nlt_trainer.objectives.mixture import MixtureLoss
 from nlt_trainer.objectives.objective import Objective
 from nlt_trainer.objectives.remote import RemoteObjective
 from nlt_trainer.objectives.revela import RevelaLoss
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Parts:
                     tokens,
                     target,
                     length,
-                    layout=self.data.document_layout,  # type: ignore[arg-type]  # checked by DataArguments
+                    layout=self.data.document_layout,
                     foreign=[(c.query, c.answer) for c in self.candidates],
                     contrast_targets=self.args.contrast_targets if "dream" in self.args.objectives else 0,
                     seed=self.args.seed,
@@ -107,11 +108,8 @@ def likelihood_gain(parts: Parts, temperature: float) -> LikelihoodGainLoss:
         parts.encoder,
         temperature=temperature,
         teacher_temperature=args.teacher_temperature,
-        divergence=args.divergence,  # type: ignore[arg-type]  # checked by the loss
-        gain_score=args.gain_score,  # type: ignore[arg-type]
-        null_candidate=args.null_candidate,
-        null_similarity=args.null_similarity,
-        query_weight=args.query_weight,  # type: ignore[arg-type]
+        divergence=args.divergence,
+        query_weight=args.query_weight,
     )
 
 
@@ -128,8 +126,8 @@ def dream(parts: Parts, temperature: float) -> DREAMLoss:
         heads=heads,
         temperature=temperature,
         share_floor=parts.args.share_floor,
-        document_mass=parts.args.document_mass,  # type: ignore[arg-type]  # checked by the loss
-        injected_rows=parts.args.injected_rows,  # type: ignore[arg-type]
+        document_mass=parts.args.document_mass,
+        injected_rows=parts.args.injected_rows,
         in_batch_candidates=parts.args.in_batch_candidates,
         micro_batch_size=parts.args.lm_micro_batch_size,
         document_cache_gib=parts.args.document_cache_gib,
@@ -137,7 +135,7 @@ def dream(parts: Parts, temperature: float) -> DREAMLoss:
 
 
 def emdr2(parts: Parts, temperature: float) -> EMDR2Loss:
-    return EMDR2Loss(parts.encoder, temperature=temperature, level=parts.args.emdr2_level)  # type: ignore[arg-type]
+    return EMDR2Loss(parts.encoder, temperature=temperature, level=parts.args.emdr2_level)
 
 
 def loop(parts: Parts, temperature: float) -> LOOPLoss:
@@ -174,7 +172,6 @@ def info_nce(parts: Parts, temperature: float) -> InfoNCELoss:
     return InfoNCELoss(
         parts.encoder,
         temperature=temperature,
-        in_batch_negatives=parts.args.in_batch_negatives,
         false_negative_margin=parts.args.false_negative_margin,
     )
 

@@ -11,13 +11,13 @@ from accelerate import PartialState
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.arguments.training import NLTTrainingArguments
 from nlt_trainer.assembly.parts import chosen_queries, load_training_collection, load_untrained, processes
 from nlt_trainer.data.beir import Collection, Query
 from nlt_trainer.data.candidates import mine_candidates, ranking_depth, write_candidates
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.encoder.search import nearest
 from nlt_trainer.terminal import say
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
 def mine(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
@@ -35,7 +35,6 @@ def mine(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments)
         collection,
         queries,
         num_candidates=data.num_candidates,
-        num_random=data.num_random_candidates,
         seed=args.seed,
         encoder_rankings=rankings,
         fused=data.miner == "fused",
@@ -61,6 +60,6 @@ def rank_by_encoder(
     if not state.is_main_process:
         return None
     fused = data.miner == "fused"
-    depth = ranking_depth(data.num_candidates - data.num_random_candidates, fused=fused)
+    depth = ranking_depth(data.num_candidates, fused=fused)
     asked = encoder.encode_query([query.text for query in queries], convert_to_tensor=True).float().cpu().numpy()
     return nearest(asked, [np.load(file, mmap_mode="r") for file in files], top_k=min(depth, len(contents)))

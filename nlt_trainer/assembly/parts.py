@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Tra
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.choices import TargetKind
 from nlt_trainer.data.beir import Collection, Query, load_collection, training_queries
 from nlt_trainer.data.candidates import QueryCandidates, read_candidates
 from nlt_trainer.encoder.loading import load_encoder
@@ -25,7 +26,7 @@ from nlt_trainer.lm.frozen_lm import FrozenLM, context_length
 from nlt_trainer.lm.prompt_tokens import PromptTokens
 from nlt_trainer.lm.scoring import LikelihoodScorer
 from nlt_trainer.locations import resolve_model
-from nlt_trainer.prompts import TargetKind, check_target, default_target
+from nlt_trainer.prompts import default_target
 
 logger = logging.getLogger(__name__)
 
@@ -188,13 +189,12 @@ def target_of(data: DataArguments, candidates: list[QueryCandidates]) -> TargetK
                 len(without), len(candidates), without[0],
             )  # fmt: skip
         return default_target(has_answers=not without)
-    target = check_target(data.target)
-    if target != "query" and without:
+    if data.target != "query" and without:
         raise NLTError(
-            f"target {target!r} needs answers, and {len(without)} queries of {data.collection} have none, e.g. "
+            f"target {data.target!r} needs answers, and {len(without)} queries of {data.collection} have none, e.g. "
             f"{without[0]!r}; add them to queries.jsonl or set target: query"
         )
-    return target
+    return data.target
 
 
 def prompt_tokens(lm: FrozenLM | PromptFrame, data: DataArguments) -> PromptTokens:

@@ -9,7 +9,6 @@ from huggingface_hub import HfApi
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.stages import ExportArguments, PullArguments, PushArguments
-from nlt_trainer.arguments.training import NLTTrainingArguments
 from nlt_trainer.assembly.parts import processes
 from nlt_trainer.assembly.scoring import audit_file
 from nlt_trainer.choices import ExportForm
@@ -22,6 +21,7 @@ from nlt_trainer.release.card_rendering import render_card
 from nlt_trainer.release.export import ENCODER, export
 from nlt_trainer.release.hub import Release, folder_files, listing, pull, push, size
 from nlt_trainer.terminal import say
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
 def export_run(run: Path, form: ExportForm) -> tuple[Path, list[str]]:

@@ -12,7 +12,6 @@ from transformers import Trainer, set_seed
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.arguments.training import NLTTrainingArguments
 from nlt_trainer.assembly.parts import (
     check_batches,
     load_candidates,
@@ -46,6 +45,7 @@ from nlt_trainer.run.resume import (
     start_checkpoint,
 )
 from nlt_trainer.terminal import say
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
 def report_file(adapter: str | Path) -> Path:

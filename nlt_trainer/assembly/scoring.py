@@ -12,7 +12,6 @@ import numpy as np
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.arguments.training import NLTTrainingArguments
 from nlt_trainer.assembly.parts import (
     load_candidates,
     load_llm,
@@ -21,6 +20,7 @@ from nlt_trainer.assembly.parts import (
     processes,
     target_of,
 )
+from nlt_trainer.choices import TargetKind
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.gains import audit_teacher, write_gains
 from nlt_trainer.data.training import relevance
@@ -28,8 +28,8 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json, write_json
 from nlt_trainer.lm.candidate_pairs import CandidatePairs
 from nlt_trainer.lm.scoring import LikelihoodScorer, likelihood_gain
-from nlt_trainer.prompts import TargetKind
 from nlt_trainer.terminal import say
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 SCORER_KEYS = ("llm", "llm_revision", "adapter", "llm_dtype")
 """Keys of a recipe that say which LLM gains are scored with."""

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.arguments.training import NLTTrainingArguments
 from nlt_trainer.assembly.parts import processes
 from nlt_trainer.data.stdlib import build_stdlib_collection
 from nlt_trainer.encoder.loading import encoder_from_token_embeddings
@@ -16,6 +15,7 @@ from nlt_trainer.files import atomic_folder
 from nlt_trainer.locations import PACKAGE_SCHEME
 from nlt_trainer.release.licences import model_licence
 from nlt_trainer.terminal import say
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 

@@ -13,7 +13,6 @@ from transformers import IntervalStrategy, set_seed
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.arguments.training import NLTTrainingArguments
 from nlt_trainer.assembly.losses import Parts, Reading, make_loss
 from nlt_trainer.assembly.parts import (
     check_batches,
@@ -51,6 +50,7 @@ from nlt_trainer.run.resume import (
 )
 from nlt_trainer.terminal import say
 from nlt_trainer.trainer import NLTTrainer
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
 def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:

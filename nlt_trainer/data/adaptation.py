@@ -11,12 +11,12 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from nlt_trainer.choices import TargetKind
 from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.heads import relevant_by_gain
 from nlt_trainer.lm.prompt_tokens import PromptTokens, Suffix
-from nlt_trainer.prompts import TargetKind
 
 IGNORED = -100
 """Label of a token that is read and not predicted, as transformers' losses have it."""

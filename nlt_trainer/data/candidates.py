@@ -29,7 +29,6 @@ logging.getLogger("bm25s").setLevel(logging.INFO)  # bm25s sets its logger to DE
 
 STOP_WORDS = frozenset(STOPWORDS_EN)
 WORD = re.compile(r"\b\w\w+\b")
-MINERS = ("bm25", "encoder", "fused")
 FUSION_CONSTANT = 60
 """Reciprocal rank fusion's k, Cormack et al. 2009."""
 FUSION_DEPTH = 100
@@ -45,7 +44,7 @@ class QueryCandidates:
         query_id: id of the query.
         query: text of the query.
         answer: the query's answer where the collection has one.
-        document_ids: K distinct document ids, the miner's best first, random ones last.
+        document_ids: K distinct document ids, the miner's best first, then random ones where it finds too few.
         bm25: K BM25 scores, whoever chose the document; 0 where query and document share no token.
     """
 
@@ -121,12 +120,11 @@ def mine_candidates(
     queries: Sequence[Query],
     *,
     num_candidates: int,
-    num_random: int = 0,
     seed: int = 0,
     encoder_rankings: Sequence[Sequence[int]] | None = None,
     fused: bool = False,
 ) -> list[QueryCandidates]:
-    """Give each query K documents: the best of BM25, of an encoder or of both, then random ones.
+    """Give each query K documents: the best of BM25, of an encoder or of both.
 
     A query that shares tokens with too few documents for BM25 is filled up with random ones. The random draw depends
     on `seed` and the query's id alone, so neither the order of the queries nor the other queries change it.
@@ -135,33 +133,31 @@ def mine_candidates(
         collection: the corpus to search; its qrels are not read.
         queries: the queries, for example of `training_queries`.
         num_candidates: K, documents a query in total.
-        num_random: how many of the K are drawn uniformly from what was not chosen.
         seed: seed of the random documents.
         encoder_rankings: indices into the corpus for each query, best first, `ranking_depth` of them; they choose in
             BM25's place.
         fused: let BM25 choose with them, by `fuse`.
 
     Raises:
-        NLTError: K is below 1 or above the size of the corpus, or `num_random` is not between 0 and K.
+        NLTError: K is below 1 or above the size of the corpus.
     """
     if not 1 <= num_candidates <= len(collection.corpus):
         raise NLTError(
             f"num_candidates={num_candidates} with {len(collection.corpus)} documents in {collection.folder}; "
             "choose at most the number of documents"
         )
-    if not 0 <= num_random <= num_candidates:
-        raise NLTError(f"num_random={num_random} must lie between 0 and num_candidates={num_candidates}")
     index = BM25Index(collection)
-    best = num_candidates - num_random
     mined = []
     for b, query in enumerate(queries):
         scores = index.scores(query.text)
         if encoder_rankings is None:
-            chosen = _ranking(scores, best)
+            chosen = _ranking(scores, num_candidates)
         elif fused:
-            chosen = fuse(_ranking(scores, ranking_depth(best, fused=True)), encoder_rankings[b])[:best]
+            chosen = fuse(_ranking(scores, ranking_depth(num_candidates, fused=True)), encoder_rankings[b])[
+                :num_candidates
+            ]
         else:
-            chosen = list(encoder_rankings[b][:best])
+            chosen = list(encoder_rankings[b][:num_candidates])
         chosen += _draw(len(scores), chosen, count=num_candidates - len(chosen), key=f"{seed}:{query.id}")
         document_ids = tuple(index.document_ids[i] for i in chosen)
         bm25 = tuple(float(scores[i]) for i in chosen)

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 
+from nlt_trainer.choices import DocumentLayout, TargetKind
 from nlt_trainer.encoder.tokens import EncoderTokens
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.chunks import ChunkGroups, build_chunks
-from nlt_trainer.injection.document_prompts import DocumentLayout, DocumentPrompts, build_prompts
+from nlt_trainer.injection.document_prompts import DocumentPrompts, build_prompts
 from nlt_trainer.lm.prompt_tokens import PromptTokens
 from nlt_trainer.lm.scoring import LikelihoodScorer, likelihood_gain
-from nlt_trainer.prompts import TargetKind
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from nlt_trainer.files import atomic_write_bytes
-from nlt_trainer.locations import cache_folder
+from nlt_trainer.files import atomic_write_bytes, cache_folder
 
 PART = 512
 """Texts in one file: as many are lost by a kill, and embedded anew after a change of one of them."""

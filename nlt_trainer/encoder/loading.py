@@ -14,6 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nlt_trainer.choices import EncoderDtype, PoolingMode, check_choice
 from nlt_trainer.encoder.lora import lora_config
 from nlt_trainer.encoder.shared_backbone import share_weights
 from nlt_trainer.errors import NLTError
@@ -22,7 +23,6 @@ from nlt_trainer.locations import adapter_base, loading, resolve_model
 
 logger = logging.getLogger(__name__)
 
-ENCODER_DTYPES = ("float32", "bfloat16")
 """Those of an encoder's weights."""
 
 
@@ -30,10 +30,10 @@ def load_encoder(
     name: str,
     *,
     revision: str | None = None,
-    dtype: str = "float32",
+    dtype: EncoderDtype = "float32",
     prompts: Mapping[str, str] | None = None,
     max_seq_length: int | None = None,
-    pooling: str | None = None,
+    pooling: PoolingMode | None = None,
     lora: Mapping[str, object] | None = None,
     device: str | None = None,
     backbone: FrozenLM | None = None,
@@ -58,8 +58,9 @@ def load_encoder(
     """
     if unknown := set(prompts or {}) - {"query", "document"}:
         raise NLTError(f"prompts has the keys {sorted(unknown)}; only 'query' and 'document' are used by MTEB")
-    if dtype not in ENCODER_DTYPES:
-        raise NLTError(f"encoder dtype {dtype!r} is unknown; choose one of {', '.join(ENCODER_DTYPES)}")
+    check_choice("encoder dtype", dtype, EncoderDtype)
+    if pooling is not None:
+        check_choice("pooling", pooling, PoolingMode)
     location = resolve_model(name)
     kwargs: dict[str, Any] = {"use_safetensors": True, "dtype": dtype}
     if backbone is not None:
@@ -123,8 +124,6 @@ def _check_own_pooling(encoder: SentenceTransformer, name: str, pooling: str | N
 def _check_pooling(location: str, pooling: str) -> None:
     if Path(location, "modules.json").is_file():
         raise NLTError(f"{location} is a Sentence-Transformers model with its own pooling; leave `pooling` out")
-    if pooling not in {"mean", "cls", "lasttoken"}:
-        raise NLTError(f"pooling {pooling!r} is unknown; choose mean, cls or lasttoken")
 
 
 def _transformer(

@@ -13,10 +13,9 @@ import numpy as np
 from sentence_transformers.util import quantize_embeddings, truncate_embeddings
 from torch import Tensor
 
+from nlt_trainer.choices import Precision
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.errors import NLTError
-
-PRECISIONS = ("int8", "binary")
 
 
 class CompressedEncoder:
@@ -33,7 +32,7 @@ class CompressedEncoder:
     """
 
     def __init__(
-        self, encoder: EmbeddingCache, *, truncate_dim: int | None = None, precision: str | None = None
+        self, encoder: EmbeddingCache, *, truncate_dim: int | None = None, precision: Precision | None = None
     ) -> None:
         size = encoder.encoder.get_embedding_dimension()
         if truncate_dim is not None and size is not None and not 0 < truncate_dim < size:

@@ -13,6 +13,7 @@ from typing import Any
 import bm25s
 from huggingface_hub import snapshot_download
 
+from nlt_trainer.choices import Precision
 from nlt_trainer.data import candidates
 from nlt_trainer.data.trec import read_run
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache, Processes
@@ -189,12 +190,12 @@ class EncoderSystems:
         batch_size: int,
         bm25: BM25 | None = None,
         truncate_dims: Sequence[int] = (),
-        precisions: Sequence[str] = (),
+        precisions: Sequence[Precision] = (),
         processes: Processes | None = None,
         show_progress: bool = False,
     ) -> None:
         self.checkpoint, self.folder, self.batch_size, self.bm25 = checkpoint, folder, batch_size, bm25
-        self.sizes: list[tuple[int | None, str | None]] = [
+        self.sizes: list[tuple[int | None, Precision | None]] = [
             (dim, precision) for dim in (None, *truncate_dims) for precision in (None, *precisions)
         ]
         self.processes, self.show_progress = processes, show_progress
@@ -228,10 +229,10 @@ class EncoderSystems:
         """Let go of the encoder."""
         self.encoder = self.last = None
 
-    def _smaller(self, dim: int | None, precision: str | None) -> Callable[[EvaluationTask], TaskRankings]:
+    def _smaller(self, dim: int | None, precision: Precision | None) -> Callable[[EvaluationTask], TaskRankings]:
         return lambda entry: self._rank(entry, dim, precision)
 
-    def _rank(self, entry: EvaluationTask, dim: int | None, precision: str | None) -> TaskRankings:
+    def _rank(self, entry: EvaluationTask, dim: int | None, precision: Precision | None) -> TaskRankings:
         if self.encoder is None:
             encoder = load_encoder(self.checkpoint.location, **self.checkpoint.loading)
             self.encoder = EmbeddingCache(encoder, self.folder, processes=self.processes)

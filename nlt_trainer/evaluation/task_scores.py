@@ -19,6 +19,7 @@ import numpy as np
 from mteb.models import SearchEncoderWrapper, SentenceTransformerEncoderWrapper
 from mteb.models.hybrid_wrappers import fuse_rrf
 
+from nlt_trainer.choices import Precision
 from nlt_trainer.data.beir import Collection, Document, Query
 from nlt_trainer.data.candidates import bm25_rankings
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
@@ -82,7 +83,7 @@ def rank_encoder(
     *,
     batch_size: int,
     truncate_dim: int | None = None,
-    precision: str | None = None,
+    precision: Precision | None = None,
 ) -> TaskRankings:
     """An encoder's rankings of a loaded task, found by mteb's own search with mteb's choice of prompts.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import sdpa_mask
 
+from nlt_trainer.choices import DocumentMass
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.attention_mass import AttentionMass, log_mass
 from nlt_trainer.injection.chunk_attention import ChunkAttention
@@ -22,9 +23,6 @@ IMPLEMENTATION = "nlt_document_attention"
 
 MASKED = torch.finfo(torch.float32).min
 """Attention logit of a key that a row does not see; -inf would make a row without any key NaN."""
-
-DocumentMass = Literal["kept", "one"]
-"""The attention that injection divides among documents: what the head gives them, or all of it."""
 
 INTERFACE_HELP = (
     "Score injection needs a decoder in which every layer's attention goes through transformers' AttentionInterface "

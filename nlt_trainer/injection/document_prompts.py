@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from nlt_trainer.choices import DocumentLayout, TargetKind
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.prompt_tokens import PromptTokens, Suffix
-from nlt_trainer.prompts import TargetKind
-
-DocumentLayout = Literal["sequential", "independent"]
-"""`sequential`: a document sees those before it. `independent`: it sees the start of the prompt and itself alone, at
-positions that begin behind that start, so that its keys and values are the same in every prompt."""
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from nlt_trainer.choices import DocumentLayout, HeadScore, HeadSelection, check_choice
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import read_json, write_json
 from nlt_trainer.injection.attention import enable_document_attention
 from nlt_trainer.injection.attention_mass import AttentionMass
-from nlt_trainer.injection.document_prompts import DocumentLayout, DocumentPrompts, build_prompts
+from nlt_trainer.injection.document_prompts import DocumentPrompts, build_prompts
 from nlt_trainer.injection.document_reader import DocumentReader
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import PromptTokens
@@ -27,9 +28,6 @@ logger = logging.getLogger(__name__)
 
 NULL_QUERY = "N/A"
 MAKE_HEADS = "name the file that `nlt detect_heads` wrote, or write it with that stage"
-
-HEAD_SELECTIONS = ("best", "random", "worst")
-"""Which heads of a score table are kept; the last two are controls."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class HeadSet:
         """What the scores are, in words."""
         return f"mean {self.settings.get('score', 'score')}".replace("_", " ")
 
-    def select(self, num_heads: int, selection: str = "best", *, seed: int = 0) -> HeadSet:
+    def select(self, num_heads: int, selection: HeadSelection = "best", *, seed: int = 0) -> HeadSet:
         """The same scores with other heads.
 
         Args:
@@ -107,6 +105,7 @@ class HeadSet:
         Raises:
             NLTError: the selection is unknown, or no head would be left.
         """
+        check_choice("selection", selection, HeadSelection)
         table = np.array(self.scores)  # (L, H)
         if num_heads < 1:
             raise NLTError(f"num_heads is {num_heads}; it must be at least 1")
@@ -117,8 +116,6 @@ class HeadSet:
             "random": np.random.default_rng(seed).permutation(table.size),
             "worst": np.argsort(table, axis=None, kind="stable"),
         }
-        if selection not in orders:
-            raise NLTError(f"selection {selection!r} is unknown; choose one of {', '.join(HEAD_SELECTIONS)}")
         heads = tuple(divmod(int(i), table.shape[1]) for i in orders[selection][:num_heads])
         return replace(self, heads=heads, settings={**self.settings, "selection": selection, "selection_seed": seed})
 
@@ -153,7 +150,7 @@ def detect_query_focused_heads(
     relevant: np.ndarray,
     tokens: PromptTokens,
     layout: DocumentLayout = "sequential",
-    score: str = "reciprocal_rank",
+    score: HeadScore = "reciprocal_rank",
     num_heads: int = 16,
     batch_size: int = 2,
     seed: int = 0,
@@ -271,7 +268,7 @@ def correlation(mass: np.ndarray, gain: np.ndarray) -> np.ndarray:
     return np.divide(x @ y, length, out=np.zeros_like(length), where=length > 0)
 
 
-HEAD_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+HEAD_SCORES: dict[HeadScore, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "reciprocal_rank": reciprocal_rank,
     "correlation": correlation,
 }

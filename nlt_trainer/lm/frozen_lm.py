@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from nlt_trainer.choices import LLMDtype, check_choice
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.fused_attention import enable_fused_attention
 from nlt_trainer.lm.kept_memory import keep_freed_memory
@@ -35,9 +36,6 @@ DECODER_HELP = (
     "Choose a decoder with a plain language-model head: the Llama, Qwen, Mistral, Gemma, Phi, OLMo, Granite, Cohere "
     "and SmolLM families have one"
 )
-
-LLM_DTYPES = ("float32", "bfloat16", "float16")
-"""Those in which an LLM can be read."""
 
 POSITIONS = 512
 """Targets that `FrozenLM.target_loss` projects at once."""
@@ -76,7 +74,7 @@ class FrozenLM:
         *,
         revision: str | None = None,
         adapter: str | None = None,
-        dtype: str = "float32",
+        dtype: LLMDtype = "float32",
         device: str | torch.device | None = None,
     ) -> FrozenLM:
         """Load an LLM and, where given, merge a LoRA adapter into it.
@@ -92,8 +90,7 @@ class FrozenLM:
             NLTError: the dtype is unknown, the model or the adapter cannot be found, the model has no weights of a
                 language-model head, or the adapter belongs to another base.
         """
-        if dtype not in LLM_DTYPES:
-            raise NLTError(f"LLM dtype {dtype!r} is unknown; choose one of {', '.join(LLM_DTYPES)}")
+        check_choice("LLM dtype", dtype, LLMDtype)
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             place = torch.device(chosen)

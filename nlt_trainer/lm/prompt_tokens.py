@@ -7,8 +7,9 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
+from nlt_trainer.choices import TargetKind
 from nlt_trainer.errors import NLTError
-from nlt_trainer.prompts import PromptTemplate, TargetKind
+from nlt_trainer.prompts import PromptTemplate
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from nlt_trainer.choices import TargetKind
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.candidate_pairs import CandidatePairs, Pair, document_major
 from nlt_trainer.lm.frozen_lm import FORWARD_ERRORS, FrozenLM
@@ -20,7 +21,7 @@ from nlt_trainer.lm.packed_weights import packed_weights
 from nlt_trainer.lm.prompt_tokens import PromptTokens, Suffix
 from nlt_trainer.lm.rows import Row, collate, token_batches
 from nlt_trainer.lm.score_cache import KEY, SCORE, SCORE_COLUMNS, ScoreCache, key_bytes
-from nlt_trainer.prompts import PromptTemplate, TargetKind
+from nlt_trainer.prompts import PromptTemplate
 
 ROW_TOKENS = 512
 """A row takes several suffixes of one document up to this length, or until they are as long as the document: more of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -11,9 +11,10 @@ from sentence_transformers.util import all_gather, all_gather_with_grad
 from torch import Tensor
 from transformers import DynamicCache
 
+from nlt_trainer.choices import DocumentMass, InjectedRows, check_choice
 from nlt_trainer.encoder.similarity import all_cosines, label_of
 from nlt_trainer.errors import NLTError
-from nlt_trainer.injection.attention import DocumentMass, ScoreInjection
+from nlt_trainer.injection.attention import ScoreInjection
 from nlt_trainer.injection.document_pool import DocumentPool, PooledPrompts, cache_rows, first_of_equals
 from nlt_trainer.injection.document_prompts import DocumentPrompts
 from nlt_trainer.injection.document_reader import DocumentReader
@@ -21,8 +22,6 @@ from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.objectives.llm_objective import LLMObjective
 from nlt_trainer.objectives.micro_batched_loss import micro_batched_loss
-
-InjectedRows = Literal["all", "target"]
 
 
 class DREAMLoss(LLMObjective):
@@ -103,12 +102,8 @@ class DREAMLoss(LLMObjective):
             )
         if document_cache_gib < 0:
             raise NLTError(f"document_cache_gib is {document_cache_gib}; it must be at least 0, which keeps none")
-        for name, value, choices in (
-            ("document_mass", document_mass, get_args(DocumentMass)),
-            ("injected_rows", injected_rows, get_args(InjectedRows)),
-        ):
-            if value not in choices:
-                raise NLTError(f"{name} {value!r} is unknown; choose one of {', '.join(choices)}")
+        check_choice("document_mass", document_mass, DocumentMass)
+        check_choice("injected_rows", injected_rows, InjectedRows)
         heads.check(lm)
         self.share_floor = share_floor
         self.document_mass = document_mass

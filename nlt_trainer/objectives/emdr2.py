@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from nlt_trainer.choices import MarginalLevel, check_choice
 from nlt_trainer.encoder.similarity import label_of
-from nlt_trainer.errors import NLTError
 from nlt_trainer.objectives.objective import Objective
-
-Level = Literal["sequence", "token"]
 
 
 class EMDR2Loss(Objective):
@@ -53,10 +49,11 @@ class EMDR2Loss(Objective):
         ```
     """
 
-    def __init__(self, model: SentenceTransformer, *, temperature: float = 0.05, level: Level = "sequence") -> None:
+    def __init__(
+        self, model: SentenceTransformer, *, temperature: float = 0.05, level: MarginalLevel = "sequence"
+    ) -> None:
         super().__init__(model, temperature=temperature)
-        if level not in {"sequence", "token"}:
-            raise NLTError(f"level {level!r} is unknown; choose sequence or token")
+        check_choice("level", level, MarginalLevel)
         self.level = level
 
     def compute_loss_from_embeddings(

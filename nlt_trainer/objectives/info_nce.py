@@ -17,10 +17,11 @@ class InfoNCELoss(Objective):
 
     .. math:: L = -\frac{1}{B} \sum_b \log \frac{\exp(s(q_b, d_b^+))}{\sum_d \exp(s(q_b, d))}
 
-    where d runs over the query's own K candidates and, with `in_batch_negatives`, over those of all queries of the
-    global batch. A candidate with the same text as the positive is never its negative. With `false_negative_margin` m
-    neither is one whose gain for this query is at least the positive's less m: the LLM finds it as helpful, or more.
-    A gain is known for the query's own candidates, and so for any candidate of the batch with the text of one.
+    where d runs over the query's own K candidates and over those of all other queries of the global batch, across
+    processes where there are several (then every process needs the same batch size: set `dataloader_drop_last`). A
+    candidate with the same text as the positive is never its negative. With `false_negative_margin` m neither is one
+    whose gain for this query is at least the positive's less m: the LLM finds it as helpful, or more. A gain is known
+    for the query's own candidates, and so for any candidate of the batch with the text of one.
 
     Inputs:
         | Texts              | Labels                                     |
@@ -32,12 +33,10 @@ class InfoNCELoss(Objective):
     Args:
         model: the encoder.
         temperature: of the encoder's cosines.
-        in_batch_negatives: whether other queries' candidates are negatives too, across processes where there are
-            several (then every process needs the same batch size: set `dataloader_drop_last`).
         false_negative_margin: m, nats per target token; `None` masks nothing but equal texts.
 
     When to use it: with labels, or to compare. Relation to its siblings: `LikelihoodGainLoss` with a teacher
-    temperature near 0 and no in-batch negatives is this loss with the best candidate by gain as positive.
+    temperature near 0 is this loss over a query's own candidates alone, with the best candidate by gain as positive.
 
     Source: arXiv 1807.03748; in-batch negatives as in arXiv 2004.04906.
 
@@ -52,7 +51,6 @@ class InfoNCELoss(Objective):
         model: SentenceTransformer,
         *,
         temperature: float = 0.05,
-        in_batch_negatives: bool = True,
         false_negative_margin: float | None = None,
     ) -> None:
         super().__init__(model, temperature=temperature)
@@ -60,7 +58,6 @@ class InfoNCELoss(Objective):
             raise NLTError(
                 f"false_negative_margin is {false_negative_margin}; it must be at least 0, or unset for no margin"
             )
-        self.in_batch_negatives = in_batch_negatives
         self.false_negative_margin = false_negative_margin
 
     def compute_loss_from_embeddings(
@@ -69,9 +66,6 @@ class InfoNCELoss(Objective):
         own_positive = labels["positive"] if "positive" in labels else gain_of(labels).argmax(-1)  # (B,)
         not_negative = self.not_negative(labels, own_positive)  # (B, K)
         own_keys = label_of(labels, "candidate_keys", remedy="NLTCollator makes them")
-        if not self.in_batch_negatives:
-            scores, excluded = self.own_scores(queries, documents), _same_text(own_keys, own_keys, not_negative)
-            return {"info_nce": self.compute_loss_from_scores(scores, own_positive, excluded)}
         b, k = documents.shape[:2]
         rank, keys, documents = 0, own_keys.flatten(), documents.flatten(0, 1)  # (B * K,), (B * K, D)
         if torch.distributed.is_initialized():  # W processes: (W * B * K,), (W * B * K, D)

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from math import log
-from typing import Literal
 
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from nlt_trainer.encoder.similarity import gain_of, label_of
+from nlt_trainer.choices import Divergence, QueryWeight, check_choice
+from nlt_trainer.encoder.similarity import gain_of
 from nlt_trainer.errors import NLTError
 from nlt_trainer.objectives.objective import Objective
-
-Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "margin_mse", "listwise"]
-GainScore = Literal["mean", "sum"]
-QueryWeight = Literal["none", "positive", "gain"]
 
 
 class LikelihoodGainLoss(Objective):
@@ -34,24 +30,19 @@ class LikelihoodGainLoss(Objective):
     - `listwise`: :math:`-\sum_k \log (e^{s_k} / \sum_{j: g_j \le g_k} e^{s_j})`, the Plackett-Luce likelihood of the
       order by gain (ListMLE); equal gains share a place
 
-    A constant added to a query's gains, or to its scores, changes none of them, unless the null candidate takes part:
-    a further candidate of gain 0 (no document), whose score is `null_similarity / temperature`. Of the gains
-    `listwise` reads the order alone, so that the teacher's temperature reaches it by `query_weight="gain"` only.
+    A constant added to a query's gains, or to its scores, changes none of them. Of the gains `listwise` reads the
+    order alone, so that the teacher's temperature reaches it by `query_weight="gain"` only.
 
     Inputs:
         | Texts              | Labels                                     |
         |--------------------|--------------------------------------------|
         | B queries, B x K documents | `gain` of shape `(B, K)`, nats per target token |
-        |                    | `target_tokens` of shape `(B,)`, for `gain_score="sum"` |
 
     Args:
         model: the encoder.
         temperature: of the encoder's cosines.
-        teacher_temperature: of the gains, nats per target token (`mean`) or nats (`sum`).
+        teacher_temperature: of the gains, nats per target token.
         divergence: D above.
-        gain_score: `mean`: nats per target token; `sum`: nats of the whole target.
-        null_candidate: whether "no document" competes with the candidates; teaches the encoder's cosine a threshold.
-        null_similarity: cosine at which the encoder is held to find a document no better than none.
         query_weight: u above. `none`: every query counts 1; `positive`: 0 where no candidate has a positive gain, else
             1; `gain`: the teacher's probability that some candidate is better than none.
 
@@ -77,44 +68,27 @@ class LikelihoodGainLoss(Objective):
         temperature: float = 0.05,
         teacher_temperature: float = 0.2,
         divergence: Divergence = "forward_kl",
-        gain_score: GainScore = "mean",
-        null_candidate: bool = False,
-        null_similarity: float = 0.0,
         query_weight: QueryWeight = "none",
     ) -> None:
         super().__init__(model, temperature=temperature)
         if teacher_temperature <= 0:
             raise NLTError(f"teacher_temperature is {teacher_temperature}; it must be greater than 0")
-        if divergence not in DIVERGENCES:
-            raise NLTError(f"divergence {divergence!r} is unknown; choose one of {', '.join(DIVERGENCES)}")
-        if gain_score not in {"mean", "sum"}:
-            raise NLTError(f"gain_score {gain_score!r} is unknown; choose mean or sum")
-        if query_weight not in {"none", "positive", "gain"}:
-            raise NLTError(f"query_weight {query_weight!r} is unknown; choose none, positive or gain")
+        check_choice("divergence", divergence, Divergence)
+        check_choice("query_weight", query_weight, QueryWeight)
         self.teacher_temperature = teacher_temperature
         self.divergence = divergence
-        self.gain_score = gain_score
-        self.null_candidate = null_candidate
-        self.null_similarity = null_similarity
         self.query_weight = query_weight
 
     def compute_loss_from_embeddings(
         self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        gain = gain_of(labels)
-        if self.gain_score == "sum":
-            remedy = "run `nlt score` again; it writes them into the gains file"
-            gain = gain * label_of(labels, "target_tokens", remedy=remedy)[:, None]
-        return {"likelihood_gain": self.compute_loss_from_scores(self.own_scores(queries, documents), gain)}
+        scores = self.own_scores(queries, documents)
+        return {"likelihood_gain": self.compute_loss_from_scores(scores, gain_of(labels))}
 
     def compute_loss_from_scores(self, scores: Tensor, gain: Tensor) -> Tensor:
-        """Loss of scores and gains (mean or sum, as they come), both `(B, K)`; a scalar in the scores' dtype."""
+        """Loss of scores and gains, both `(B, K)`; a scalar in the scores' dtype."""
         teacher = gain.to(scores) / self.teacher_temperature
-        weight = self._weight(teacher)
-        if self.null_candidate:
-            teacher = nn.functional.pad(teacher, (0, 1), value=0.0)  # (B, K + 1)
-            scores = nn.functional.pad(scores, (0, 1), value=self.null_similarity / self.temperature)
-        return (weight * DIVERGENCES[self.divergence](teacher, scores)).mean()
+        return (self._weight(teacher) * DIVERGENCES[self.divergence](teacher, scores)).mean()
 
     def _weight(self, teacher: Tensor) -> Tensor:
         """Weight of each query, `(B,)`, between 0 and 1; the same whatever else is in the batch."""

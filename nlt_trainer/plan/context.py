@@ -12,7 +12,6 @@ from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.arguments.training import NLTTrainingArguments
 from nlt_trainer.assembly.parts import chosen_queries, load_candidates, load_llm, load_training_collection
 from nlt_trainer.assembly.training import load_start
 from nlt_trainer.data.beir import Collection, Query
@@ -21,6 +20,7 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.plan.flops import ModelShape
 from nlt_trainer.plan.probes import BM25Rate, drawn, peak_memory, probe_bm25, timed, write_stand_in
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 MINED_DOCUMENTS, MINED_QUERIES = 5_000, 1_000
 """Documents and queries among which candidates are mined where there are none yet; of more, an equal part of both."""
@@ -171,9 +171,7 @@ class PlanContext:
         documents = drawn(list(corpus), max(data.num_candidates, round(share * len(corpus))), seed=seed)
         some = drawn(queries, max(LEAST_QUERIES, math.ceil(share * len(queries))), seed=seed)
         part = dataclasses.replace(self.collection, corpus={d: corpus[d] for d in documents})
-        found = mine_candidates(
-            part, some, num_candidates=data.num_candidates, num_random=data.num_random_candidates, seed=seed
-        )
+        found = mine_candidates(part, some, num_candidates=data.num_candidates, seed=seed)
         sample = f"{len(some):,} of {len(queries):,} queries and {len(documents):,} of {len(corpus):,} documents"
         how = "LLM tokens are counted on those that mine will find" if share == 1 else f"estimated from {sample}"
         how = how if data.miner == "bm25" else f"LLM tokens are estimated from what BM25 finds in {sample}"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from nlt_trainer.arguments.training import PROMPT_OBJECTIVES
+from nlt_trainer.arguments.trainer import PROMPT_OBJECTIVES
 from nlt_trainer.assembly.losses import Parts
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.collator import ChunkBuilder, PromptBuilder

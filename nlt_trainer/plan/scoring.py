@@ -11,9 +11,10 @@ import numpy as np
 
 from nlt_trainer.assembly.head_detection import head_task
 from nlt_trainer.assembly.parts import make_scorer, prompt_tokens, target_of
+from nlt_trainer.choices import DocumentLayout
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.attention import enable_document_attention
-from nlt_trainer.injection.document_prompts import DocumentLayout, build_prompts
+from nlt_trainer.injection.document_prompts import build_prompts
 from nlt_trainer.injection.document_reader import DocumentReader
 from nlt_trainer.injection.heads import NULL_QUERY, calibrated_mass
 from nlt_trainer.lm.candidate_pairs import Pair
@@ -109,7 +110,7 @@ def plan_detect_heads(context: PlanContext) -> StagePlan:
     if llm is None:
         return StagePlan("detect_heads", None, None, None)
     tokens, lm = prompt_tokens(llm.lm, data), llm.lm
-    layout: DocumentLayout = data.head_layout or data.document_layout  # type: ignore[assignment]  # checked there
+    layout: DocumentLayout = data.head_layout or data.document_layout
     asked, count = _head_queries(context)
     null, readings = tokens.suffix(NULL_QUERY, None, "query"), []
     for query, documents in asked:

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.arguments.training import parse_objective
+from nlt_trainer.arguments.trainer import parse_objective
 from nlt_trainer.run.results import Result, results_table
 
 TEMPLATE = Path(__file__).parent / "card_template.md"

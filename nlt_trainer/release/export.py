@@ -8,6 +8,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
+from nlt_trainer.choices import ExportForm, check_choice
 from nlt_trainer.encoder.lora import ADAPTER_WEIGHTS, merge_lora
 from nlt_trainer.encoder.probes import Probe, probe
 from nlt_trainer.errors import NLTError
@@ -19,7 +20,6 @@ ENCODER = "encoder"
 PROBE_FILE = "probe.safetensors"
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "optimum.intel"}
 """Runtimes to which Sentence-Transformers exports, and a package that each needs."""
-FORMS = ("merged", "adapter", *RUNTIMES)
 
 
 def save_trained(run: Path, encoder: SentenceTransformer, *, merge: bool, keep_adapter: bool) -> None:
@@ -51,8 +51,8 @@ def _save(folder: Path, encoder: SentenceTransformer) -> None:
         encoder.save_pretrained(str(partial))
 
 
-def export(run: Path, form: str) -> tuple[Path, list[str]]:
-    """Have a run's encoder in one of `FORMS`, and check it against the encoder as it was in the trainer.
+def export(run: Path, form: ExportForm) -> tuple[Path, list[str]]:
+    """Have a run's encoder in another form, and check it against the encoder as it was in the trainer.
 
     Args:
         run: folder of a finished run.
@@ -65,8 +65,7 @@ def export(run: Path, form: str) -> tuple[Path, list[str]]:
     Raises:
         NLTError: the run has no such form, a package is missing, or a way of loading gives other embeddings.
     """
-    if form not in FORMS:
-        raise NLTError(f"form {form!r} is unknown; choose one of {', '.join(FORMS)}")
+    check_choice("form", form, ExportForm)
     if not (run / ENCODER).is_dir():
         raise NLTError(f"{run} has no finished encoder; run `nlt train` with this recipe first")
     trained = Probe.load(run / PROBE_FILE)

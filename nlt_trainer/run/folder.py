@@ -13,6 +13,7 @@ from typing import Any
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import read_json
+from nlt_trainer.recipe.keys import Block
 from nlt_trainer.run.results import RESULTS_FILE, Result, read_results
 
 REPORT_FILE = "training.json"
@@ -94,7 +95,8 @@ def unique_results(runs: Sequence[Run]) -> list[Result]:
 def changed_settings(settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Settings of a run that differ from the default: key -> (default, value)."""
     defaults: dict[str, Any] = {}
-    for arguments in RECIPE_BLOCKS.values():
+    for block in RECIPE_BLOCKS.values():
+        arguments = block.full_class if isinstance(block, Block) else block
         defaults |= {field.name: _default(field) for field in dataclasses.fields(arguments)}
     values = {key: value for block in RECIPE_BLOCKS for key, value in settings[block].items()}
     return {key: (defaults[key], value) for key, value in values.items() if value != defaults[key]}

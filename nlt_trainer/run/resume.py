@@ -15,8 +15,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.inherited import DECIDING
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.arguments.training import NLTTrainingArguments
+from nlt_trainer.arguments.option import Decides, options_deciding
+from nlt_trainer.arguments.trainer import TrainerArguments
 from nlt_trainer.encoder.lora import ADAPTER_WEIGHTS, load_lora
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json
@@ -24,50 +26,25 @@ from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.locations import content_hash, resolve_model
 from nlt_trainer.objectives.objective import Objective
 from nlt_trainer.run.checkpoints import checkpoint_fault, last_checkpoint
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 SETTINGS_FILE = "settings.json"
-
-ENCODER_KEYS = (
-    "encoder encoder_revision encoder_dtype shared_backbone pooling max_seq_length train_max_length encoder_prompts "
-    "lora"
-).split()
-LLM_KEYS = ("llm", "llm_revision", "adapter", "llm_lora", "llm_dtype")
-PROMPT_KEYS = (
-    "target",
-    "document_prefix",
-    "document_suffix",
-    "query_prefix",
-    "answer_prefix",
-    "max_document_tokens",
-    "document_layout",
-)
-TRAINER_KEYS = (
-    "objective temperature temperatures teacher_temperature divergence gain_score null_candidate null_similarity "
-    "query_weight emdr2_level share_floor contrast_targets document_mass injected_rows in_batch_candidates "
-    "in_batch_negatives false_negative_margin seed data_seed "
-    "learning_rate learning_rate_mapping lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay optim "
-    "batch_sampler train_sampling_strategy adam_beta1 adam_beta2 adam_epsilon max_grad_norm num_train_epochs "
-    "max_steps per_device_train_batch_size gradient_accumulation_steps dataloader_drop_last bf16 fp16"
-).split()
 
 
 def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> dict[str, Any]:
     """What a run is made of: the recipe for the model card, and the trajectory, which a resume must share.
 
-    The trajectory holds the settings that the objective reads, and hashes of the files that it reads, so that a run
-    whose gains, candidates or start have changed is not taken for the same run.
+    Each option's declaration says whether it decides the trajectory, see `nlt_trainer.arguments.option.Decides`. Files
+    take part by their content, so that a run whose gains, candidates or start have changed is not taken for the same.
     """
-    reads_llm = args.reads_llm
-    values = args.to_dict()
     files = [data.candidates, str(Path(data.collection, "corpus.jsonl"))]
     if args.reads_gains(data):
         files.append(data.gains)
     if args.reads_labels(data):
         files.append(str(Path(data.collection, "qrels", f"{data.train_split}.tsv")))
-    trajectory = {key: values[key] for key in TRAINER_KEYS} | {"processes": args.world_size}
-    trajectory |= {key: getattr(model, key) for key in (*ENCODER_KEYS, *(LLM_KEYS if reads_llm else ()))}
-    trajectory |= {key: getattr(data, key) for key in ("labels", *(PROMPT_KEYS if reads_llm else ()))}
-    trajectory |= {f"content of {file}": _file_hash(file) for file in files}
+    decides: tuple[Decides, ...] = ("start", "training", "llm") if args.reads_llm else ("start", "training")
+    trajectory = _decisive(model, *decides) | _decisive(data, *decides) | trainer_settings(args)
+    trajectory |= {"processes": args.world_size} | {f"content of {file}": _file_hash(file) for file in files}
     start = resolve_model(model.encoder)
     if "dream" in args.objectives and Path(model.heads).is_file():
         heads = HeadSet.load(model.heads).heads  # not how long it took to find them
@@ -76,21 +53,30 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     return {
         "model": dataclasses.asdict(model),
         "data": dataclasses.asdict(data),
-        "trainer": {key: values[key] for key in TRAINER_KEYS},
+        "trainer": trainer_settings(args),
         "trajectory": trajectory,
     }
 
 
 def adaptation_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> dict[str, Any]:
     """The same for a run of `adapt_scorer`, which reads no encoder and no objective."""
-    values = args.to_dict()
-    inherited = {f.name for f in dataclasses.fields(TrainingArguments)}
     files = [str(Path(data.collection, "corpus.jsonl")), *([data.candidates, data.gains] if data.adapt_pairs else [])]
-    trajectory = {key: values[key] for key in TRAINER_KEYS if key in inherited}
-    trajectory |= {key: getattr(model, key) for key in ("adapter_lora", *LLM_KEYS)}
-    trajectory |= {key: getattr(data, key) for key in ("adapt_documents", "adapt_pairs", *PROMPT_KEYS)}
+    values = args.to_dict()
+    trajectory = {key: values[key] for key in sorted(DECIDING) if key in values}
+    trajectory |= _decisive(model, "llm", "adaptation") | _decisive(data, "llm", "adaptation")
     trajectory |= {f"content of {file}": _file_hash(file) for file in files}
     return {"trajectory": trajectory}
+
+
+def trainer_settings(args: NLTTrainingArguments) -> dict[str, Any]:
+    """The options of the block `trainer:` that decide the trajectory, the objective's first."""
+    values = args.to_dict()
+    names = [*options_deciding("training", of=TrainerArguments), *sorted(DECIDING)]
+    return {name: values[name] for name in names if name in values}
+
+
+def _decisive(arguments: Any, *what: Decides) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in options_deciding(*what, of=type(arguments))}
 
 
 def _file_hash(path: str) -> str | None:

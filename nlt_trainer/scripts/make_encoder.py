@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
 from nlt_trainer.program import run_main, shown
-from nlt_trainer.recipe import parse_recipe
+from nlt_trainer.recipe.parsing import parse_recipe
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -26,7 +26,7 @@ from nlt_trainer.plan.flops import accelerator_peak
 from nlt_trainer.plan.scoring import plan_detect_heads, plan_mine, plan_score
 from nlt_trainer.plan.training import plan_train
 from nlt_trainer.program import run_main, shown
-from nlt_trainer.recipe import parse_recipe
+from nlt_trainer.recipe.parsing import parse_recipe
 
 LEAVING = 0.2
 """Share of the time of its imports that a process takes to end, when the interpreter takes them down."""

@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, 
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.arguments.training import NLTTrainingArguments
 from nlt_trainer.assembly.training import check_options
 from nlt_trainer.errors import NLTError
 from nlt_trainer.run.resume import CostCallback
 from nlt_trainer.scripts import detect_heads, evaluate, mine, train
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 TEXTS = ["the largest animal", "bread and gas"]
 

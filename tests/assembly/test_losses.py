@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.arguments.training import OBJECTIVES, NLTTrainingArguments
+from nlt_trainer.arguments.trainer import OBJECTIVES
 from nlt_trainer.assembly.losses import BUILDERS, Parts, make_loss
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.injection.heads import HeadSet
@@ -26,6 +26,7 @@ from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
 from nlt_trainer.objectives.loop import LOOPLoss
 from nlt_trainer.objectives.mixture import MixtureLoss
 from nlt_trainer.objectives.revela import RevelaLoss
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 CANDIDATES = [QueryCandidates("q1", "which animal is the largest of all", None, ("d02", "d01"), (1.0, 0.0))]
 
@@ -52,17 +53,17 @@ def test_every_name_has_a_builder() -> None:
     ("settings", "kind", "expected"),
     [
         (
-            {"objective": "likelihood_gain", "temperature": 0.1, "teacher_temperature": 0.3, "gain_score": "sum",
-             "divergence": "margin_mse", "null_candidate": True, "null_similarity": 0.4, "query_weight": "gain"},
+            {"objective": "likelihood_gain", "temperature": 0.1, "teacher_temperature": 0.3,
+             "divergence": "margin_mse", "query_weight": "gain"},
             LikelihoodGainLoss,
-            {"temperature": 0.1, "teacher_temperature": 0.3, "gain_score": "sum", "divergence": "margin_mse",
-             "null_candidate": True, "null_similarity": 0.4, "query_weight": "gain"},
+            {"temperature": 0.1, "teacher_temperature": 0.3, "divergence": "margin_mse",
+             "query_weight": "gain"},
         ),
         ({"objective": "emdr2", "emdr2_level": "token"}, EMDR2Loss, {"level": "token", "temperature": 0.05}),
         (
-            {"objective": "info_nce", "in_batch_negatives": False, "false_negative_margin": 0.1},
+            {"objective": "info_nce", "false_negative_margin": 0.1},
             InfoNCELoss,
-            {"in_batch_negatives": False, "false_negative_margin": 0.1},
+            {"false_negative_margin": 0.1},
         ),
         (
             {"objective": "dream", "lm_micro_batch_size": 3, "temperature": 0.2, "share_floor": 0.3,

@@ -27,11 +27,12 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from nlt_trainer.choices import DocumentLayout
 from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates, mine_candidates
 from nlt_trainer.data.training import relevance
 from nlt_trainer.injection.attention import IMPLEMENTATION
-from nlt_trainer.injection.document_prompts import DocumentLayout, DocumentPrompts, build_prompts
+from nlt_trainer.injection.document_prompts import DocumentPrompts, build_prompts
 from nlt_trainer.injection.heads import HeadSet, detect_query_focused_heads
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import PromptTokens

@@ -24,7 +24,7 @@ from measuring import matmul_peak
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
 from nlt_trainer.assembly.scoring import audit_file
 from nlt_trainer.files import read_json, write_json
-from nlt_trainer.recipe import parse_recipe
+from nlt_trainer.recipe.parsing import parse_recipe
 
 FILES = {
     "candidates": "candidates.jsonl",

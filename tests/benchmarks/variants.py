@@ -30,10 +30,10 @@ from transformers import set_seed
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
-from nlt_trainer.arguments.training import NLTTrainingArguments
 from nlt_trainer.assembly.losses import Parts
 from nlt_trainer.assembly.parts import load_llm, load_training_collection
 from nlt_trainer.assembly.training import load_start, make_dataset, make_trainer
+from nlt_trainer.choices import LLMDtype
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.candidates import read_candidates
 from nlt_trainer.encoder.loading import load_encoder
@@ -42,8 +42,9 @@ from nlt_trainer.injection.document_reader import DocumentReader
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.objectives.prompt_teacher import PromptTeacher
-from nlt_trainer.recipe import parse_recipe
+from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.scripts import detect_heads, make_encoder, mine, score
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 Arguments = tuple[ModelArguments, DataArguments, NLTTrainingArguments]
 
@@ -129,7 +130,7 @@ def run(
     folder, seeds = options.folder, options.seeds
 
     @cache
-    def reading(llm: str, dtype: str, adapter: str | None) -> tuple[FrozenLM, DocumentReader]:
+    def reading(llm: str, dtype: LLMDtype, adapter: str | None) -> tuple[FrozenLM, DocumentReader]:
         lm = FrozenLM.from_pretrained(llm, dtype=dtype, adapter=adapter)
         return lm, DocumentReader(lm, cache_bytes=int(options.cache_gib * 2**30))
 

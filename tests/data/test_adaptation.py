@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from nlt_trainer.choices import TargetKind
 from nlt_trainer.data.adaptation import IGNORED, adaptation_rows, best_pairs, choose_texts, pad_rows
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.candidates import QueryCandidates
@@ -15,7 +16,7 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import PromptTokens
 from nlt_trainer.lm.scoring import LikelihoodScorer
-from nlt_trainer.prompts import PromptTemplate, TargetKind
+from nlt_trainer.prompts import PromptTemplate
 
 CANDIDATES = [
     QueryCandidates("q1", "which animal", "the whale", ("d01", "d02"), (2.0, 1.0)),

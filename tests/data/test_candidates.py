@@ -81,10 +81,11 @@ def test_a_corpus_without_a_word_gives_empty_rankings(collection: Collection) ->
 def test_candidates_are_bm25s_best_and_then_random_ones(collection: Collection) -> None:
     queries = training_queries(collection, "train")
     rankings = bm25_rankings(collection, queries)
-    for row in mine_candidates(collection, queries, num_candidates=6, num_random=4):
-        best = list(rankings[row.query_id])[:2]
+    for row in mine_candidates(collection, queries, num_candidates=9):
+        best = list(rankings[row.query_id])[:9]
+        assert 0 < len(best) < 9
         assert row.document_ids[: len(best)] == tuple(best)
-        assert len(set(row.document_ids)) == len(row.bm25) == 6
+        assert len(set(row.document_ids)) == len(row.bm25) == 9
         assert row.bm25 == pytest.approx([rankings[row.query_id].get(d, 0.0) for d in row.document_ids])
         assert (row.query, row.answer) == (
             collection.queries[row.query_id].text,
@@ -102,7 +103,7 @@ def test_a_query_without_a_common_token_gets_k_random_documents(collection: Coll
 
 def test_random_documents_depend_on_the_seed_and_the_query_alone(collection: Collection) -> None:
     queries = list(collection.queries.values())
-    options: dict[str, Any] = {"num_candidates": 6, "num_random": 3}
+    options: dict[str, Any] = {"num_candidates": 9}  # more than BM25 finds
     forward = {row.query_id: row for row in mine_candidates(collection, queries, **options)}
     backward = {row.query_id: row for row in mine_candidates(collection, queries[::-1], **options)}
     assert forward == backward
@@ -113,7 +114,7 @@ def test_random_documents_depend_on_the_seed_and_the_query_alone(collection: Col
 def test_random_documents_are_uniform_over_the_rest(collection: Collection) -> None:
     queries = [Query(f"q{number}", "the earth") for number in range(1000)]
     drawn = Counter[str]()
-    for row in mine_candidates(collection, queries, num_candidates=5, num_random=3):
+    for row in mine_candidates(collection, queries, num_candidates=5):
         drawn.update(row.document_ids[2:])
     assert set(drawn) == set(collection.corpus) - {"d01", "d11"}
     assert all(abs(count - 300) < 5 * math.sqrt(1000 * 0.3 * 0.7) for count in drawn.values())
@@ -124,27 +125,21 @@ def test_labels_are_not_read(collection: Collection) -> None:
     moved = {"train": {query.id: {"d12": 1} for query in queries}}
     unlabelled = replace(collection, qrels={})
     relabelled = replace(collection, qrels=moved)
-    expected = mine_candidates(collection, queries, num_candidates=4, num_random=1)
-    assert mine_candidates(unlabelled, queries, num_candidates=4, num_random=1) == expected
-    assert mine_candidates(relabelled, queries, num_candidates=4, num_random=1) == expected
+    expected = mine_candidates(collection, queries, num_candidates=4)
+    assert mine_candidates(unlabelled, queries, num_candidates=4) == expected
+    assert mine_candidates(relabelled, queries, num_candidates=4) == expected
 
 
 @pytest.mark.parametrize(
-    ("num_candidates", "num_random", "reason"),
+    ("num_candidates", "reason"),
     [
-        (13, 0, "num_candidates=13 with 12 documents.*choose at most the number"),
-        (0, 0, "num_candidates=0"),
-        (4, 5, "num_random=5 must lie between 0 and num_candidates=4"),
-        (4, -1, "num_random=-1"),
+        (13, "num_candidates=13 with 12 documents.*choose at most the number"),
+        (0, "num_candidates=0"),
     ],
 )
-def test_impossible_numbers_are_refused(
-    collection: Collection, num_candidates: int, num_random: int, reason: str
-) -> None:
+def test_impossible_numbers_are_refused(collection: Collection, num_candidates: int, reason: str) -> None:
     with pytest.raises(NLTError, match=reason):
-        mine_candidates(
-            collection, training_queries(collection, None), num_candidates=num_candidates, num_random=num_random
-        )
+        mine_candidates(collection, training_queries(collection, None), num_candidates=num_candidates)
 
 
 def test_candidates_are_read_as_they_were_written(collection: Collection, tmp_path: Path) -> None:

@@ -89,19 +89,18 @@ def test_fusion_is_reciprocal_rank_fusion() -> None:
     )
 
 
-def test_candidates_of_an_encoder_have_bm25_scores_and_random_rest(collection: Collection) -> None:
+def test_candidates_of_an_encoder_have_bm25_scores(collection: Collection) -> None:
     """Reference: the rankings that are given, BM25's own scores, and their fusion by rank."""
     queries = list(collection.queries.values())
     ids = list(collection.corpus)
     rankings = [np.random.default_rng(b).permutation(12).tolist() for b in range(len(queries))]
     bm25 = bm25_rankings(collection, queries)
-    options: dict[str, Any] = {"num_candidates": 6, "num_random": 2, "encoder_rankings": rankings}
+    options: dict[str, Any] = {"num_candidates": 6, "encoder_rankings": rankings}
     for fused in (False, True):
         for b, row in enumerate(mine_candidates(collection, queries, **options, fused=fused)):
             by_bm25 = [ids.index(document_id) for document_id in bm25[row.query_id]]
             expected = fuse(by_bm25, rankings[b]) if fused else rankings[b]
-            assert row.document_ids[:4] == tuple(ids[i] for i in expected[:4])
-            assert len(set(row.document_ids)) == 6
+            assert row.document_ids == tuple(ids[i] for i in expected[:6])
             assert row.bm25 == pytest.approx([bm25[row.query_id].get(d, 0.0) for d in row.document_ids])
     assert mine_candidates(replace(collection, qrels={}), queries, **options) == mine_candidates(
         collection, queries, **options
@@ -115,16 +114,16 @@ def test_a_round_is_mined_with_the_trained_encoder(
     """Reference: the parts that the stage puts together; nothing but the candidates stays."""
     path = tmp_path / "candidates.2.jsonl"
     flags = ["--collection", str(collection.folder), "--encoder", str(tiny_encoder_folder), "--train_split", "train"]
-    flags += ["--candidates", str(path), "--num_candidates", "5", "--num_random_candidates", "1", "--use_cpu", "true"]
+    flags += ["--candidates", str(path), "--num_candidates", "5", "--use_cpu", "true"]
     mine.main([*flags, "--miner", miner, "--output_dir", str(tmp_path / "run"), "--seed", "3"])
     assert f"4 queries with 5 candidates each ({miner})" in capsys.readouterr().out
     queries = collection.split_queries("train")
     encoder = SentenceTransformer(str(tiny_encoder_folder))
     documents = encoder.encode([document.content for document in collection.corpus.values()])
     asked = encoder.encode([query.text for query in queries])
-    rankings = brute_force(asked, documents, 12 if miner == "fused" else 4)
+    rankings = brute_force(asked, documents, 12 if miner == "fused" else 5)
     expected = mine_candidates(
-        collection, queries, num_candidates=5, num_random=1, seed=3, encoder_rankings=rankings, fused=miner == "fused"
+        collection, queries, num_candidates=5, seed=3, encoder_rankings=rankings, fused=miner == "fused"
     )
     assert read_candidates(path, collection) == expected
     assert not Path(f"{path}.embeddings").exists()

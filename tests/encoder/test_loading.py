@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import hub
 
+from nlt_trainer.choices import EncoderDtype, PoolingMode
 from nlt_trainer.encoder.loading import all_but_the_top, encoder_from_token_embeddings, load_encoder
 from nlt_trainer.errors import NLTError
 
@@ -44,7 +45,7 @@ def test_prompts_stand_before_texts_and_are_saved(tiny_encoder_folder: Path, tmp
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_a_plain_transformer_gets_pooling_and_unit_length(tiny_encoder_folder: Path, pooling: str) -> None:
+def test_a_plain_transformer_gets_pooling_and_unit_length(tiny_encoder_folder: Path, pooling: PoolingMode) -> None:
     """Reference: hidden states of the transformer, pooled by hand."""
     folder = tiny_encoder_folder.parent / "bert"
     encoder = load_encoder(str(folder), pooling=pooling, device="cpu")
@@ -127,7 +128,8 @@ def test_the_dtype_is_the_recipes_and_an_adapter_is_float32(tiny_llm_folder: Pat
     model = AutoModelForCausalLM.from_pretrained(tiny_llm_folder, dtype="bfloat16")
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_llm_folder).save_pretrained(tmp_path)
-    for dtype, expected in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+    for dtype in get_args(EncoderDtype):
+        expected = getattr(torch, dtype)
         encoder = load_encoder(str(tmp_path), dtype=dtype, pooling="lasttoken", device="cpu")
         assert {p.dtype for p in encoder.parameters()} == {expected}
         lora = {"r": 4, "target_modules": "all-linear"}
@@ -135,11 +137,11 @@ def test_the_dtype_is_the_recipes_and_an_adapter_is_float32(tiny_llm_folder: Pat
         assert {p.dtype for p in encoder.parameters() if p.requires_grad} == {torch.float32}
         assert {p.dtype for p in encoder.parameters() if not p.requires_grad} == {expected}
     with pytest.raises(NLTError, match="encoder dtype 'float16' is unknown; choose one of float32, bfloat16"):
-        load_encoder(str(tmp_path), dtype="float16")
+        load_encoder(str(tmp_path), dtype="float16")  # type: ignore[arg-type]  # on purpose
 
 
 @pytest.mark.parametrize("pooling", [None, "lasttoken"])
-def test_the_revision_reaches_every_file(monkeypatch: pytest.MonkeyPatch, pooling: str | None) -> None:
+def test_the_revision_reaches_every_file(monkeypatch: pytest.MonkeyPatch, pooling: PoolingMode | None) -> None:
     """Reference: the revision of each look-up in the Hub's cache; the message says what to do."""
     asked: set[str | None] = set()
     lookup = hub.cached_files
@@ -215,8 +217,8 @@ def test_settings_that_do_not_fit_are_refused(tiny_encoder_folder: Path, tmp_pat
         load_encoder(folder, prompts={"passage": "x"})
     with pytest.raises(NLTError, match=r"with its own pooling; leave `pooling` out or set it to mean"):
         load_encoder(folder, pooling="cls")
-    with pytest.raises(NLTError, match=r"pooling 'max' is unknown; choose mean, cls or lasttoken"):
-        load_encoder(plain, pooling="max")
+    with pytest.raises(NLTError, match=r"pooling 'max' is unknown; choose one of mean, cls, lasttoken"):
+        load_encoder(plain, pooling="max")  # type: ignore[arg-type]  # on purpose
     (tmp_path / "empty").mkdir()
     with pytest.raises(NLTError, match=r"encoder .*empty' cannot be loaded"):
         load_encoder(str(tmp_path / "empty"))

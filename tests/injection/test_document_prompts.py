@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from nlt_trainer.choices import TargetKind
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.attention import ScoreInjection, enable_document_attention
 from nlt_trainer.injection.document_prompts import DocumentPrompts, build_prompts
 from nlt_trainer.injection.document_reader import DocumentReader
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import PromptTokens
-from nlt_trainer.prompts import PromptTemplate, TargetKind
+from nlt_trainer.prompts import PromptTemplate
 
 QUERIES = ["how is tea made", "which bird hunts at night"]
 ANSWERS = ["from leaves that were heated soon", "an owl"]

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
+from nlt_trainer.choices import DocumentLayout
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.attention import ScoreInjection, enable_document_attention
-from nlt_trainer.injection.document_prompts import DocumentLayout, DocumentPrompts, build_prompts
+from nlt_trainer.injection.document_prompts import DocumentPrompts, build_prompts
 from nlt_trainer.injection.document_reader import DocumentReader
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import PromptTokens

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from nlt_trainer.choices import HeadScore
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.injection.attention import enable_document_attention
 from nlt_trainer.injection.document_reader import DocumentReader
@@ -143,7 +144,7 @@ TEXTS = [f"Many people saw a {t} and the {t} was old. They say that one {t} is l
 
 
 @pytest.mark.parametrize("score", ["reciprocal_rank", "correlation"])
-def test_a_planted_head_is_found(planted_lm: FrozenLM, score: str) -> None:
+def test_a_planted_head_is_found(planted_lm: FrozenLM, score: HeadScore) -> None:
     """Reference: the one head of a model that attends to equal tokens, hence to the document of the query's topic."""
     documents = [[TEXTS[(b + k) % 8] for k in (1, 0, 3, 2)] for b in range(8)]
     gain = np.random.default_rng(0).normal(0, 0.05, (8, 4))
@@ -208,7 +209,7 @@ def test_heads_are_selected_from_their_scores() -> None:
     worst = table.select(2, "worst", seed=3)
     assert (worst.scores, worst.settings) == (table.scores, {"selection": "worst", "selection_seed": 3})
     with pytest.raises(NLTError, match=r"^selection 'bset' is unknown; choose one of best, random, worst"):
-        table.select(2, "bset")
+        table.select(2, "bset")  # type: ignore[arg-type]  # on purpose
     with pytest.raises(NLTError, match=r"num_heads is 0; it must be at least 1"):
         table.select(0)
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
 from transformers.masking_utils import sdpa_mask
 
+from nlt_trainer.choices import DocumentMass
 from nlt_trainer.errors import NLTError
-from nlt_trainer.injection.attention import DocumentMass, ScoreInjection, enable_document_attention
+from nlt_trainer.injection.attention import ScoreInjection, enable_document_attention
 from nlt_trainer.injection.attention_mass import AttentionMass
 from nlt_trainer.injection.document_prompts import DocumentPrompts, build_prompts
 from nlt_trainer.injection.document_reader import DocumentReader

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from nlt_trainer.choices import TargetKind, check_choice
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import PromptTokens
-from nlt_trainer.prompts import PromptTemplate, TargetKind, check_target, default_target
+from nlt_trainer.prompts import PromptTemplate, default_target
 
 TEMPLATE = PromptTemplate(document_prefix="D: ", document_suffix="\n", query_prefix="Q:", answer_prefix="\nA:")
 
@@ -82,7 +83,7 @@ def test_nothing_to_read_is_refused(tiny_lm: FrozenLM) -> None:
 
 def test_targets_by_name() -> None:
     """Reference: the three kinds; joint where there are answers."""
-    assert [check_target(kind) for kind in ("answer", "query", "joint")] == ["answer", "query", "joint"]
+    check_choice("target", "joint", TargetKind)
     with pytest.raises(NLTError, match=r"target 'title' is unknown; choose one of answer, query, joint"):
-        check_target("title")
+        check_choice("target", "title", TargetKind)
     assert (default_target(has_answers=True), default_target(has_answers=False)) == ("joint", "query")

@@ -13,13 +13,14 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
+from nlt_trainer.choices import TargetKind
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm import scoring
 from nlt_trainer.lm.candidate_pairs import Pair
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.rows import Row, token_batches
 from nlt_trainer.lm.scoring import LikelihoodScorer
-from nlt_trainer.prompts import PromptTemplate, TargetKind
+from nlt_trainer.prompts import PromptTemplate
 
 TEMPLATE = PromptTemplate()
 DOCUMENTS = [

@@ -10,8 +10,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from nlt_trainer.choices import DocumentLayout
 from nlt_trainer.errors import NLTError
-from nlt_trainer.injection.document_prompts import DocumentLayout, DocumentPrompts, build_prompts
+from nlt_trainer.injection.document_prompts import DocumentPrompts, build_prompts
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import PromptTokens
 from nlt_trainer.objectives.adist import ADistLoss

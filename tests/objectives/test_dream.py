@@ -10,6 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from nlt_trainer.choices import TargetKind
 from nlt_trainer.encoder.similarity import embed, own_cosines
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.attention import ScoreInjection
@@ -18,7 +19,7 @@ from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import PromptTokens
 from nlt_trainer.objectives.dream import DREAMLoss
-from nlt_trainer.prompts import PromptTemplate, TargetKind
+from nlt_trainer.prompts import PromptTemplate
 
 QUERIES = ["how is tea made", "which bird hunts at night", "what makes the tides"]
 DOCUMENTS = [

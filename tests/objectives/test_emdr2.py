@@ -10,8 +10,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from nlt_trainer.choices import MarginalLevel
 from nlt_trainer.errors import NLTError
-from nlt_trainer.objectives.emdr2 import EMDR2Loss, Level
+from nlt_trainer.objectives.emdr2 import EMDR2Loss
 
 TOKENS = [3, 1, 4]  # target tokens of 3 queries
 
@@ -40,14 +41,14 @@ def numpy_loss(scores: np.ndarray, by_token: np.ndarray, level: str) -> float:
     return total / len(TOKENS)
 
 
-def likelihoods(by_token: Tensor, level: Level) -> Tensor:
+def likelihoods(by_token: Tensor, level: MarginalLevel) -> Tensor:
     """What the loss takes: `(B, K, T)`, or `(B, K, 1)` for whole sequences."""
     return by_token if level == "token" else by_token.sum(-1, keepdim=True)
 
 
 @pytest.mark.parametrize("level", ["sequence", "token"])
 def test_the_loss_is_the_formula(
-    tiny_static_encoder: SentenceTransformer, numbers: tuple[Tensor, Tensor], level: Level
+    tiny_static_encoder: SentenceTransformer, numbers: tuple[Tensor, Tensor], level: MarginalLevel
 ) -> None:
     """Reference: numpy in float64; targets of different lengths."""
     scores, by_token = numbers
@@ -60,7 +61,7 @@ def test_the_loss_is_the_formula(
 
 @pytest.mark.parametrize("level", ["sequence", "token"])
 def test_gradients_against_finite_differences(
-    tiny_static_encoder: SentenceTransformer, numbers: tuple[Tensor, Tensor], level: Level
+    tiny_static_encoder: SentenceTransformer, numbers: tuple[Tensor, Tensor], level: MarginalLevel
 ) -> None:
     """Reference: `torch.autograd.gradcheck` on scores in float64."""
     loss, tokens = EMDR2Loss(tiny_static_encoder, level=level), torch.tensor(TOKENS)
@@ -82,7 +83,7 @@ def test_the_gradient_is_share_minus_posterior(
 
 
 @pytest.mark.parametrize("level", ["sequence", "token"])
-def test_one_candidate_is_its_own_likelihood(tiny_static_encoder: SentenceTransformer, level: Level) -> None:
+def test_one_candidate_is_its_own_likelihood(tiny_static_encoder: SentenceTransformer, level: MarginalLevel) -> None:
     """Reference: minus the mean log-likelihood of a token, at both levels, whatever the score; no gradient."""
     by_token = torch.tensor([[[-1.0, -2.0, -3.0]], [[-4.0, 0.0, 0.0]]])
     scores = torch.tensor([[3.0], [-1.0]], requires_grad=True)
@@ -95,7 +96,7 @@ def test_one_candidate_is_its_own_likelihood(tiny_static_encoder: SentenceTransf
 
 @pytest.mark.parametrize("level", ["sequence", "token"])
 def test_candidates_that_explain_equally_well_teach_nothing(
-    tiny_static_encoder: SentenceTransformer, numbers: tuple[Tensor, Tensor], level: Level
+    tiny_static_encoder: SentenceTransformer, numbers: tuple[Tensor, Tensor], level: MarginalLevel
 ) -> None:
     """Reference: the shares sum to 1, so that the common likelihood comes out, and any shares do."""
     by_token = numbers[1][:, :1].expand(-1, 4, -1)

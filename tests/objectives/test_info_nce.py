@@ -17,26 +17,25 @@ KEYS = torch.tensor([[1, 2], [3, 1], [4, 2]])
 GAIN = torch.tensor([[0.4, 0.1], [0.2, 0.3], [-0.1, 0.5]])  # best: green tea, green tea, the moon
 
 
-def numpy_loss(embeddings: tuple[np.ndarray, np.ndarray], positive: list[int], *, in_batch: bool) -> float:
+def numpy_loss(embeddings: tuple[np.ndarray, np.ndarray], positive: list[int]) -> float:
     """The reference: -log of the positive's share among candidates of other texts, temperature 0.1."""
     queries, documents = embeddings
     keys, total = KEYS.flatten().tolist(), 0.0
     for b, own in enumerate(positive):
         column = 2 * b + own
-        others = [j for j in range(6) if (in_batch or j // 2 == b) and keys[j] != keys[column]]
+        others = [j for j in range(6) if keys[j] != keys[column]]
         scores = documents @ queries[b] / 0.1
         total -= scores[column] - np.log(np.exp(scores[[column, *others]]).sum())
     return total / 3
 
 
-def run(encoder: SentenceTransformer, labels: dict[str, Tensor], *, in_batch: bool) -> Tensor:
-    loss = InfoNCELoss(encoder, temperature=0.1, in_batch_negatives=in_batch)
+def run(encoder: SentenceTransformer, labels: dict[str, Tensor]) -> Tensor:
+    loss = InfoNCELoss(encoder, temperature=0.1)
     return loss([encoder.preprocess(QUERIES), encoder.preprocess(DOCUMENTS)], {"candidate_keys": KEYS, **labels})[
         "info_nce"
     ]
 
 
-@pytest.mark.parametrize("in_batch", [True, False])
 @pytest.mark.parametrize(
     ("labels", "positive"),
     [
@@ -46,22 +45,21 @@ def run(encoder: SentenceTransformer, labels: dict[str, Tensor], *, in_batch: bo
     ],
 )
 def test_the_loss_is_the_formula(
-    tiny_static_encoder: SentenceTransformer, labels: dict[str, Tensor], positive: list[int], in_batch: bool
+    tiny_static_encoder: SentenceTransformer, labels: dict[str, Tensor], positive: list[int]
 ) -> None:
     """Reference: numpy; "green tea" and "the moon" stand twice and are never negatives of themselves."""
     embeddings = (
         tiny_static_encoder.encode(QUERIES, normalize_embeddings=True).astype(np.float64),
         tiny_static_encoder.encode(DOCUMENTS, normalize_embeddings=True).astype(np.float64),
     )
-    expected = numpy_loss(embeddings, positive, in_batch=in_batch)
-    assert run(tiny_static_encoder, labels, in_batch=in_batch).item() == pytest.approx(expected, rel=1e-4)
+    expected = numpy_loss(embeddings, positive)
+    assert run(tiny_static_encoder, labels).item() == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("in_batch", [True, False])
 @pytest.mark.parametrize("margin", [0.0, 0.15, 1.0])
 @pytest.mark.parametrize("labels", [{}, {"positive": torch.tensor([1, 0, 0])}])
 def test_candidates_within_the_margin_are_no_negatives(
-    tiny_static_encoder: SentenceTransformer, labels: dict[str, Tensor], margin: float, in_batch: bool
+    tiny_static_encoder: SentenceTransformer, labels: dict[str, Tensor], margin: float
 ) -> None:
     """Reference: loops in numpy; a text's gain is known where it is among the query's own candidates."""
     queries = tiny_static_encoder.encode(QUERIES, normalize_embeddings=True).astype(np.float64)
@@ -71,13 +69,13 @@ def test_candidates_within_the_margin_are_no_negatives(
     for b, own in enumerate(positive):
         known = dict(zip(KEYS[b].tolist(), GAIN[b].tolist(), strict=True))
         terms = []
-        for j in range(6) if in_batch else range(2 * b, 2 * b + 2):
+        for j in range(6):
             negative = known.get(keys[j], -np.inf) < known[keys[2 * b + own]] - margin
             masked += not negative and keys[j] != keys[2 * b + own]
             if negative or j == 2 * b + own:
                 terms.append(np.exp(documents[j] @ queries[b] / 0.1))
         expected -= documents[2 * b + own] @ queries[b] / 0.1 - np.log(sum(terms))
-    loss = InfoNCELoss(tiny_static_encoder, temperature=0.1, in_batch_negatives=in_batch, false_negative_margin=margin)
+    loss = InfoNCELoss(tiny_static_encoder, temperature=0.1, false_negative_margin=margin)
     features = [tiny_static_encoder.preprocess(QUERIES), tiny_static_encoder.preprocess(DOCUMENTS)]
     found = loss(features, {"candidate_keys": KEYS, "gain": GAIN, **labels})["info_nce"]
     assert found.item() == pytest.approx(expected / 3, rel=1e-4, abs=1e-6)

@@ -11,8 +11,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from nlt_trainer.choices import Divergence, QueryWeight
 from nlt_trainer.errors import NLTError
-from nlt_trainer.objectives.likelihood_gain import DIVERGENCES, Divergence, LikelihoodGainLoss, QueryWeight
+from nlt_trainer.objectives.likelihood_gain import DIVERGENCES, LikelihoodGainLoss
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -48,7 +49,6 @@ def numpy_loss(
     gain: np.ndarray,
     *,
     divergence: str = "forward_kl",
-    null_score: float | None,
     query_weight: str,
     temperature: float = 0.2,
 ) -> float:
@@ -56,8 +56,6 @@ def numpy_loss(
     column = np.zeros((len(gain), 1))
     better = 1 - softmax(np.hstack([gain / temperature, column]))[:, -1]
     weight = {"none": np.ones(len(gain)), "positive": (gain.max(1) > 0) * 1.0, "gain": better}[query_weight]
-    if null_score is not None:
-        gain, scores = np.hstack([gain, column]), np.hstack([scores, column + null_score])
     return float((weight * numpy_divergence(divergence, gain / temperature, scores)).mean())
 
 
@@ -72,20 +70,16 @@ def numbers() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("query_weight", ["none", "positive", "gain"])
-@pytest.mark.parametrize("null_candidate", [False, True])
 def test_the_loss_is_the_formula(
     tiny_static_encoder: SentenceTransformer,
     numbers: tuple[Tensor, Tensor],
     divergence: Divergence,
     query_weight: QueryWeight,
-    null_candidate: bool,
 ) -> None:
     """Reference: numpy in float64."""
     loss = LikelihoodGainLoss(
         tiny_static_encoder,
         divergence=divergence,
-        null_candidate=null_candidate,
-        null_similarity=0.1,
         query_weight=query_weight,
     )
     scores, gain = numbers
@@ -93,7 +87,6 @@ def test_the_loss_is_the_formula(
         scores.double().numpy(),
         gain.double().numpy(),
         divergence=divergence,
-        null_score=0.1 / 0.05 if null_candidate else None,
         query_weight=query_weight,
     )
     assert float(loss.compute_loss_from_scores(scores, gain)) == pytest.approx(expected, rel=1e-5)
@@ -101,17 +94,13 @@ def test_the_loss_is_the_formula(
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-@pytest.mark.parametrize("null_candidate", [False, True])
 def test_gradients_against_finite_differences(
     tiny_static_encoder: SentenceTransformer,
     numbers: tuple[Tensor, Tensor],
     divergence: Divergence,
-    null_candidate: bool,
 ) -> None:
     """Reference: `torch.autograd.gradcheck` on scores in float64."""
-    loss = LikelihoodGainLoss(
-        tiny_static_encoder, divergence=divergence, null_candidate=null_candidate, query_weight="gain"
-    )
+    loss = LikelihoodGainLoss(tiny_static_encoder, divergence=divergence, query_weight="gain")
     scores, gain = numbers[0].double().requires_grad_(), numbers[1].double()
     assert torch.autograd.gradcheck(lambda s: loss.compute_loss_from_scores(s, gain), scores)
 
@@ -190,10 +179,10 @@ def test_a_single_candidate_teaches_nothing(tiny_static_encoder: SentenceTransfo
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_a_constant_matters_only_to_the_null_candidate(
+def test_a_constant_changes_nothing(
     tiny_static_encoder: SentenceTransformer, numbers: tuple[Tensor, Tensor], divergence: Divergence
 ) -> None:
-    """Reference: differences alone count, of gains and of scores; the null candidate's gain stays 0."""
+    """Reference: differences alone count, of gains and of scores."""
     scores, gain = numbers
     shift = torch.tensor([[0.5], [-0.2], [0.1], [1.0]])
     plain = LikelihoodGainLoss(tiny_static_encoder, divergence=divergence)
@@ -203,24 +192,6 @@ def test_a_constant_matters_only_to_the_null_candidate(
         plain.compute_loss_from_scores(scores + shift, gain),
     ):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    with_null = LikelihoodGainLoss(tiny_static_encoder, divergence=divergence, null_candidate=True)
-    expected = with_null.compute_loss_from_scores(scores, gain)
-    assert abs(float(with_null.compute_loss_from_scores(scores, gain + shift) - expected)) > 1e-3
-    assert abs(float(with_null.compute_loss_from_scores(scores + shift, gain) - expected)) > 1e-3
-
-
-def test_a_sum_is_the_mean_times_the_targets_tokens(tiny_static_encoder: SentenceTransformer) -> None:
-    """Reference: gains multiplied by hand; a batch without the number of tokens names the remedy."""
-    embeddings = torch.nn.functional.normalize(torch.randn(3, 3, 8), dim=-1)
-    queries, documents = embeddings[:, 0], embeddings[:, 1:]
-    gain, tokens = torch.tensor([[0.3, 0.0], [0.2, -0.1], [0.0, 0.1]]), torch.tensor([2, 7, 1])
-    mean, whole = (LikelihoodGainLoss(tiny_static_encoder, gain_score=score) for score in ("mean", "sum"))
-    found = whole.compute_loss_from_embeddings(queries, documents, {"gain": gain, "target_tokens": tokens})
-    by_hand = torch.tensor([[0.6, 0.0], [1.4, -0.7], [0.0, 0.1]])
-    expected = mean.compute_loss_from_embeddings(queries, documents, {"gain": by_hand})
-    torch.testing.assert_close(found["likelihood_gain"], expected["likelihood_gain"])
-    with pytest.raises(NLTError, match=r"the batch has no target_tokens; run `nlt score` again"):
-        whole.compute_loss_from_embeddings(queries, documents, {"gain": gain})
 
 
 @pytest.mark.parametrize("query_weight", ["none", "positive", "gain"])
@@ -254,9 +225,8 @@ def test_forward_takes_cosines(tiny_static_encoder: SentenceTransformer) -> None
     [
         ({"temperature": 0}, "temperature is 0; it must be greater than 0"),
         ({"teacher_temperature": -1.0}, "teacher_temperature is -1.0; it must be greater than 0"),
-        ({"query_weight": "best"}, "query_weight 'best' is unknown; choose none, positive or gain"),
+        ({"query_weight": "best"}, "query_weight 'best' is unknown; choose one of none, positive, gain"),
         ({"divergence": "kl"}, "divergence 'kl' is unknown; choose one of forward_kl, reverse_kl, jensen_shannon, "),
-        ({"gain_score": "total"}, "gain_score 'total' is unknown; choose mean or sum"),
     ],
 )
 def test_wrong_settings_are_refused(

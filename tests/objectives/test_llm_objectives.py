@@ -22,7 +22,7 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.objectives.mixture import MixtureLoss
 from nlt_trainer.objectives.revela import RevelaLoss
-from nlt_trainer.recipe import parse_recipe
+from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.scripts import evaluate, make_encoder, mine, train
 
 ROOT = Path(__file__).parents[2]

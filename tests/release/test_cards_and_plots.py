@@ -21,17 +21,17 @@ from sentence_transformers import SentenceTransformer
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
-from nlt_trainer.arguments.training import NLTTrainingArguments
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.evaluator import BEIRFolderRetrieval
 from nlt_trainer.files import write_json
 from nlt_trainer.injection.heads import HeadSet
-from nlt_trainer.recipe import parse_recipe
+from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.release.card import encoder_facts, prepare_card, read_release, write_card
 from nlt_trainer.release.card_rendering import labels_sentence, render_card
 from nlt_trainer.report import plots
 from nlt_trainer.run.results import Result, results_table, write_results
-from nlt_trainer.run.resume import TRAINER_KEYS
+from nlt_trainer.run.resume import trainer_settings
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 MODEL_CARDS = Path(__file__).parents[2] / "model_cards"
 RESULTS = [
@@ -75,7 +75,7 @@ def run(tiny_static_encoder: SentenceTransformer, tmp_path: Path) -> Path:
     settings = {
         "model": dataclasses.asdict(model),
         "data": dataclasses.asdict(data),
-        "trainer": {key: args.to_dict()[key] for key in TRAINER_KEYS},
+        "trainer": trainer_settings(args),
     }
     write_json(tmp_path / "run" / "training.json", report)
     write_json(tmp_path / "run" / "settings.json", settings)
@@ -166,7 +166,7 @@ def test_the_recipe_is_what_differs_from_the_defaults_and_parses(run: Path) -> N
     settings = json.loads((run / "settings.json").read_text())
     assert dataclasses.asdict(model) == {**settings["model"], "heads": "heads.json"}
     assert dataclasses.asdict(data) == {**settings["data"], "collection": "stdlib"}
-    assert {key: args.to_dict()[key] for key in TRAINER_KEYS} == settings["trainer"]
+    assert trainer_settings(args) == settings["trainer"]
     for file in ("README.md", "recipe.yaml", "results.json"):
         assert "somebody" not in (run / "encoder" / file).read_text()
 

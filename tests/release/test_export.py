@@ -12,6 +12,7 @@ from huggingface_hub import RepoCard
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
+from nlt_trainer.choices import ExportForm
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.encoder.probes import TEXTS, Probe, difference, probe
 from nlt_trainer.errors import DataError, NLTError
@@ -45,7 +46,7 @@ def run(tiny_llm_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", ["merged", "adapter"])
-def test_each_form_equals_the_encoder_in_the_trainer(run: Path, tiny_llm_folder: Path, form: str) -> None:
+def test_each_form_equals_the_encoder_in_the_trainer(run: Path, tiny_llm_folder: Path, form: ExportForm) -> None:
     """Reference: embeddings of the encoder with its adapter, in the trainer's hands; the start's are others."""
     folder, equal = export(run, form)
     assert equal == ["SentenceTransformer", *(["adapter merged"] if form == "adapter" else []), "mteb"]
@@ -168,7 +169,7 @@ def test_what_cannot_be_exported_is_named(
     ):
         export(tmp_path / "plain", "adapter")
     with pytest.raises(NLTError, match=r"form 'gguf' is unknown; choose one of merged, adapter, onnx, openvino"):
-        export(run, "gguf")
+        export(run, "gguf")  # type: ignore[arg-type]  # on purpose
     with pytest.raises(NLTError, match=r"none has no finished encoder; run `nlt train` with this recipe first"):
         export(tmp_path / "none", "merged")
     monkeypatch.setattr("nlt_trainer.release.export._installed", lambda package: False)

@@ -23,7 +23,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 from nlt_trainer.arguments.stages import APP_BLOCKS
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import write_jsonl
-from nlt_trainer.recipe import parse_recipe
+from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.report import serving
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

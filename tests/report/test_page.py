@@ -16,7 +16,6 @@ from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.arguments.training import NLTTrainingArguments
 from nlt_trainer.data.beir import Collection, load_collection, write_collection
 from nlt_trainer.data.gains import audit_teacher
 from nlt_trainer.errors import DataError, NLTError
@@ -29,6 +28,7 @@ from nlt_trainer.report.query_changes import RunChange, outcomes, query_changes
 from nlt_trainer.run.folder import changed_settings, find_runs, unique_results
 from nlt_trainer.run.results import Result, write_results
 from nlt_trainer.scripts import report as report_script
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 HOSTILE = "</script><script>alert('$x$')</script><img src=x onerror=alert(1)>"
 VOID = {"meta", "br", "img", "link", "input", "hr"}

@@ -12,12 +12,12 @@ import pytest
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
-from nlt_trainer.arguments.training import NLTTrainingArguments
 from nlt_trainer.data.collator import NLTCollator
 from nlt_trainer.errors import NLTError
 from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
 from nlt_trainer.run.checkpoints import last_checkpoint
 from nlt_trainer.trainer import NLTTrainer
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
 def make_trainer(encoder: SentenceTransformer, folder: Path, *, steps: int) -> NLTTrainer:

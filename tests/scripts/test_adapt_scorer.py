@@ -28,7 +28,7 @@ from nlt_trainer.data.beir import load_collection
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.scoring import LikelihoodScorer
-from nlt_trainer.recipe import parse_recipe
+from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.run.resume import CostCallback
 from nlt_trainer.scripts import adapt_scorer, mine, score
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
+import importlib.metadata
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -19,26 +20,62 @@ from nlt_trainer.scripts import cli
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A module that stands in for the stage `train`."""
-    module = ModuleType("stand_in")
-    monkeypatch.setitem(sys.modules, "stand_in", module)
-    monkeypatch.setitem(cli.STAGES, "train", ("stand_in", "stand-in"))
+    module = ModuleType("train")
+    monkeypatch.setitem(sys.modules, "nlt_trainer.scripts.train", module)
     monkeypatch.setattr(sys, "argv", ["nlt"])
     return module
 
 
 def test_every_stage_is_a_module() -> None:
-    missing = [module for module, _ in cli.STAGES.values() if importlib.util.find_spec(module) is None]
-    assert missing == []
+    """Both ways: no stage without a program, no program that is not a stage."""
+    folder = Path(cli.__file__).parent
+    assert {path.stem for path in folder.glob("*.py")} - {"__init__", "cli"} == set(cli.STAGES)
 
 
 def test_help_lists_every_stage_and_imports_none() -> None:
     code = (
         "import sys; from nlt_trainer.scripts import cli; cli.main(['--help']); "
-        "print([name for name, _ in cli.STAGES.values() if name in sys.modules])"
+        "print([name for name in cli.STAGES if f'nlt_trainer.scripts.{name}' in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(f"  {name} " in result.stdout for name in cli.STAGES)
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+HEAVY = ("torch", "transformers", "sentence_transformers", "mteb", "datasets", "faiss", "matplotlib", "scipy")
+"""Packages whose import takes a second or more."""
+
+
+@pytest.mark.parametrize("stage", cli.STAGES)
+def test_help_a_typo_and_a_missing_recipe_import_nothing_heavy(stage: str) -> None:
+    """Reference: `sys.modules` of a fresh process, and the exit code of each call."""
+    code = (
+        "import sys\nfrom nlt_trainer.scripts import cli\n"
+        "for words in (['--help'], ['--sede', '1'], ['--config', 'no/such.yaml']):\n"
+        f"    try:\n        cli.main(['{stage}', *words])\n"
+        "    except SystemExit as end:\n        print('code', end.code)\n"
+        f"print('heavy', [name for name in {HEAVY} if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert [line for line in result.stdout.splitlines() if line.startswith("code")] == ["code 0", "code 2", "code 2"]
+    assert result.stdout.splitlines()[-1] == "heavy []"
+    assert result.stderr.count("error:") >= 2
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("stage", ["search", "app"])
+def test_help_lists_a_stages_own_options_first(stage: str) -> None:
+    """Reference: the options that a search cannot do without."""
+    command = [sys.executable, "-m", "nlt_trainer.scripts.cli", stage, "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert all(f"--{key}" in shown for key in ("encoder", "corpus", "against", "top_k", "embeddings"))
+    assert "sbert.net" not in shown
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    """Reference: the metadata of the installed package."""
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"nlt_trainer {importlib.metadata.version('nlt_trainer')}\n"
 
 
 def test_no_stage_prints_the_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,15 +20,15 @@ from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.arguments.training import NLTTrainingArguments
 from nlt_trainer.assembly import publishing
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import write_json, write_jsonl
 from nlt_trainer.release.card import encoder_facts, prepare_card, write_card
 from nlt_trainer.release.export import save_trained
-from nlt_trainer.run.resume import TRAINER_KEYS
+from nlt_trainer.run.resume import trainer_settings
 from nlt_trainer.scripts import export, pull, push
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 TEXTS = ["green tea", "an owl at night"]
 LOADED_BY_OTHERS = """
@@ -75,7 +75,7 @@ def recipe(tiny_encoder_folder: Path, tmp_path: Path) -> str:
         {
             "model": dataclasses.asdict(model),
             "data": dataclasses.asdict(data),
-            "trainer": {key: args.to_dict()[key] for key in TRAINER_KEYS},
+            "trainer": trainer_settings(args),
         },
     )
     report = {"objective": "likelihood_gain", "target": "query", "seed": 42, "steps": 1, "queries": 8, "log": []}

@@ -47,7 +47,6 @@ class Project:
                 "dev_split": "dev",
                 "candidates": f"{root}/candidates.jsonl",
                 "num_candidates": 3,
-                "num_random_candidates": 1,
                 "gains": f"{root}/gains.jsonl",
                 "score_cache": f"{root}/scores",
                 "max_document_tokens": 24,
@@ -534,7 +533,7 @@ def test_settings_that_only_mine_reads_are_refused_elsewhere(project: Project, s
     """Reference: the candidates file has 4 queries with 3 candidates each; the message names the remedy."""
     project.run(score)
     with pytest.raises(DataError, match=r"candidates.jsonl:1: .*run `nlt mine` again"):
-        project.run(stage, "likelihood_gain", "--num_candidates", "2", "--num_random_candidates", "0")
+        project.run(stage, "likelihood_gain", "--num_candidates", "2")
     with pytest.raises(NLTError, match=r"has 4 queries and max_queries is 3; only mine draws them"):
         project.run(stage, "likelihood_gain", "--max_queries", "3")
 

@@ -14,12 +14,11 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
-from nlt_trainer.arguments.training import NLTTrainingArguments
+from nlt_trainer.choices import DocumentLayout
 from nlt_trainer.data.collator import ChunkBuilder, NLTCollator, PromptBuilder
 from nlt_trainer.encoder import parts as encoder_parts
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.encoder.lora import add_llm_lora
-from nlt_trainer.injection.document_prompts import DocumentLayout
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import PromptTokens
@@ -37,6 +36,7 @@ from nlt_trainer.prompts import PromptTemplate
 from nlt_trainer.run.resume import CostCallback
 from nlt_trainer.scripts import mine, score
 from nlt_trainer.trainer import NLTTrainer
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 OBJECTIVES = (
     *("likelihood_gain", "dream", "info_nce", "mixture", "cached_info_nce", "cached_likelihood_gain"),
@@ -75,7 +75,7 @@ def train(objective: str, encoder_folder: str, *, llm_folder: str, output: Path,
         trained = add_llm_lora(lm, {"r": 2, "target_modules": "all-linear"}, seed=args.seed)
     gain = LikelihoodGainLoss(encoder, query_weight="gain")
     dream = DREAMLoss(encoder, lm, heads=heads, temperature=0.3, micro_batch_size=1)
-    info_nce = InfoNCELoss(encoder, in_batch_negatives=True, false_negative_margin=0.25)
+    info_nce = InfoNCELoss(encoder, false_negative_margin=0.25)
     revela = RevelaLoss(encoder, lm, temperature=0.3, micro_batch_size=1, trained=trained)
     loss: dict[str, Objective] = {
         "likelihood_gain": gain,

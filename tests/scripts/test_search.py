@@ -14,7 +14,7 @@ import pytest
 from nlt_trainer.arguments.stages import APP_BLOCKS
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.errors import NLTError
-from nlt_trainer.recipe import parse_recipe
+from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.report import search_terminal, serving
 from nlt_trainer.scripts import app, search
 

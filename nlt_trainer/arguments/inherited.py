@@ -1,0 +1,69 @@
+"""The options of Sentence Transformers' trainer: those that decide a run, those that do not, and those refused here.
+
+Each field of `SentenceTransformerTrainingArguments` stands in exactly one of the three, which a test compares with the
+installed version.
+"""
+
+from __future__ import annotations
+
+DECIDING = frozenset(
+    """
+    adam_beta1 adam_beta2 adam_epsilon batch_sampler bf16 data_seed dataloader_drop_last fp16
+    gradient_accumulation_steps learning_rate learning_rate_mapping lr_scheduler_kwargs lr_scheduler_type max_grad_norm
+    max_steps num_train_epochs optim optim_args optim_target_modules per_device_train_batch_size seed
+    train_sampling_strategy warmup_ratio warmup_steps weight_decay
+    """.split()
+)
+"""Options that decide the trajectory of training; a run that goes on from a checkpoint must share them."""
+
+OTHER = frozenset(
+    """
+    accelerator_config activation_checkpointing activation_checkpointing_kwargs auto_find_batch_size bf16_full_eval
+    dataloader_in_order dataloader_multiprocessing_context dataloader_num_workers dataloader_persistent_workers
+    dataloader_pin_memory dataloader_prefetch_factor ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb
+    ddp_find_unused_parameters ddp_static_graph ddp_timeout debug deepspeed disable_tqdm enable_jit_checkpoint
+    eval_delay eval_on_start eval_steps eval_strategy fp16_full_eval fsdp fsdp_config full_determinism
+    gradient_checkpointing gradient_checkpointing_kwargs greater_is_better ignore_data_skip liger_kernel_config
+    load_best_model_at_end local_rank log_level log_level_replica log_on_each_node logging_first_step
+    logging_nan_inf_filter logging_steps logging_strategy metric_for_best_model neftune_noise_alpha output_dir
+    parallelism_config per_device_eval_batch_size project remove_unused_columns report_to
+    restore_callback_states_from_checkpoint resume_from_checkpoint run_name save_on_each_node save_only_model
+    save_steps save_strategy save_total_limit skip_memory_metrics tf32 torch_compile torch_compile_backend
+    torch_compile_mode torch_empty_cache_steps trackio_bucket_id trackio_space_id trackio_static_space_id use_cpu
+    use_liger_kernel average_tokens_across_devices include_num_input_tokens_seen
+    """.split()
+)
+"""Options of files, logs, speed, memory and evaluation."""
+
+_NO_DATASET = (
+    "training evaluates by searching the collection of dev_split, without an evaluation dataset; leave it out"
+)
+_PUBLISH = "a run is published when it is finished; leave it out and run `nlt push`"
+_ONE_DATASET = "a recipe trains on one dataset with one encoder; leave it out"
+
+REFUSED = {
+    "prompts": "set encoder_prompts in block `model:`, which the saved encoder keeps",
+    "router_mapping": _ONE_DATASET,
+    "multi_dataset_batch_sampler": _ONE_DATASET,
+    "label_names": _ONE_DATASET,
+    "length_column_name": "train_sampling_strategy: group_by_length measures the texts by itself; leave it out",
+    "label_smoothing_factor": "no objective here has class labels to smooth; leave it out",
+    "use_cache": "an encoder generates nothing; leave it out",
+    "prediction_loss_only": _NO_DATASET,
+    "include_for_metrics": _NO_DATASET,
+    "batch_eval_metrics": _NO_DATASET,
+    "eval_accumulation_steps": _NO_DATASET,
+    "eval_do_concat_batches": _NO_DATASET,
+    "eval_use_gather_object": _NO_DATASET,
+    "do_train": "the stage is named on the command line; leave it out",
+    "do_eval": "the stage is named on the command line; leave it out",
+    "do_predict": "the stage is named on the command line; leave it out",
+    "push_to_hub": _PUBLISH,
+    "hub_token": "a token in a recipe would be kept in files; leave it out and log in with `hf auth login`",
+    "hub_private_repo": _PUBLISH,
+    "hub_model_id": _PUBLISH,
+    "hub_strategy": _PUBLISH,
+    "hub_always_push": _PUBLISH,
+    "hub_revision": _PUBLISH,
+}
+"""Options that would do nothing here, or harm -> what to do instead."""

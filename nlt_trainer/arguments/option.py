@@ -1,0 +1,63 @@
+"""How an option of a recipe is declared: its default, its help, and what it decides."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from nlt_trainer.choices import check_choice
+
+Decides = Literal["start", "llm", "training", "adaptation", "nothing"]
+"""What an option decides of a run, which a run that goes on from a checkpoint must share:
+
+- `start`: the encoder that training begins with, and what it reads of a text;
+- `llm`: the frozen LLM and its prompt, which matter where training reads the LLM, and to `nlt adapt_scorer`;
+- `training`: the objective, the batches and the optimizer;
+- `adaptation`: what `nlt adapt_scorer` fits;
+- `nothing`: where files lie (their content is compared instead), speed and memory, or another stage.
+"""
+
+
+def option(
+    *,
+    help: str,
+    decides: Decides,
+    default: Any = dataclasses.MISSING,
+    default_factory: Callable[[], Any] | Any = dataclasses.MISSING,
+) -> Any:
+    """A dataclass field with all that is known of the option; without a default the option is needed.
+
+    Args:
+        help: the option's documentation, of which there is no other copy.
+        decides: see `Decides`.
+        default: its value where a recipe does not set it.
+        default_factory: makes that value, where it can be changed.
+    """
+    metadata = {"help": help, "decides": decides}
+    return field(default=default, default_factory=default_factory, metadata=metadata)
+
+
+def options_deciding(*what: Decides, of: type) -> list[str]:
+    """The options of a dataclass that decide one of these, in their order."""
+    return [f.name for f in dataclasses.fields(of) if f.metadata.get("decides") in what]
+
+
+def check_words(arguments: Any) -> None:
+    """Refuse a word that one of the arguments' `Literal` options does not have.
+
+    Args:
+        arguments: an instance of a dataclass of options.
+
+    Raises:
+        NLTError: names the option, the word and the choices.
+    """
+    for name, hint in get_type_hints(type(arguments)).items():
+        for part in (hint, *get_args(hint)):
+            value = getattr(arguments, name, None)
+            if get_origin(part) is Literal and value is not None and not isinstance(value, list):
+                check_choice(name, value, part)
+            elif isinstance(value, list) and get_origin(part) is Literal:
+                for word in value:
+                    check_choice(name, word, part)

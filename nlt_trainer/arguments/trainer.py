@@ -1,0 +1,185 @@
+"""The recipe's block `trainer:`: the options of the objectives; `inherited` has those of the library's trainer."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.option import check_words, option
+from nlt_trainer.choices import Divergence, DocumentMass, InjectedRows, MarginalLevel, QueryWeight
+from nlt_trainer.errors import NLTError
+
+OBJECTIVES = ("likelihood_gain", "dream", "emdr2", "loop", "adist", "revela", "info_nce")
+PROMPT_OBJECTIVES = frozenset({"dream", "loop", "adist"})
+"""Those that read the LLM at every step, in one prompt of K documents a query."""
+LLM_OBJECTIVES = PROMPT_OBJECTIVES | {"revela"}
+"""Those that read the LLM at every step."""
+
+
+@dataclass
+class TrainerArguments:
+    """Parameters that control the objective."""
+
+    objective: str = option(
+        default="likelihood_gain",
+        decides="training",
+        help=(
+            f"What trains the encoder: {', '.join(OBJECTIVES)}, or a weighted sum of them such as "
+            "likelihood_gain + 0.5*dream; the log shows each term times its weight."
+        ),
+    )
+    temperature: float = option(
+        default=0.05,
+        decides="training",
+        help="Temperature of the encoder's cosines.",
+    )
+    temperatures: dict[str, float] | None = option(
+        default=None,
+        decides="training",
+        help="Other temperatures for objectives of a sum, e.g. {dream: 0.2}; the rest has `temperature`.",
+    )
+    teacher_temperature: float = option(
+        default=0.2,
+        decides="training",
+        help=(
+            "Temperature of the teacher: gains in nats per token, or nats (likelihood_gain), losses in nats "
+            "per token (loop), attention over its mean (adist)."
+        ),
+    )
+    divergence: Divergence = option(
+        default="forward_kl",
+        decides="training",
+        help=(
+            "What fits scores to gains: forward_kl, reverse_kl, jensen_shannon, margin_mse or listwise "
+            "(likelihood_gain)."
+        ),
+    )
+    query_weight: QueryWeight = option(
+        default="none",
+        decides="training",
+        help="Weight of a query by its best gain: none, positive or gain (likelihood_gain).",
+    )
+    emdr2_level: MarginalLevel = option(
+        default="sequence",
+        decides="training",
+        help="What is marginalised over candidates: sequence or token (emdr2).",
+    )
+    lm_micro_batch_size: int = option(
+        default=2,
+        decides="nothing",
+        help=(
+            "Queries that the LLM reads at once in training, in prompts of K documents (dream, adist), K such "
+            "prompts each (loop) or K + 1 chunks each (revela); changes memory, not the gradient."
+        ),
+    )
+    document_cache_gib: float = option(
+        default=0.0,
+        decides="nothing",
+        help="Memory for documents' keys and values from step to step (dream, independent layout), GiB.",
+    )
+    share_floor: float = option(
+        default=0.0,
+        decides="training",
+        help="Part of the documents' shares that all of them get alike, 0 to below 1 (dream).",
+    )
+    contrast_targets: int = option(
+        default=0,
+        decides="training",
+        help="Other queries' targets, a query, whose mean loss after the same documents is subtracted (dream).",
+    )
+    document_mass: DocumentMass = option(
+        default="kept",
+        decides="training",
+        help="Attention that is divided among documents: kept (what a head gives them) or one (all) (dream).",
+    )
+    injected_rows: InjectedRows = option(
+        default="all",
+        decides="training",
+        help=(
+            "Rows whose attention is divided: all from the query on (all), or those that predict a token of "
+            "the target (target) (dream)."
+        ),
+    )
+    in_batch_candidates: bool = option(
+        default=False,
+        decides="training",
+        help="Let a query's heads choose among the candidates of the whole batch (dream, independent).",
+    )
+    false_negative_margin: float | None = option(
+        default=None,
+        decides="training",
+        help=(
+            "No negatives are candidates whose gain is above the positive's less this, nats per token; unset: "
+            "all but equal texts are (info_nce)."
+        ),
+    )
+    encoder_micro_batch_size: int | None = option(
+        default=None,
+        decides="nothing",
+        help=(
+            "Texts that the encoder embeds at once, each twice (gradient caching); unset: each once. "
+            "Changes memory, not the gradient."
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        check_words(self)
+        names = self.objectives  # refuses unknown ones
+        if strange := set(self.temperatures or {}) - set(names):
+            raise NLTError(
+                f"temperatures names {sorted(strange)}, which objective {self.objective!r} does not have; remove them"
+            )
+
+    @property
+    def objectives(self) -> dict[str, float]:
+        """Weight of each objective."""
+        return parse_objective(self.objective)
+
+    @property
+    def reads_llm(self) -> bool:
+        """Whether an objective reads the LLM at every step."""
+        return not LLM_OBJECTIVES.isdisjoint(self.objectives)
+
+    def reads_labels(self, data: DataArguments) -> bool:
+        """Whether an objective reads relevance judgements."""
+        return data.labels and "info_nce" in self.objectives
+
+    def reads_gains(self, data: DataArguments) -> bool:
+        """Whether an objective reads the gains file."""
+        readers = {"likelihood_gain", "emdr2"}
+        if not data.labels or self.false_negative_margin is not None:
+            readers.add("info_nce")
+        return not readers.isdisjoint(self.objectives)
+
+    @property
+    def reads_likelihoods(self) -> list[str]:
+        """Further columns of the gains file that the objectives read."""
+        names = set()
+        if "emdr2" in self.objectives:
+            names |= {"target_tokens", "token_log_likelihoods" if self.emdr2_level == "token" else "log_likelihood"}
+        return sorted(names)
+
+
+def parse_objective(text: str) -> dict[str, float]:
+    """Weight of each objective in `likelihood_gain + 0.5*dream`.
+
+    Raises:
+        NLTError: an unknown name, a weight that is no positive number, or an objective that stands twice.
+    """
+    weights: dict[str, float] = {}
+    for term in text.split("+"):
+        factor, _, name = (part.strip() for part in term.rpartition("*"))
+        if name not in OBJECTIVES:
+            near = difflib.get_close_matches(name, OBJECTIVES, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"choose of {', '.join(OBJECTIVES)}"
+            raise NLTError(f"objective {name!r} in {text!r} is unknown; {remedy}")
+        if name in weights:
+            raise NLTError(f"objective {name!r} stands twice in {text!r}; add its weights")
+        try:
+            weights[name] = float(factor or 1)
+        except ValueError as error:
+            raise NLTError(f"weight {factor!r} in {text!r} is not a number; write for example 0.5*{name}") from error
+        if not 0 < weights[name] < float("inf"):
+            raise NLTError(f"weight {factor} in {text!r} is not a positive number; leave {name} out")
+    return weights

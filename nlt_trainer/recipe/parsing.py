@@ -1,0 +1,197 @@
+"""Recipes: a YAML file gives the defaults, the command line overrides them, and an unknown key is an error.
+
+A recipe has one block for each argument dataclass, under the name that the caller gives it:
+
+```yaml
+model:
+  encoder: ~/encoders/start
+data:
+  collection: ~/collections/python
+trainer:
+  learning_rate: 2e-5
+```
+
+Reading one imports neither torch nor transformers: help, a misspelt key and a missing file answer at once. A block
+that adds its options to those of a library's class names that class, which is imported when all else is in order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.recipe.command_line import config_of, make_parser, with_underscores
+from nlt_trainer.recipe.keys import Block, Blocks, KnownKeys, default_of, field_hints
+from nlt_trainer.recipe.values import NULL, Unread, coerce, expand_home, from_text, read
+from nlt_trainer.recipe.yaml_files import read_mapping
+
+
+def parse_recipe(blocks: Blocks, argv: Sequence[str] | None = None, *, description: str | None = None) -> Any:
+    """Build one instance of each argument dataclass from `--config FILE.yaml` and the rest of the command line.
+
+    Args:
+        blocks: dataclass of each block, for example `{"model": ModelArguments, "data": DataArguments}`.
+        argv: the command line without the program's name; `None` reads `sys.argv`.
+        description: what the help says before the keys.
+
+    Returns:
+        The instances, in the order of `blocks`.
+
+    Raises:
+        DataError: the recipe is missing or malformed, or holds an unknown block, an unknown key or a wrong value.
+        NLTError: an unknown flag, a value of a wrong type, a required key that is missing, or values that a
+            dataclass refuses; says whether they stand in the recipe or on the command line.
+
+    Example:
+        ```python
+        model, data, trainer = parse_recipe(RECIPE_BLOCKS, ["--config", "recipes/demo/dream.yaml", "--seed", "1"])
+        ```
+    """
+    words = [with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
+    known = KnownKeys(blocks)
+    config = config_of(words)
+    recipe = {} if config is None else read_recipe(config, known)
+    parser = make_parser(known, recipe, description=description, help_all="--help_all" in words)
+    namespace, rest = parser.parse_known_args(words)
+    if rest:
+        raise NLTError(_unknown_flag_message(rest, known))
+    flags = {key: value for key, value in vars(namespace).items() if key in known.block_of}
+    for key in flags.keys() & known.refused.keys():
+        raise NLTError(f"argument --{key}: {known.refused[key]}")
+    flags = {key: _from_words(key, value, known) for key, value in flags.items()}
+    try:
+        return _build(known, {**recipe, **flags})
+    except ValueError as error:
+        place = "" if config is None else f"{_origin(known, recipe, config, error)}: "
+        raise NLTError(f"{place}{error}") from error
+
+
+def _build(known: KnownKeys, values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The instances. First all that needs no library, so that what is wrong there is said at once.
+
+    Raises:
+        ValueError: a required key is missing, or a dataclass refuses its values.
+    """
+    values = {key: expand_home(value) for key, value in values.items()}
+    built = {name: _instance(own, known, name, values) for name, own in known.own.items()}
+    for name, block in known.blocks.items():
+        if isinstance(block, Block):
+            full = block.full_class
+            hints, own = field_hints(full), known.of_block(name, values)
+            given = {
+                key: read(value, hints[key]) if isinstance(value, Unread) else value for key, value in own.items()
+            }
+            built[name] = full(**{key: expand_home(value) for key, value in given.items()})
+    return tuple(built.values())
+
+
+def _instance(own: type, known: KnownKeys, name: str, values: Mapping[str, Any]) -> Any:
+    given = {key: value for key, value in known.of_block(name, values).items() if key in known.hints[name]}
+    if missing := [
+        f.name for f in dataclasses.fields(own) if f.init and default_of(f) is None and f.name not in given
+    ]:
+        raise ValueError(f"{missing[0]} is not set and has no default; give --{missing[0]} or set it in the recipe")
+    return own(**given)
+
+
+def _origin(known: KnownKeys, recipe: Mapping[str, Any], config: str, error: ValueError) -> str:
+    """Where refused values come from: the recipe if it is refused alike without the command line, else that."""
+    try:
+        _build(known, recipe)
+    except ValueError as alone:
+        if str(alone) == str(error):
+            return config
+    return "command line"
+
+
+def read_recipe(path: str | Path, known: KnownKeys) -> dict[str, Any]:
+    """Read the values that a recipe sets, as `{key: value of the option's type}`; a library's are `Unread`.
+
+    Raises:
+        DataError: the file is missing, is no YAML mapping of mappings, or has an unknown block, an unknown key or a
+            value of a wrong type; names the file, the key and the nearest known one.
+    """
+    path = Path(path).expanduser()
+    values: dict[str, Any] = {}
+    for block, content in read_mapping(path).items():
+        if block not in known.keys:
+            raise DataError(path, _unknown_block_message(block, known))
+        if not isinstance(content, dict | None):
+            raise DataError(path, f"block `{block}:` must map keys to values, found {type(content).__name__}")
+        for key, value in (content or {}).items():
+            place = f"`{key}` in block `{block}:`"
+            if key not in known.keys[block]:
+                raise DataError(path, _unknown_key_message(key, block, known))
+            if key in known.refused:
+                raise DataError(path, f"{place}: {known.refused[key]}")
+            hint = known.own_hint(key)
+            try:
+                values[key] = Unread(value, place, is_text=False) if hint is None else coerce(value, hint)
+            except ValueError as error:
+                raise DataError(path, f"{place} {error}") from error
+    return values
+
+
+def _from_words(key: str, words: Sequence[str], known: KnownKeys) -> Any:
+    """The value of an option from the words after its flag.
+
+    Raises:
+        NLTError: they do not fit its type; names the flag.
+    """
+    hint = known.own_hint(key)
+    if hint is None:  # a switch, a text, or several texts: which of them it is says the library's class
+        text = words[0] if len(words) == 1 else list(words) or "true"
+        return Unread(text, f"argument --{key}:", is_text=True)
+    is_list = any(get_origin(part) is list for part in (hint, *get_args(hint)))
+    is_switch = bool in (hint, *get_args(hint))
+    if not words and not is_list and not is_switch:
+        raise NLTError(f"argument --{key}: expected a value")
+    if len(words) > 1 and not is_list:
+        raise NLTError(f"argument --{key}: takes one value, found {' '.join(words)!r}")
+    given: Any = list(words) if is_list and list(words) != [NULL] else words[0] if words else "true"
+    try:
+        return from_text(given, hint)
+    except ValueError as error:
+        raise NLTError(f"argument --{key}: {error}") from error
+
+
+def _nearest(key: object, known: Sequence[str]) -> str:
+    """Return the hint `, did you mean ...` for the nearest known name, or nothing."""
+    matches = difflib.get_close_matches(str(key).replace("-", "_"), known, n=1)
+    return f", did you mean `{matches[0]}`?" if matches else ""
+
+
+def _unknown_block_message(block: object, known: KnownKeys) -> str:
+    where = f"; `{block}` is a key of block `{known.block_of[str(block)]}:`" if block in known.block_of else ""
+    names = ", ".join(f"`{name}:`" for name in known.keys)
+    return f"unknown block `{block}`{where}{_nearest(block, list(known.keys))}; a recipe has the blocks {names}"
+
+
+def _unknown_key_message(key: object, block: str, known: KnownKeys) -> str:
+    """Say which key is meant, or in which block a key belongs."""
+    if key in known.block_of:
+        return f"`{key}` stands in block `{block}:` but belongs to block `{known.block_of[str(key)]}:`"
+    nearest = _nearest(key, known.keys[block])
+    if nearest:
+        return f"unknown key `{key}` in block `{block}:`{nearest}"
+    elsewhere = difflib.get_close_matches(str(key), list(known.block_of), n=1)
+    remedy = "; --help lists the known ones"
+    if elsewhere:
+        remedy = f", did you mean `{elsewhere[0]}` in block `{known.block_of[elsewhere[0]]}:`?"
+    return f"unknown key `{key}` in block `{block}:`{remedy}"
+
+
+def _unknown_flag_message(unknown: Sequence[str], known: KnownKeys) -> str:
+    """Say which flag is meant by the first argument that nothing takes."""
+    flags = [argument for argument in unknown if argument.startswith("-")]
+    if not flags:
+        return f"unexpected argument {unknown[0]!r}; give values as --key value"
+    key = flags[0].split("=")[0].lstrip("-")
+    nearest = difflib.get_close_matches(key, list(known.block_of), n=1)
+    remedy = f", did you mean --{nearest[0]}?" if nearest else "; --help lists the known ones"
+    return f"unknown flag --{key}{remedy}"

@@ -1,0 +1,93 @@
+"""Values of a recipe, from YAML or from the command line, in the types of their options."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from nlt_trainer.recipe.yaml_files import RecipeLoader
+
+NULL = "null"
+"""What unsets a key, in YAML and on the command line."""
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A value of a library's option, whose type is not known before its class is imported.
+
+    Args:
+        value: as YAML has it, or as text from the command line.
+        place: what an error message calls it.
+        is_text: whether it comes from the command line.
+    """
+
+    value: Any
+    place: str
+    is_text: bool
+
+
+def read(unread: Unread, hint: Any) -> Any:
+    try:
+        return from_text(unread.value, hint) if unread.is_text else coerce(unread.value, hint)
+    except ValueError as error:
+        raise ValueError(f"{unread.place} {error}") from error
+
+
+def coerce(value: Any, hint: Any) -> Any:
+    """Turn a YAML value into an option's type: YAML reads `2e-5` as a string and `no` as a boolean.
+
+    Raises:
+        ValueError: the value does not fit, or a number is not finite; the message names the value and the type.
+    """
+    adapter: TypeAdapter[Any] = TypeAdapter(hint, config=_config_for(hint))
+    try:
+        found = adapter.validate_python(value, strict=True if isinstance(value, bool) else None)
+    except ValidationError as error:
+        remedy = "; put a word such as no, off or yes in quotes" if isinstance(value, bool) else ""
+        raise ValueError(f"is {value!r}, expected {_type_name(hint)}{remedy}") from error
+    if isinstance(found, float) and not math.isfinite(found):
+        raise ValueError(f"is {value!r}, expected a finite number")
+    return found
+
+
+def _config_for(hint: Any) -> ConfigDict | None:
+    """Let pydantic check foreign classes by `isinstance`; it refuses a config beside a dataclass of its own."""
+    return None if dataclasses.is_dataclass(hint) else ConfigDict(arbitrary_types_allowed=True)
+
+
+def from_text(text: Any, hint: Any) -> Any:
+    """Read a value from the command line: `null` unsets, a mapping is YAML or JSON, the rest is as it stands.
+
+    Raises:
+        ValueError: it does not fit the type.
+    """
+    if text == NULL:
+        return coerce(None, hint)
+    if isinstance(text, str) and any(
+        kind is dict for part in (hint, *get_args(hint)) for kind in (part, get_origin(part))
+    ):
+        try:
+            text = yaml.load(text, RecipeLoader)
+        except yaml.YAMLError as error:
+            message = f'{text!r} is not a mapping of type {_type_name(hint)}, such as \'{{"query": "query: "}}\''
+            raise ValueError(message) from error
+    return coerce(text, hint)
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
+
+
+def expand_home(value: Any) -> Any:
+    """Replace a leading `~` of a path, also in a list of paths."""
+    if isinstance(value, list):
+        return [expand_home(item) for item in value]
+    if isinstance(value, str | Path) and (str(value) == "~" or str(value).startswith("~/")):
+        return type(value)(Path(value).expanduser())
+    return value

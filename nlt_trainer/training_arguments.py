@@ -1,0 +1,46 @@
+"""Arguments of the trainer: Sentence Transformers' own and those of the objectives."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+import torch
+from sentence_transformers import SentenceTransformerTrainingArguments
+
+from nlt_trainer.arguments.trainer import TrainerArguments
+from nlt_trainer.errors import NLTError
+
+
+@dataclass
+class NLTTrainingArguments(TrainerArguments, SentenceTransformerTrainingArguments):
+    """What `NLTTrainer` takes: the options of a recipe's block `trainer:`, and all of Sentence Transformers'.
+
+    Example:
+        ```python
+        NLTTrainingArguments(output_dir="runs/mine", objective="dream", temperature=0.05, learning_rate=1e-4)
+        ```
+    """
+
+    def __post_init__(self) -> None:
+        TrainerArguments.__post_init__(self)
+        self._check_numbers()
+        # Sentence-Transformers sets it for several processes, and every one of them warns.
+        self.dataloader_drop_last |= int(os.environ.get("WORLD_SIZE", "1")) > 1
+        SentenceTransformerTrainingArguments.__post_init__(self)
+        # torch warns at every epoch where there is no accelerator to pin memory for
+        self.dataloader_pin_memory &= torch.cuda.is_available()
+
+    def _check_numbers(self) -> None:
+        """Raise `NLTError` for numbers that fail late in the trainer, or train nothing."""
+        lowest = dict.fromkeys(
+            ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1
+        ) | dict.fromkeys(("seed", "data_seed", "dataloader_num_workers", "warmup_steps", "weight_decay"), 0)
+        for name, bound in lowest.items():
+            if (number := getattr(self, name)) is not None and not bound <= number < math.inf:
+                raise NLTError(f"{name} is {number}; it must be a number of at least {bound}")
+        if not 0 <= self.learning_rate < math.inf:
+            raise NLTError(f"learning_rate is {self.learning_rate}; it must be a number of at least 0, such as 2e-5")
+        if self.max_steps < 1 and not 0 < self.num_train_epochs < math.inf:
+            raise NLTError(f"num_train_epochs is {self.num_train_epochs}; it must be above 0, or set max_steps")
