@@ -16,6 +16,8 @@ from typing import IO, Any, BinaryIO, TextIO
 from nlt_trainer.errors import DataError, NLTError
 
 FOLDER_MARK = ".nlt_trainer"
+RECORD_FILE = "record.json"
+"""In an encoder's folder: what its card is made of. It is no part of the model, and each evaluation writes it anew."""
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character, whole where the other half follows
 
 

@@ -17,15 +17,13 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import atomic_folder, cache_folder, read_json
+from nlt_trainer.files import RECORD_FILE, atomic_folder, cache_folder, read_json
 
 logger = logging.getLogger(__name__)
 
 PACKAGE_SCHEME = "package:"
 MODEL_FILES = {".safetensors", ".bin", ".json", ".model"}
 """Endings of files that a model is made of."""
-RESULTS_FILE = "results.json"
-"""An encoder's record beside its card, see `cards`: no part of the model."""
 
 
 def resolve_model(name: str) -> str:
@@ -185,8 +183,8 @@ def content_hash(folder: str | Path) -> str:
     """Hash of the weight and configuration files of a local model folder (16 hex digits).
 
     Of subfolders those count in which `modules.json` says that a Sentence-Transformers model has its modules, such as
-    `1_Pooling`; checkpoints and hidden folders never do. An encoder's `results.json`, which each evaluation writes,
-    does not count either.
+    `1_Pooling`; checkpoints and hidden folders never do. An encoder's record, which each evaluation writes, does
+    not count either.
 
     Raises:
         DataError: `modules.json` is malformed.
@@ -198,7 +196,7 @@ def content_hash(folder: str | Path) -> str:
         places = inside.parts[:-1]
         if places and (places[0] not in modules or any(place.startswith(".") for place in places)):
             continue
-        if file.suffix in MODEL_FILES and file.name != RESULTS_FILE and file.is_file():
+        if file.suffix in MODEL_FILES and file.name != RECORD_FILE and file.is_file():
             with file.open("rb") as handle:
                 total.update(inside.as_posix().encode() + hashlib.file_digest(handle, "blake2b").digest())
     return total.hexdigest()

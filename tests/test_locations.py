@@ -112,7 +112,7 @@ def test_the_content_hash_of_a_plain_folder_stays_what_it_was(tmp_path: Path) ->
 def test_the_content_hash_sees_the_modules_of_an_encoder(tiny_encoder_folder: Path, tmp_path: Path) -> None:
     """Reference: another pooling is another encoder; results, cards, checkpoints and hidden folders change nothing."""
     copy = shutil.copytree(tiny_encoder_folder, tmp_path / "copy")
-    for name in ("results.json", "README.md", "checkpoint-5/config.json", "1_Pooling/.cache/config.json"):
+    for name in ("record.json", "README.md", "checkpoint-5/config.json", "1_Pooling/.cache/config.json"):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_text("another")
     assert content_hash(copy) == content_hash(tiny_encoder_folder)

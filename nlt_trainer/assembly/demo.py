@@ -25,7 +25,8 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json, write_json
 from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.report.page import write_report
-from nlt_trainer.run.results import RESULTS_FILE, Result, read_results, results_table, write_results
+from nlt_trainer.run.folder import Run
+from nlt_trainer.run.results import Result, read_results, results_table, write_results
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
@@ -62,30 +63,31 @@ def run_demo(recipes: Path) -> None:
         raise NLTError(f"{recipes} has no demo recipes; run in the repository's root or give their folder: --recipes")
     model, data, gain_args = parse_recipe(RECIPE_BLOCKS, ["--config", str(gain)])
     dream_model, _, dream_args = parse_recipe(RECIPE_BLOCKS, ["--config", str(dream)])
-    runs = [Path(gain_args.output_dir), Path(dream_args.output_dir)]
-    folder = runs[0].parent
+    runs = [Run(gain_args.output_dir), Run(dream_args.output_dir)]
+    group = Run(runs[0].folder.parent)  # its table and its page are those of both runs
+    folder = group.folder
     stages = [
         Stage("build_stdlib", build_stdlib, gain, Path(data.collection)),
         Stage("make_encoder", make_encoder, gain, Path(model.encoder)),
         Stage("mine", mine, gain, Path(data.candidates)),
         Stage("score", score, gain, Path(data.gains)),
-        Stage("train_likelihood_gain", train, gain, runs[0] / "encoder", runs[0]),
+        Stage("train_likelihood_gain", train, gain, runs[0].encoder, runs[0].folder),
         Stage("detect_heads", detect_heads, dream, Path(dream_model.heads)),
-        Stage("train_dream", train, dream, runs[1] / "encoder", runs[1]),
-        Stage("evaluate_likelihood_gain", evaluate_recipe, gain, runs[0] / "results.json"),
-        Stage("evaluate_dream", evaluate_recipe, dream, runs[1] / "results.json"),
+        Stage("train_dream", train, dream, runs[1].encoder, runs[1].folder),
+        Stage("evaluate_likelihood_gain", evaluate_recipe, gain, runs[0].results_file),
+        Stage("evaluate_dream", evaluate_recipe, dream, runs[1].results_file),
     ]
     start, earlier = time.monotonic(), ""
     for number, stage in enumerate(stages, start=1):
         earlier = run_stage(stage, folder / "stamps", earlier=earlier, place=f"{number}/{len(stages)}")
     results = collect(runs)
-    write_results(folder / "results.json", results)
+    write_results(group.results_file, results)
     write_report(folder, embeddings=folder / "embeddings")
-    print_table(folder, results, seconds=time.monotonic() - start)
+    print_table(group, results, seconds=time.monotonic() - start)
     best = best_run(runs, results)
     exported, equal = export_run(best, "merged")
     say(f"Encoder {exported}, the same as in the trainer when loaded by {' and by '.join(equal)}\n")
-    print_next(best, start=model.encoder, collection=data.collection)
+    print_next(best.encoder, start=model.encoder, collection=data.collection)
 
 
 def evaluate_recipe(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
@@ -112,32 +114,32 @@ def run_stage(stage: Stage, stamps: Path, *, earlier: str, place: str) -> str:
     return key
 
 
-def collect(runs: list[Path]) -> list[Result]:
+def collect(runs: list[Run]) -> list[Result]:
     """BM25 and the start once, then the trained encoders."""
-    rows = [row for run in runs for row in read_results(run / RESULTS_FILE)]
+    rows = [row for run in runs for row in read_results(run.results_file)]
     return list({(row.name, row.collection): row for row in rows}.values())
 
 
-def best_run(runs: list[Path], results: list[Result]) -> Path:
+def best_run(runs: list[Run], results: list[Result]) -> Run:
     """The run whose encoder has the highest nDCG@10 of the table, the first of equal ones."""
     found = {row.name: row.ndcg_at_10 for row in results}
-    return max(runs, key=lambda run: found[read_json(run / "training.json", stage="nlt train")["objective"]])
+    return max(runs, key=lambda run: found[run.report["objective"]])
 
 
-def print_table(folder: Path, results: list[Result], *, seconds: float) -> None:
+def print_table(group: Run, results: list[Result], *, seconds: float) -> None:
     """Print the table, what it took, and where the report is."""
     say(f"\n{results_table(results)}\n")
     peak = peak_memory()["peak_memory_gib"]
     say(f"This call took {seconds / 60:.1f} minutes and at most {peak:.1f} GiB of memory.")
-    say(f"Report {folder}/report.html (open it in a browser), results {folder}/results.json\n")
+    say(f"Report {group.page_file} (open it in a browser), results {group.results_file}\n")
 
 
-def print_next(run: Path, *, start: str, collection: str) -> None:
+def print_next(encoder: Path, *, start: str, collection: str) -> None:
     """Print what to do with the better run's encoder."""
     say("What to do next")
     say("  use it:       from sentence_transformers import SentenceTransformer")
-    say(f'                encoder = SentenceTransformer("{run}/encoder")')
+    say(f'                encoder = SentenceTransformer("{encoder}")')
     say('                encoder.encode_query("open a file for reading")')
-    say(f"  search:       nlt search --encoder {run}/encoder --against {start} --corpus {collection}")
+    say(f"  search:       nlt search --encoder {encoder} --against {start} --corpus {collection}")
     say("  your own data: copy recipes/minilm/likelihood_gain.yaml and change the keys that README.md names under")
     say("                'Your own data', then: nlt mine, nlt score, nlt train, each with --config your.yaml")

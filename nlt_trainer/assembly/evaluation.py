@@ -14,12 +14,12 @@ from nlt_trainer.assembly.parts import processes
 from nlt_trainer.encoder.embedding_cache import trim
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.folder_task import BEIRFolderRetrieval
-from nlt_trainer.evaluation.systems import BM25, Checkpoint, EncoderSystems, Family, RunFile, System, training_cost
+from nlt_trainer.evaluation.systems import BM25, Checkpoint, EncoderSystems, Family, RunFile, System
 from nlt_trainer.evaluation.table import Evaluation, file_name
 from nlt_trainer.evaluation.task_scores import Cell, CellCache, score
 from nlt_trainer.evaluation.tasks import EvaluationTask, TaskList, check_data, load_task, resolve_tasks
-from nlt_trainer.files import read_json
 from nlt_trainer.release.card import write_card
+from nlt_trainer.run.folder import Run
 from nlt_trainer.run.results import write_results
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
@@ -31,12 +31,16 @@ def evaluate(
     model: ModelArguments, data: DataArguments, args: NLTTrainingArguments, evaluation: EvaluationArguments
 ) -> None:
     """Write results, card and the files of the evaluation; prints each result, then the table."""
-    state, run = processes(args), Path(str(args.output_dir))
+    state, run = processes(args), Run(str(args.output_dir))
     tasks = find_tasks(data, evaluation)
-    trained = (run / "encoder").is_dir() and (run / "training.json").is_file()
-    if not trained and not evaluation.checkpoints and not evaluation.run_files:
-        raise NLTError(f"{run} has no finished encoder; run `nlt train` with this recipe first, or name --checkpoints")
-    checkpoints = [*(checkpoints_of(run, model) if trained else []), *map(Checkpoint.named, evaluation.checkpoints)]
+    if not run.is_finished and not evaluation.checkpoints and not evaluation.run_files:
+        raise NLTError(
+            f"{run.folder} has no finished encoder; run `nlt train` with this recipe first, or name --checkpoints"
+        )
+    checkpoints = [
+        *(checkpoints_of(run, model) if run.is_finished else []),
+        *map(Checkpoint.named, evaluation.checkpoints),
+    ]
     progress = state.is_main_process and not args.disable_tqdm
     families = find_families(checkpoints, evaluation, state=state, show_progress=progress)
     systems = [system for family in families for system in family.systems()]
@@ -47,9 +51,9 @@ def evaluate(
     trim(evaluation.cache / "embeddings", evaluation.embedding_cache_gib * GIB)
     found = Evaluation(tasks, systems, cells, against)
     results = found.rows()
-    write_results(run / "results.json", results)
-    say(f"\n{found.write(run / 'evaluation')}")
-    if trained:
+    write_results(run.results_file, results)
+    say(f"\n{found.write(run)}")
+    if run.is_finished:
         write_card(run, results)
 
 
@@ -92,7 +96,7 @@ def folder_and_split(entry: str) -> tuple[str, str]:
     return folder, split
 
 
-def checkpoints_of(run: Path, model: ModelArguments) -> list[Checkpoint]:
+def checkpoints_of(run: Run, model: ModelArguments) -> list[Checkpoint]:
     """The encoder that training started from, and the one that it made."""
     loading = {
         "revision": model.encoder_revision,
@@ -100,10 +104,9 @@ def checkpoints_of(run: Path, model: ModelArguments) -> list[Checkpoint]:
         "max_seq_length": model.max_seq_length,
         "pooling": model.pooling,
     }
-    objective = read_json(run / "training.json")["objective"]
     return [
         Checkpoint("start", model.encoder, loading),
-        Checkpoint(objective, str(run / "encoder"), cost=training_cost(run)),
+        Checkpoint(run.report["objective"], str(run.encoder), cost=run.cost),
     ]
 
 

@@ -10,29 +10,30 @@ from huggingface_hub import HfApi
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.stages import ExportArguments, PullArguments, PushArguments
 from nlt_trainer.assembly.parts import processes
-from nlt_trainer.assembly.scoring import audit_file
 from nlt_trainer.choices import ExportForm
+from nlt_trainer.data.gains import audit_file
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.table import file_name
 from nlt_trainer.files import read_json
 from nlt_trainer.locations import is_hub_id
 from nlt_trainer.release.card import CARD_FILE, adapter_base_of, gains_card, read_release, shareable, write_release
 from nlt_trainer.release.card_rendering import render_card
-from nlt_trainer.release.export import ENCODER, export
+from nlt_trainer.release.export import export
 from nlt_trainer.release.hub import Release, folder_files, listing, pull, push, size
+from nlt_trainer.run.folder import Run
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
-def export_run(run: Path, form: ExportForm) -> tuple[Path, list[str]]:
+def export_run(run: Run, form: ExportForm) -> tuple[Path, list[str]]:
     """Export a run's encoder with card, recipe and record in the folder; returns the folder and what was found equal.
 
     Raises:
         NLTError: as `nlt_trainer.release.export.export`.
     """
     folder, equal = export(run, form)
-    if folder != run / ENCODER:
-        write_release(folder, *read_release(run / ENCODER))
+    if folder != run.encoder:
+        write_release(folder, *read_release(run.encoder))
     return folder, equal
 
 
@@ -40,7 +41,7 @@ def export_and_say(args: NLTTrainingArguments, form: ExportForm) -> Path | None:
     """Export the recipe's run and print what was checked; `None` in all processes but the main one."""
     if not processes(args).is_main_process:
         return None
-    folder, equal = export_run(Path(str(args.output_dir)), form)
+    folder, equal = export_run(Run(str(args.output_dir)), form)
     say(f"{folder}: {form}; equal to the trained encoder within 1e-5: {', '.join(equal)}")
     return folder
 
@@ -50,7 +51,7 @@ def push_run(data: DataArguments, args: NLTTrainingArguments, export: ExportArgu
     folder = export_and_say(args, export.form)
     if folder is None:
         return
-    files = encoder_files(folder, to.repo) | mteb_files(Path(str(args.output_dir)))
+    files = encoder_files(folder, to.repo) | mteb_files(Run(str(args.output_dir)))
     parts = [(to.repo, "model", files)]
     if to.gains_repo is not None:
         parts.append((to.gains_repo, "dataset", gains_files(data)))
@@ -82,10 +83,9 @@ def encoder_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
     return {**folder_files(folder), CARD_FILE: card.encode()}
 
 
-def mteb_files(run: Path) -> dict[str, Path | bytes]:
+def mteb_files(run: Run) -> dict[str, Path | bytes]:
     """mteb's own results of the run's encoder, where `nlt evaluate` has left some."""
-    system = file_name(read_json(run / "training.json", stage="nlt train")["objective"])
-    results = sorted((run / "evaluation" / "mteb" / system).glob("*.json"))
+    results = sorted((run.mteb / file_name(run.report["objective"])).glob("*.json"))
     return {f"mteb/{path.name}": path for path in results}
 
 

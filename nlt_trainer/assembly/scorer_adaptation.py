@@ -37,8 +37,8 @@ from nlt_trainer.files import atomic_folder, check_folder, write_json
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.locations import adapter_base, resolve_model
 from nlt_trainer.run.checkpoints import CheckpointFiles
+from nlt_trainer.run.folder import Run
 from nlt_trainer.run.resume import (
-    SETTINGS_FILE,
     CostCallback,
     adaptation_settings,
     logged_cost,
@@ -48,18 +48,13 @@ from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
-def report_file(adapter: str | Path) -> Path:
-    """Where the report on an adapter stands: beside its folder, because every JSON file inside is part of its hash."""
-    return Path(adapter).with_name("adaptation.json")
-
-
 def adapt_scorer(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
     """Train and save the adapter; prints where it is and what it does to held-out documents."""
     processes(args)
     if model.adapter is not None:
         raise NLTError(f"adapter is {model.adapter!r}; an adapter is fitted to the plain LLM, leave `adapter` out")
-    folder = Path(str(args.output_dir))
-    check_folder(folder / "adapter")
+    run = Run(str(args.output_dir))
+    check_folder(run.adapter)
     settings = adaptation_settings(model, data, args)
     checkpoint = start_checkpoint(args, settings)
     collection = load_training_collection(data)
@@ -76,10 +71,10 @@ def adapt_scorer(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
         adapted, args, train_dataset=rows, data_collator=pad_rows, callbacks=[CostCallback(), CheckpointFiles()]
     )
     if trainer.is_world_process_zero():
-        write_json(folder / SETTINGS_FILE, settings)
+        write_json(run.settings_file, settings)
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
-        save_adapter(folder / "adapter", adapted)
+        save_adapter(run.adapter, adapted)
         after = mean_loss(adapted, held_out)
         report = {
             "documents": len(texts.documents),
@@ -91,8 +86,8 @@ def adapt_scorer(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
             "held_out_loss_before": round(before, 4),
             "held_out_loss_after": round(after, 4),
         }
-        write_json(report_file(folder / "adapter"), report)
-        say(f"{folder}/adapter: loss of held-out documents {before:.3f} before, {after:.3f} after, nats per token")
+        write_json(run.adaptation_file, report)
+        say(f"{run.adapter}: loss of held-out documents {before:.3f} before, {after:.3f} after, nats per token")
 
 
 def make_rows(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from nlt_trainer.assembly.parts import (
 )
 from nlt_trainer.choices import TargetKind
 from nlt_trainer.data.candidates import QueryCandidates
-from nlt_trainer.data.gains import audit_teacher, write_gains
+from nlt_trainer.data.gains import audit_file, audit_teacher, write_gains
 from nlt_trainer.data.training import relevance
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json, write_json
@@ -36,11 +35,6 @@ SCORER_KEYS = ("llm", "llm_revision", "adapter", "llm_dtype")
 
 READ_QUERIES = 1024
 """Queries of whose candidates single tokens are read at once."""
-
-
-def audit_file(gains: str) -> Path:
-    """Where the audit of a gains file stands."""
-    return Path(gains).with_suffix(".audit.json")
 
 
 def check_scorer(model: ModelArguments, data: DataArguments, target: TargetKind) -> dict[str, Any] | None:

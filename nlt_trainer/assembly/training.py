@@ -23,12 +23,11 @@ from nlt_trainer.assembly.parts import (
     processes,
     target_of,
 )
-from nlt_trainer.assembly.scorer_adaptation import report_file
-from nlt_trainer.assembly.scoring import audit_file, check_scorer
+from nlt_trainer.assembly.scoring import check_scorer
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.collator import NLTCollator
-from nlt_trainer.data.gains import read_gains, read_likelihoods
+from nlt_trainer.data.gains import audit_file, read_gains, read_likelihoods
 from nlt_trainer.data.training import training_dataset
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import NLTError
@@ -37,11 +36,9 @@ from nlt_trainer.files import check_folder, read_json, write_json
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.release.card import encoder_facts, prepare_card, write_card
-from nlt_trainer.release.export import ENCODER, save_trained
-from nlt_trainer.run.folder import REPORT_FILE
-from nlt_trainer.run.results import RESULTS_FILE, read_results
+from nlt_trainer.release.export import save_trained
+from nlt_trainer.run.folder import Run
 from nlt_trainer.run.resume import (
-    SETTINGS_FILE,
     AdapterCallback,
     CostCallback,
     logged_cost,
@@ -56,8 +53,8 @@ from nlt_trainer.training_arguments import NLTTrainingArguments
 def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
     """Train and save; prints where the encoder is."""
     processes(args)
-    folder = Path(str(args.output_dir))
-    check_folder(folder / "encoder")
+    run = Run(str(args.output_dir))
+    check_folder(run.encoder)
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection)
     settings = run_settings(model, data, args)
@@ -76,18 +73,18 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     truncated = reading.truncated_documents(dataset)  # also finds prompts that do not fit, now
     left_out = check_batches(len(dataset), args)
     if trainer.is_world_process_zero():
-        write_json(folder / SETTINGS_FILE, settings)
+        write_json(run.settings_file, settings)
         if left_out:
             say(f"Each epoch leaves out {left_out} of {len(dataset)} rows, which do not fill a batch")
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
-        finished = was_finished(folder, checkpoint, steps=trainer.state.global_step)
+        finished = was_finished(run, checkpoint, steps=trainer.state.global_step)
         if not finished:
-            forget_results(folder)
-        save_trained(folder, encoder, merge=model.merge_lora, keep_adapter=model.keep_adapter)
+            forget_results(run)
+        save_trained(run, encoder, merge=model.merge_lora, keep_adapter=model.keep_adapter)
         if finished:
-            write_card(folder, read_results(folder / RESULTS_FILE))
-            say(f"{folder}/encoder: all {trainer.state.global_step} steps were done before")
+            write_card(run, run.results)
+            say(f"{run.encoder}: all {trainer.state.global_step} steps were done before")
             return
         report = {
             "objective": args.objective,
@@ -104,24 +101,24 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
             "encoder": encoder_facts(encoder),
             "log": trainer.state.log_history,
         }
-        write_json(folder / REPORT_FILE, report)
-        write_card(folder)
+        write_json(run.training_file, report)
+        write_card(run)
         if truncated:
             say(f"{truncated:.0%} of the documents were cut to {data.max_document_tokens} tokens for the LLM")
-        say(f"{folder}/encoder: trained with {args.objective}; SentenceTransformer(path) loads it")
+        say(f"{run.encoder}: trained with {args.objective}; SentenceTransformer(path) loads it")
 
 
-def was_finished(folder: Path, checkpoint: str | None, *, steps: int) -> bool:
+def was_finished(run: Run, checkpoint: str | None, *, steps: int) -> bool:
     """Whether a run only read its last checkpoint, so that its report, which knows the whole cost, still holds."""
-    done = checkpoint is not None and Path(checkpoint) == folder / f"checkpoint-{steps}"
-    return done and (folder / REPORT_FILE).is_file()
+    done = checkpoint is not None and Path(checkpoint) == run.folder / f"checkpoint-{steps}"
+    return done and run.training_file.is_file()
 
 
-def forget_results(folder: Path) -> None:
+def forget_results(run: Run) -> None:
     """Remove what `evaluate` has written of an encoder that is about to be replaced by another."""
-    if (folder / ENCODER).is_dir():
-        (folder / RESULTS_FILE).unlink(missing_ok=True)
-        shutil.rmtree(folder / "evaluation", ignore_errors=True)
+    if run.encoder.is_dir():
+        run.results_file.unlink(missing_ok=True)
+        shutil.rmtree(run.evaluation, ignore_errors=True)
 
 
 def make_trainer(parts: Parts, dataset: Dataset, *, checkpoint: str | None = None) -> tuple[NLTTrainer, Reading]:
@@ -224,8 +221,8 @@ def cost_before_training(model: ModelArguments, data: DataArguments, args: NLTTr
         sources.append(read_json(audit_file(data.gains)) if audit_file(data.gains).is_file() else {})
     if reads_heads:
         sources.append(HeadSet.load(model.heads).settings)
-    if model.adapter is not None and report_file(model.adapter).is_file():
-        sources.append(read_json(report_file(model.adapter)))
+    if model.adapter is not None and (report := Run(Path(model.adapter).parent).adaptation_file).is_file():
+        sources.append(read_json(report))
     for source in sources:
         cost["seconds"] += source.get("seconds", 0.0)
         cost["lm_tokens"] += source.get("lm_tokens", 0)

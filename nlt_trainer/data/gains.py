@@ -14,6 +14,11 @@ from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import read_jsonl, write_jsonl
 
 
+def audit_file(gains: str | Path) -> Path:
+    """Where the audit of a gains file stands: beside it."""
+    return Path(gains).with_suffix(".audit.json")
+
+
 def write_gains(
     path: str | Path,
     candidates: Sequence[QueryCandidates],

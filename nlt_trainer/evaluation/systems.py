@@ -23,10 +23,11 @@ from nlt_trainer.evaluation.evaluator import best
 from nlt_trainer.evaluation.folder_task import TOP_K
 from nlt_trainer.evaluation.task_scores import TaskRankings, fuse, rank_bm25, rank_encoder
 from nlt_trainer.evaluation.tasks import EvaluationTask
-from nlt_trainer.files import read_json
+from nlt_trainer.files import RECORD_FILE, read_json
 from nlt_trainer.locations import reason, resolve_model
+from nlt_trainer.run.folder import Run
 
-NO_CONTENT = {"README.md", "recipe.yaml", "results.json"}
+NO_CONTENT = {"README.md", "recipe.yaml", RECORD_FILE}
 """Files of a checkpoint that its embeddings do not depend on; an evaluation writes them."""
 NO_CONTENT_ENDINGS = {".md", ".pt", ".pth", ".png"}
 """Endings of others: optimizer and random states of a checkpoint of training, pictures."""
@@ -113,10 +114,10 @@ class Checkpoint:
         Raises:
             NLTError: the run has no finished encoder.
         """
-        run = Path(name).expanduser()
-        if (run / "training.json").is_file() and (run / "encoder").is_dir():
-            return cls(name, str(run / "encoder"), cost=training_cost(run))
-        if (run / "settings.json").is_file():
+        run = Run(Path(name).expanduser())
+        if run.is_finished:
+            return cls(name, str(run.encoder), cost=run.cost)
+        if run.settings_file.is_file():
             raise NLTError(
                 f"{name} has no finished encoder; run `nlt train` to its end, or name one of its checkpoints"
             )
@@ -131,12 +132,6 @@ class Checkpoint:
         """
         content = _content(self.location, self.loading.get("revision"))
         return f"{content} {json.dumps({k: v for k, v in self.loading.items() if v is not None}, sort_keys=True)}"
-
-
-def training_cost(run: Path) -> dict[str, Any]:
-    """What a finished run cost, as its `training.json` says."""
-    report = read_json(run / "training.json", stage="nlt train")
-    return {key: report[key] for key in ("train_seconds", "lm_tokens", "seed")}
 
 
 def _content(name: str, revision: str | None) -> str:

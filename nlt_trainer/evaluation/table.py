@@ -6,7 +6,6 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from nlt_trainer.evaluation.systems import System
 from nlt_trainer.evaluation.task_scores import Cell
 from nlt_trainer.evaluation.tasks import TaskList
 from nlt_trainer.files import atomic_write, write_json, write_jsonl
+from nlt_trainer.run.folder import Run
 from nlt_trainer.run.results import Result, results_table
 
 
@@ -142,19 +142,19 @@ class Evaluation:
                         row["difference"] = {n: v[METRICS[0]] - base for n, v in values.items() if n != self.against}
                     yield row
 
-    def write(self, folder: Path) -> str:
-        """Write `table.md`, `comparisons.json`, `queries.jsonl` and mteb's results; returns the table.
+    def write(self, run: Run) -> str:
+        """Write the table, the comparisons, the values of each query and mteb's results; returns the table.
 
         mteb's results of an earlier evaluation are removed: they may be of an encoder that is no longer there.
         """
         comparisons = self.comparisons()
         table = results_table(self.rows()) + (f"\n\n{comparison_table(comparisons)}" if comparisons else "")
-        write_json(folder / "comparisons.json", [asdict(comparison) for comparison in comparisons])
-        write_jsonl(folder / "queries.jsonl", self.query_rows())
-        shutil.rmtree(folder / "mteb", ignore_errors=True)
+        write_json(run.comparisons_file, [asdict(comparison) for comparison in comparisons])
+        write_jsonl(run.query_values_file, self.query_rows())
+        shutil.rmtree(run.mteb, ignore_errors=True)
         for (system, title), cell in self.cells.items():
-            write_json(folder / "mteb" / file_name(system) / f"{file_name(title)}.json", cell.mteb)
-        with atomic_write(folder / "table.md") as handle:
+            write_json(run.mteb / file_name(system) / f"{file_name(title)}.json", cell.mteb)
+        with atomic_write(run.table_file) as handle:
             handle.write(f"{table}\n")
         return table
 

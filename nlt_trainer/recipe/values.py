@@ -6,7 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -81,6 +81,11 @@ def from_text(text: Any, hint: Any) -> Any:
 
 
 def _type_name(hint: Any) -> str:
+    """A type as people say it: `int`, `one of mean, last`, `list[int] or null`."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if type(None) in get_args(hint):
+        return " or ".join([_type_name(part) for part in get_args(hint) if part is not type(None)] + [NULL])
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
 
 

@@ -19,14 +19,14 @@ from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
 from nlt_trainer.encoder.lora import ADAPTER_CONFIG
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import atomic_write, read_json, write_json
+from nlt_trainer.files import RECORD_FILE, atomic_write, read_json, write_json
 from nlt_trainer.locations import is_hub_id
 from nlt_trainer.release.card_rendering import dump_recipe, render_card
 from nlt_trainer.release.licences import data_licence, model_licence
-from nlt_trainer.run.folder import changed_settings
+from nlt_trainer.run.folder import Run, changed_settings
 from nlt_trainer.run.results import Result
 
-CARD_FILE, RECIPE_FILE, RECORD_FILE = "README.md", "recipe.yaml", "results.json"
+CARD_FILE, RECIPE_FILE = "README.md", "recipe.yaml"
 GAINS_CARD = """---
 {metadata}
 ---
@@ -79,24 +79,22 @@ def encoder_facts(encoder: SentenceTransformer) -> dict[str, Any]:
     }
 
 
-def write_card(run: Path, results: Sequence[Result] = ()) -> None:
+def write_card(run: Run, results: Sequence[Result] = ()) -> None:
     """Write card, recipe and record of a run into its encoder's folder; a second call replaces the first's.
 
     Args:
-        run: output folder of a finished training run.
+        run: a finished training run.
         results: all rows, none before the evaluation; those of the run's objective also go into the card's metadata.
 
     Raises:
         NLTError: the run's folder has no finished encoder.
     """
-    if not (run / "encoder").is_dir():
-        raise NLTError(f"{run} has no finished encoder; train it again")
-    settings = read_json(run / "settings.json", stage="nlt train")
-    training = read_json(run / "training.json", stage="nlt train")
-    if "encoder" not in training:
-        raise NLTError(f"{run}/training.json says nothing of the encoder, it is of an older version; train again")
-    recipe = published_recipe(settings)
-    write_release(run / "encoder", recipe, make_record(run.name, settings, training, results))
+    if not run.encoder.is_dir():
+        raise NLTError(f"{run.folder} has no finished encoder; train it again")
+    if "encoder" not in run.report:
+        raise NLTError(f"{run.training_file} says nothing of the encoder, it is of an older version; train again")
+    recipe = published_recipe(run.settings)
+    write_release(run.encoder, recipe, make_record(run.name, run.settings, run.report, results))
 
 
 def published_recipe(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -127,7 +125,7 @@ def make_record(
     Args:
         name: of the encoder.
         settings: what `run_settings` returned.
-        training: the run's `training.json`.
+        training: the run's report.
         results: rows of the evaluation.
 
     Returns:

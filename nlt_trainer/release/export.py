@@ -12,24 +12,23 @@ from nlt_trainer.choices import ExportForm, check_choice
 from nlt_trainer.encoder.lora import ADAPTER_WEIGHTS, merge_lora
 from nlt_trainer.encoder.probes import Probe, probe
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import atomic_folder, read_json
+from nlt_trainer.files import atomic_folder
 from nlt_trainer.locations import loading
 from nlt_trainer.release.loading_check import check_parity
+from nlt_trainer.run.folder import Run
 
-ENCODER = "encoder"
-PROBE_FILE = "probe.safetensors"
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "optimum.intel"}
 """Runtimes to which Sentence-Transformers exports, and a package that each needs."""
 
 
-def save_trained(run: Path, encoder: SentenceTransformer, *, merge: bool, keep_adapter: bool) -> None:
-    """Save what a run has trained: `<run>/encoder`, and `<run>/probe.safetensors` to check exports against.
+def save_trained(run: Run, encoder: SentenceTransformer, *, merge: bool, keep_adapter: bool) -> None:
+    """Save what a run has trained: its encoder, and a probe of it to check exports against.
 
     Args:
-        run: folder of the run.
+        run: the run.
         encoder: as it comes out of the trainer; afterwards its adapter is merged.
         merge: save it with its adapter merged, in float32; else the adapter alone, in a folder that names its base.
-        keep_adapter: where it is merged, save the adapter alone too, in `<run>/adapter`.
+        keep_adapter: where it is merged, save the adapter alone too, in a folder of its own.
 
     Raises:
         NLTError: a weight is not finite.
@@ -37,13 +36,13 @@ def save_trained(run: Path, encoder: SentenceTransformer, *, merge: bool, keep_a
     for name, parameter in encoder.named_parameters():
         if not parameter.isfinite().all():
             raise NLTError(f"training has made {name} infinite or NaN, nothing is saved; lower learning_rate")
-    run.mkdir(parents=True, exist_ok=True)
-    probe(encoder).save(run / PROBE_FILE)  # float32: a bfloat16 base would round the merged product away
+    run.folder.mkdir(parents=True, exist_ok=True)
+    probe(encoder).save(run.probe_file)  # float32: a bfloat16 base would round the merged product away
     if merge and keep_adapter:
-        _save(run / "adapter", encoder)
+        _save(run.adapter, encoder)
     if merge:
         merge_lora(encoder)
-    _save(run / ENCODER, encoder)
+    _save(run.encoder, encoder)
 
 
 def _save(folder: Path, encoder: SentenceTransformer) -> None:
@@ -51,11 +50,11 @@ def _save(folder: Path, encoder: SentenceTransformer) -> None:
         encoder.save_pretrained(str(partial))
 
 
-def export(run: Path, form: ExportForm) -> tuple[Path, list[str]]:
+def export(run: Run, form: ExportForm) -> tuple[Path, list[str]]:
     """Have a run's encoder in another form, and check it against the encoder as it was in the trainer.
 
     Args:
-        run: folder of a finished run.
+        run: a finished run.
         form: `merged` and `adapter` are Sentence-Transformers folders; `onnx` and `openvino` are such folders with
             the transformer in that runtime's format, by Sentence-Transformers' own export.
 
@@ -66,9 +65,9 @@ def export(run: Path, form: ExportForm) -> tuple[Path, list[str]]:
         NLTError: the run has no such form, a package is missing, or a way of loading gives other embeddings.
     """
     check_choice("form", form, ExportForm)
-    if not (run / ENCODER).is_dir():
-        raise NLTError(f"{run} has no finished encoder; run `nlt train` with this recipe first")
-    trained = Probe.load(run / PROBE_FILE)
+    if not (run.encoder).is_dir():
+        raise NLTError(f"{run.folder} has no finished encoder; run `nlt train` with this recipe first")
+    trained = Probe.load(run.probe_file)
     if form in RUNTIMES:
         return _export_runtime(run, form, trained)
     folder = _adapter(run) if form == "adapter" else _merged(run)
@@ -79,34 +78,30 @@ def _is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_WEIGHTS).is_file()
 
 
-def _adapter(run: Path) -> Path:
-    for folder in (run / ENCODER, run / "adapter"):
+def _adapter(run: Run) -> Path:
+    for folder in (run.encoder, run.adapter):
         if _is_adapter(folder):
             return folder
-    lora = read_json(run / "settings.json", stage="nlt train")["model"]["lora"]
-    raise NLTError(
-        f"{run} has no adapter to export: it was trained without lora"
-        if not lora
-        else f"{run} has no adapter to export: it would name its base without the revision or the adapter under it; "
-        "export merged"
-    )
+    lora = run.settings["model"]["lora"]
+    why = "it would name its base without the revision or the adapter under it; export merged"
+    raise NLTError(f"{run.folder} has no adapter to export: {why if lora else 'it was trained without lora'}")
 
 
-def _merged(run: Path) -> Path:
-    if not _is_adapter(run / ENCODER):
-        return run / ENCODER
-    with loading("encoder", str(run / ENCODER)):
-        encoder = SentenceTransformer(str(run / ENCODER), device="cpu").float()
+def _merged(run: Run) -> Path:
+    if not _is_adapter(run.encoder):
+        return run.encoder
+    with loading("encoder", str(run.encoder)):
+        encoder = SentenceTransformer(str(run.encoder), device="cpu").float()
     merge_lora(encoder)
     transformer: Any = encoder.transformers_model
-    with atomic_folder(run / "merged") as partial:
+    with atomic_folder(run.exported("merged")) as partial:
         encoder.save_pretrained(str(partial))
         # transformers has renamed the weights after those of an adapter, under which nobody finds them: write again
         transformer.save_pretrained(partial, save_original_format=False)
-    return run / "merged"
+    return run.exported("merged")
 
 
-def _export_runtime(run: Path, form: str, trained: Probe) -> tuple[Path, list[str]]:
+def _export_runtime(run: Run, form: ExportForm, trained: Probe) -> tuple[Path, list[str]]:
     """Export through Sentence-Transformers' backend of the same name."""
     merged = _merged(run)
     if not _installed(RUNTIMES[form]) or not _installed("optimum"):
@@ -114,11 +109,11 @@ def _export_runtime(run: Path, form: str, trained: Probe) -> tuple[Path, list[st
             f"form {form} needs the extra sentence-transformers[{form}], which is not installed, and which takes an "
             f"older transformers than nlt_trainer does. In an environment of its own: pip install "
             f"'sentence-transformers[{form}]', then python -c 'from sentence_transformers import SentenceTransformer "
-            f'as S; S("{merged}", backend="{form}").save_pretrained("{run / form}")\''
+            f'as S; S("{merged}", backend="{form}").save_pretrained("{run.exported(form)}")\''
         )
     encoder = SentenceTransformer(str(merged), device="cpu", backend=form)  # type: ignore[arg-type]
-    _save(run / form, encoder)
-    return run / form, check_parity(run / form, trained, backend=form)
+    _save(run.exported(form), encoder)
+    return run.exported(form), check_parity(run.exported(form), trained, backend=form)
 
 
 def _installed(package: str) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from nlt_trainer.data.gains import audit_file
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_write, read_json
 from nlt_trainer.injection.heads import HeadSet
@@ -18,8 +19,6 @@ from nlt_trainer.report.plots import change_chart, head_heat_map, learning_curve
 from nlt_trainer.report.query_changes import QueryChange, RunChange, RunComparer
 from nlt_trainer.report.rendering import render
 from nlt_trainer.run.folder import Run, changed_settings, find_runs, unique_results
-
-PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Gallery:
 
 
 def write_report(folder: str | Path, *, examples: int = 5, embeddings: str | Path | None = None) -> list[Path]:
-    """Write `<folder>/report.html` and its pictures as PNG; returns the files, the page first.
+    """Write the report page of a folder and its pictures as PNG; returns the files, the page first.
 
     Paths in a run's settings are taken as they stand: call it where the run was trained.
 
@@ -93,9 +92,9 @@ def write_report(folder: str | Path, *, examples: int = 5, embeddings: str | Pat
         costs=[_cost(run) for run in runs],
         settings=_settings(runs),
     )
-    with atomic_write(folder / PAGE) as handle:
+    with atomic_write(Run(folder).page_file) as handle:
         handle.write(page)
-    return [folder / PAGE, *gallery.files]
+    return [Run(folder).page_file, *gallery.files]
 
 
 def _curves(parts: Sequence[RunChange], gallery: Gallery) -> list[Picture]:
@@ -159,7 +158,7 @@ def _audits(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     found = {}
     for run in runs:
         gains = Path(run.settings["data"]["gains"])
-        path = gains.with_suffix(".audit.json")
+        path = audit_file(gains)
         if path.is_file():
             found[str(gains)] = read_json(path)
     return found
@@ -187,7 +186,7 @@ def _cost(run: Run) -> dict[str, object]:
     """A row of the table of time and memory."""
     report = run.report
     training = run.logged("train_seconds")
-    encoder = sum(path.stat().st_size for path in (run.folder / "encoder").rglob("*") if path.is_file())
+    encoder = sum(path.stat().st_size for path in run.encoder.rglob("*") if path.is_file())
     return {
         "run": run.name,
         "queries": f"{report['queries']:,}",

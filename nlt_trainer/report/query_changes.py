@@ -180,7 +180,7 @@ class RunComparer:
         try:
             collection = self._load(data["collection"], splits=tuple(sorted({split, dev or split})))
             start = self._start(run.settings["model"], collection)
-            encoder = load_encoder(str(run.folder / "encoder"))
+            encoder = load_encoder(str(run.encoder))
             after = SearchIndex("after", encoder, collection.corpus, cache=self.embeddings)
             at_start = outcomes(start, collection, dev) if dev is not None else {}
             return RunChange(

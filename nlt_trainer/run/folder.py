@@ -1,45 +1,103 @@
-"""Training runs on disk: what `train` and `evaluate` have left of each."""
+"""The folder of a run: what lies where in it, and what `train` and `evaluate` have left there."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
+from nlt_trainer.choices import ExportForm
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import read_json
 from nlt_trainer.recipe.keys import Block
-from nlt_trainer.run.results import RESULTS_FILE, Result, read_results
+from nlt_trainer.run.results import Result, read_results
 
-REPORT_FILE = "training.json"
 REPORT_KEYS = {"objective", "seed", "steps", "queries", "log", "train_seconds", "lm_tokens"}
-"""Keys of it that a report needs."""
+"""Keys of `training.json` that a finished run has."""
 
 
-@dataclass(frozen=True)
 class Run:
-    """One finished training run.
+    """The folder of a run, whether anything is in it yet or not; the names of its files stand here alone.
 
     Args:
-        folder: its output folder, with `encoder/` in it.
-        report: `training.json`.
-        settings: `settings.json`: blocks of keys and values.
-        results: rows of `results.json`; none before `nlt evaluate`.
+        folder: `output_dir` of the recipe.
     """
 
-    folder: Path
-    report: dict[str, Any]
-    settings: dict[str, Any]
-    results: list[Result]
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.settings_file = self.folder / "settings.json"
+        """The recipe's blocks, and the trajectory that a run which goes on must share; see `resume`."""
+        self.training_file = self.folder / "training.json"
+        """What training did: objective, cost and log. It is written when training has ended."""
+        self.encoder = self.folder / "encoder"
+        """The trained encoder, a Sentence-Transformers folder with its card, recipe and record."""
+        self.adapter = self.folder / "adapter"
+        """A LoRA adapter alone: the encoder's, or that of the LLM which `adapt_scorer` fits."""
+        self.adaptation_file = self.folder / "adaptation.json"
+        """What `adapt_scorer` did. It lies beside the adapter, because every JSON file inside is part of its hash."""
+        self.probe_file = self.folder / "probe.safetensors"
+        """Embeddings of the encoder as it was in the trainer, to check exports against."""
+        self.results_file = self.folder / "results.json"
+        """The table of results, a list of `Result`."""
+        self.page_file = self.folder / "report.html"
+        self.evaluation = self.folder / "evaluation"
+        self.table_file = self.evaluation / "table.md"
+        self.comparisons_file = self.evaluation / "comparisons.json"
+        self.query_values_file = self.evaluation / "queries.jsonl"
+        self.mteb = self.evaluation / "mteb"
+        """mteb's own results: a folder a system, a file a task."""
 
     @property
     def name(self) -> str:
         return self.folder.resolve().name
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether training has ended and left an encoder."""
+        return self.encoder.is_dir() and self.training_file.is_file()
+
+    def exported(self, form: ExportForm) -> Path:
+        """The folder of an encoder in another form."""
+        return self.adapter if form == "adapter" else self.folder / form
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Blocks of the recipe with their keys and values.
+
+        Raises:
+            DataError: the file is missing or lacks a block.
+        """
+        return self._read(self.settings_file, {*RECIPE_BLOCKS})
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """What training did.
+
+        Raises:
+            DataError: the file is missing or lacks a key.
+        """
+        return self._read(self.training_file, REPORT_KEYS)
+
+    def _read(self, path: Path, keys: set[str]) -> dict[str, Any]:
+        content: dict[str, Any] = read_json(path, stage="nlt train")
+        if missing := sorted(keys - content.keys()):
+            raise DataError(path, f"has no {', '.join(missing)}, as `nlt train` writes them; train again")
+        return content
+
+    @cached_property
+    def results(self) -> list[Result]:
+        """Rows of the table of results; none before `nlt evaluate`."""
+        return read_results(self.results_file)
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        """What the encoder cost: `train_seconds`, `lm_tokens` and `seed`, as a `Result` has them."""
+        return {key: self.report[key] for key in ("train_seconds", "lm_tokens", "seed")}
 
     @property
     def log(self) -> list[dict[str, Any]]:
@@ -52,26 +110,21 @@ class Run:
 
 
 def find_runs(folder: str | Path) -> list[Run]:
-    """The run in a folder, or the runs in its subfolders, by name.
+    """The finished run in a folder, or the runs in its subfolders, by name.
 
     Raises:
         NLTError: there is none.
         DataError: a file of a run is missing or malformed.
     """
-    folder = Path(folder)
-    files = [folder / REPORT_FILE] if (folder / REPORT_FILE).is_file() else sorted(folder.glob(f"*/{REPORT_FILE}"))
-    if not files:
-        raise NLTError(f"{folder} has no {REPORT_FILE}, nor has a folder in it; name the output_dir of `nlt train`")
-    return [_load(file.parent) for file in files]
-
-
-def _load(folder: Path) -> Run:
-    report = read_json(folder / REPORT_FILE)
-    settings = read_json(folder / "settings.json", stage="nlt train")
-    for file, content, keys in ((REPORT_FILE, report, REPORT_KEYS), ("settings.json", settings, {*RECIPE_BLOCKS})):
-        if missing := sorted(keys - content.keys()):
-            raise DataError(folder / file, f"has no {', '.join(missing)}, as `nlt train` writes them; train again")
-    return Run(folder, report, settings, read_results(folder / RESULTS_FILE))
+    run = Run(folder)
+    found = [run] if run.training_file.is_file() else [Run(path) for path in sorted(run.folder.glob("*/"))]
+    found = [run for run in found if run.training_file.is_file()]
+    if not found:
+        name = run.training_file.name
+        raise NLTError(f"{folder} has no {name}, nor has a folder in it; name the output_dir of `nlt train`")
+    for run in found:  # what is malformed is said before anything is made of it
+        _ = run.report, run.settings, run.results
+    return found
 
 
 def unique_results(runs: Sequence[Run]) -> list[Result]:
@@ -103,6 +156,6 @@ def changed_settings(settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
-    """A field's default as `settings.json` writes it."""
+    """A field's default as the settings file has it."""
     value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     return value.value if isinstance(value, Enum) else value

@@ -9,9 +9,6 @@ from pathlib import Path
 from nlt_trainer.errors import DataError
 from nlt_trainer.files import read_json, write_json
 
-RESULTS_FILE = "results.json"
-"""Rows of a run, in its folder."""
-
 
 @dataclass(frozen=True)
 class Result:

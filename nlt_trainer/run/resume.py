@@ -26,9 +26,8 @@ from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.locations import content_hash, resolve_model
 from nlt_trainer.objectives.objective import Objective
 from nlt_trainer.run.checkpoints import checkpoint_fault, last_checkpoint
+from nlt_trainer.run.folder import Run
 from nlt_trainer.training_arguments import NLTTrainingArguments
-
-SETTINGS_FILE = "settings.json"
 
 
 def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> dict[str, Any]:
@@ -94,13 +93,13 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> str | None:
         NLTError: the folder has checkpoints of another run; names what differs.
     """
     checkpoint = last_checkpoint(folder)
-    if checkpoint is not None and (folder / SETTINGS_FILE).is_file():
+    if checkpoint is not None and Run(folder).settings_file.is_file():
         _check_trajectory(folder, settings, remedy="choose another output_dir or remove the folder")
     return checkpoint
 
 
 def _check_trajectory(folder: Path, settings: dict[str, Any], *, remedy: str) -> None:
-    found = read_json(folder / SETTINGS_FILE).get("trajectory", {})
+    found = read_json(Run(folder).settings_file).get("trajectory", {})
     different = [
         f"{key}: {found.get(key)!r} there, {value!r} now"
         for key, value in settings["trajectory"].items()
@@ -121,8 +120,9 @@ def start_checkpoint(args: TrainingArguments, settings: dict[str, Any]) -> str |
         return last
     named = Path(args.resume_from_checkpoint)
     fault = checkpoint_fault(named)
-    if fault is None and not (named.parent / SETTINGS_FILE).is_file():
-        fault = f"{SETTINGS_FILE} of its run is missing beside it"
+    settings_file = Run(named.parent).settings_file
+    if fault is None and not settings_file.is_file():
+        fault = f"{settings_file.name} of its run is missing beside it"
     if fault is not None:
         raise NLTError(
             f"resume_from_checkpoint: {named} is no whole checkpoint of a run ({fault}); name another, or leave the "

@@ -15,6 +15,7 @@ from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.encoder.lora import load_lora, lora_config, merge_lora
 from nlt_trainer.errors import NLTError
 from nlt_trainer.release.export import save_trained
+from nlt_trainer.run.folder import Run
 from nlt_trainer.run.resume import AdapterCallback
 
 
@@ -27,7 +28,7 @@ def test_a_merged_encoder_equals_the_adapted_one_and_stands_alone(tiny_encoder_f
             torch.nn.init.normal_(parameter)
     adapted = encoder.encode(["green tea", "an owl"])
     assert np.abs(adapted - start).max() > 1e-3
-    save_trained(tmp_path, encoder, merge=True, keep_adapter=False)
+    save_trained(Run(tmp_path), encoder, merge=True, keep_adapter=False)
     assert not list(tmp_path.glob("**/adapter*"))
     alone = SentenceTransformer(str(tmp_path / "encoder"), device="cpu")
     np.testing.assert_allclose(alone.encode(["green tea", "an owl"]), adapted, atol=1e-5)

@@ -260,7 +260,7 @@ def test_a_checkpoint_is_known_by_its_content(tiny_encoder_folder: Path, tmp_pat
     for folder in (first, second):
         shutil.copytree(tiny_encoder_folder, folder)
     content = Checkpoint.named(str(first)).fingerprint
-    for name in ("README.md", "results.json", "recipe.yaml"):  # an evaluation writes them into the folder
+    for name in ("README.md", "record.json", "recipe.yaml"):  # an evaluation writes them into the folder
         (second / name).write_text("another")
     (second / "optimizer.pt").write_bytes(b"x")
     assert Checkpoint.named(str(second)).fingerprint == content
@@ -296,11 +296,17 @@ def test_a_hub_id_is_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.Mon
         _ = Checkpoint.named("org/other").fingerprint
 
 
+NOTHING: dict[str, Any] = {"steps": 0, "queries": 0, "log": []}
+"""What a run's report holds besides, here of no interest."""
+
+
 def test_the_rows_of_a_checkpoint(tiny_encoder_folder: Path, tmp_path: Path) -> None:
     """Reference: names by hand, each with a fingerprint of its own; what a run has cost."""
     run = tmp_path / "run"
     shutil.copytree(tiny_encoder_folder, run / "encoder")
-    write_json(run / "training.json", {"train_seconds": 3.5, "lm_tokens": 7, "seed": 1, "objective": "dream"})
+    write_json(
+        run / "training.json", {"train_seconds": 3.5, "lm_tokens": 7, "seed": 1, "objective": "dream", **NOTHING}
+    )
     rows = EncoderSystems(
         Checkpoint.named(str(run)), folder=tmp_path, batch_size=8, bm25=BM25(keep=True),
         truncate_dims=[16], precisions=["int8"],

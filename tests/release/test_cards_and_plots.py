@@ -29,6 +29,7 @@ from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.release.card import encoder_facts, prepare_card, read_release, write_card
 from nlt_trainer.release.card_rendering import labels_sentence, render_card
 from nlt_trainer.report import plots
+from nlt_trainer.run.folder import Run
 from nlt_trainer.run.results import Result, results_table, write_results
 from nlt_trainer.run.resume import trainer_settings
 from nlt_trainer.training_arguments import NLTTrainingArguments
@@ -99,7 +100,7 @@ def test_results_are_a_list_of_objects(tmp_path: Path) -> None:
 
 def test_the_card_has_results_settings_and_a_snippet(run: Path) -> None:
     """Reference: the results and settings that were given, and where each is from."""
-    write_card(run, RESULTS)
+    write_card(Run(run), RESULTS)
     card = ModelCard.load(run / "encoder" / "README.md")
     found = [(r.dataset_name, r.dataset_split, r.metric_type, r.metric_value) for r in card.data.eval_results]
     assert found == [
@@ -145,7 +146,8 @@ def test_results_are_written_as_mteb_writes_them(run: Path, tiny_collection_fold
     expected = result.get_hf_eval_results()[0]
     scores = {name: result.scores["test"][0][name] for name in ("ndcg_at_10", "mrr_at_10", "recall_at_100")}
     write_card(
-        run, [Result("dream", **scores, train_seconds=0, lm_tokens=0, seed=7, collection="collection", split="test")]
+        Run(run),
+        [Result("dream", **scores, train_seconds=0, lm_tokens=0, seed=7, collection="collection", split="test")],
     )
     found = ModelCard.load(run / "encoder" / "README.md").data.eval_results[0]
     for name in vars(expected):
@@ -155,7 +157,7 @@ def test_results_are_written_as_mteb_writes_them(run: Path, tiny_collection_fold
 
 def test_the_recipe_is_what_differs_from_the_defaults_and_parses(run: Path) -> None:
     """Reference: the settings of the run, after a round trip; of a path of one machine the name alone."""
-    write_card(run)
+    write_card(Run(run))
     path = run / "encoder" / "recipe.yaml"
     assert yaml.safe_load(path.read_text()) == {
         "model": {"encoder": "org/start", "encoder_revision": "v2", "llm": "org/llm", "heads": "heads.json"},
@@ -167,14 +169,14 @@ def test_the_recipe_is_what_differs_from_the_defaults_and_parses(run: Path) -> N
     assert dataclasses.asdict(model) == {**settings["model"], "heads": "heads.json"}
     assert dataclasses.asdict(data) == {**settings["data"], "collection": "stdlib"}
     assert trainer_settings(args) == settings["trainer"]
-    for file in ("README.md", "recipe.yaml", "results.json"):
+    for file in ("README.md", "recipe.yaml", "record.json"):
         assert "somebody" not in (run / "encoder" / file).read_text()
 
 
 def test_a_row_of_the_card_does_not_say_where_a_checkpoint_lies(run: Path) -> None:
     """Reference: the folder's name alone, with what was made of it; a relative path stands as it was given."""
     names = ["/home/somebody/other, int8", "/home/somebody/other + bm25", "runs/demo/start"]
-    write_card(run, [*RESULTS, *(dataclasses.replace(RESULTS[1], name=name) for name in names)])
+    write_card(Run(run), [*RESULTS, *(dataclasses.replace(RESULTS[1], name=name) for name in names)])
     _, record = read_release(run / "encoder")
     assert [row["name"] for row in record["results"][4:]] == ["other, int8", "other + bm25", "runs/demo/start"]
     assert "somebody" not in (run / "encoder" / "README.md").read_text()
@@ -182,8 +184,8 @@ def test_a_row_of_the_card_does_not_say_where_a_checkpoint_lies(run: Path) -> No
 
 def test_a_second_card_replaces_the_first(run: Path) -> None:
     """Reference: one section, with the later results; the encoder still loads."""
-    write_card(run, RESULTS)
-    write_card(run, RESULTS[:3])
+    write_card(Run(run), RESULTS)
+    write_card(Run(run), RESULTS[:3])
     text = (run / "encoder" / "README.md").read_text()
     assert text.count("## Training") == text.count("```python") == text.count("## Architecture") == 1
     assert "scifact" not in text
@@ -192,7 +194,7 @@ def test_a_second_card_replaces_the_first(run: Path) -> None:
 
 def test_the_card_before_the_evaluation(run: Path) -> None:
     """Reference: all but the results; what was read where no gains and no LLM were; the base of a Hub model."""
-    write_card(run)
+    write_card(Run(run))
     card = ModelCard.load(run / "encoder" / "README.md")
     assert not card.data.eval_results
     assert card.data.base_model == "org/start"
@@ -203,18 +205,18 @@ def test_the_card_before_the_evaluation(run: Path) -> None:
         run / "training.json",
         {**report, "objective": "info_nce", "target": None, "reads_gains": False, "scorer": None, "log": []},
     )
-    write_card(run)
+    write_card(Run(run))
     text = (run / "encoder" / "README.md").read_text()
     assert not re.search(r"^\| (LLM|target|heads|gains scored with) \|", text, flags=re.MULTILINE)
     assert "Progress on the dev queries" not in text
     write_json(run / "training.json", {**report, "scorer": None})
-    write_card(run)
+    write_card(Run(run))
     assert "| gains scored with | not known: no audit stands" in (run / "encoder" / "README.md").read_text()
 
 
 def test_the_card_is_true_of_the_encoder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Reference: the encoder itself; the only Python in the card runs, and nothing of a template is left."""
-    write_card(run, RESULTS)
+    write_card(Run(run), RESULTS)
     text = (run / "encoder" / "README.md").read_text()
     assert text.count("```python") == 1
     exec(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0], {})
@@ -225,7 +227,7 @@ def test_the_card_is_true_of_the_encoder(run: Path, capsys: pytest.CaptureFixtur
 
 def test_a_card_is_a_function_of_recipe_and_record(run: Path) -> None:
     """Reference: the card that was written; another place to load from is all that differs."""
-    write_card(run, RESULTS)
+    write_card(Run(run), RESULTS)
     card = (run / "encoder" / "README.md").read_text()
     recipe, record = read_release(run / "encoder")
     assert render_card(recipe, record, load_as=f"{run}/encoder") == card
@@ -267,10 +269,10 @@ def test_an_encoder_that_is_missing_or_older_is_refused(run: Path) -> None:
     report = json.loads((run / "training.json").read_text())
     write_json(run / "training.json", {key: value for key, value in report.items() if key != "encoder"})
     with pytest.raises(NLTError, match=r"training.json says nothing of the encoder, .* train again"):
-        write_card(run, RESULTS)
+        write_card(Run(run), RESULTS)
     shutil.rmtree(run / "encoder")
     with pytest.raises(NLTError, match=r"run has no finished encoder; train it again"):
-        write_card(run, RESULTS)
+        write_card(Run(run), RESULTS)
 
 
 def test_the_learning_curve_shows_each_run(tmp_path: Path) -> None:

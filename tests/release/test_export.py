@@ -20,6 +20,7 @@ from nlt_trainer.files import write_json
 from nlt_trainer.release import licences
 from nlt_trainer.release.export import export, save_trained
 from nlt_trainer.release.licences import data_licence, model_licence
+from nlt_trainer.run.folder import Run
 
 LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
 PROMPTS = {"query": "query: ", "document": "passage: "}
@@ -40,15 +41,15 @@ def trained(llm: Path, *, lora: bool = True) -> SentenceTransformer:
 @pytest.fixture
 def run(tiny_llm_folder: Path, tmp_path: Path) -> Path:
     """A run with an adapter, saved merged and alone."""
-    save_trained(tmp_path / "run", trained(tiny_llm_folder), merge=True, keep_adapter=True)
-    write_json(tmp_path / "run" / "settings.json", {"model": {"lora": LORA}})
+    save_trained(Run(tmp_path / "run"), trained(tiny_llm_folder), merge=True, keep_adapter=True)
+    write_json(tmp_path / "run" / "settings.json", {"model": {"lora": LORA}, "data": {}, "trainer": {}})
     return tmp_path / "run"
 
 
 @pytest.mark.parametrize("form", ["merged", "adapter"])
 def test_each_form_equals_the_encoder_in_the_trainer(run: Path, tiny_llm_folder: Path, form: ExportForm) -> None:
     """Reference: embeddings of the encoder with its adapter, in the trainer's hands; the start's are others."""
-    folder, equal = export(run, form)
+    folder, equal = export(Run(run), form)
     assert equal == ["SentenceTransformer", *(["adapter merged"] if form == "adapter" else []), "mteb"]
     assert (folder / "adapter_model.safetensors").exists() == (form == "adapter")
     expected, found = trained(tiny_llm_folder), SentenceTransformer(str(folder), device="cpu")
@@ -60,9 +61,9 @@ def test_each_form_equals_the_encoder_in_the_trainer(run: Path, tiny_llm_folder:
 
 def test_a_run_that_saved_its_adapter_is_merged_on_export(tiny_llm_folder: Path, tmp_path: Path) -> None:
     """Reference: the embeddings that it had."""
-    save_trained(tmp_path, trained(tiny_llm_folder), merge=False, keep_adapter=True)
-    assert export(tmp_path, "adapter")[0] == tmp_path / "encoder"
-    folder, _ = export(tmp_path, "merged")
+    save_trained(Run(tmp_path), trained(tiny_llm_folder), merge=False, keep_adapter=True)
+    assert export(Run(tmp_path), "adapter")[0] == tmp_path / "encoder"
+    folder, _ = export(Run(tmp_path), "merged")
     assert folder == tmp_path / "merged"
     assert not list(folder.glob("adapter*"))
     found = SentenceTransformer(str(folder), device="cpu").encode_query(list(TEXTS))
@@ -72,8 +73,8 @@ def test_a_run_that_saved_its_adapter_is_merged_on_export(tiny_llm_folder: Path,
 def test_an_encoder_without_a_transformer_passes(tiny_static_encoder: SentenceTransformer, tmp_path: Path) -> None:
     """Reference: its own embeddings."""
     tiny_static_encoder.prompts = {**PROMPTS}
-    save_trained(tmp_path, tiny_static_encoder, merge=True, keep_adapter=False)
-    assert export(tmp_path, "merged") == (tmp_path / "encoder", ["SentenceTransformer", "mteb"])
+    save_trained(Run(tmp_path), tiny_static_encoder, merge=True, keep_adapter=False)
+    assert export(Run(tmp_path), "merged") == (tmp_path / "encoder", ["SentenceTransformer", "mteb"])
 
 
 def spoil_weight(folder: Path) -> None:
@@ -117,14 +118,14 @@ def test_the_gate_names_the_first_layer_that_differs(run: Path, spoil: object, l
         NLTError,
         match=rf'SentenceTransformer\(".*encoder"\) is not the encoder .*: .*differ.* {layer}.* Nothing is pub',
     ):
-        export(run, "merged")
+        export(Run(run), "merged")
 
 
 def test_an_adapter_that_is_loaded_as_its_base_is_found(run: Path, tiny_llm_folder: Path) -> None:
     """Reference: the first of its layers that the adapter changes."""
     trained(tiny_llm_folder, lora=False).save_pretrained(str(run / "encoder"))
     with pytest.raises(NLTError, match=r"the first layer that differs is 0.model.layers.0.self_attn.q_proj"):
-        export(run, "merged")
+        export(Run(run), "merged")
 
 
 def test_mteb_is_asked_with_its_own_prompts(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +135,7 @@ def test_mteb_is_asked_with_its_own_prompts(run: Path, monkeypatch: pytest.Monke
         "mteb.models.sentence_transformer_wrapper._select_encode_function", lambda model, *_, **__: model.encode
     )
     with pytest.raises(NLTError, match=r'mteb with ".*" is not the encoder .* already the tokens of a query do'):
-        export(run, "merged")
+        export(Run(run), "merged")
 
 
 def test_a_probe_is_read_as_it_was_written(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
@@ -158,33 +159,33 @@ def test_what_cannot_be_exported_is_named(
     run: Path, tiny_static_encoder: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reference: the messages."""
-    save_trained(tmp_path / "plain", tiny_static_encoder, merge=True, keep_adapter=False)
+    save_trained(Run(tmp_path / "plain"), tiny_static_encoder, merge=True, keep_adapter=False)
     settings = tmp_path / "plain" / "settings.json"
-    write_json(settings, {"model": {"lora": None}})
+    write_json(settings, {"model": {"lora": None}, "data": {}, "trainer": {}})
     with pytest.raises(NLTError, match=r"plain has no adapter to export: it was trained without lora"):
-        export(tmp_path / "plain", "adapter")
-    write_json(settings, {"model": {"lora": LORA}})
+        export(Run(tmp_path / "plain"), "adapter")
+    write_json(settings, {"model": {"lora": LORA}, "data": {}, "trainer": {}})
     with pytest.raises(
         NLTError, match=r"would name its base without the revision or the adapter under it; export merg"
     ):
-        export(tmp_path / "plain", "adapter")
+        export(Run(tmp_path / "plain"), "adapter")
     with pytest.raises(NLTError, match=r"form 'gguf' is unknown; choose one of merged, adapter, onnx, openvino"):
-        export(run, "gguf")  # type: ignore[arg-type]  # on purpose
+        export(Run(run), "gguf")  # type: ignore[arg-type]  # on purpose
     with pytest.raises(NLTError, match=r"none has no finished encoder; run `nlt train` with this recipe first"):
-        export(tmp_path / "none", "merged")
+        export(Run(tmp_path / "none"), "merged")
     monkeypatch.setattr("nlt_trainer.release.export._installed", lambda package: False)
     for form in ("onnx", "openvino"):
         with pytest.raises(
             NLTError, match=rf"form {form} needs the extra sentence-transformers\[{form}\], .*pip install"
         ):
-            export(run, form)
+            export(Run(run), form)
 
 
 def test_what_cannot_be_read_is_named(run: Path, tiny_llm_folder: Path, tmp_path: Path) -> None:
     """Reference: the adapter's base that has moved, and half a file of weights and of the probe."""
     base = tiny_llm_folder.rename(tmp_path / "moved")
     with pytest.raises(NLTError, match=r"encoder '.*adapter' cannot be loaded: "):
-        export(run, "adapter")
+        export(Run(run), "adapter")
     base.rename(tiny_llm_folder)
     for path, message in (
         (run / "encoder" / "model.safetensors", r"encoder '.*encoder' cannot be loaded: "),
@@ -192,7 +193,7 @@ def test_what_cannot_be_read_is_named(run: Path, tiny_llm_folder: Path, tmp_path
     ):
         path.write_bytes(path.read_bytes()[:100])
         with pytest.raises(NLTError, match=message):
-            export(run, "merged")
+            export(Run(run), "merged")
 
 
 def test_weights_that_are_not_finite_are_not_saved(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_weights_that_are_not_finite_are_not_saved(tiny_encoder: SentenceTransfo
     weight = tiny_encoder.get_parameter("0.model.encoder.layer.1.output.dense.bias")
     weight.data[3] = torch.nan
     with pytest.raises(NLTError, match=r"0.model.encoder.layer.1.output.dense.bias infinite or NaN, nothing is saved"):
-        save_trained(tmp_path, tiny_encoder, merge=True, keep_adapter=False)
+        save_trained(Run(tmp_path), tiny_encoder, merge=True, keep_adapter=False)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,6 +13,7 @@ from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.assembly import demo as assembly_demo
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import write_json
+from nlt_trainer.run.folder import REPORT_KEYS, Run
 from nlt_trainer.run.results import Result
 from nlt_trainer.scripts import demo
 
@@ -77,11 +78,11 @@ def test_the_demo_runs_once_and_repeats_only_what_changed(
 
 def test_the_better_run_is_shown(tmp_path: Path) -> None:
     """Reference: the higher nDCG@10; baselines are no runs."""
-    runs = [tmp_path / "a", tmp_path / "b"]
+    runs = [Run(tmp_path / "a"), Run(tmp_path / "b")]
     for run, objective in zip(runs, ("likelihood_gain", "dream"), strict=True):
-        write_json(run / "training.json", {"objective": objective})
+        write_json(run.training_file, {**dict.fromkeys(REPORT_KEYS, 0), "objective": objective})
 
-    def best(gain: float, dream: float) -> Path:
+    def best(gain: float, dream: float) -> Run:
         values = {"bm25": 0.9, "likelihood_gain": gain, "dream": dream}
         rows = [Result(name, value, 0, 0, 0, 0, None, "c", "test") for name, value in values.items()]
         return assembly_demo.best_run(runs, rows)

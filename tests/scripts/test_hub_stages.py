@@ -26,6 +26,7 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.files import write_json, write_jsonl
 from nlt_trainer.release.card import encoder_facts, prepare_card, write_card
 from nlt_trainer.release.export import save_trained
+from nlt_trainer.run.folder import Run
 from nlt_trainer.run.resume import trainer_settings
 from nlt_trainer.scripts import export, pull, push
 from nlt_trainer.training_arguments import NLTTrainingArguments
@@ -68,7 +69,7 @@ def recipe(tiny_encoder_folder: Path, tmp_path: Path) -> str:
     model, data = ModelArguments(**blocks["model"]), DataArguments(**blocks["data"])  # type: ignore[arg-type]
     encoder = load_encoder(model.encoder, lora=lora, prompts=model.encoder_prompts, device="cpu")
     prepare_card(encoder, name="run encoder")
-    save_trained(tmp_path / "run", encoder, merge=True, keep_adapter=True)
+    save_trained(Run(tmp_path / "run"), encoder, merge=True, keep_adapter=True)
     args = NLTTrainingArguments(**blocks["trainer"])  # type: ignore[arg-type]
     write_json(
         tmp_path / "run" / "settings.json",
@@ -81,7 +82,7 @@ def recipe(tiny_encoder_folder: Path, tmp_path: Path) -> str:
     report = {"objective": "likelihood_gain", "target": "query", "seed": 42, "steps": 1, "queries": 8, "log": []}
     report |= {"lm_tokens": 9, "train_seconds": 1.0, "encoder": encoder_facts(encoder)}
     write_json(tmp_path / "run" / "training.json", report)
-    write_card(tmp_path / "run")
+    write_card(Run(tmp_path / "run"))
     for system in ("likelihood_gain", "start"):
         write_json(tmp_path / "run" / "evaluation" / "mteb" / system / "collection_test.json", {"of": system})
     write_jsonl(files["gains"], [{"query_id": "q1"}])
@@ -126,7 +127,7 @@ def test_what_is_published_says_nothing_of_this_machine(hub: Hub, recipe: str, t
     """Reference: every byte that the Hub has; the token and the folder are in none."""
     push.main(["--config", recipe, "--repo", "org/name", "--gains_repo", "org/name-gains"])
     files = {**hub.repos["models/org/name"].files, **hub.repos["datasets/org/name-gains"].files}
-    assert {"README.md", "recipe.yaml", "results.json", "model.safetensors", "gains.jsonl", "audit.json"} <= set(files)
+    assert {"README.md", "recipe.yaml", "record.json", "model.safetensors", "gains.jsonl", "audit.json"} <= set(files)
     for name, content in files.items():
         for secret in (TOKEN, str(tmp_path.parent), "somebody"):
             assert secret.encode() not in content, (name, secret)
@@ -173,7 +174,7 @@ def test_a_release_is_pulled_into_a_folder_that_loads(
     assert capsys.readouterr().out == f"{tmp_path}/a: org/name at {repo.head}\n"
     found, expected = (SentenceTransformer(str(tmp_path / name), device="cpu") for name in ("a", "run/encoder"))
     np.testing.assert_array_equal(found.encode_query(TEXTS), expected.encode_query(TEXTS))
-    with pytest.raises(NLTError, match=r"repo_type 'space' is unknown; choose one of model, dataset"):
+    with pytest.raises(NLTError, match=r"argument --repo_type: is 'space', expected one of model, dataset"):
         pull.main(["--repo", "org/name", "--folder", "x", "--repo_type", "space"])
 
 
