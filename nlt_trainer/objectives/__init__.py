@@ -1,1 +1,1 @@
-"""Objectives, one a file; `nlt_trainer.arguments.OBJECTIVES` are their names in a recipe."""
+"""Objectives, one a file; `nlt_trainer.arguments.trainer.OBJECTIVES` are their names in a recipe."""
