@@ -166,8 +166,10 @@ def convert_gguf(path: Path) -> Path:
 def _write_converted(path: Path, target: Path) -> None:
     logger.info("converting %s to %s", path.name, target)
     with loading("GGUF file", str(path)):
-        loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32")
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype="float32", trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     config = copy.deepcopy(loaded.config)  # reading it from the file again takes seconds
     del config.quantization_config
     config.architectures = [type(loaded).__name__]

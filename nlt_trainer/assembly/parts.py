@@ -169,8 +169,8 @@ class PromptFrame:
 def load_prompt_frame(model: ModelArguments) -> PromptFrame:
     """The prompt frame of a recipe's LLM, without its weights."""
     location = resolve_model(model.llm)
-    tokenizer = AutoTokenizer.from_pretrained(location, revision=model.llm_revision)
-    config = AutoConfig.from_pretrained(location, revision=model.llm_revision)
+    tokenizer = AutoTokenizer.from_pretrained(location, revision=model.llm_revision, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(location, revision=model.llm_revision, trust_remote_code=False)
     return PromptFrame(tokenizer, context_length(config, model.llm))
 
 

@@ -132,7 +132,7 @@ def _transformer(
     """The plain transformer: with weights of its own, or with the backbone's."""
     if backbone is not None:
         kwargs = {**kwargs, "device_map": "meta", "dtype": backbone.model.dtype}  # modules without memory
-    at: dict[str, Any] = {"revision": revision}
+    at: dict[str, Any] = {"revision": revision, "trust_remote_code": False}  # unset, transformers asks at a terminal
     transformer = Transformer(location, model_kwargs=kwargs | at, config_kwargs=at, processor_kwargs=dict(at))
     if backbone is not None:
         share_weights(transformer.model, backbone)
@@ -161,8 +161,10 @@ def encoder_from_token_embeddings(llm: str) -> SentenceTransformer:
     """
     location = resolve_model(llm)
     with loading("LLM", llm):
-        model: Any = AutoModelForCausalLM.from_pretrained(location, dtype="float32", use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(location).backend_tokenizer
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            location, dtype="float32", use_safetensors=True, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False).backend_tokenizer
     embeddings = all_but_the_top(model.get_input_embeddings().weight.detach())
     encoder = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embeddings), Normalize()])
     encoder.prompts = {"query": "", "document": ""}

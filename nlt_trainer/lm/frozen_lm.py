@@ -102,9 +102,14 @@ class FrozenLM:
         report: dict[str, list[str]]
         with loading("LLM", name):
             model, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, as asked for
-                location, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True
+                location,
+                revision=revision,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
-            tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
+            tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
         if missing := sorted(report["missing_keys"]):
             raise NLTError(
                 f"LLM {name!r}: its files have no weights for {missing[0]} ({len(missing)} missing), as an encoder "

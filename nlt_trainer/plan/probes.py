@@ -105,8 +105,8 @@ def write_stand_in(name: str, folder: Path, *, revision: str | None, dtype: str,
         OSError: the configuration or the tokenizer cannot be found.
     """
     location = resolve_model(name)
-    config = AutoConfig.from_pretrained(location, revision=revision)
-    tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
+    config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
     kind = AutoModelForCausalLM if causal else AutoModel
     text = config.get_text_config()
     with torch.device("meta"):
