@@ -31,6 +31,8 @@ class NLTTrainingArguments(TrainerArguments, SentenceTransformerTrainingArgument
         SentenceTransformerTrainingArguments.__post_init__(self)
         # torch warns at every epoch where there is no accelerator to pin memory for
         self.dataloader_pin_memory &= torch.cuda.is_available()
+        # torch refuses them without workers
+        self.dataloader_persistent_workers &= self.dataloader_num_workers > 0
 
     def _check_numbers(self) -> None:
         """Raise `NLTError` for numbers that fail late in the trainer, or train nothing."""

@@ -86,6 +86,8 @@ def _type_name(hint: Any) -> str:
         return f"one of {', '.join(map(str, get_args(hint)))}"
     if type(None) in get_args(hint):
         return " or ".join([_type_name(part) for part in get_args(hint) if part is not type(None)] + [NULL])
+    if get_origin(hint) is list:
+        return f"list[{_type_name(get_args(hint)[0])}]"
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
 
 

@@ -159,7 +159,7 @@ def test_forward_takes_the_batchs_columns(tiny_static_encoder: SentenceTransform
 
 def test_wrong_settings_are_refused(tiny_static_encoder: SentenceTransformer) -> None:
     """Reference: the value and the remedy in each message."""
-    with pytest.raises(NLTError, match=r"level 'word' is unknown; choose sequence or token"):
+    with pytest.raises(NLTError, match=r"level 'word' is unknown; choose one of sequence, token"):
         EMDR2Loss(tiny_static_encoder, level="word")  # type: ignore[arg-type]
     with pytest.raises(NLTError, match=r"temperature is 0; it must be greater than 0"):
         EMDR2Loss(tiny_static_encoder, temperature=0)

@@ -196,7 +196,7 @@ def test_embeddings_can_be_bounded(run: Callable[..., Path], tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--quantisations", "int4"), r"quantisations 'int4' is unknown; choose one of int8, binary"),
+        (("--quantisations", "int4"), r"--quantisations: is \['int4'\], expected list\[one of int8, binary\]"),
         (("--truncate_dims", "64"), r"truncate_dims has 64, and the embeddings have 32 dimensions"),
         (("--truncate_dims", "0"), r"truncate_dims has 0; it must be at least 1"),
         (("--encode_batch_size", "0"), r"encode_batch_size is 0; it must be at least 1"),

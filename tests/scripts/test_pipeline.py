@@ -296,11 +296,11 @@ def test_controls_come_from_the_same_scores(project: Project) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--head_method", "best"], r"head_method 'best' is unknown; choose one of gain, correlation, needle, qrels"),
+        (["--head_method", "best"], r"--head_method: is 'best', expected one of gain, correlation, needle, qrels"),
         (["--head_qrels", "train"], r"head_method is 'gain' and head_qrels 'train'; judgements are read where"),
         (["--head_method", "qrels"], r"head_method is 'qrels' and head_qrels None; judgements are read where"),
-        (["--head_layout", "mixed"], r"head_layout 'mixed' is unknown; choose one of sequential, independent"),
-        (["--head_selection", "all"], r"head_selection 'all' is unknown; choose one of best, random, worst"),
+        (["--head_layout", "mixed"], r"--head_layout: is 'mixed', expected one of sequential, independent"),
+        (["--head_selection", "all"], r"--head_selection: is 'all', expected one of best, random, worst"),
     ],
 )
 def test_wrong_options_of_head_detection(project: Project, flags: list[str], message: str) -> None:
