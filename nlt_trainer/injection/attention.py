@@ -16,8 +16,9 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.attention_mass import AttentionMass, log_mass
 from nlt_trainer.injection.chunk_attention import ChunkAttention
 from nlt_trainer.injection.document_pool import PooledPrompts
-from nlt_trainer.lm.frozen_lm import FORWARD_ERRORS, FrozenLM, readings_agree
-from nlt_trainer.lm.fused_attention import fused_attention
+from nlt_trainer.lm.cpu import fused_attention
+from nlt_trainer.lm.forward_check import FORWARD_ERRORS, readings_agree
+from nlt_trainer.lm.frozen_lm import FrozenLM
 
 IMPLEMENTATION = "nlt_document_attention"
 

@@ -23,14 +23,11 @@ from transformers import (
 
 from nlt_trainer.choices import LLMDtype, check_choice
 from nlt_trainer.errors import NLTError
-from nlt_trainer.lm.fused_attention import enable_fused_attention
-from nlt_trainer.lm.kept_memory import keep_freed_memory
+from nlt_trainer.lm.cpu import enable_fused_attention, keep_freed_memory
+from nlt_trainer.lm.forward_check import FORWARD_ERRORS, readings_agree
 from nlt_trainer.locations import content_hash, loading, resolve_model
 
 logger = logging.getLogger(__name__)
-
-FORWARD_ERRORS = (TypeError, ValueError, LookupError, AttributeError, RuntimeError)
-"""What a model of transformers raises where it cannot be read as a decoder with one stream of tokens."""
 
 DECODER_HELP = (
     "Choose a decoder with a plain language-model head: the Llama, Qwen, Mistral, Gemma, Phi, OLMo, Granite, Cohere "
@@ -240,13 +237,6 @@ def context_length(config: PreTrainedConfig, name: str) -> int:
             "a prompt may be; add the entry to its config.json or choose another decoder"
         )
     return int(length)
-
-
-def readings_agree(found: Tensor, expected: Tensor) -> bool:
-    """Whether hidden states in the model's dtype are equal up to its precision; NaN equals NaN."""
-    precision = 5e-2 if expected.dtype in (torch.bfloat16, torch.float16) else 1e-3
-    largest = float(expected.float().nan_to_num(0.0, 0.0, 0.0).abs().max())
-    return torch.allclose(found.float(), expected.float(), rtol=0.0, atol=precision * largest, equal_nan=True)
 
 
 def _check_forward(lm: FrozenLM) -> None:

@@ -14,10 +14,10 @@ from tqdm.auto import tqdm
 from nlt_trainer.choices import TargetKind
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.candidate_pairs import CandidatePairs, Pair, document_major
-from nlt_trainer.lm.frozen_lm import FORWARD_ERRORS, FrozenLM
-from nlt_trainer.lm.kept_memory import give_back_freed_memory
-from nlt_trainer.lm.last_mlp import last_mlp, only_at
-from nlt_trainer.lm.packed_weights import packed_weights
+from nlt_trainer.lm.cpu import give_back_freed_memory, packed_weights
+from nlt_trainer.lm.forward_check import FORWARD_ERRORS
+from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.lm.last_feed_forward import computed_only_at, last_feed_forward
 from nlt_trainer.lm.prompt_tokens import PromptTokens, Suffix
 from nlt_trainer.lm.rows import Row, collate, token_batches
 from nlt_trainer.lm.score_cache import KEY, SCORE, SCORE_COLUMNS, ScoreCache, key_bytes
@@ -108,7 +108,7 @@ class LikelihoodScorer:
         self._context_length = lm.context_length  # read for each pair, and a look into a configuration is slow
         self.lm_tokens = 0
         """Tokens that the LLM has read so far, without padding."""
-        self._last_mlp: nn.Module | None = None
+        self._last_feed_forward: nn.Module | None = None
         document, suffixes = (
             (0, 1, 2),
             [Suffix((3, 4, 5), (False, True, True)), Suffix((6, 7, 8), (False, False, True))],
@@ -117,9 +117,9 @@ class LikelihoodScorer:
         expected = self._score(apart)
         # A window counts columns, which shared rows stretch, so such models get one suffix a row.
         self._shares_rows = lm.sliding_window is None and self._reads([Row(document, suffixes)], expected)
-        self._last_mlp = last_mlp(lm.model.base_model)
+        self._last_feed_forward = last_feed_forward(lm.model.base_model)
         if not self._reads(apart, expected):
-            self._last_mlp = None
+            self._last_feed_forward = None
         self.cache = None if cache_folder is None else ScoreCache(cache_folder, self.description)
 
     @property
@@ -219,7 +219,7 @@ class LikelihoodScorer:
         """Score and store pairs whose keys are not known; of each batch the keys' indices, scores and tokens."""
         missing = np.flatnonzero(~known)
         missing = missing[np.argsort(first[missing])]  # as their pairs first come
-        packing = packed_weights(self.lm) if len(missing) >= PACKING_PAIRS else nullcontext()
+        packing = packed_weights(self.lm.model) if len(missing) >= PACKING_PAIRS else nullcontext()
         with packing, tqdm(total=len(missing), unit="pair", desc="scoring", disable=len(missing) < 64) as bar:
             for rows in self._windows(pairs, first[missing]):
                 for batch in token_batches(rows, self.batch_tokens, span_limit=self._rope_limit):
@@ -304,7 +304,7 @@ class LikelihoodScorer:
     def _score(self, rows: list[Row]) -> list[np.ndarray]:
         """Log-likelihoods of the target tokens of every suffix of the rows, in order: float32."""
         batch = collate(rows, self.lm)
-        with only_at(self._last_mlp, batch.rows, batch.columns):
+        with computed_only_at(self._last_feed_forward, batch.rows, batch.columns):
             hidden = self.lm.model.base_model(**batch.inputs, use_cache=False).last_hidden_state  # (R, L, hidden)
         loss = self.lm.target_loss(hidden[batch.rows, batch.columns], batch.labels)  # (T,)
         ends = np.cumsum([suffix.target_tokens for row in rows for suffix in row.suffixes])

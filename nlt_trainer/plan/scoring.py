@@ -18,7 +18,7 @@ from nlt_trainer.injection.document_prompts import build_prompts
 from nlt_trainer.injection.document_reader import DocumentReader
 from nlt_trainer.injection.heads import NULL_QUERY, calibrated_mass
 from nlt_trainer.lm.candidate_pairs import Pair
-from nlt_trainer.lm.packed_weights import is_packable, packed_weights
+from nlt_trainer.lm.cpu import is_packable, packed_weights
 from nlt_trainer.lm.scoring import PACKING_PAIRS
 from nlt_trainer.plan.context import LLM, PlanContext, StagePlan
 from nlt_trainer.plan.evaluation import encoding
@@ -99,7 +99,7 @@ def _scoring(context: PlanContext, llm: LLM) -> Scoring:
     reading = sum((scored(scorer, group) for group in chosen), Reading())
     reading = dataclasses.replace(reading, tokens=tokens) * factor
     scorer.cache = None  # what is timed is computed
-    with packed_weights(llm.lm) if pairs * context.factor >= PACKING_PAIRS else nullcontext():
+    with packed_weights(llm.lm.model) if pairs * context.factor >= PACKING_PAIRS else nullcontext():
         read, took = probe_scoring(scorer, chosen, seconds=SCORING_SECONDS)
     return Scoring(reading, llm.probed.flops(read) / took, seconds * factor)
 

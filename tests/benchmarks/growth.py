@@ -50,8 +50,8 @@ from nlt_trainer.encoder.search import nearest
 from nlt_trainer.files import atomic_write_bytes, write_json
 from nlt_trainer.injection.document_prompts import build_prompts
 from nlt_trainer.injection.heads import HeadSet
+from nlt_trainer.lm.cpu import packed_weights
 from nlt_trainer.lm.frozen_lm import FrozenLM
-from nlt_trainer.lm.packed_weights import packed_weights
 from nlt_trainer.lm.prompt_tokens import PromptTokens
 from nlt_trainer.lm.scoring import LikelihoodScorer
 from nlt_trainer.objectives.dream import DREAMLoss
@@ -93,7 +93,7 @@ def score(folder: Path, *, llm: str, queries: int, k: int, document_tokens: int)
         read = [[text(document_tokens, seed=f"{b} {i}") for i in range(k)] for b in range(len(asked))]
         scorer.gain(["w1 w2 w3"], [[text(document_tokens, seed=f"warm-up {i}") for i in range(2)]])
         # Weights are packed for few pairs too, so that all sizes are read in the same way.
-        with packed_weights(scorer.lm):
+        with packed_weights(scorer.lm.model):
             loaded = status_mib("VmRSS")
             scorer.gain(asked[:earlier], read[:earlier])
             earlier_tokens = scorer.lm_tokens

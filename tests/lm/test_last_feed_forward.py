@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from nlt_trainer.lm.frozen_lm import FrozenLM
-from nlt_trainer.lm.last_mlp import last_mlp, only_at
+from nlt_trainer.lm.last_feed_forward import computed_only_at, last_feed_forward
 from nlt_trainer.lm.scoring import LikelihoodScorer
 
 SIZE: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32}
@@ -29,12 +29,12 @@ ROWS, COLUMNS = torch.tensor([0, 0, 2]), torch.tensor([1, 4, 3])
 def test_positions_are_those_of_the_whole(tiny_lm: FrozenLM) -> None:
     """Reference: hidden states of the plain decoder; the network is as it was afterwards."""
     decoder: Any = tiny_lm.model.base_model
-    mlp = last_mlp(decoder)
+    mlp = last_feed_forward(decoder)
     assert mlp is decoder.layers[-1].mlp
     ids = torch.arange(15).reshape(3, 5)
     with torch.inference_mode():
         expected = decoder(input_ids=ids, use_cache=False).last_hidden_state
-        with only_at(mlp, ROWS, COLUMNS):
+        with computed_only_at(mlp, ROWS, COLUMNS):
             found = decoder(input_ids=ids, use_cache=False).last_hidden_state
         again = decoder(input_ids=ids, use_cache=False).last_hidden_state
     torch.testing.assert_close(found[ROWS, COLUMNS], expected[ROWS, COLUMNS])
@@ -51,7 +51,7 @@ def test_a_forward_that_was_there_before_comes_back() -> None:
 
     vars(mlp)["forward"] = own
     hidden = torch.ones(3, 5, 4)
-    with pytest.raises(RuntimeError, match="stop"), only_at(mlp, ROWS, COLUMNS):
+    with pytest.raises(RuntimeError, match="stop"), computed_only_at(mlp, ROWS, COLUMNS):
         found = mlp(hidden)
         raise RuntimeError("stop")
     assert found.sum() == 2 * 3 * 4
@@ -67,7 +67,7 @@ def test_a_network_that_gives_more_is_refused() -> None:
             return hidden, hidden[..., :1]
 
     mlp = Mixture()
-    with pytest.raises(TypeError, match="Mixture gives a tuple"), only_at(mlp, ROWS, COLUMNS):
+    with pytest.raises(TypeError, match="Mixture gives a tuple"), computed_only_at(mlp, ROWS, COLUMNS):
         mlp(torch.ones(3, 5, 4))
 
 
@@ -90,8 +90,8 @@ def test_other_decoders(tiny_lm: FrozenLM, name: str) -> None:
     decoder = model(config(**size, vocab_size=len(tiny_lm.tokenizer))).to(dtype)
     lm = FrozenLM(decoder, tiny_lm.tokenizer, name, {"weights": name})
     scorer = LikelihoodScorer(lm, target="query")
-    assert (scorer._last_mlp is None) == (name in ("takes the residual", "gives router scores too"))
+    assert (scorer._last_feed_forward is None) == (name in ("takes the residual", "gives router scores too"))
     pairs = [("An owl hunts at night.", "which bird hunts", None), (None, "what makes the tides", None)]
     found = scorer.log_likelihood(pairs).log_likelihood
-    scorer._last_mlp = None
+    scorer._last_feed_forward = None
     assert found == pytest.approx(scorer.log_likelihood(pairs).log_likelihood, abs=1e-4)

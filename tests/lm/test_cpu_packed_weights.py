@@ -12,11 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from nlt_trainer.lm import packed_weights as packed_weights_module
-from nlt_trainer.lm import scoring
+from nlt_trainer.lm import cpu, scoring
 from nlt_trainer.lm.candidate_pairs import Pair
+from nlt_trainer.lm.cpu import KEPT_PRODUCTS, packed_layers, packed_weights
 from nlt_trainer.lm.frozen_lm import FrozenLM
-from nlt_trainer.lm.packed_weights import KEPT_PRODUCTS, packed_layers, packed_weights
 from nlt_trainer.lm.scoring import LikelihoodScorer
 
 PACKS = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
@@ -51,7 +50,7 @@ def test_what_is_not_float32_stays_plain() -> None:
 def test_weights_come_back_after_an_error(tiny_lm: FrozenLM, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reference: the weights before; it stops once they are packed, and while they are."""
     before = {name: value.clone() for name, value in tiny_lm.model.state_dict().items()}
-    use, used = packed_weights_module._use, 0
+    use, used = cpu._use, 0
 
     def stop(*given: Any) -> None:
         nonlocal used
@@ -60,8 +59,8 @@ def test_weights_come_back_after_an_error(tiny_lm: FrozenLM, layers: int, monkey
         if used == layers:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(packed_weights_module, "_use", stop)
-    with pytest.raises(KeyboardInterrupt), packed_weights(tiny_lm):
+    monkeypatch.setattr(cpu, "_use", stop)
+    with pytest.raises(KeyboardInterrupt), packed_weights(tiny_lm.model):
         raise KeyboardInterrupt
     assert used == layers or layers == 0 or not PACKS
     after = tiny_lm.model.state_dict()
@@ -77,7 +76,7 @@ def test_a_model_that_multiplies_weights_itself_stays_plain(
     monkeypatch.setattr(mlp, "forward", lambda hidden: nn.functional.linear(hidden, mlp.up_proj.weight)[..., :32])
     scorer = LikelihoodScorer(tiny_lm, target="query")
     expected = scorer.log_likelihood([(None, "which bird hunts", None)])
-    with packed_weights(tiny_lm):
+    with packed_weights(tiny_lm.model):
         assert mlp.up_proj.weight.numel() > 0
         found = scorer.log_likelihood([(None, "which bird hunts", None)])
     assert found.log_likelihood == expected.log_likelihood
@@ -110,7 +109,7 @@ def test_many_pairs_are_scored_with_packed_weights(tiny_lm: FrozenLM, monkeypatc
 SHAPES = """
 import ctypes
 import torch
-from nlt_trainer.lm.packed_weights import packed_layers
+from nlt_trainer.lm.cpu import packed_layers
 
 class Heap(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in (

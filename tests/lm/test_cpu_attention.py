@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from nlt_trainer.lm.cpu import FUSED_ATTENTION, enable_fused_attention
 from nlt_trainer.lm.frozen_lm import FrozenLM
-from nlt_trainer.lm.fused_attention import IMPLEMENTATION, enable_fused_attention
 
 
 @torch.no_grad()
@@ -17,7 +17,7 @@ def test_a_loaded_llm_reads_padded_rows_as_with_sdpa(tiny_lm: FrozenLM, tmp_path
     tiny_lm.model.save_pretrained(tmp_path)
     tiny_lm.tokenizer.save_pretrained(tmp_path)
     lm = FrozenLM.from_pretrained(str(tmp_path), device="cpu")
-    assert lm.model.config._attn_implementation == IMPLEMENTATION
+    assert lm.model.config._attn_implementation == FUSED_ATTENTION
     ids = torch.arange(24).reshape(2, 12)
     mask = torch.ones_like(ids)
     mask[0, :5] = 0
@@ -32,4 +32,4 @@ def test_only_sdpa_is_replaced(tiny_lm: FrozenLM, attention: str) -> None:
     """Reference: the definition; eager attention has what fused attention lacks, soft caps and sinks."""
     tiny_lm.model.set_attn_implementation(attention)
     enable_fused_attention(tiny_lm.model)
-    assert tiny_lm.model.config._attn_implementation == {"eager": "eager", "sdpa": IMPLEMENTATION}[attention]
+    assert tiny_lm.model.config._attn_implementation == {"eager": "eager", "sdpa": FUSED_ATTENTION}[attention]

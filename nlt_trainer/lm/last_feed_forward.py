@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 
-def last_mlp(decoder: nn.Module) -> nn.Module | None:
+def last_feed_forward(decoder: nn.Module) -> nn.Module | None:
     """The last submodule that is named `mlp`, as in most decoders of transformers; `None` where there is none."""
     found = [module for name, module in decoder.named_modules() if name.rpartition(".")[2] == "mlp"]
     return found[-1] if found else None
 
 
 @contextmanager
-def only_at(mlp: nn.Module | None, rows: Tensor, columns: Tensor) -> Iterator[None]:
+def computed_only_at(mlp: nn.Module | None, rows: Tensor, columns: Tensor) -> Iterator[None]:
     """Let a network that treats each token by itself compute at some positions and give zeros elsewhere.
 
     Nothing reads the last layer's other tokens, so an LLM's hidden states at these positions stay what they are.

@@ -11,7 +11,7 @@ import pytest
 SCRIPT = """
 import ctypes, sys
 import torch
-from nlt_trainer.lm.kept_memory import keep_freed_memory
+from nlt_trainer.lm.cpu import keep_freed_memory
 
 class Info(ctypes.Structure):  # struct mallinfo2
     _fields_ = [(n, ctypes.c_size_t) for n in
@@ -31,7 +31,7 @@ HOLES = """
 import sys
 from pathlib import Path
 import torch
-from nlt_trainer.lm.kept_memory import give_back_freed_memory, keep_freed_memory
+from nlt_trainer.lm.cpu import give_back_freed_memory, keep_freed_memory
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
