@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from tqdm.auto import tqdm
+
+SECONDS = 3.0
+"""Work that takes less shows no bar."""
 
 
 def say(text: str = "") -> None:
@@ -12,3 +16,11 @@ def say(text: str = "") -> None:
     with tqdm.external_write_mode(sys.stdout):
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
+
+
+def late_bar(make: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Make a bar that appears after some seconds and is gone when it is done; for transformers' `set_tqdm_hook`.
+
+    Loading a small model is done in milliseconds, and its bars would stand between the lines of a stage.
+    """
+    return make(*args, **{**kwargs, "delay": SECONDS, "leave": False})

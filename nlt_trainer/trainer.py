@@ -16,6 +16,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.run.checkpoints import CheckpointFiles, last_checkpoint
+from nlt_trainer.run.progress import show_progress
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
 ENCODER_INPUTS = ("query_", "document_")
@@ -137,6 +138,7 @@ class NLTTrainer(SentenceTransformerTrainer):
         Raises:
             NLTError: no checkpoint is whole, or it lacks what the objective trains beside the encoder.
         """
+        show_progress(self)
         self.pop_callback(CheckpointFiles)  # of an earlier call
         self.add_callback(CheckpointFiles())
         if resume_from_checkpoint is True:

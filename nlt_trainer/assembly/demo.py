@@ -26,7 +26,7 @@ from nlt_trainer.files import read_json, write_json
 from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.report.page import write_report
 from nlt_trainer.run.folder import Run
-from nlt_trainer.run.results import Result, read_results, results_table, write_results
+from nlt_trainer.run.results import Result, read_results, results_table, verdicts, write_results
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
@@ -91,8 +91,8 @@ def run_demo(recipes: Path) -> None:
 
 
 def evaluate_recipe(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
-    """Evaluate with the defaults."""
-    evaluate(model, data, args, EvaluationArguments())
+    """Evaluate with the defaults; the demo shows one table of both runs in the end."""
+    evaluate(model, data, args, EvaluationArguments(), show_table=False)
 
 
 def run_stage(stage: Stage, stamps: Path, *, earlier: str, place: str) -> str:
@@ -129,6 +129,9 @@ def best_run(runs: list[Run], results: list[Result]) -> Run:
 def print_table(group: Run, results: list[Result], *, seconds: float) -> None:
     """Print the table, what it took, and where the report is."""
     say(f"\n{results_table(results)}\n")
+    for name in dict.fromkeys(row.name for row in results if row.seed is not None):
+        for sentence in verdicts(results, name):
+            say(f"{name}: {sentence}")
     peak = peak_memory()["peak_memory_gib"]
     say(f"This call took {seconds / 60:.1f} minutes and at most {peak:.1f} GiB of memory.")
     say(f"Report {group.page_file} (open it in a browser), results {group.results_file}\n")

@@ -20,7 +20,7 @@ from nlt_trainer.evaluation.task_scores import Cell, CellCache, score
 from nlt_trainer.evaluation.tasks import EvaluationTask, TaskList, check_data, load_task, resolve_tasks
 from nlt_trainer.release.card import write_card
 from nlt_trainer.run.folder import Run
-from nlt_trainer.run.results import write_results
+from nlt_trainer.run.results import verdicts, write_results
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
@@ -28,9 +28,14 @@ GIB = 2**30
 
 
 def evaluate(
-    model: ModelArguments, data: DataArguments, args: NLTTrainingArguments, evaluation: EvaluationArguments
+    model: ModelArguments,
+    data: DataArguments,
+    args: NLTTrainingArguments,
+    evaluation: EvaluationArguments,
+    *,
+    show_table: bool = True,
 ) -> None:
-    """Write results, card and the files of the evaluation; prints each result, then the table."""
+    """Write results, card and the files of the evaluation; says each result, then the table and what was gained."""
     state, run = processes(args), Run(str(args.output_dir))
     tasks = find_tasks(data, evaluation)
     if not run.is_finished and not evaluation.checkpoints and not evaluation.run_files:
@@ -52,9 +57,14 @@ def evaluate(
     found = Evaluation(tasks, systems, cells, against)
     results = found.rows()
     write_results(run.results_file, results)
-    say(f"\n{found.write(run)}")
+    table = found.write(run)
     if run.is_finished:
         write_card(run, results)
+    if not show_table:
+        return
+    say(f"\n{table}")
+    if sentences := verdicts(results, run.report["objective"] if run.is_finished else ""):
+        say("\n" + "\n".join(f"{run.report['objective']}: {sentence}" for sentence in sentences))
 
 
 def find_tasks(data: DataArguments, evaluation: EvaluationArguments) -> TaskList:

@@ -14,6 +14,7 @@ import torch
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
+from transformers.utils.logging import set_tqdm_hook
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
@@ -27,6 +28,7 @@ from nlt_trainer.lm.prompt_tokens import PromptTokens
 from nlt_trainer.lm.scoring import LikelihoodScorer
 from nlt_trainer.locations import resolve_model
 from nlt_trainer.prompts import default_target
+from nlt_trainer.terminal import late_bar
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ def processes(args: TrainingArguments) -> PartialState:
     Raises:
         NLTError: several were started and do not know of each other, as on a CPU without `use_cpu`.
     """
+    set_tqdm_hook(late_bar)
     _ = args.device  # sets accelerate's state up as the trainer wants it
     state = PartialState()
     started = int(os.environ.get("WORLD_SIZE", "1"))

@@ -38,6 +38,7 @@ from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.locations import adapter_base, resolve_model
 from nlt_trainer.run.checkpoints import CheckpointFiles
 from nlt_trainer.run.folder import Run
+from nlt_trainer.run.progress import show_progress
 from nlt_trainer.run.resume import (
     CostCallback,
     adaptation_settings,
@@ -70,6 +71,7 @@ def adapt_scorer(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     trainer = Trainer(
         adapted, args, train_dataset=rows, data_collator=pad_rows, callbacks=[CostCallback(), CheckpointFiles()]
     )
+    show_progress(trainer)
     if trainer.is_world_process_zero():
         write_json(run.settings_file, settings)
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -105,7 +105,7 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
         write_card(run)
         if truncated:
             say(f"{truncated:.0%} of the documents were cut to {data.max_document_tokens} tokens for the LLM")
-        say(f"{run.encoder}: trained with {args.objective}; SentenceTransformer(path) loads it")
+        say(f"{run.encoder}: trained with {args.objective}; `nlt evaluate` with the same recipe says what was gained")
 
 
 def was_finished(run: Run, checkpoint: str | None, *, steps: int) -> bool:

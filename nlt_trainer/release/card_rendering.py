@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.trainer import parse_objective
-from nlt_trainer.run.results import Result, results_table
+from nlt_trainer.run.results import Result, results_table, verdicts
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
 TAGS = ("sentence-transformers", "sentence-similarity", "feature-extraction", "dense", "nlt_trainer")
@@ -57,7 +57,7 @@ def render_card(recipe: Mapping[str, Any], record: Mapping[str, Any], *, load_as
         log=[(entry["step"], f"{entry['ndcg_at_10']:.3f}") for entry in training["log"]],
         recipe=dump_recipe(recipe).rstrip(),
         results=results_table(results) if results else "",
-        comparison=_comparison(results, training["objective"]),
+        comparison=verdicts(results, training["objective"]),
         licences=record["licences"],
         papers=[*dict.fromkeys(PAPERS[name] for name in parse_objective(training["objective"])), LIBRARIES],
     )
@@ -98,24 +98,6 @@ def _metadata(record: Mapping[str, Any], results: list[Result]) -> ModelCardData
             for metric in METRICS
         ],
     )
-
-
-def _comparison(results: list[Result], objective: str) -> list[str]:
-    """For each collection a sentence on how far the encoder is from its start and from BM25."""
-    rows = {(row.collection, row.split, row.name): row.ndcg_at_10 for row in results}
-    names = {"start": "its start", "bm25": "BM25"}
-    return [
-        f"On {collection} {split} its nDCG@10 of {value:.3f} is "
-        + " and ".join(
-            f"{abs(value - rows[collection, split, other]):.3f} "
-            f"{'above' if value >= rows[collection, split, other] else 'below'} {said}"
-            for other, said in names.items()
-            if (collection, split, other) in rows
-        )
-        + "."
-        for (collection, split, name), value in rows.items()
-        if name == objective and any((collection, split, other) in rows for other in names)
-    ]
 
 
 def _facts(training: Mapping[str, Any], model: ModelArguments, data: DataArguments) -> dict[str, str]:

@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from transformers.utils.logging import set_tqdm_hook
 
 from nlt_trainer.arguments.stages import IndexArguments, SearchArguments
 from nlt_trainer.data.beir import load_corpus
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import NLTError
 from nlt_trainer.report.comparison import Hit, SearchIndex, side_by_side
-from nlt_trainer.terminal import say
+from nlt_trainer.terminal import late_bar, say
 
 SNIPPET = 160
 """Characters of a document that are shown."""
@@ -36,6 +37,7 @@ def load_indexes(args: IndexArguments) -> list[SearchIndex]:
         DataError: the corpus is missing or malformed.
         NLTError: an encoder cannot be loaded.
     """
+    set_tqdm_hook(late_bar)
     corpus = load_corpus(args.corpus)
     names = [args.encoder] if args.against is None else [args.encoder, args.against]
     return [SearchIndex(name, load_encoder(name), corpus, cache=args.embeddings) for name in names]

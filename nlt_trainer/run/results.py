@@ -72,3 +72,29 @@ def results_table(results: Sequence[Result]) -> str:
         metrics = (f"{r.ndcg_at_10:.3f}{interval}", f"{r.mrr_at_10:.3f}", f"{r.recall_at_100:.3f}")
         lines.append(f"| {' | '.join((f'{r.collection} {r.split}', r.name, *metrics, *cost))} |")
     return "\n".join(lines)
+
+
+def verdicts(results: Sequence[Result], name: str) -> list[str]:
+    """For each collection a sentence on what was gained over the start, and whether BM25 is ahead.
+
+    Args:
+        results: rows of a table.
+        name: of the system that the sentences are about.
+
+    Returns:
+        None for a collection that has neither the start nor BM25 to compare with.
+    """
+    rows = {(row.collection, row.split, row.name): row.ndcg_at_10 for row in results}
+    sentences = []
+    for (collection, split, system), value in rows.items():
+        start, bm25 = (rows.get((collection, split, other)) for other in ("start", "bm25"))
+        if system != name or (start is None and bm25 is None):
+            continue
+        parts = [f"On {collection} {split} its nDCG@10 is {value:.3f}"]
+        if start is not None:
+            parts.append(f"{abs(value - start):.3f} {'above' if value >= start else 'below'} the start")
+        if bm25 is not None:
+            ahead = f"BM25 is still ahead by {bm25 - value:.3f}" if bm25 > value else f"{value - bm25:.3f} above BM25"
+            parts.append(ahead)
+        sentences.append(", ".join(parts) + ".")
+    return sentences

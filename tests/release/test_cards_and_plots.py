@@ -126,7 +126,7 @@ def test_the_card_has_results_settings_and_a_snippet(run: Path) -> None:
         "| document | none |",
         "| 6 | 0.235 |",
         results_table(RESULTS),
-        "On stdlib test its nDCG@10 of 0.123 is 0.023 above its start and 0.377 below BM25.",
+        "On stdlib test its nDCG@10 is 0.123, 0.023 above the start, BM25 is still ahead by 0.377.",
         "| documents and queries | `stdlib` | not known: no card on the machine of training states one |",
         "arXiv:2606.24667",
         "num_candidates: 5",
