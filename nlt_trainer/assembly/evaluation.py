@@ -16,7 +16,7 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.folder_task import BEIRFolderRetrieval
 from nlt_trainer.evaluation.systems import BM25, Checkpoint, EncoderSystems, Family, RunFile, System
 from nlt_trainer.evaluation.table import Evaluation, file_name
-from nlt_trainer.evaluation.task_scores import Cell, CellCache, score
+from nlt_trainer.evaluation.task_scores import TaskScoreCache, TaskScores, score
 from nlt_trainer.evaluation.tasks import EvaluationTask, TaskList, check_data, load_task, resolve_tasks
 from nlt_trainer.release.card import write_card
 from nlt_trainer.run.folder import Run
@@ -50,11 +50,11 @@ def evaluate(
     families = find_families(checkpoints, evaluation, state=state, show_progress=progress)
     systems = [system for family in families for system in family.systems()]
     against = check_systems(systems, evaluation.against)
-    cells = find_cells(tasks, families, CellCache(evaluation.cache / "results"), state=state)
+    scores = score_systems(tasks, families, TaskScoreCache(evaluation.cache / "results"), state=state)
     if not state.is_main_process:
         return
     trim(evaluation.cache / "embeddings", evaluation.embedding_cache_gib * GIB)
-    found = Evaluation(tasks, systems, cells, against)
+    found = Evaluation(tasks, systems, scores, against)
     results = found.rows()
     write_results(run.results_file, results)
     table = found.write(run)
@@ -162,9 +162,9 @@ def check_systems(systems: list[System], against: str | None) -> str | None:
     return against or next((system.name for system in systems if system.is_encoder), None)
 
 
-def find_cells(
-    tasks: TaskList, families: list[Family], cache: CellCache, *, state: PartialState
-) -> dict[tuple[str, str], Cell]:
+def score_systems(
+    tasks: TaskList, families: list[Family], cache: TaskScoreCache, *, state: PartialState
+) -> dict[tuple[str, str], TaskScores]:
     """Evaluate each system on each task, unless the cache has it; all but the main process only help to embed."""
     rows = {id(family): family.systems() for family in families}
     grid = [(family, entry, system) for family in families for entry in tasks.tasks for system in rows[id(family)]]
@@ -175,22 +175,22 @@ def find_cells(
     if state.is_main_process:
         for name, left_out in tasks.left_out.items():
             say(f"{name}: left out are {', '.join(left_out)}")
-    cells: dict[tuple[str, str], Cell] = {}
+    scores: dict[tuple[str, str], TaskScores] = {}
     for number, (family, entry, system) in enumerate(grid, start=1):
-        cell = kept[system.name, entry.title]
-        found = cell or evaluate_cell(entry, system, is_main=state.is_main_process)
+        earlier = kept[system.name, entry.title]
+        found = earlier or score_system(entry, system, is_main=state.is_main_process)
         if found is not None and state.is_main_process:
-            if cell is None:
+            if earlier is None:
                 cache.put(system.fingerprint, entry, found)
-            cells[system.name, entry.title] = found
-            figure = f"nDCG@10 {found.ndcg_at_10:.3f}" + ("" if cell is None else ", kept")
+            scores[system.name, entry.title] = found
+            figure = f"nDCG@10 {found.ndcg_at_10:.3f}" + ("" if earlier is None else ", kept")
             say(f"[{number}/{len(grid)}] {entry.title}: {system.name} {figure}")
         if number == len(grid) or grid[number][0] is not family:
             family.release()
-    return cells
+    return scores
 
 
-def evaluate_cell(entry: EvaluationTask, system: System, *, is_main: bool) -> Cell | None:
+def score_system(entry: EvaluationTask, system: System, *, is_main: bool) -> TaskScores | None:
     """Evaluate a system on a task; a process that is not the main one embeds its share and finds nothing."""
     if is_main:
         load_task(entry)

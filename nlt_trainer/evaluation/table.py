@@ -1,4 +1,4 @@
-"""Finished cells as rows, comparisons and files."""
+"""What systems score on tasks, as the rows of a table, as comparisons and as files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from nlt_trainer.evaluation.folder_task import METRICS
 from nlt_trainer.evaluation.significance import bootstrap_interval, randomisation_test, weighted_mean
 from nlt_trainer.evaluation.systems import System
-from nlt_trainer.evaluation.task_scores import Cell
+from nlt_trainer.evaluation.task_scores import TaskScores
 from nlt_trainer.evaluation.tasks import TaskList
 from nlt_trainer.files import atomic_write, write_json, write_jsonl
 from nlt_trainer.run.folder import Run
@@ -58,13 +58,13 @@ class Evaluation:
     Args:
         tasks: what was evaluated on.
         systems: the rows of each task, in order.
-        cells: name of a system and title of a task -> what was found.
+        scores: name of a system and title of a task -> what was found.
         against: name of the system that the encoders are compared with; `None` where there is none.
     """
 
     tasks: TaskList
     systems: Sequence[System]
-    cells: Mapping[tuple[str, str], Cell]
+    scores: Mapping[tuple[str, str], TaskScores]
     against: str | None
 
     def titles(self) -> Iterator[tuple[str, str, str]]:
@@ -80,7 +80,7 @@ class Evaluation:
             members = self.tasks.averages[title]
             found = [self.values(system, member, metric) for member in members]
             return [g for groups, _ in found for g in groups], [w / len(members) for _, ws in found for w in ws]
-        parts = self.cells[system, title].values
+        parts = self.scores[system, title].values
         return [np.array(part[metric]) for part in parts.values()], [1 / len(parts)] * len(parts)
 
     def rows(self) -> list[Result]:
@@ -131,10 +131,10 @@ class Evaluation:
     def query_rows(self) -> Iterator[dict[str, Any]]:
         """A row a query: each system's metrics, and its nDCG@10 minus that of `against`."""
         for entry in self.tasks.tasks:
-            found = {system.name: self.cells[system.name, entry.title] for system in self.systems}
+            found = {system.name: self.scores[system.name, entry.title] for system in self.systems}
             for part, query_ids in next(iter(found.values())).queries.items():
                 for i, query_id in enumerate(query_ids):
-                    values = {name: {m: cell.values[part][m][i] for m in METRICS} for name, cell in found.items()}
+                    values = {name: {m: own.values[part][m][i] for m in METRICS} for name, own in found.items()}
                     row = {"collection": entry.collection, "part": part, "query_id": query_id, "systems": values}
                     if self.against is not None:
                         base = values[self.against][METRICS[0]]
@@ -152,8 +152,8 @@ class Evaluation:
         write_json(run.comparisons_file, [asdict(comparison) for comparison in comparisons])
         write_jsonl(run.query_values_file, self.query_rows())
         shutil.rmtree(run.mteb, ignore_errors=True)
-        for (system, title), cell in self.cells.items():
-            write_json(run.mteb / file_name(system) / f"{file_name(title)}.json", cell.mteb)
+        for (system, title), found in self.scores.items():
+            write_json(run.mteb / file_name(system) / f"{file_name(title)}.json", found.mteb)
         with atomic_write(run.table_file) as handle:
             handle.write(f"{table}\n")
         return table

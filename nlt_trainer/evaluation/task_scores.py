@@ -33,13 +33,13 @@ from nlt_trainer.files import read_json, write_json
 
 LIBRARIES = ("mteb", "sentence-transformers", "transformers", "torch", "bm25s", "pytrec_eval-terrier")
 FORMAT = 1
-"""Raised when a cell means something else than before."""
+"""Raised when what is kept means something else than before."""
 
 TaskRankings = dict[Part, Rankings]
 
 
 @dataclass(frozen=True)
-class Cell:
+class TaskScores:
     """What one system scores on one task.
 
     Args:
@@ -126,7 +126,7 @@ def fuse(first: TaskRankings, second: TaskRankings) -> TaskRankings:
     }
 
 
-def score(entry: EvaluationTask, rankings: TaskRankings) -> Cell:
+def score(entry: EvaluationTask, rankings: TaskRankings) -> TaskScores:
     """Score rankings of a loaded task, query by query with trec_eval's code, and as a whole with mteb.
 
     Raises:
@@ -148,7 +148,7 @@ def score(entry: EvaluationTask, rankings: TaskRankings) -> Cell:
                     f"{entry.title}: {name} is {scores[name]} by mteb and {mean} by trec_eval, so the task scores in "
                     "a way of its own; leave it out"
                 )
-    return Cell(queries, values, json.loads(found.model_dump_json()))
+    return TaskScores(queries, values, json.loads(found.model_dump_json()))
 
 
 def _as_mteb_scores(entry: EvaluationTask, query_id: str, ranking: Mapping[str, float]) -> dict[str, float]:
@@ -159,7 +159,7 @@ def _as_mteb_scores(entry: EvaluationTask, query_id: str, ranking: Mapping[str, 
     return dict(list(kept.items())[1:]) if entry.task.skip_first_result else kept
 
 
-class CellCache:
+class TaskScoreCache:
     """A folder of results, one file a system and task.
 
     Args:
@@ -175,7 +175,7 @@ class CellCache:
         content = json.dumps([FORMAT, system, entry.fingerprint, self.versions], sort_keys=True)
         return self.folder / f"{hashlib.blake2b(content.encode(), digest_size=16).hexdigest()}.json"
 
-    def get(self, system: str, entry: EvaluationTask) -> Cell | None:
+    def get(self, system: str, entry: EvaluationTask) -> TaskScores | None:
         """The result, `None` where there is none.
 
         Raises:
@@ -185,10 +185,10 @@ class CellCache:
         if not path.is_file():
             return None
         try:
-            return Cell(**read_json(path))
+            return TaskScores(**read_json(path))
         except TypeError as error:
             raise DataError(path, f"is not a result ({error}); remove the file to compute it again") from error
 
-    def put(self, system: str, entry: EvaluationTask, cell: Cell) -> None:
+    def put(self, system: str, entry: EvaluationTask, scores: TaskScores) -> None:
         """Keep a result."""
-        write_json(self.path(system, entry), asdict(cell))
+        write_json(self.path(system, entry), asdict(scores))

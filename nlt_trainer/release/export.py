@@ -14,7 +14,7 @@ from nlt_trainer.encoder.probes import Probe, probe
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_folder
 from nlt_trainer.locations import loading
-from nlt_trainer.release.loading_check import check_parity
+from nlt_trainer.release.loading_check import check_loading
 from nlt_trainer.run.folder import Run
 
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "optimum.intel"}
@@ -71,7 +71,7 @@ def export(run: Run, form: ExportForm) -> tuple[Path, list[str]]:
     if form in RUNTIMES:
         return _export_runtime(run, form, trained)
     folder = _adapter(run) if form == "adapter" else _merged(run)
-    return folder, check_parity(folder, trained)
+    return folder, check_loading(folder, trained)
 
 
 def _is_adapter(folder: Path) -> bool:
@@ -113,7 +113,7 @@ def _export_runtime(run: Run, form: ExportForm, trained: Probe) -> tuple[Path, l
         )
     encoder = SentenceTransformer(str(merged), device="cpu", backend=form)  # type: ignore[arg-type]
     _save(run.exported(form), encoder)
-    return run.exported(form), check_parity(run.exported(form), trained, backend=form)
+    return run.exported(form), check_loading(run.exported(form), trained, backend=form)
 
 
 def _installed(package: str) -> bool:

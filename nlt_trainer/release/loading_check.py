@@ -19,7 +19,7 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.locations import loading
 
 TASK = TaskMetadata(
-    name="parity",
+    name="loading_check",
     description="Probe texts.",
     dataset={"path": "none", "revision": "none"},
     type="Retrieval",
@@ -30,7 +30,7 @@ TASK = TaskMetadata(
 )
 
 
-def check_parity(folder: Path, trained: Probe, **options: Any) -> list[str]:
+def check_loading(folder: Path, trained: Probe, **options: Any) -> list[str]:
     """Load a folder in each way in which others will, and compare with the encoder as it was in the trainer.
 
     The folder is loaded by Sentence-Transformers and by mteb's wrapper of it, which is what `mteb.get_model` returns

@@ -22,7 +22,15 @@ from nlt_trainer.evaluation import task_scores
 from nlt_trainer.evaluation.evaluator import evaluate_bm25, evaluate_encoder
 from nlt_trainer.evaluation.folder_task import METRICS, BEIRFolderRetrieval
 from nlt_trainer.evaluation.systems import BM25, Checkpoint, EncoderSystems, RunFile
-from nlt_trainer.evaluation.task_scores import Cell, CellCache, TaskRankings, fuse, rank_bm25, rank_encoder, score
+from nlt_trainer.evaluation.task_scores import (
+    TaskRankings,
+    TaskScoreCache,
+    TaskScores,
+    fuse,
+    rank_bm25,
+    rank_encoder,
+    score,
+)
 from nlt_trainer.evaluation.tasks import EvaluationTask, load_task
 from nlt_trainer.files import read_json, write_json
 
@@ -48,7 +56,7 @@ def entry(collection: Collection) -> EvaluationTask:
     return entry
 
 
-def means(cell: Cell) -> dict[str, float]:
+def means(cell: TaskScores) -> dict[str, float]:
     (part,) = cell.values.values()
     return {name: float(np.mean(part[name])) for name in METRICS}
 
@@ -240,7 +248,7 @@ def test_a_result_is_kept_for_its_system_and_task_alone(
     entry: EvaluationTask, tiny_collection_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reference: the cell; another system, task or version of a library has none; a damaged file is named."""
-    cell, cache = score(entry, rank_bm25(entry)), CellCache(tmp_path / "results")
+    cell, cache = score(entry, rank_bm25(entry)), TaskScoreCache(tmp_path / "results")
     cache.put("bm25", entry, cell)
     assert cache.get("bm25", entry) == cell
     assert mteb.TaskResult.from_dict(cell.mteb).task_name == "random-test"
@@ -248,7 +256,7 @@ def test_a_result_is_kept_for_its_system_and_task_alone(
     assert cache.get("other", entry) is cache.get("bm25", other) is None
     with monkeypatch.context() as patch:
         patch.setattr(task_scores, "version", lambda name: "0")
-        assert CellCache(tmp_path / "results").get("bm25", entry) is None
+        assert TaskScoreCache(tmp_path / "results").get("bm25", entry) is None
     write_json(cache.path("bm25", entry), {"unknown": 1})
     with pytest.raises(DataError, match=r"is not a result .*remove the file"):
         cache.get("bm25", entry)
