@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.evaluation import EvaluationArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.arguments.stages import RECIPE_BLOCKS, EvaluationArguments
+from nlt_trainer.arguments.stages import RECIPE_BLOCKS
 from nlt_trainer.assembly.evaluation import evaluate
 from nlt_trainer.assembly.head_detection import detect_heads
 from nlt_trainer.assembly.mining import mine

@@ -8,8 +8,8 @@ from pathlib import Path
 from accelerate import PartialState
 
 from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.evaluation import EvaluationArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.arguments.stages import EvaluationArguments
 from nlt_trainer.assembly.parts import processes
 from nlt_trainer.encoder.embedding_cache import trim
 from nlt_trainer.errors import NLTError

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from nlt_trainer.arguments.data import DataArguments
-from nlt_trainer.arguments.stages import ExportArguments, PullArguments, PushArguments
+from nlt_trainer.arguments.release import ExportArguments, PullArguments, PushArguments
 from nlt_trainer.assembly.parts import processes
 from nlt_trainer.choices import ExportForm
 from nlt_trainer.data.gains import audit_file

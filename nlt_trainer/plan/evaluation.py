@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nlt_trainer.arguments.stages import EvaluationArguments
+from nlt_trainer.arguments.evaluation import EvaluationArguments
 from nlt_trainer.assembly.evaluation import reported
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.errors import NLTError

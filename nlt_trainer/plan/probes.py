@@ -31,7 +31,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from nlt_trainer.arguments.stages import EvaluationArguments
+from nlt_trainer.arguments.evaluation import EvaluationArguments
 from nlt_trainer.assembly.losses import Parts, make_loss
 from nlt_trainer.assembly.parts import resident_peak
 from nlt_trainer.assembly.training import make_trainer

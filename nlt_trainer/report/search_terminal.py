@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers.utils.logging import set_tqdm_hook
 
-from nlt_trainer.arguments.stages import IndexArguments, SearchArguments
+from nlt_trainer.arguments.search import IndexArguments, SearchArguments
 from nlt_trainer.data.beir import load_corpus
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import NLTError

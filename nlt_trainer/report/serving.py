@@ -7,7 +7,7 @@ import os
 import threading
 from functools import cache
 
-from nlt_trainer.arguments.stages import AppArguments
+from nlt_trainer.arguments.search import AppArguments
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.scoring import LikelihoodScorer

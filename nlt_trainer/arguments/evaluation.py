@@ -1,0 +1,85 @@
+"""What `nlt evaluate` takes besides a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from nlt_trainer.arguments.option import check_words, option
+from nlt_trainer.choices import Precision
+from nlt_trainer.errors import NLTError
+from nlt_trainer.files import cache_folder
+
+
+@dataclass
+class EvaluationArguments:
+    """Parameters that control the evaluation."""
+
+    tasks: list[str] = option(
+        default_factory=list,
+        decides="nothing",
+        help=(
+            "What to evaluate on in place of the recipe's collections: tasks and benchmarks of mteb by name "
+            "(SciFact, NanoBEIR, BEIR, CoIR, 'MTEB(eng, v2)', 'RTEB(beta)'), BEIR and TREC folders as FOLDER:SPLIT."
+        ),
+    )
+    checkpoints: list[str] = option(
+        default_factory=list,
+        decides="nothing",
+        help="Encoders beside the recipe's run: Hub ids, folders, output folders of other runs.",
+    )
+    run_files: list[str] = option(
+        default_factory=list,
+        decides="nothing",
+        help="Runs in trec_eval's format, as further rows; with one task alone.",
+    )
+    fused: bool = option(
+        default=False,
+        decides="nothing",
+        help="Add each encoder fused with BM25 by reciprocal ranks (k = 60, 100 each).",
+    )
+    truncate_dims: list[int] = option(
+        default_factory=list,
+        decides="nothing",
+        help="Add each encoder with its first dimensions alone, e.g. 256 128.",
+    )
+    quantisations: list[Precision] = option(
+        default_factory=list,
+        decides="nothing",
+        help=f"Add each encoder, in every size, with documents in {' or '.join(get_args(Precision))}.",
+    )
+    against: str | None = option(
+        default=None,
+        decides="nothing",
+        help=(
+            "Row that the others are compared with, one by one, so that p is not corrected for their number; "
+            "unset: the first encoder's."
+        ),
+    )
+    encode_batch_size: int = option(
+        default=32,
+        decides="nothing",
+        help="Texts that an encoder embeds at once.",
+    )
+    evaluation_cache: str | None = option(
+        default=None,
+        decides="nothing",
+        help="Folder of results and embeddings that are kept; unset: the user's cache (NLT_CACHE).",
+    )
+    embedding_cache_gib: float = option(
+        default=20.0,
+        decides="nothing",
+        help="Embeddings that stay there afterwards, GiB, those used last; 0: none.",
+    )
+
+    def __post_init__(self) -> None:
+        check_words(self)
+        if wrong := [dim for dim in self.truncate_dims if dim < 1]:
+            raise NLTError(f"truncate_dims has {wrong[0]}; it must be at least 1")
+        if self.encode_batch_size < 1:
+            raise NLTError(f"encode_batch_size is {self.encode_batch_size}; it must be at least 1")
+
+    @property
+    def cache(self) -> Path:
+        return cache_folder() if self.evaluation_cache is None else Path(self.evaluation_cache).expanduser()

@@ -1,0 +1,91 @@
+"""What `nlt export`, `nlt push` and `nlt pull` take."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import get_args
+
+from nlt_trainer.arguments.option import check_words, option
+from nlt_trainer.choices import ExportForm, RepoType
+from nlt_trainer.errors import NLTError
+
+
+@dataclass
+class ExportArguments:
+    """Parameters that control the export."""
+
+    form: ExportForm = option(
+        default="merged",
+        decides="nothing",
+        help=(
+            f"{', '.join(get_args(ExportForm))}: the whole encoder, its adapter alone, or in the format of a "
+            "runtime that Sentence-Transformers exports to."
+        ),
+    )
+
+
+@dataclass
+class PushArguments:
+    """Parameters that control what is published and where."""
+
+    repo: str = option(
+        decides="nothing",
+        help="Hub id of the encoder, ORG/NAME; created where there is none.",
+    )
+    gains_repo: str | None = option(
+        default=None,
+        decides="nothing",
+        help="Hub id of a data set for gains and candidates; these hold the texts of the training queries.",
+    )
+    tag: str | None = option(
+        default=None,
+        decides="nothing",
+        help="Tag of the release; unset: the next of v1, v2, ...",
+    )
+    private: bool = option(
+        default=True,
+        decides="nothing",
+        help="Whether a new repository is private.",
+    )
+    dry_run: bool = option(
+        default=False,
+        decides="nothing",
+        help="List files and sizes, and send nothing.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.tag is not None and not re.fullmatch(r"[A-Za-z0-9](\.?[\w+-])*", self.tag):
+            raise NLTError(f"tag {self.tag!r} is none; use letters, digits, '.', '-', '_' and '+', e.g. v1.2")
+
+
+@dataclass
+class PullArguments:
+    """Parameters that control what is fetched."""
+
+    repo: str = option(
+        decides="nothing",
+        help="Hub id, ORG/NAME.",
+    )
+    folder: str = option(
+        decides="nothing",
+        help="Folder to write; one that an earlier pull has written is replaced.",
+    )
+    revision: str | None = option(
+        default=None,
+        decides="nothing",
+        help="Tag, branch or commit; unset: the newest.",
+    )
+    repo_type: RepoType = option(
+        default="model",
+        decides="nothing",
+        help="model, or dataset for published gains.",
+    )
+    dry_run: bool = option(
+        default=False,
+        decides="nothing",
+        help="List files and sizes, and fetch nothing.",
+    )
+
+    def __post_init__(self) -> None:
+        check_words(self)

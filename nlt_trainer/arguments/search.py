@@ -1,0 +1,111 @@
+"""What `nlt search` and `nlt app` take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nlt_trainer.arguments.option import check_words, option
+from nlt_trainer.choices import LLMDtype
+from nlt_trainer.errors import NLTError
+from nlt_trainer.prompts import PromptTemplate
+
+
+@dataclass
+class IndexArguments:
+    """Parameters that control the search."""
+
+    encoder: str = option(
+        decides="nothing",
+        help="Encoder: Hub id, folder, or package:<module>/<path>.",
+    )
+    corpus: str = option(
+        decides="nothing",
+        help="BEIR folder whose corpus.jsonl is searched.",
+    )
+    against: str | None = option(
+        default=None,
+        decides="nothing",
+        help="Encoder that the first is compared with.",
+    )
+    top_k: int = option(
+        default=10,
+        decides="nothing",
+        help="Documents shown for each encoder.",
+    )
+    embeddings: str | None = option(
+        default=None,
+        decides="nothing",
+        help="Folder in which embeddings are kept; unset: the user's cache.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise NLTError(f"top_k is {self.top_k}; it must be at least 1")
+
+
+@dataclass
+class SearchArguments(IndexArguments):
+    """Parameters that control the terminal."""
+
+    query: str | None = option(
+        default=None,
+        decides="nothing",
+        help="Search for this and leave; unset: ask for queries.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.query is not None and not self.query.strip():
+            raise NLTError("query is empty; write what to search for, or leave it out to be asked")
+
+
+@dataclass
+class AppArguments(IndexArguments):
+    """Parameters that control the page."""
+
+    llm: str = option(
+        default="HuggingFaceTB/SmolLM2-135M-Instruct",
+        decides="nothing",
+        help="Frozen LLM whose gain is shown: Hub id, folder, .gguf file, or package:<module>/<path>.",
+    )
+    llm_dtype: LLMDtype = option(
+        default="float32",
+        decides="nothing",
+        help="float32, bfloat16 or float16.",
+    )
+    document_prefix: str = option(
+        default=PromptTemplate.document_prefix,
+        decides="nothing",
+        help="Text before the document in the LLM's prompt.",
+    )
+    query_prefix: str = option(
+        default=PromptTemplate.query_prefix,
+        decides="nothing",
+        help="Text before the query in the LLM's prompt.",
+    )
+    max_document_tokens: int = option(
+        default=192,
+        decides="nothing",
+        help="Tokens that the LLM reads of a document.",
+    )
+    title: str = option(
+        default="What do two encoders find?",
+        decides="nothing",
+        help="Heading of the page.",
+    )
+    host: str = option(
+        default="127.0.0.1",
+        decides="nothing",
+        help="Address to listen on; 0.0.0.0: other machines too.",
+    )
+    port: int | None = option(
+        default=None,
+        decides="nothing",
+        help="Port; unset: a free one from 7860 on.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_words(self)
+        if self.port is not None and not 0 < self.port < 65536:
+            raise NLTError(f"port is {self.port}; it must be between 1 and 65535")
