@@ -1,7 +1,8 @@
-"""Calls to the Hub: repeated where it is busy, and one line with the remedy where it refuses."""
+"""Calls to the Hub: repeated where it is busy, and what its errors mean, for models and data sets, online or not."""
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import time
@@ -10,10 +11,12 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import httpx2
+from huggingface_hub import HfApi, is_offline_mode
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -29,6 +32,8 @@ T = TypeVar("T")
 BUSY = (408, 429, 500, 502, 503, 504)
 """Answers after which the same call may succeed."""
 ATTEMPTS = 5
+TIMEOUT = 10
+"""Seconds until the Hub counts as out of reach."""
 
 
 def patiently(call: Callable[[], T]) -> T:
@@ -43,7 +48,7 @@ def patiently(call: Callable[[], T]) -> T:
         try:
             return call()
         except (httpx2.HTTPError, json.JSONDecodeError, RuntimeError) as error:  # RuntimeError: a thread's upload
-            cause = _hub_error(error)
+            cause = _link(error, httpx2.HTTPError, json.JSONDecodeError)
             if attempt == ATTEMPTS or cause is None or not _passes(cause):
                 raise
             seconds = _asked(cause) or 2 ** (attempt - 1)
@@ -52,11 +57,11 @@ def patiently(call: Callable[[], T]) -> T:
     raise AssertionError("unreachable")
 
 
-def _hub_error(error: BaseException) -> BaseException | None:
-    """The error of the Hub or of the network in a chain of causes."""
+def _link(error: BaseException, *kinds: type[BaseException]) -> BaseException | None:
+    """The first error of one of these kinds in a chain of causes, as a traceback would show it."""
     link: BaseException | None = error
-    while link is not None and not isinstance(link, (httpx2.HTTPError, json.JSONDecodeError)):
-        link = link.__cause__
+    while link is not None and not isinstance(link, kinds):
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
     return link
 
 
@@ -80,12 +85,28 @@ def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+@functools.cache
+def hub_answers() -> bool:
+    """Whether the Hub can be reached; it is asked once."""
+    if is_offline_mode():
+        return False
+    try:
+        HfApi().dataset_info("mteb/scifact", timeout=TIMEOUT)
+    except HfHubHTTPError:
+        return True  # it answers, whatever it says of this data set
+    except Exception:  # of the HTTP library beneath; `datasets` would try for half a minute before it says as much
+        return False
+    return True
+
+
 @contextmanager
-def explained(repo: str) -> Iterator[None]:
+def explained(repo: str, *, repo_type: str = "model", revision: str | None = None) -> Iterator[None]:
     """Turn what the Hub's client raises inside the block into one line with the remedy.
 
     Args:
         repo: Hub id that the calls are about.
+        repo_type: `model` or `dataset`.
+        revision: that is asked for.
 
     Raises:
         NLTError: in place of every error of the client or of the network.
@@ -94,34 +115,70 @@ def explained(repo: str) -> Iterator[None]:
         yield
     except NLTError:
         raise
+    except json.JSONDecodeError as error:  # inside the block only answers of the Hub are read
+        raise NLTError(f"{repo}: {_fails('unreadable answer')}") from error
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:  # ValueError: a card that the Hub refuses
-        cause = error if isinstance(error, ValueError) else _hub_error(error) or error
-        raise NLTError(f"{repo}: {explain(cause, repo)}") from error
+        raise NLTError(f"{repo}: {explain(error, repo, repo_type=repo_type, revision=revision)}") from error
 
 
-def explain(error: BaseException, repo: str) -> str:
-    """What went wrong and what to do about it; no header and no token is in it."""
-    if isinstance(error, HFValidationError):
-        return "this is no Hub id; write ORG/NAME with letters, digits, '-', '_' and '.'"
-    if isinstance(error, LocalTokenNotFoundError):
+def download_command(repo: str, *, repo_type: str = "model", revision: str | None = None) -> str:
+    """What a user runs where there is a network."""
+    kind = "" if repo_type == "model" else f" --repo-type {repo_type}"
+    return f"hf download {repo}{kind}" + (f" --revision {revision}" if revision else "")
+
+
+def explain(error: BaseException, repo: str, *, repo_type: str = "model", revision: str | None = None) -> str:
+    """What is wrong with a repository and what to do about it; no header and no token is in it.
+
+    Args:
+        error: what a library raised; the Hub's own error may be any of its causes.
+        repo: Hub id of the model or the data set, as the user wrote it.
+        repo_type: `model` or `dataset`.
+        revision: that was asked for.
+
+    Returns:
+        A sentence on "it", the repository; of an error that is not the Hub's what it says itself, on one line.
+    """
+    page = f"https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
+    if _link(error, HFValidationError):
+        return "it is no Hub id; write ORG/NAME with letters, digits, '-', '_' and '.'"
+    if _link(error, LocalTokenNotFoundError):
         return "the Hub wants to know who you are; log in with `hf auth login`, or set HF_TOKEN"
-    if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE=1 forbids every call; unset it"
-    if isinstance(error, GatedRepoError):
-        return f"it is gated; accept its terms on https://huggingface.co/{repo} and run again when access is granted"
-    if isinstance(error, RevisionNotFoundError):
-        return "it has no such revision; leave revision out for the newest"
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    if status == 401 and not isinstance(error, RepositoryNotFoundError):
-        return "the Hub does not accept the token (401); log in with `hf auth login`, or correct HF_TOKEN"
-    if isinstance(error, RepositoryNotFoundError):
+    if _link(error, GatedRepoError):
+        return f"it is gated; accept its terms on {page}, log in (`hf auth login`), run again when access is granted"
+    if _link(error, RevisionNotFoundError):
+        return f"it has no revision {revision or 'main'!r}; {page}/commits/main lists them"
+    if _link(error, RepositoryNotFoundError):
         return "it is not on the Hub, or private and not yours to see; correct the id, or log in with `hf auth login`"
+    answer = _link(error, HfHubHTTPError)
+    if refusal := answer and _refusal(answer):
+        return refusal
+    if _link(error, LocalEntryNotFoundError):
+        command = download_command(repo, repo_type=repo_type, revision=revision)
+        return (
+            "it is not in the Hub's cache, or not whole, and the Hub cannot be reached (HF_HUB_OFFLINE=1, or no "
+            f"network). Run `{command} --local-dir DIR` where there is a network, and give DIR in place of the id"
+        )
+    if _link(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE=1 forbids every call; unset it"
+    if (broken := _link(error, httpx2.TransportError, ConnectionError)) is not None:
+        return f"the Hub cannot be reached ({_first_line(broken)}); check the network and run again, it goes on"
+    said = answer if isinstance(error, RuntimeError) and answer else error  # a thread's error says that it was one
+    return " ".join(str(said).split()) or type(said).__name__
+
+
+def _refusal(answer: BaseException) -> str | None:
+    """What the status of an answer means; `None` where the answer's own words say it better."""
+    assert isinstance(answer, HfHubHTTPError)
+    status = answer.response.status_code
+    if status == 401:
+        return "the Hub does not accept the token (401); log in with `hf auth login`, or correct HF_TOKEN"
     if status == 403:
-        return "the token does not permit this (403); take one that may write there, or another ORG"
+        return "the token does not permit this (403); take one that may read or write there, or another ORG"
     if status == 429:
-        return "the Hub takes no more calls for now (429); run again later, what it has is not sent twice"
-    if isinstance(error, json.JSONDecodeError) or (status is not None and status >= 500):
-        return f"the Hub fails ({status or 'unreadable answer'}); run again later, what it has is not sent twice"
-    if isinstance(error, (httpx2.TransportError, ConnectionError)):
-        return f"the Hub cannot be reached ({_first_line(error)}); check the network and run again, it goes on"
-    return " ".join(str(error).split()) or type(error).__name__
+        return "the Hub takes no more calls for now (429); run again later, what has arrived is not sent twice"
+    return _fails(status) if status >= 500 else None
+
+
+def _fails(reason: int | str) -> str:
+    return f"the Hub fails ({reason}); run again later, what has arrived is not sent twice"

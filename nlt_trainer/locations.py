@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import RECORD_FILE, atomic_folder, cache_folder, read_json
+from nlt_trainer.hub_calls import explain
 
 logger = logging.getLogger(__name__)
 
@@ -80,36 +80,14 @@ def adapter_base(location: str) -> str:
     return f"./{path.as_posix()}" if path.is_dir() and not path.is_absolute() else location
 
 
-def reason(error: BaseException, name: str) -> str:
-    """Why a model could not be loaded, and what to do about it where the Hub is the reason.
-
-    Args:
-        error: what a library raised.
-        name: the model's name in the recipe.
-    """
-    chain, link = [error], error
-    while link := link.__cause__ or link.__context__:  # type: ignore[assignment]  # None ends the loop
-        chain.append(link)
-    if any(isinstance(link, GatedRepoError) for link in chain):
-        return (
-            f"it is gated. Accept its licence on https://huggingface.co/{name}, log in with `hf auth login`, and run "
-            "again when access is granted"
-        )
-    if any(isinstance(link, LocalEntryNotFoundError) for link in chain):
-        return (
-            "it is not in the Hub's cache, and the Hub cannot be reached (HF_HUB_OFFLINE=1, or no network). Run "
-            f"`hf download {name} --local-dir DIR` where there is a network, and give DIR in place of the id"
-        )
-    return str(error)
-
-
 @contextmanager
-def loading(what: str, name: str) -> Iterator[None]:
+def loading(what: str, name: str, *, revision: str | None = None) -> Iterator[None]:
     """Say of any error inside the block that a model cannot be loaded, which one, and why.
 
     Args:
         what: e.g. "LLM".
         name: the model's name in the recipe.
+        revision: of a Hub model.
 
     Raises:
         NLTError: in place of every other exception.
@@ -119,7 +97,7 @@ def loading(what: str, name: str) -> Iterator[None]:
     except NLTError:
         raise
     except Exception as error:  # half a file: safetensors and tokenizers have errors without a common base
-        raise NLTError(f"{what} {name!r} cannot be loaded: {reason(error, name)}") from error
+        raise NLTError(f"{what} {name!r} cannot be loaded: {explain(error, name, revision=revision)}") from error
 
 
 def _remedy(name: str) -> str:

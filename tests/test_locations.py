@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,14 +12,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
-from huggingface_hub.utils import httpx
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer import locations
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import cache_folder
-from nlt_trainer.locations import content_hash, reason, resolve_model
+from nlt_trainer.locations import content_hash, resolve_model
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
@@ -56,23 +53,6 @@ def test_what_is_not_there_is_refused(name: str, message: str) -> None:
     """Reference: the message names place and remedy."""
     with pytest.raises(NLTError, match=message):
         resolve_model(name)
-
-
-def test_the_hubs_refusals_name_the_remedy() -> None:
-    """Reference: the remedy, however deep the Hub's error lies; any other error speaks for itself."""
-    response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
-    for cause, remedy in (
-        (GatedRepoError("403", response=response), r"Accept its licence on https://huggingface.co/org/model, log in"),
-        (LocalEntryNotFoundError("offline"), r"hf download org/model --local-dir DIR"),
-        (OSError("disk full"), r"^cannot load$"),
-    ):
-        try:
-            try:
-                raise cause
-            except OSError as error:
-                raise OSError("cannot load") from error
-        except OSError as error:
-            assert re.search(remedy, reason(error, "org/model"))
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

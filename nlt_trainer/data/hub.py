@@ -15,16 +15,11 @@ from typing import Any
 
 from datasets import load_dataset
 from huggingface_hub import DatasetCard, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError
 
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import read_jsonl
+from nlt_trainer.hub_calls import explain
 
 CARD = "README.md"
 
@@ -118,28 +113,10 @@ def fetch_dataset(name: str, *, revision: str | None = None, configs: Sequence[s
                 name, repo_type="dataset", revision=folder.name, allow_patterns=[CARD, *patterns] if patterns else None
             )
         )
-    except HFValidationError as error:
-        raise NLTError(f"data set {name!r} is neither a folder nor a Hub id (org/name); correct it") from error
-    except OSError as error:  # all of the Hub's errors, and those of the network
-        raise NLTError(f"data set {name!r} {_reason(error, name, revision)}") from error
+    except (OSError, HFValidationError) as error:  # OSError: all other errors of the Hub, and those of the network
+        reason = explain(error, name, repo_type="dataset", revision=revision)
+        raise NLTError(f"data set {name!r} cannot be fetched: {reason}") from error
     return HubDataset(name, folder.name, folder, known)
-
-
-def _reason(error: OSError, name: str, revision: str | None) -> str:
-    if isinstance(error, GatedRepoError):
-        return f"is gated. Accept its terms on https://huggingface.co/datasets/{name} and log in: hf auth login"
-    if isinstance(error, RepositoryNotFoundError):
-        return "is not on the Hub, or private; correct the id, or log in: hf auth login"
-    if isinstance(error, RevisionNotFoundError):
-        return f"has no revision {revision!r}; https://huggingface.co/datasets/{name}/commits/main lists them"
-    if not isinstance(error, LocalEntryNotFoundError):
-        return f"cannot be fetched: {error}"
-    at = f" --revision {revision}" if revision else ""
-    return (
-        f"(revision {revision or 'main'}) is not in the Hub's cache, and the Hub cannot be reached (HF_HUB_OFFLINE=1, "
-        f"or no network). Run `hf download {name} --repo-type dataset{at} --local-dir DIR` where there is a network, "
-        "bring DIR here, and give DIR in place of the id"
-    )
 
 
 def _read_card(folder: Path) -> dict[str, dict[str, list[str]]]:

@@ -65,7 +65,7 @@ def load_encoder(
     kwargs: dict[str, Any] = {"use_safetensors": True, "dtype": dtype}
     if backbone is not None:
         _check_backbone(name, backbone, pooling=pooling, lora=lora)
-    with loading("encoder", name):
+    with loading("encoder", name, revision=revision):
         whole = backbone is None and Path(location, "modules.json").is_file()
         if pooling is None or whole:
             encoder = SentenceTransformer(location, revision=revision, device=device, model_kwargs=kwargs)

@@ -24,7 +24,7 @@ from nlt_trainer.evaluation.folder_task import TOP_K
 from nlt_trainer.evaluation.task_scores import TaskRankings, fuse, rank_bm25, rank_encoder
 from nlt_trainer.evaluation.tasks import EvaluationTask
 from nlt_trainer.files import RECORD_FILE, read_json
-from nlt_trainer.locations import reason, resolve_model
+from nlt_trainer.locations import loading, resolve_model
 from nlt_trainer.run.folder import Run
 
 NO_CONTENT = {"README.md", "recipe.yaml", RECORD_FILE}
@@ -137,11 +137,9 @@ class Checkpoint:
 def _content(name: str, revision: str | None) -> str:
     location = resolve_model(name)
     if not Path(location).is_dir():
-        try:
+        with loading("encoder", name, revision=revision):
             # small files alone: enough to know the commit, whatever the branch points to by now
             folder = Path(snapshot_download(location, revision=revision, allow_patterns=["*.json"]))
-        except (OSError, ValueError) as error:  # ValueError: no id that the Hub could have
-            raise NLTError(f"encoder {name!r} cannot be loaded: {reason(error, name)}") from error
         return f"{location}@{folder.name}{_base(folder)}"
     digest, folder = hashlib.blake2b(digest_size=16), Path(location)
     for path in sorted(folder.rglob("*")):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import mteb
-from huggingface_hub import HfApi, constants, is_offline_mode, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from mteb.abstasks import AbsTask
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -20,8 +19,7 @@ from mteb.get_tasks import TASK_LIST
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.folder_task import BEIRFolderRetrieval, Part
-
-HUB_TIMEOUT = 10  # seconds until the Hub counts as out of reach
+from nlt_trainer.hub_calls import download_command, explain, hub_answers
 
 
 @dataclass(frozen=True)
@@ -203,7 +201,8 @@ def load_task(entry: EvaluationTask) -> None:
         task.load_data()
     except Exception as error:  # half a file, a missing split, a script: `datasets` has no common base for them
         task.metadata = task.metadata.model_copy(update={"dataset": dataset})
-        raise NLTError(f"{_missing([entry])}\n({type(error).__name__}: {error})") from error
+        said = explain(error, dataset["path"], repo_type="dataset", revision=dataset["revision"])
+        raise NLTError(f"{_missing([entry])}\n({type(error).__name__}: {said})") from error
     task.convert_v1_dataset_format_to_v2(None)
     if any(task.dataset[subset][split]["top_ranked"] for split, subset in entry.parts()):
         raise NLTError(f"task {entry.collection} ranks given candidates; evaluate measures search of a whole corpus")
@@ -218,29 +217,15 @@ def _snapshot(dataset: Any) -> str | None:
         return None
 
 
-@functools.cache
-def hub_answers() -> bool:
-    """Whether the Hub can be reached; it is asked once."""
-    if is_offline_mode():
-        return False
-    try:
-        HfApi().dataset_info("mteb/scifact", timeout=HUB_TIMEOUT)
-    except HfHubHTTPError:
-        return True  # it answers, whatever it says of this data set
-    except Exception:  # of the HTTP library beneath; `datasets` would try for half a minute before it says as much
-        return False
-    return True
-
-
 def _missing(entries: Sequence[EvaluationTask]) -> str:
     others = f" and {len(entries) - 1} others have" if len(entries) > 1 else " has"
     datasets = [entry.task.metadata.dataset for entry in entries]
-    commands = [f"  hf download {d['path']} --repo-type dataset --revision {d['revision']}" for d in datasets]
+    commands = [download_command(d["path"], repo_type="dataset", revision=d["revision"]) for d in datasets]
     return "\n".join(
         [
             f"{entries[0].collection}{others} data that is not on this machine, or not whole, and the Hub does not "
             "give it. Where there is a network, run",
-            *dict.fromkeys(commands),
+            *(f"  {command}" for command in dict.fromkeys(commands)),
             "and copy the folders datasets--ORG--NAME from the Hub's cache there (~/.cache/huggingface/hub) to "
             f"{constants.HF_HUB_CACHE} here",
         ]

@@ -97,7 +97,7 @@ class FrozenLM:
         location = resolve_model(name)
         model: PreTrainedModel
         report: dict[str, list[str]]
-        with loading("LLM", name):
+        with loading("LLM", name, revision=revision):
             model, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, as asked for
                 location,
                 revision=revision,

@@ -85,7 +85,7 @@ def push(
     Raises:
         NLTError: the Hub refuses, or another release has the tag.
     """
-    with explained(repo):
+    with explained(repo, repo_type=repo_type):
         patiently(api.whoami)  # a wrong token is found before anything is sent
         return patiently(lambda: _send(api, repo, files, tag=tag, private=private, repo_type=repo_type))
 
@@ -129,7 +129,7 @@ def listing(
     Raises:
         NLTError: the Hub refuses.
     """
-    with explained(repo):
+    with explained(repo, repo_type=repo_type, revision=revision):
         commit = patiently(lambda: api.repo_info(repo, revision=revision, repo_type=repo_type).sha)
         entries = patiently(
             lambda: list(api.list_repo_tree(repo, recursive=True, revision=commit, repo_type=repo_type))
@@ -159,7 +159,7 @@ def pull(api: HfApi, repo: str, folder: Path, *, revision: str | None = None, re
     commit, files = listing(api, repo, revision=revision, repo_type=repo_type)
     partial = folder.with_name(f".{folder.name}.{commit[:12]}.partial")  # the same again after a cut
     with atomic_folder(folder) as whole:
-        with explained(repo):
+        with explained(repo, repo_type=repo_type, revision=revision):
             patiently(
                 lambda: snapshot_download(
                     repo,

@@ -71,21 +71,21 @@ def test_only_the_files_of_the_configuration_are_fetched(tmp_path: Path, monkeyp
 def test_offline_says_what_to_place_where() -> None:
     """Reference: the remedy; the tests run with HF_HUB_OFFLINE=1, so this is the library's own error."""
     message = re.escape(
-        "data set 'org/none' (revision abc) is not in the Hub's cache, and the Hub cannot be reached "
-        "(HF_HUB_OFFLINE=1, or no network). Run `hf download org/none --repo-type dataset --revision abc "
-        "--local-dir DIR` where there is a network, bring DIR here, and give DIR in place of the id"
+        "data set 'org/none' cannot be fetched: it is not in the Hub's cache, or not whole, and the Hub cannot be "
+        "reached (HF_HUB_OFFLINE=1, or no network). Run `hf download org/none --repo-type dataset --revision abc "
+        "--local-dir DIR` where there is a network, and give DIR in place of the id"
     )
     with pytest.raises(NLTError, match=message):
         fetch_dataset("org/none", revision="abc")
-    with pytest.raises(NLTError, match=r"data set 'a/b/c' is neither a folder nor a Hub id \(org/name\); correct it"):
+    with pytest.raises(NLTError, match=r"data set 'a/b/c' cannot be fetched: it is no Hub id; write ORG/NAME"):
         fetch_dataset("a/b/c")
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (GatedRepoError, "is gated. Accept its terms on https://huggingface.co/datasets/org/set and log in"),
-        (RepositoryNotFoundError, "is not on the Hub, or private; correct the id, or log in"),
+        (GatedRepoError, "it is gated; accept its terms on https://huggingface.co/datasets/org/set, log in"),
+        (RepositoryNotFoundError, "it is not on the Hub, or private and not yours to see; correct the id, or log in"),
         (RevisionNotFoundError, "has no revision 'abc'; https://huggingface.co/datasets/org/set/commits/main lists"),
         (OSError, "cannot be fetched: no space left"),
     ],

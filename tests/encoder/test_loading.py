@@ -151,7 +151,8 @@ def test_the_revision_reaches_every_file(monkeypatch: pytest.MonkeyPatch, poolin
         return lookup(*names, **options)
 
     monkeypatch.setattr(hub, "cached_files", cached_files)
-    with pytest.raises(NLTError, match=r"encoder 'org/none' cannot be loaded: .*hf download org/none --local-dir DIR"):
+    remedy = "hf download org/none --revision abc --local-dir DIR"
+    with pytest.raises(NLTError, match=rf"encoder 'org/none' cannot be loaded: .*{remedy}"):
         load_encoder("org/none", revision="abc", pooling=pooling)
     assert asked == {"abc"}
 

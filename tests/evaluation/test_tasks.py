@@ -11,7 +11,8 @@ import mteb
 import pytest
 
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.evaluation.tasks import check_data, hub_answers, load_task, resolve_tasks
+from nlt_trainer.evaluation.tasks import check_data, load_task, resolve_tasks
+from nlt_trainer.hub_calls import hub_answers
 
 CARD = """---
 configs:
@@ -153,8 +154,8 @@ def test_all_that_is_missing_is_named_before_anything_runs(tmp_path: Path, monke
 
 def test_data_that_is_not_here_is_named_within_seconds_without_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reference: the same message where the Hub's host cannot be reached; `datasets` would try for half a minute."""
-    monkeypatch.setattr("nlt_trainer.evaluation.tasks.is_offline_mode", lambda: False)
-    monkeypatch.setattr("nlt_trainer.evaluation.tasks.HfApi", _Unreachable)
+    monkeypatch.setattr("nlt_trainer.hub_calls.is_offline_mode", lambda: False)
+    monkeypatch.setattr("nlt_trainer.hub_calls.HfApi", _Unreachable)
     hub_answers.cache_clear()
     (entry,) = resolve_tasks(["SciFact"]).tasks
     with pytest.raises(NLTError, match=r"^SciFact has data that is not"):

@@ -184,9 +184,15 @@ def test_a_busy_hub_is_called_again_when_it_says(
             Fault("GET", "/api/whoami", 401),
             r"does not accept the token \(401\); log in with `hf auth login`, or correct",
         ),
-        (Fault("POST", "/create", 403), r"the token does not permit this \(403\); take one that may write there"),
+        (
+            Fault("POST", "/create", 403),
+            r"the token does not permit this \(403\); take one that may read or",
+        ),
         (Fault("POST", "/commit/", 429, times=99), r"takes no more calls for now \(429\); run again later"),
-        (Fault("POST", "/commit/", 502, times=99), r"the Hub fails \(502\); run again later, what it has is not sent"),
+        (
+            Fault("POST", "/commit/", 502, times=99),
+            r"the Hub fails \(502\); run again later, what has arrived is",
+        ),
         (Fault("PUT", "/lfs/", 500, times=99), r"the Hub fails \(500\); run again later"),
         (Fault("POST", "/commit/", 0, times=99), r"the Hub cannot be reached \(.+\); check the network and run again"),
     ],
@@ -218,9 +224,9 @@ def test_a_card_that_the_hub_refuses_is_one_line(hub: Hub, api: HfApi) -> None:
     [
         ("org/none", None, TOKEN, "it is not on the Hub, or private and not yours to see"),
         ("org/name", None, False, "it is not on the Hub, or private and not yours to see"),
-        ("org/name", "v9", TOKEN, "it has no such revision; leave revision out"),
+        ("org/name", "v9", TOKEN, "it has no revision 'v9'; .*/org/name/commits/main lists them"),
         ("org/gated", None, TOKEN, "it is gated; accept its terms on https://huggingface.co/org/gated"),
-        ("org//name", None, TOKEN, "this is no Hub id; write ORG/NAME"),
+        ("org//name", None, TOKEN, "it is no Hub id; write ORG/NAME"),
     ],
 )
 def test_what_cannot_be_pulled_is_named(
