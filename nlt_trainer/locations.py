@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer.errors import DataError, NLTError
@@ -47,23 +49,25 @@ def resolve_model(name: str) -> str:
 
 def local_path(name: str) -> Path | None:
     """The file or folder that a model's name stands for; `None` for a Hub id. Raises as `resolve_model`."""
-    if name.startswith(PACKAGE_SCHEME):
-        path = _path_in_package(name)
-    elif name.startswith((".", "/", "~")) or name.endswith(".gguf") or Path(name).exists():
-        path = Path(name).expanduser()
-    else:
+    if is_hub_id(name):
         return None
+    path = _path_in_package(name) if name.startswith(PACKAGE_SCHEME) else Path(name).expanduser()
     if not path.exists():
         raise NLTError(f"model {name!r}: {path} does not exist. {_remedy(name)}")
     return path
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name stands for a model of the Hub, and not for one on this machine, be it there or not."""
+    """Whether a name stands for a repository of the Hub, and not for something on this machine, be it there or not.
+
+    It does where the Hub could have it, as ORG/NAME or as NAME alone, nothing of this name lies in the working
+    directory, and it does not end as a GGUF file does. Whether the Hub has it is not asked.
+    """
     try:
-        return local_path(name) is None
-    except NLTError:
+        validate_repo_id(name)
+    except HFValidationError:
         return False
+    return not name.endswith(".gguf") and not Path(name).exists()
 
 
 def adapter_base(location: str) -> str:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nlt_trainer import locations
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import cache_folder
-from nlt_trainer.locations import content_hash, resolve_model
+from nlt_trainer.locations import content_hash, is_hub_id, local_path, resolve_model
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
@@ -46,6 +46,8 @@ def test_names_are_resolved(tiny_llm_folder: Path, tmp_path: Path, monkeypatch: 
         ("package:tokenizer/tiny", r"imported as 'tokenizer' is installed; did you mean 'tokenizers'\?"),
         ("package:nlt_trainer/nothing", "nothing does not exist. Correct the path inside the package"),
         ("./nothing", "does not exist. Give a Hub id"),
+        ("runs/nothing/encoder", "runs/nothing/encoder does not exist. Give a Hub id"),
+        ("my model", "my model does not exist. Give a Hub id"),
         ("nothing.gguf", "nothing.gguf does not exist. Give the path of a .gguf file on this machine"),
     ],
 )
@@ -53,6 +55,47 @@ def test_what_is_not_there_is_refused(name: str, message: str) -> None:
     """Reference: the message names place and remedy."""
     with pytest.raises(NLTError, match=message):
         resolve_model(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_id"),
+    [
+        ("org/model", True),
+        ("gpt2", True),
+        ("Org-1/a_Model.v2-bf16", True),
+        ("org/MODEL-GGUF", True),
+        ("elsewhere/model", True),
+        ("here/model", False),
+        ("here", False),
+        ("here/other", True),  # an organisation may be called like a folder
+        ("./org/model", False),
+        ("../model", False),
+        (".model", False),
+        ("~/model", False),
+        ("/org/model", False),
+        ("runs/demo/encoder", False),
+        ("org/model.gguf", False),
+        ("model.gguf", False),
+        ("package:llm/model", False),
+        ("org//model", False),
+        ("org/", False),
+        ("/", False),
+        ("org/a--b", False),
+        ("org/a..b", False),
+        ("org/model.git", False),
+        ("datasets/org/name", False),
+        ("https://huggingface.co/org/model", False),
+        ("org/my model", False),
+        ("", False),
+    ],
+)
+def test_what_is_a_hub_id(name: str, is_id: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: the Hub's own rule for names, and the folder `here/model` of the working directory."""
+    (tmp_path / "here" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id(name) is is_id
+    if is_id:
+        assert local_path(name) is None
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

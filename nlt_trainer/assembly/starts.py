@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from nlt_trainer.arguments.data import DataArguments
@@ -12,12 +11,10 @@ from nlt_trainer.data.stdlib import build_stdlib_collection
 from nlt_trainer.encoder.loading import encoder_from_token_embeddings
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_folder
-from nlt_trainer.locations import PACKAGE_SCHEME
+from nlt_trainer.locations import PACKAGE_SCHEME, is_hub_id
 from nlt_trainer.release.licences import model_licence
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
-
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def make_encoder(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
@@ -30,7 +27,7 @@ def make_encoder(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
         return
     if model.encoder.startswith(PACKAGE_SCHEME):
         raise NLTError(f"encoder {model.encoder!r} is a model in a package; name a folder to write the new encoder to")
-    if HUB_ID.fullmatch(model.encoder) and not Path(model.encoder).parent.is_dir():
+    if is_hub_id(model.encoder) and not Path(model.encoder).parent.is_dir():
         raise NLTError(
             f"encoder {model.encoder!r} looks like a model on the Hub, which a folder of this name would hide; name a "
             f"folder to write the new encoder to, e.g. ./{model.encoder}"

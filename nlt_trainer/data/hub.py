@@ -15,11 +15,11 @@ from typing import Any
 
 from datasets import load_dataset
 from huggingface_hub import DatasetCard, snapshot_download
-from huggingface_hub.errors import HFValidationError
 
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import read_jsonl
 from nlt_trainer.hub_calls import explain
+from nlt_trainer.locations import is_hub_id
 
 CARD = "README.md"
 
@@ -104,6 +104,8 @@ def fetch_dataset(name: str, *, revision: str | None = None, configs: Sequence[s
     folder = Path(name).expanduser()
     if folder.is_dir():
         return HubDataset(name, None, folder, _read_card(folder))
+    if not is_hub_id(name):
+        raise NLTError(f"data set {name!r} is neither a folder nor a Hub id (org/name); correct it")
     try:
         folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=[CARD]))
         known = _read_card(folder)
@@ -113,7 +115,7 @@ def fetch_dataset(name: str, *, revision: str | None = None, configs: Sequence[s
                 name, repo_type="dataset", revision=folder.name, allow_patterns=[CARD, *patterns] if patterns else None
             )
         )
-    except (OSError, HFValidationError) as error:  # OSError: all other errors of the Hub, and those of the network
+    except OSError as error:  # all of the Hub's errors, and those of the network
         reason = explain(error, name, repo_type="dataset", revision=revision)
         raise NLTError(f"data set {name!r} cannot be fetched: {reason}") from error
     return HubDataset(name, folder.name, folder, known)

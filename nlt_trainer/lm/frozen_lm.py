@@ -25,7 +25,7 @@ from nlt_trainer.choices import LLMDtype, check_choice
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.cpu import enable_fused_attention, keep_freed_memory
 from nlt_trainer.lm.forward_check import FORWARD_ERRORS, readings_agree
-from nlt_trainer.locations import content_hash, loading, resolve_model
+from nlt_trainer.locations import content_hash, is_hub_id, loading, resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -289,9 +289,9 @@ def _merge_adapter(
         folder = _adapter_folder(adapter)
         trained_on = PeftConfig.from_pretrained(folder).base_model_name_or_path or ""
         weights = load_file(Path(folder, ADAPTER_FILES[1]))
-    if _is_hub_id(trained_on) and _is_hub_id(base_location):
+    if all(is_hub_id(name) and "/" in name for name in (trained_on, base_location)):
         same = trained_on == base_location
-    else:  # the same weights may lie elsewhere on another machine
+    else:  # the same weights may lie elsewhere on another machine, and gpt2 is openai-community/gpt2
         same = not trained_on or Path(trained_on).name in {Path(base).name, Path(base_location).name}
     if not same:
         raise NLTError(
@@ -316,7 +316,7 @@ def _merge_adapter(
 def _adapter_folder(adapter: str) -> str:
     """The adapter's local folder, inside the Hub's cache for a Hub id."""
     folder = Path(adapter).expanduser()
-    if _is_hub_id(adapter):
+    if is_hub_id(adapter):
         folder = Path(snapshot_download(adapter, allow_patterns=list(ADAPTER_FILES)))
     if missing := [name for name in ADAPTER_FILES if not (folder / name).is_file()]:
         raise NLTError(
@@ -324,7 +324,3 @@ def _adapter_folder(adapter: str) -> str:
             "safetensors with save_pretrained (adapter_model.bin is a pickle, which is not loaded)"
         )
     return str(folder)
-
-
-def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()

@@ -12,7 +12,7 @@ from huggingface_hub import RepoCard, try_to_load_from_cache
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json
-from nlt_trainer.locations import PACKAGE_SCHEME, local_path
+from nlt_trainer.locations import PACKAGE_SCHEME, is_hub_id, local_path
 
 CARD = "README.md"
 
@@ -57,10 +57,9 @@ def _card_licence(path: Path) -> str | None:
 
 
 def _cached_licence(repo_id: str, *, revision: str | None, repo_type: str) -> str | None:
-    try:
-        path = try_to_load_from_cache(repo_id, CARD, revision=revision, repo_type=repo_type)
-    except ValueError:  # a folder that is no longer there, and no id either
+    if not is_hub_id(repo_id):  # a folder, here or no longer there
         return None
+    path = try_to_load_from_cache(repo_id, CARD, revision=revision, repo_type=repo_type)
     return _card_licence(Path(path)) if isinstance(path, str) else None
 
 

@@ -77,7 +77,7 @@ def test_offline_says_what_to_place_where() -> None:
     )
     with pytest.raises(NLTError, match=message):
         fetch_dataset("org/none", revision="abc")
-    with pytest.raises(NLTError, match=r"data set 'a/b/c' cannot be fetched: it is no Hub id; write ORG/NAME"):
+    with pytest.raises(NLTError, match=r"data set 'a/b/c' is neither a folder nor a Hub id \(org/name\); correct it"):
         fetch_dataset("a/b/c")
 
 

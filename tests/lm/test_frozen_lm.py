@@ -182,6 +182,7 @@ def test_a_pickled_adapter_is_refused(tiny_llm_folder: Path, adapter_folder: Pat
         ("org/llm", "org/llm", "org/llm", True),
         ("other/llm", "org/llm", "org/llm", False),  # two Hub ids
         ("/elsewhere/llm", "org/llm", "org/llm", True),
+        ("org/llm", "llm", "llm", True),  # the Hub knows some models under a name without an organisation too
         ("org/llm", "./models/llm", "models/2026/llm", True),
         ("", "org/llm", "org/llm", True),
     ],
