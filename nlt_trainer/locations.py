@@ -17,15 +17,13 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import RECORD_FILE, atomic_folder, cache_folder, read_json
+from nlt_trainer.errors import NLTError
+from nlt_trainer.files import atomic_folder, cache_folder
 from nlt_trainer.hub_calls import explain
 
 logger = logging.getLogger(__name__)
 
 PACKAGE_SCHEME = "package:"
-MODEL_FILES = {".safetensors", ".bin", ".json", ".model"}
-"""Endings of files that a model is made of."""
 
 
 def resolve_model(name: str) -> str:
@@ -161,37 +159,3 @@ def _write_converted(path: Path, target: Path) -> None:
     with atomic_folder(target) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-
-
-def content_hash(folder: str | Path) -> str:
-    """Hash of the weight and configuration files of a local model folder (16 hex digits).
-
-    Of subfolders those count in which `modules.json` says that a Sentence-Transformers model has its modules, such as
-    `1_Pooling`; checkpoints and hidden folders never do. An encoder's record, which each evaluation writes, does
-    not count either.
-
-    Raises:
-        DataError: `modules.json` is malformed.
-    """
-    folder, total = Path(folder), hashlib.blake2b(digest_size=8)
-    modules = {part for path in _module_paths(folder) for part in Path(path).parts[:1]}
-    for file in sorted(folder.rglob("*")):
-        inside = file.relative_to(folder)
-        places = inside.parts[:-1]
-        if places and (places[0] not in modules or any(place.startswith(".") for place in places)):
-            continue
-        if file.suffix in MODEL_FILES and file.name != RECORD_FILE and file.is_file():
-            with file.open("rb") as handle:
-                total.update(inside.as_posix().encode() + hashlib.file_digest(handle, "blake2b").digest())
-    return total.hexdigest()
-
-
-def _module_paths(folder: Path) -> list[str]:
-    """Subfolders of the modules of a Sentence-Transformers model; none where the folder is no such model."""
-    path = folder / "modules.json"
-    if not path.is_file():
-        return []
-    try:
-        return [module["path"] for module in read_json(path, kind=list)]
-    except (KeyError, TypeError) as error:
-        raise DataError(path, f"is no list of modules ({error!r}); fetch or save the model again") from error

@@ -17,6 +17,7 @@ ORDER = (
     {"errors"},
     {"choices", "files", "program", "terminal", "hub_calls"},
     {"prompts", "locations"},
+    {"content"},
     {"recipe"},
     {"arguments"},
     {"training_arguments"},

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,9 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer import locations
-from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.errors import NLTError
 from nlt_trainer.files import cache_folder
-from nlt_trainer.locations import content_hash, is_hub_id, local_path, resolve_model
+from nlt_trainer.locations import is_hub_id, local_path, resolve_model
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
@@ -108,44 +106,6 @@ def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: p
     assert cache_folder() == tmp_path / "xdg" / "nlt_trainer"
     monkeypatch.setenv("NLT_CACHE", "~/mine")
     assert cache_folder() == tmp_path / "mine"
-
-
-def test_the_content_hash_sees_weights_and_configuration_only(tiny_llm_folder: Path, tmp_path: Path) -> None:
-    """Reference: a copy is the same model, a changed weight is another, a README changes nothing."""
-    copy = shutil.copytree(tiny_llm_folder, tmp_path / "copy")
-    (copy / "README.md").write_text("a model")
-    assert content_hash(copy) == content_hash(tiny_llm_folder)
-    weights = copy / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + bytes([weights.read_bytes()[-1] ^ 1]))
-    assert content_hash(copy) != content_hash(tiny_llm_folder)
-
-
-def test_the_content_hash_of_a_plain_folder_stays_what_it_was(tmp_path: Path) -> None:
-    """Reference: the hash by hand over the names and contents of the folder's own files; gains are kept under it."""
-    files = {"config.json": b"{}", "model.safetensors": b"w", "tokenizer.model": b"t"}
-    total = hashlib.blake2b(digest_size=8)
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content)
-        total.update(name.encode() + hashlib.blake2b(content).digest())
-    (tmp_path / "checkpoint-5").mkdir()
-    (tmp_path / "checkpoint-5" / "model.safetensors").write_bytes(b"x")
-    assert content_hash(tmp_path) == total.hexdigest()
-
-
-def test_the_content_hash_sees_the_modules_of_an_encoder(tiny_encoder_folder: Path, tmp_path: Path) -> None:
-    """Reference: another pooling is another encoder; results, cards, checkpoints and hidden folders change nothing."""
-    copy = shutil.copytree(tiny_encoder_folder, tmp_path / "copy")
-    for name in ("record.json", "README.md", "checkpoint-5/config.json", "1_Pooling/.cache/config.json"):
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        (copy / name).write_text("another")
-    assert content_hash(copy) == content_hash(tiny_encoder_folder)
-    pooling = copy / "1_Pooling" / "config.json"
-    pooling.write_text(pooling.read_text().replace("mean", "cls"))
-    assert content_hash(copy) != content_hash(tiny_encoder_folder)
-
-    (copy / "modules.json").write_text('["1_Pooling"]')
-    with pytest.raises(DataError, match=r"modules.json: is no list of modules"):
-        content_hash(copy)
 
 
 def write_gguf(path: Path, folder: Path) -> None:

@@ -13,10 +13,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from nlt_trainer.content import encoder_content
 from nlt_trainer.files import atomic_write_bytes, cache_folder
 
 PART = 512
@@ -66,7 +66,7 @@ class EmbeddingCache:
     ) -> None:
         root = cache_folder() / "embeddings" if folder is None else Path(folder).expanduser()
         self.encoder, self.processes, self.progress = encoder, processes, progress
-        self.folder = root / encoder_fingerprint(encoder)
+        self.folder = root / encoder_content(encoder)
 
     def encode_query(
         self, texts: Sequence[str], *, prompt: str | None = None, batch_size: int = 32, **options: Any
@@ -155,20 +155,6 @@ def trim(folder: str | Path, max_bytes: float) -> int:
         path.unlink(missing_ok=True)
         excess, removed = excess - stat.st_size, removed + 1
     return removed
-
-
-def encoder_fingerprint(encoder: SentenceTransformer) -> str:
-    """Hash of an encoder's weights, modules, tokenizer and prompts (16 hex digits)."""
-    digest = hashlib.blake2b(digest_size=8)
-    prompts = (encoder.prompts, encoder.default_prompt_name)
-    digest.update(repr((str(encoder), encoder.max_seq_length, encoder.truncate_dim, prompts)).encode())
-    tokenizer: Any = encoder.tokenizer  # of a `StaticEmbedding` the bare one of the tokenizers library
-    bare = tokenizer if isinstance(tokenizer, Tokenizer) else tokenizer.backend_tokenizer
-    digest.update(bare.to_str().encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _hash_texts(texts: Sequence[str]) -> str:

@@ -12,10 +12,9 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
+from nlt_trainer.content import ADAPTER_WEIGHTS
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.frozen_lm import FrozenLM
-
-ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def lora_config(task: TaskType, lora: Mapping[str, object]) -> LoraConfig:

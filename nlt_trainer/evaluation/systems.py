@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import bm25s
-from huggingface_hub import snapshot_download
 
 from nlt_trainer.choices import Precision
+from nlt_trainer.content import model_content
 from nlt_trainer.data import candidates
 from nlt_trainer.data.trec import read_run
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache, Processes
@@ -23,14 +23,7 @@ from nlt_trainer.evaluation.evaluator import best
 from nlt_trainer.evaluation.folder_task import TOP_K
 from nlt_trainer.evaluation.task_scores import TaskRankings, fuse, rank_bm25, rank_encoder
 from nlt_trainer.evaluation.tasks import EvaluationTask
-from nlt_trainer.files import RECORD_FILE, read_json
-from nlt_trainer.locations import loading, resolve_model
 from nlt_trainer.run.folder import Run
-
-NO_CONTENT = {"README.md", "recipe.yaml", RECORD_FILE}
-"""Files of a checkpoint that its embeddings do not depend on; an evaluation writes them."""
-NO_CONTENT_ENDINGS = {".md", ".pt", ".pth", ".png"}
-"""Endings of others: optimizer and random states of a checkpoint of training, pictures."""
 
 
 @dataclass(frozen=True)
@@ -125,40 +118,13 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the folder's files, or Hub id and commit, and how it is loaded.
+        """What it is, see `model_content`, and how it is loaded.
 
         Raises:
             NLTError: it is not there.
         """
-        content = _content(self.location, self.loading.get("revision"))
+        content = model_content(self.location, revision=self.loading.get("revision"))
         return f"{content} {json.dumps({k: v for k, v in self.loading.items() if v is not None}, sort_keys=True)}"
-
-
-def _content(name: str, revision: str | None) -> str:
-    location = resolve_model(name)
-    if not Path(location).is_dir():
-        with loading("encoder", name, revision=revision):
-            # small files alone: enough to know the commit, whatever the branch points to by now
-            folder = Path(snapshot_download(location, revision=revision, allow_patterns=["*.json"]))
-        return f"{location}@{folder.name}{_base(folder)}"
-    digest, folder = hashlib.blake2b(digest_size=16), Path(location)
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        if path.name in NO_CONTENT or path.suffix in NO_CONTENT_ENDINGS:
-            continue
-        if path.is_file() and not any(part.startswith(".") for part in inside.parts):
-            with path.open("rb") as handle:
-                digest.update(inside.as_posix().encode() + b"\0" + hashlib.file_digest(handle, "blake2b").digest())
-    return f"{digest.hexdigest()}{_base(folder)}"
-
-
-def _base(folder: Path) -> str:
-    """The content that a folder with an adapter alone stands on."""
-    config = folder / "adapter_config.json"
-    if not config.is_file():
-        return ""
-    adapter = read_json(config)
-    return f" on {_content(adapter['base_model_name_or_path'], adapter.get('revision'))}"
 
 
 class EncoderSystems:

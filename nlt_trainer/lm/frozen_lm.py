@@ -22,10 +22,11 @@ from transformers import (
 )
 
 from nlt_trainer.choices import LLMDtype, check_choice
+from nlt_trainer.content import ADAPTER_CONFIG, ADAPTER_WEIGHTS, content_hash, model_content
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.cpu import enable_fused_attention, keep_freed_memory
 from nlt_trainer.lm.forward_check import FORWARD_ERRORS, readings_agree
-from nlt_trainer.locations import content_hash, is_hub_id, loading, resolve_model
+from nlt_trainer.locations import is_hub_id, loading, resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,6 @@ POSITIONS = 512
 
 VOCABULARY_SLICE = 4096
 """Tokens of the vocabulary that it projects them to at once: 8 MiB of logits."""
-
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass(eq=False)
@@ -113,7 +112,7 @@ class FrozenLM:
                 f"has none for a language-model head. {DECODER_HELP}."
             )
         fingerprint: dict[str, str | None] = {
-            "weights": _weights_id(location, model),
+            "weights": model_content(location, revision=revision),
             "adapter": None,
             "tokenizer": _tokenizer_hash(tokenizer),
             "dtype": dtype,
@@ -131,7 +130,7 @@ class FrozenLM:
     @property
     def revision(self) -> str | None:
         """Commit of an LLM from the Hub; `None` of a folder, of which the fingerprint has a hash."""
-        return (self.fingerprint.get("weights") or "").partition("@")[2] or None
+        return (self.fingerprint.get("weights") or "").partition(" on ")[0].partition("@")[2] or None
 
     @property
     def context_length(self) -> int:
@@ -267,12 +266,6 @@ def _check_forward(lm: FrozenLM) -> None:
         )
 
 
-def _weights_id(location: str, model: PreTrainedModel) -> str:
-    if Path(location).is_dir():
-        return content_hash(location)
-    return f"{location}@{model.config._commit_hash}"
-
-
 def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     if not tokenizer.is_fast:
         raise NLTError(
@@ -288,7 +281,7 @@ def _merge_adapter(
     with loading("adapter", adapter):
         folder = _adapter_folder(adapter)
         trained_on = PeftConfig.from_pretrained(folder).base_model_name_or_path or ""
-        weights = load_file(Path(folder, ADAPTER_FILES[1]))
+        weights = load_file(Path(folder, ADAPTER_WEIGHTS))
     if all(is_hub_id(name) and "/" in name for name in (trained_on, base_location)):
         same = trained_on == base_location
     else:  # the same weights may lie elsewhere on another machine, and gpt2 is openai-community/gpt2
@@ -317,8 +310,8 @@ def _adapter_folder(adapter: str) -> str:
     """The adapter's local folder, inside the Hub's cache for a Hub id."""
     folder = Path(adapter).expanduser()
     if is_hub_id(adapter):
-        folder = Path(snapshot_download(adapter, allow_patterns=list(ADAPTER_FILES)))
-    if missing := [name for name in ADAPTER_FILES if not (folder / name).is_file()]:
+        folder = Path(snapshot_download(adapter, allow_patterns=[ADAPTER_CONFIG, ADAPTER_WEIGHTS]))
+    if missing := [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (folder / name).is_file()]:
         raise NLTError(
             f"adapter {adapter!r} cannot be loaded: {folder} has no {' and no '.join(missing)}; save the adapter as "
             "safetensors with save_pretrained (adapter_model.bin is a pickle, which is not loaded)"

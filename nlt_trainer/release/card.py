@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
-from nlt_trainer.encoder.lora import ADAPTER_CONFIG
+from nlt_trainer.content import ADAPTER_CONFIG
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import RECORD_FILE, atomic_write, read_json, write_json
 from nlt_trainer.locations import is_hub_id

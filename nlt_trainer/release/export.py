@@ -9,7 +9,8 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.choices import ExportForm, check_choice
-from nlt_trainer.encoder.lora import ADAPTER_WEIGHTS, merge_lora
+from nlt_trainer.content import ADAPTER_WEIGHTS
+from nlt_trainer.encoder.lora import merge_lora
 from nlt_trainer.encoder.probes import Probe, probe
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_folder

@@ -13,7 +13,8 @@ from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 from torch.utils.data import DataLoader
 
-from nlt_trainer.encoder.lora import ADAPTER_WEIGHTS, merge_lora
+from nlt_trainer.content import ADAPTER_WEIGHTS
+from nlt_trainer.encoder.lora import merge_lora
 from nlt_trainer.encoder.probes import EncodeFunction, Probe, difference, probe
 from nlt_trainer.errors import NLTError
 from nlt_trainer.locations import loading

@@ -19,11 +19,12 @@ from nlt_trainer.arguments.inherited import DECIDING
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.option import Decides, options_deciding
 from nlt_trainer.arguments.trainer import TrainerArguments
+from nlt_trainer.content import content_hash
 from nlt_trainer.encoder.lora import ADAPTER_WEIGHTS, load_lora
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json
 from nlt_trainer.injection.heads import HeadSet
-from nlt_trainer.locations import content_hash, resolve_model
+from nlt_trainer.locations import resolve_model
 from nlt_trainer.objectives.objective import Objective
 from nlt_trainer.run.checkpoints import checkpoint_fault, last_checkpoint
 from nlt_trainer.run.folder import Run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.encoder import embedding_cache
-from nlt_trainer.encoder.embedding_cache import EmbeddingCache, encoder_fingerprint, trim
+from nlt_trainer.encoder.embedding_cache import EmbeddingCache, trim
 
 TEXTS = ["whale", "a bee and its flowers", "green tea", "tea", "the moon pulls the sea"]
 
@@ -178,34 +177,15 @@ def test_what_was_not_used_for_longest_is_removed(
     assert trim(tmp_path / "nothing", 0) == 0
 
 
-def change_weight(encoder: SentenceTransformer) -> None:
-    next(encoder.parameters()).data[0] += 1
-
-
-def change_prompt(encoder: SentenceTransformer) -> None:
-    encoder.prompts = {"query": "", "document": "text: "}
-
-
-def change_length(encoder: SentenceTransformer) -> None:
-    encoder.max_seq_length = 5
-
-
-def change_dtype(encoder: SentenceTransformer) -> None:
-    encoder.to(torch.bfloat16)
-
-
-@pytest.mark.parametrize("change", [change_weight, change_prompt, change_length, change_dtype])
-def test_another_encoder_has_another_fingerprint(
-    change: Callable[[SentenceTransformer], None], tiny_encoder_folder: Path
+def test_another_encoder_is_embedded_anew(
+    tiny_encoder: SentenceTransformer, tiny_encoder_folder: Path, tmp_path: Path
 ) -> None:
-    """Reference: the same folder loaded again has the same one."""
-    first, second, changed = (SentenceTransformer(str(tiny_encoder_folder), device="cpu") for _ in range(3))
-    change(changed)
-    assert encoder_fingerprint(first) == encoder_fingerprint(second) != encoder_fingerprint(changed)
-
-
-def test_a_static_encoder_has_a_fingerprint_of_its_weights(tiny_static_encoder: SentenceTransformer) -> None:
-    """Reference: a changed weight; its tokenizer is of another class than a transformer's."""
-    before = encoder_fingerprint(tiny_static_encoder)
-    change_weight(tiny_static_encoder)
-    assert encoder_fingerprint(tiny_static_encoder) != before
+    """Reference: the encoder itself, whose texts are cut on the other side; see also `test_content.py`."""
+    cut = SentenceTransformer(str(tiny_encoder_folder), device="cpu")
+    for encoder in (tiny_encoder, cut):
+        encoder.max_seq_length = 5
+    cut.tokenizer.truncation_side = "left"
+    for encoder in (tiny_encoder, cut, tiny_encoder):
+        found = EmbeddingCache(encoder, tmp_path).encode_document(TEXTS)
+        np.testing.assert_allclose(found, encoder.encode_document(TEXTS), atol=1e-6)
+    assert len(list(tmp_path.rglob("*.npy"))) == 2

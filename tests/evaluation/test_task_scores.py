@@ -279,18 +279,6 @@ def test_a_checkpoint_is_known_by_its_content(tiny_encoder_folder: Path, tmp_pat
     assert Checkpoint.named(str(second)).fingerprint != content
 
 
-def test_an_adapter_alone_is_known_by_its_base_too(tiny_encoder_folder: Path, tmp_path: Path) -> None:
-    """Reference: the base's content in the fingerprint."""
-    base, adapter = tmp_path / "base", tmp_path / "adapter"
-    shutil.copytree(tiny_encoder_folder, base)
-    adapter.mkdir()
-    write_json(adapter / "adapter_config.json", {"base_model_name_or_path": str(base)})
-    before = Checkpoint.named(str(adapter)).fingerprint
-    weights = next(base.rglob("model.safetensors"))
-    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
-    assert Checkpoint.named(str(adapter)).fingerprint != before
-
-
 def test_a_hub_id_is_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reference: the commit in the Hub's cache; an id that is not there says what to do."""
     folder = tmp_path / "models--org--model"
@@ -300,7 +288,7 @@ def test_a_hub_id_is_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path))
     assert Checkpoint.named("org/model").fingerprint.startswith("org/model@c0ffee ")
-    with pytest.raises(NLTError, match=r"encoder 'org/other' cannot be loaded: .*hf download org/other"):
+    with pytest.raises(NLTError, match=r"model 'org/other' cannot be loaded: .*hf download org/other"):
         _ = Checkpoint.named("org/other").fingerprint
 
 

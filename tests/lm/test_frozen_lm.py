@@ -169,6 +169,15 @@ def test_an_adapter_on_the_hub_is_known_by_its_content(
         load("org/absent")
 
 
+@pytest.mark.parametrize(
+    ("weights", "revision"),
+    [("org/llm@c0ffee", "c0ffee"), ("0123abc", None), ("0123abc on org/llm@c0ffee", None), ("a/b@c on a/d@e", "c")],
+)
+def test_the_revision_is_the_commit_of_a_hub_model(tiny_lm: FrozenLM, weights: str, revision: str | None) -> None:
+    """Reference: by hand; of an adapter alone it is the adapter's and not its base's."""
+    assert FrozenLM(tiny_lm.model, tiny_lm.tokenizer, "llm", {"weights": weights}).revision == revision
+
+
 def test_a_pickled_adapter_is_refused(tiny_llm_folder: Path, adapter_folder: Path) -> None:
     """Reference: the remedy in the message."""
     (adapter_folder / "adapter_model.safetensors").rename(adapter_folder / "adapter_model.bin")

@@ -1,0 +1,144 @@
+"""What a model is made of, as a hash: of a folder, of anything that a recipe names, and of an encoder in memory.
+
+To a model belong its weights, every configuration file, the files and settings of its tokenizer, chat templates, and
+the folders of a Sentence-Transformers model's modules. No part of it are cards, records of training and evaluation,
+states of optimizers, checkpoints beside it and hidden folders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import snapshot_download
+
+from nlt_trainer.errors import DataError
+from nlt_trainer.files import RECORD_FILE, read_json
+from nlt_trainer.locations import loading, resolve_model
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+WEIGHTS_AND_CONFIGURATIONS = {".safetensors", ".bin", ".json"}
+TOKENIZER_FILES = {".model", ".txt", ".jinja", ".spm", ".codes", ".tokenizer", ".tiktoken"}
+"""Endings of the files in which the tokenizers of transformers keep vocabularies, merges and chat templates."""
+RECORDS = {
+    RECORD_FILE,
+    "trainer_state.json",
+    "training_args.bin",
+    "optimizer.bin",
+    "checkpoint_files.json",
+}
+"""Files with such endings that say how a model was made, or how good it is."""
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""Files of a PEFT adapter."""
+CHAT_TEMPLATES = "additional_chat_templates"
+"""Folder in which transformers keeps all chat templates but the first."""
+
+
+def content_hash(folder: str | Path) -> str:
+    """Hash of the files of a local folder that belong to a model (16 hex digits).
+
+    Raises:
+        DataError: `modules.json` is malformed.
+    """
+    folder, total = Path(folder), hashlib.blake2b(digest_size=8)
+    subfolders = _module_folders(folder) | {CHAT_TEMPLATES}
+    for file in sorted(folder.rglob("*")):
+        inside = file.relative_to(folder)
+        places = inside.parts[:-1]
+        if places and (places[0] not in subfolders or any(place.startswith(".") for place in places)):
+            continue
+        belongs = file.suffix in WEIGHTS_AND_CONFIGURATIONS | TOKENIZER_FILES and file.name not in RECORDS
+        if belongs and file.is_file():
+            with file.open("rb") as handle:
+                total.update(inside.as_posix().encode() + hashlib.file_digest(handle, "blake2b").digest())
+    return total.hexdigest()
+
+
+def _module_folders(folder: Path) -> set[str]:
+    """Subfolders of the modules of a Sentence-Transformers model; none where the folder is no such model."""
+    modules, router = folder / "modules.json", folder / "router_config.json"
+    if not modules.is_file():
+        return set()
+    try:
+        paths = [module["path"] for module in read_json(modules, kind=list)]
+    except (KeyError, TypeError) as error:
+        raise DataError(modules, f"is no list of modules ({error!r}); fetch or save the model again") from error
+    if router.is_file():
+        paths += read_json(router).get("types", [])
+    return {part for path in paths for part in Path(path).parts[:1]}
+
+
+def model_content(name: str, *, revision: str | None = None) -> str:
+    """What a model is, wherever it lies: the hash of a folder, or Hub id and commit; with the base of an adapter.
+
+    Args:
+        name: anything that `resolve_model` takes.
+        revision: of a Hub model.
+
+    Raises:
+        NLTError: it is not there.
+    """
+    location = resolve_model(name)
+    folder = Path(location)
+    if folder.is_dir():
+        content = content_hash(folder)
+    else:
+        with loading("model", name, revision=revision):
+            small = ["config.json", ADAPTER_CONFIG]  # enough to know the commit, whatever the branch points to by now
+            folder = Path(snapshot_download(location, revision=revision, allow_patterns=small))
+        content = f"{location}@{folder.name}"
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return content
+    adapter = read_json(folder / ADAPTER_CONFIG)
+    return f"{content} on {model_content(adapter['base_model_name_or_path'], revision=adapter.get('revision'))}"
+
+
+def encoder_content(encoder: SentenceTransformer) -> str:
+    """Hash of all that an encoder's embeddings depend on, as it is in memory (16 hex digits).
+
+    These are the tensors with their dtypes, and what its folder would say of modules, model and tokenizer, of prompts
+    and lengths. How two embeddings are compared is no part of it.
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+    from sentence_transformers.base.modules import InputModule
+    from transformers import PreTrainedModel
+
+    settings: list[Any] = [str(encoder), encoder.max_seq_length, encoder.truncate_dim]
+    settings += [encoder.prompts, encoder.default_prompt_name]
+    for name, module in encoder.named_modules():
+        if isinstance(module, InputModule):
+            settings.append([name, _tokenizer_settings(module.tokenizer)])
+        elif isinstance(module, PreTrainedModel):
+            settings.append([name, {**module.config.to_dict(), "_name_or_path": None}])
+        elif isinstance(module, LoraLayer):
+            settings.append([name, module.scaling, module.active_adapters, module.disable_adapters])
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=8)
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _tokenizer_settings(tokenizer: Any) -> list[Any]:
+    """All of a tokenizer that decides which tokens a text becomes."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    if isinstance(tokenizer, Tokenizer):  # of a `StaticEmbedding`, which truncates as it says itself
+        return [tokenizer.to_str()]
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        # each call sets truncation and padding of the backend anew, from the settings below
+        vocabulary: Any = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    else:
+        with TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            vocabulary = content_hash(folder)
+    sides = [tokenizer.padding_side, tokenizer.truncation_side, tokenizer.model_max_length]
+    inputs = [tokenizer.model_input_names, tokenizer.split_special_tokens, tokenizer.chat_template]
+    return [type(tokenizer).__name__, sides, inputs, tokenizer.special_tokens_map, vocabulary]
