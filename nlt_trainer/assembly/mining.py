@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import PartialState
 
 from nlt_trainer.arguments.data import DataArguments
@@ -61,5 +62,6 @@ def rank_by_encoder(
         return None
     fused = data.miner == "fused"
     depth = ranking_depth(data.num_candidates, fused=fused)
-    asked = encoder.encode_query([query.text for query in queries], convert_to_tensor=True).float().cpu().numpy()
-    return nearest(asked, [np.load(file, mmap_mode="r") for file in files], top_k=min(depth, len(contents)))
+    asked = encoder.encode_query([query.text for query in queries], convert_to_tensor=True)
+    parts = (torch.from_numpy(np.load(file)) for file in files)
+    return nearest(asked, parts, top_k=depth, similarity=encoder.similarity)[1].tolist()

@@ -97,8 +97,13 @@ class EmbeddingCache:
 
     def _encode(self, role: Role, texts: Sequence[str], prompt: str | None, batch_size: int) -> np.ndarray:
         files = self._files(role, texts, prompt, batch_size)
-        found = [np.load(file, mmap_mode="c") for file in files]  # c: it may be written into, the file stays
-        return found[0] if len(found) == 1 else np.concatenate(found)
+        first = np.load(files[0], mmap_mode="c")  # c: it may be written into, the file stays
+        if len(files) == 1:
+            return first
+        found = np.empty((len(texts), first.shape[1]), first.dtype)
+        for i, file in enumerate(files):  # one after another: a process may not have all of them mapped at once
+            found[i * PART : (i + 1) * PART] = np.load(file)
+        return found
 
     def _files(self, role: Role, texts: Sequence[str], prompt: str | None, batch_size: int) -> list[Path]:
         """Files that are there are mapped, not read; one that is damaged is made again."""

@@ -1,64 +1,78 @@
-"""The documents of the highest cosine, exactly, from embeddings on disk: a block of them at a time is in memory."""
+"""Exact search: the documents that an encoder's own similarity puts first, a part of them in memory at a time.
+
+Similarities are computed in float64 and rounded to float32. So neither the other queries nor the parts change one, and
+equal documents have equal ones. `sentence_transformers.util.semantic_search` gives no order to these, and its scores
+depend on what else is compared at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 
-import faiss
-import numpy as np
-from faiss.contrib.exhaustive_search import knn_ground_truth
+import torch
+from torch import Tensor
 
 from nlt_trainer.errors import NLTError
 
-BLOCK_PARTS = 32
-"""Parts that are searched at once."""
-COSINE_ERROR = 1e-5
-"""Above what float32 makes of a cosine; cosines that are nearer are told apart in float64."""
+QUERIES = 256
+"""Queries that are compared with a part at once."""
+PART = 2048
+"""Documents in a part where all embeddings are in memory."""
+
+Similarity = Callable[[Tensor, Tensor], Tensor]
+"""Embeddings `(B, D)` and `(n, D)` -> similarities `(B, n)`, as `SentenceTransformer.similarity`."""
 
 
-def nearest(queries: np.ndarray, parts: Sequence[np.ndarray], *, top_k: int) -> list[list[int]]:
-    """For each query the documents of the highest cosine.
-
-    Args:
-        queries: embeddings `(B, D)` float32.
-        parts: embeddings of documents `(n, D)` float32 each, for example mapped from files; all but the last have as
-            many rows as the first.
-        top_k: documents a query, at most as many as there are.
-
-    Returns:
-        B lists of row numbers counted over all parts, best first, ties in their order. What float32 cannot tell apart
-        is compared in float64, so that neither the other queries nor the parts change an order.
+def similarities(queries: Tensor, documents: Tensor, similarity: Similarity) -> Tensor:
+    """Similarity of each query `(B, D)` with each document `(n, D)`: `(B, n)` float32.
 
     Raises:
         NLTError: an embedding is not finite.
     """
-    total = sum(map(len, parts))
-    queries = _unit(queries)
-    rankings: list[list[int]] = [[] for _ in queries]
-    open_queries, width = np.arange(len(queries)), min(2 * top_k, total)
-    while len(open_queries):
-        blocks = (_unit(np.concatenate(parts[i : i + BLOCK_PARTS])) for i in range(0, len(parts), BLOCK_PARTS))
-        cosines, found = knn_ground_truth(
-            queries[open_queries], blocks, width, metric_type=faiss.METRIC_INNER_PRODUCT
-        )  # (B, width) each
-        # what ties with the last one that is wanted may lie outside: such queries are searched again, twice as wide
-        whole = (cosines[:, -1] < cosines[:, top_k - 1] - COSINE_ERROR) | (width == total)
-        for b, rows in zip(open_queries[whole], found[whole], strict=True):
-            rankings[b] = _in_order(queries[b], np.sort(rows), parts)[:top_k]
-        open_queries, width = open_queries[~whole], min(2 * width, total)
-    return rankings
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    """Rows of unit length; those of length 0 stay."""
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    if not np.isfinite(length).all():
+    scores = similarity(queries.double(), documents.double()).float()
+    if not scores.isfinite().all():
         raise NLTError("an embedding is infinite or NaN; train the encoder again with a lower learning rate")
-    return rows / np.maximum(length, np.finfo(rows.dtype).tiny)
+    return scores
 
 
-def _in_order(query: np.ndarray, rows: np.ndarray, parts: Sequence[np.ndarray]) -> list[int]:
-    """Sorted row numbers by their cosine in float64, the highest first."""
-    vectors = np.stack([parts[row // len(parts[0])][row % len(parts[0])] for row in rows])  # (width, D)
-    cosines = (_unit(vectors.astype(np.float64)) * query).sum(1)  # no matrix product: equal rows get equal sums
-    return rows[np.argsort(-cosines, kind="stable")].tolist()
+def nearest(queries: Tensor, parts: Iterable[Tensor], *, top_k: int, similarity: Similarity) -> tuple[Tensor, Tensor]:
+    """For each query the documents of the highest similarity.
+
+    Args:
+        queries: embeddings `(B, D)`.
+        parts: embeddings of documents `(n, D)` each, for example read from files one after another.
+        top_k: documents a query, fewer where there are fewer.
+        similarity: the encoder's own.
+
+    Returns:
+        Similarities `(B, top_k)` float32 and numbers of the documents, counted over all parts, `(B, top_k)`; best
+        first, equal ones in the order of the documents.
+
+    Raises:
+        NLTError: an embedding is not finite.
+    """
+    # other accelerators may have no float64
+    chunks = queries.to(queries.device if queries.is_cuda else "cpu").double().split(QUERIES)
+    found = [(chunk.new_empty(len(chunk), 0).float(), chunk.new_empty(len(chunk), 0).long()) for chunk in chunks]
+    seen = 0
+    for part in parts:
+        part = part.to(chunks[0])
+        rows = torch.arange(seen, seen + len(part), device=part.device)
+        found = [
+            _best(
+                torch.cat([scores, similarities(chunk, part, similarity)], 1),  # (b, top_k + n)
+                torch.cat([known, rows.expand(len(chunk), -1)], 1),
+                top_k,
+            )
+            for chunk, (scores, known) in zip(chunks, found, strict=True)
+        ]
+        seen += len(part)
+    return torch.cat([scores for scores, _ in found]), torch.cat([known for _, known in found])
+
+
+def _best(scores: Tensor, rows: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The highest of float32 scores `(b, m)` and their rows, of equal ones the lowest rows."""
+    bits = scores.view(torch.int32).long()  # sign and magnitude: of a score of 0 or more in the order of the scores
+    order = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+    chosen = ((order << 32) - rows).topk(min(top_k, scores.shape[1]), dim=1).indices  # no two keys are equal
+    return scores.gather(1, chosen), rows.gather(1, chosen)

@@ -21,13 +21,12 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 
 from nlt_trainer.data.beir import Collection, Query
 from nlt_trainer.data.candidates import bm25_rankings
+from nlt_trainer.encoder.search import PART, nearest
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.folder_task import METRICS, TOP_K, BEIRFolderRetrieval, Part, as_collection
 from nlt_trainer.evaluation.retrieval_metric import RetrievalMetric
 
 logger = logging.getLogger(__name__)
-
-QUERY_CHUNK = 256  # queries whose similarities to the whole corpus are held at once
 
 Rankings = Mapping[str, Mapping[str, float]]
 """Query id -> document id -> score."""
@@ -161,13 +160,13 @@ def search(
     contents = [document.content for document in collection.corpus.values()]
     document_embeddings = encoder.encode_document(contents, **options).float()  # (number of documents, H)
     query_embeddings = encoder.encode_query([query.text for query in queries], **options).float()  # (B, H)
-    rankings: dict[str, dict[str, float]] = {}
-    for start in range(0, len(queries), QUERY_CHUNK):
-        chunk = query_embeddings[start : start + QUERY_CHUNK]
-        best = encoder.similarity(chunk, document_embeddings).topk(min(top_k, len(document_ids)), dim=1)
-        for query, scores, indices in zip(queries[start:], best.values.tolist(), best.indices.tolist(), strict=False):
-            rankings[query.id] = {document_ids[i]: score for i, score in zip(indices, scores, strict=True)}
-    return rankings
+    scores, rows = nearest(  # (B, top_k) each
+        query_embeddings, document_embeddings.split(PART), top_k=top_k, similarity=encoder.similarity
+    )
+    return {
+        query.id: {document_ids[i]: score for i, score in zip(found, values, strict=True)}
+        for query, found, values in zip(queries, rows.tolist(), scores.tolist(), strict=True)
+    }
 
 
 def best(ranking: Mapping[str, float], top_k: int) -> dict[str, float]:

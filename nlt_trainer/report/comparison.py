@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.data.beir import Document
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
+from nlt_trainer.encoder.search import PART, similarities
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,11 @@ class SearchIndex:
         self.embeddings = torch.from_numpy(EmbeddingCache(encoder, cache).encode_document(contents))  # (N, H)
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:
-        """Similarity of each query with each document: `(B, N)` float32."""
+        """Similarity of each query with each document, as `nearest` has it: `(B, N)` float32."""
         with torch.inference_mode():
             embedded = self.encoder.encode_query(list(queries), convert_to_tensor=True, show_progress_bar=False)
-            return self.encoder.similarity(embedded.float().cpu(), self.embeddings).numpy()
+        parts, compare = self.embeddings.split(PART), self.encoder.similarity
+        return torch.cat([similarities(embedded.cpu(), part, compare) for part in parts], 1).numpy()
 
 
 def ranks(scores: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,7 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.report.comparison import SearchIndex, ranks
 from nlt_trainer.run.folder import Run
 
-QUERY_CHUNK = 256
+QUERY_CHUNK = 32
 """Queries whose similarities to the whole corpus are held at once."""
 
 TOP_K = 10
@@ -76,33 +75,22 @@ def outcomes(index: SearchIndex, collection: Collection, split: str) -> dict[str
     """
     qrels = collection.split_qrels(split)
     evaluator = pytrec_eval.RelevanceEvaluator(qrels, {f"ndcg_cut.{TOP_K}"})
-    places = {document.id: number for number, document in enumerate(index.documents)}
+    numbers = {document.id: number for number, document in enumerate(index.documents)}
     found: dict[str, Outcome] = {}
-    for query, scores in _scored(index, collection.split_queries(split)):
-        best = _best(scores)
-        run = {index.documents[i].id: float(scores[i]) for i in best}
-        relevant = [places[document_id] for document_id, grade in qrels[query.id].items() if grade > 0]
-        found[query.id] = Outcome(
-            evaluator.evaluate({query.id: run})[query.id][f"ndcg_cut_{TOP_K}"],
-            int(ranks(scores)[relevant].min()) if relevant else None,
-            index.documents[max(best, key=lambda i: scores[i])],
-        )
-    return found
-
-
-def _scored(index: SearchIndex, queries: list[Query]) -> Iterator[tuple[Query, np.ndarray]]:
-    """Each query with its similarity to each document, `(N,)`."""
+    queries = collection.split_queries(split)
     for start in range(0, len(queries), QUERY_CHUNK):
         chunk = queries[start : start + QUERY_CHUNK]
-        yield from zip(chunk, index.scores([query.text for query in chunk]), strict=True)
-
-
-def _best(scores: np.ndarray) -> list[int]:
-    """The documents that may stand among the first `TOP_K`: that many, and all that score as the last of them."""
-    if len(scores) <= TOP_K:
-        return list(range(len(scores)))
-    last = np.partition(scores, -TOP_K)[-TOP_K]
-    return np.flatnonzero(scores >= last).tolist()
+        for query, scores in zip(chunk, index.scores([query.text for query in chunk]), strict=True):  # (N,)
+            place = ranks(scores)
+            last = scores[place <= TOP_K].min()  # whatever scores as much may stand among the first for trec_eval
+            run = {index.documents[i].id: float(scores[i]) for i in np.flatnonzero(scores >= last)}
+            relevant = [numbers[document_id] for document_id, grade in qrels[query.id].items() if grade > 0]
+            found[query.id] = Outcome(
+                evaluator.evaluate({query.id: run})[query.id][f"ndcg_cut_{TOP_K}"],
+                int(place[relevant].min()) if relevant else None,
+                index.documents[place.argmin()],
+            )
+    return found
 
 
 def query_changes(before: SearchIndex, after: SearchIndex, collection: Collection, split: str) -> list[QueryChange]:

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from measuring import LLM, machine, show, status_mib
 from sentence_transformers import SentenceTransformer
@@ -138,8 +139,9 @@ def mine(folder: Path, *, documents: int, dense: bool) -> dict[str, float]:
             mine_candidates(collection, asked, num_candidates=K)
         else:
             files = EmbeddingCache(encoder, shards).document_files([document.content for document in corpus.values()])
-            queries = encoder.encode_query([query.text for query in asked])
-            nearest(queries, [np.load(file, mmap_mode="r") for file in files], top_k=K)
+            queries = encoder.encode_query([query.text for query in asked], convert_to_tensor=True)
+            parts = (torch.from_numpy(np.load(file)) for file in files)
+            nearest(queries, parts, top_k=K, similarity=encoder.similarity)
     return measured
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,22 @@ def test_a_single_part_is_mapped_and_may_be_written_into(tiny_encoder: SentenceT
     before = found.copy()
     torch.from_numpy(found).zero_()
     np.testing.assert_array_equal(cache.encode_document(TEXTS), before)
+
+
+def test_more_parts_than_a_process_may_open_files(
+    tiny_static_encoder: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: the encoder itself, where the process may open 200 files and the texts lie in 400."""
+    monkeypatch.setattr(embedding_cache, "PART", 1)
+    texts = [f"text {i}" for i in range(400)]
+    cache = EmbeddingCache(tiny_static_encoder, tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        found = cache.encode_document(texts)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    np.testing.assert_allclose(found, tiny_static_encoder.encode_document(texts), atol=1e-6)
 
 
 @pytest.mark.parametrize("damage", [b"", b"not an array", None])

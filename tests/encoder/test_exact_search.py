@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sentence_transformers import SentenceTransformer
+import torch
+from sentence_transformers import SentenceTransformer, SimilarityFunction
 
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.candidates import bm25_rankings, fuse, mine_candidates, ranking_depth, read_candidates
@@ -23,50 +25,77 @@ def collection(tiny_collection_folder: Path) -> Collection:
     return load_collection(tiny_collection_folder, splits=["train"])
 
 
-def rows_of(shape: tuple[int, int], *, seed: int) -> np.ndarray:
+def rows_of(shape: tuple[int, int], *, seed: int) -> torch.Tensor:
     """Random rows, float32."""
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
-def scaled(rows: np.ndarray) -> np.ndarray:
-    """Rows of unit length, float64."""
-    return rows / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+def cosine(q: np.ndarray, d: np.ndarray) -> np.ndarray:
+    return (q / np.linalg.norm(q, axis=-1, keepdims=True) * d / np.linalg.norm(d, axis=-1, keepdims=True)).sum(-1)
 
 
-def brute_force(queries: np.ndarray, documents: np.ndarray, top_k: int) -> list[list[int]]:
-    """The definition: all cosines in float64, a stable sort."""
-    cosines = (scaled(queries)[:, None, :] * scaled(documents)[None]).sum(2)  # (B, N)
-    return np.argsort(-cosines, axis=1, kind="stable")[:, :top_k].tolist()
+DEFINITIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "cosine": cosine,
+    "dot": lambda q, d: (q * d).sum(-1),
+    "euclidean": lambda q, d: -np.sqrt(((q - d) ** 2).sum(-1)),
+    "manhattan": lambda q, d: -np.abs(q - d).sum(-1),
+}
+"""What the similarity functions of Sentence-Transformers are."""
 
 
-@pytest.mark.parametrize(("shard", "top_k"), [(1000, 10), (64, 10), (7, 1), (300, 1000)])
-def test_search_is_exact(shard: int, top_k: int) -> None:
-    """Reference: brute force in numpy; neither shards nor the other queries matter."""
+def brute_force(queries: Any, documents: Any, top_k: int, name: str = "cosine") -> tuple[list[Any], list[Any]]:
+    """The definition: all similarities in float64, rounded to float32, and a stable sort."""
+    q, d = np.asarray(queries, np.float64)[:, None], np.asarray(documents, np.float64)[None]
+    scores = DEFINITIONS[name](q, d).astype(np.float32)  # (B, N)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    return np.take_along_axis(scores, order, 1).tolist(), order.tolist()
+
+
+def found(queries: torch.Tensor, parts: Iterable[torch.Tensor], top_k: int, name: str = "cosine") -> Any:
+    scores, rows = nearest(queries, parts, top_k=top_k, similarity=SimilarityFunction.to_similarity_fn(name))
+    return scores.tolist(), rows.tolist()
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+@pytest.mark.parametrize(("part", "top_k"), [(1000, 10), (64, 10), (7, 1), (300, 1000), (300, 2000)])
+def test_search_is_exact(part: int, top_k: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: brute force in numpy, to the last bit; neither parts nor the other queries matter."""
+    monkeypatch.setattr("nlt_trainer.encoder.search.QUERIES", 4)
     queries, documents = rows_of((9, 24), seed=0), rows_of((1000, 24), seed=1)
-    shards = [documents[start : start + shard] for start in range(0, 1000, shard)]
-    expected = brute_force(queries, documents, top_k)
-    assert nearest(queries, shards, top_k=top_k) == expected
-    assert nearest(queries[4:5], shards, top_k=top_k) == expected[4:5]
+    expected = brute_force(queries, documents, top_k, name)
+    assert found(queries, iter(documents.split(part)), top_k, name) == expected
+    assert found(queries[4:5], documents.split(part), top_k, name) == (expected[0][4:5], expected[1][4:5])
 
 
-def test_equal_documents_stand_in_corpus_order() -> None:
+@pytest.mark.parametrize("name", ["cosine", "dot"])
+def test_equal_documents_stand_in_corpus_order(name: str) -> None:
     """Reference: brute force with a stable sort, where ties go on far beyond what is asked for."""
     few = rows_of((5, 16), seed=2)
     documents = few[np.random.default_rng(3).integers(0, 5, size=400)]
     queries = rows_of((6, 16), seed=4)
-    shards = [documents[:90], documents[90:180], documents[180:270], documents[270:360], documents[360:]]
-    found = nearest(queries, shards, top_k=12)
-    assert found == brute_force(queries, documents, 12)
-    assert all(rows == sorted(rows) for rows in found)  # about 80 copies of the nearest
-    assert nearest(queries, [np.zeros_like(documents)], top_k=3) == [[0, 1, 2]] * 6
+    for part in (90, 7, 400):
+        scores, rows = found(queries, documents.split(part), 12, name)
+        assert (scores, rows) == brute_force(queries, documents, 12, name)
+        assert all(each == sorted(each) for each in rows)  # about 80 copies of the nearest
+    assert found(queries, [torch.zeros_like(documents)], 3, name)[1] == [[0, 1, 2]] * 6
+
+
+def test_scores_of_either_sign_and_of_nothing_are_in_order() -> None:
+    """Reference: numbers by hand; 0 and -0 are equal."""
+    scores = torch.tensor([[-1.5, 0.0, 2.0, -0.0, -1e-30, 1e-30, 2.0]])
+    documents = torch.arange(7.0)[:, None]
+    _, rows = nearest(
+        torch.zeros(1, 1), documents.split(3), top_k=7, similarity=lambda q, d: scores[:, d[:, 0].long()]
+    )
+    assert rows.tolist() == [[2, 6, 5, 1, 3, 4, 0]]
 
 
 def test_an_embedding_that_is_not_finite_is_refused() -> None:
     """Reference: the message."""
     documents = rows_of((10, 4), seed=6)
-    documents[7, 2] = np.nan
+    documents[7, 2] = torch.nan
     with pytest.raises(NLTError, match="an embedding is infinite or NaN"):
-        nearest(rows_of((1, 4), seed=7), [documents], top_k=2)
+        found(rows_of((1, 4), seed=7), [documents], 2)
 
 
 def test_fusion_is_reciprocal_rank_fusion() -> None:
@@ -107,21 +136,27 @@ def test_candidates_of_an_encoder_have_bm25_scores(collection: Collection) -> No
     )
 
 
-@pytest.mark.parametrize("miner", ["encoder", "fused"])
+@pytest.mark.parametrize(("miner", "name"), [("encoder", "cosine"), ("encoder", "dot"), ("fused", "cosine")])
 def test_a_round_is_mined_with_the_trained_encoder(
-    collection: Collection, tiny_encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], miner: str
+    collection: Collection,
+    tiny_encoder: SentenceTransformer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    miner: str,
+    name: Any,
 ) -> None:
-    """Reference: the parts that the stage puts together; nothing but the candidates stays."""
+    """Reference: the parts that the stage puts together, with the encoder's own similarity; nothing else stays."""
+    tiny_encoder.similarity_fn_name = name
+    tiny_encoder.save_pretrained(str(tmp_path / "encoder"))
     path = tmp_path / "candidates.2.jsonl"
-    flags = ["--collection", str(collection.folder), "--encoder", str(tiny_encoder_folder), "--train_split", "train"]
+    flags = ["--collection", str(collection.folder), "--encoder", str(tmp_path / "encoder"), "--train_split", "train"]
     flags += ["--candidates", str(path), "--num_candidates", "5", "--use_cpu", "true"]
     mine.main([*flags, "--miner", miner, "--output_dir", str(tmp_path / "run"), "--seed", "3"])
     assert f"4 queries with 5 candidates each ({miner})" in capsys.readouterr().out
     queries = collection.split_queries("train")
-    encoder = SentenceTransformer(str(tiny_encoder_folder))
-    documents = encoder.encode([document.content for document in collection.corpus.values()])
-    asked = encoder.encode([query.text for query in queries])
-    rankings = brute_force(asked, documents, 12 if miner == "fused" else 5)
+    documents = tiny_encoder.encode([document.content for document in collection.corpus.values()])
+    asked = tiny_encoder.encode([query.text for query in queries])
+    _, rankings = brute_force(asked, documents, 12 if miner == "fused" else 5, name)
     expected = mine_candidates(
         collection, queries, num_candidates=5, seed=3, encoder_rankings=rankings, fused=miner == "fused"
     )

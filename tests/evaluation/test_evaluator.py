@@ -96,7 +96,7 @@ def test_search_is_a_product_of_embeddings_in_every_chunk(
     collection: Collection, tiny_static_encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reference: cosine similarities of all pairs in numpy."""
-    monkeypatch.setattr("nlt_trainer.evaluation.evaluator.QUERY_CHUNK", 7)
+    monkeypatch.setattr("nlt_trainer.encoder.search.QUERIES", 7)
     queries = collection.split_queries("test")
     rankings = search(tiny_static_encoder, collection, queries, top_k=5, batch_size=16)
     contents = [document.content for document in collection.corpus.values()]
