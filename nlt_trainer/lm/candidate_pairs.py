@@ -1,4 +1,4 @@
-"""Pairs of a document and a query with its answer, and the order in which they are scored."""
+"""Pairs of a document and a query (with its answer, if it has one), and the order in which a scorer reads them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from nlt_trainer.errors import NLTError
 
 Pair = tuple[str | None, str, str | None]
-"""(document or None for no document, query, answer or None)"""
+"""A document (`None` for no document), a query, and its answer (`None` where it has none)."""
 
 
 class CandidatePairs(Sequence[Pair]):
-    """Each query with each of its K candidates, query-major (pair `b * K + k`), put together when they are asked for.
+    """All pairs of a query and one of its K candidates, query-major (pair `b * K + k`), each built when it is read.
 
     Args:
         queries: B texts.
-        candidates: B lists of K documents; `None`: no document.
-        answers: B texts; `None`: no query has one.
+        candidates: B lists of K documents; `None` stands for no document.
+        answers: B texts; `None` where no query has an answer.
 
     Raises:
         NLTError: the lists differ in length.
@@ -58,16 +58,16 @@ class CandidatePairs(Sequence[Pair]):
 
 
 def document_major(pairs: Sequence[Pair], chosen: np.ndarray) -> np.ndarray:
-    """Order in which pairs of a document follow each other, documents as they first come.
+    """Find an order in which the pairs of one document stand together; documents keep the order of their first pairs.
 
     Args:
         pairs: any number.
-        chosen: `(N,)` indices of those that count, ascending.
+        chosen: `(N,)` indices of the pairs to put in order, ascending.
 
     Returns:
         `(N,)` positions in `chosen`.
     """
-    # Two documents of one hash are read in turn: dearer, not wrong.
+    # Two documents with the same hash are treated as one. Their pairs may alternate, which is slower but not wrong.
     hashes = np.fromiter((hash(pairs[i][0]) for i in chosen), np.int64, len(chosen))
     _, first, document = np.unique(hashes, return_index=True, return_inverse=True)
     return np.argsort(first[document], kind="stable")

@@ -1,8 +1,8 @@
-"""What a CPU alone needs to read an LLM fast: fused attention without copies, packed weights, memory that is kept.
+"""Speed-ups for an LLM that is read on a CPU.
 
-- Attention under a mask runs without a copy of the keys and values that heads share.
-- While nothing is differentiated, a float32 model on x86 keeps its weights in the order in which oneDNN wants them.
-- What is freed between two layers stays in the process, and goes back to the system between batches.
+- Attention under a mask runs without a copy of the keys and values that several heads share.
+- While no gradient is needed, a float32 model on x86 keeps its weights in the memory order of oneDNN.
+- Memory that one layer frees stays in the process for the next layer. It goes back to the system between batches.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def fused_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers' `sdpa`, for `AttentionInterface`.
+    """Compute the same attention as transformers' `sdpa`; the function is made for `AttentionInterface`.
 
-    Under a mask transformers gives each head a copy of the keys and values that it shares with others, because the
-    kernels of CUDA want that. That of a CPU does not: without copies, which a graph would hold on to, it takes a third
-    of the memory and two thirds of the time.
+    Under a mask, transformers gives each head a copy of the keys and values that it shares with others, because the
+    kernels of CUDA need it. The kernel of a CPU does not. Without the copies, which a graph would hold on to,
+    attention takes a third of the memory and two thirds of the time.
 
     Args:
         module: the model's attention layer.
@@ -48,7 +48,7 @@ def fused_attention(
         key: `(B, key-value heads, T, head size)`.
         value: shaped as `key`.
         attention_mask: `(B, 1, S, T)` bool, True where a key is seen; `None` means causal.
-        scaling: factor of the attention logits; default one over the root of the head size.
+        scaling: factor of the attention logits; the default is one over the root of the head size.
         **kwargs: passed on to transformers' function.
 
     Returns:
@@ -63,7 +63,7 @@ def fused_attention(
 
 
 def enable_fused_attention(model: PreTrainedModel) -> None:
-    """Switch a model from `sdpa` to `fused_attention`; one with another attention stays as it is."""
+    """Switch a model from `sdpa` to `fused_attention`. A model with another attention stays as it is."""
     if model.config._attn_implementation == "sdpa":
         AttentionInterface.register(FUSED_ATTENTION, fused_attention)
         AttentionMaskInterface.register(FUSED_ATTENTION, sdpa_mask)
@@ -71,15 +71,15 @@ def enable_fused_attention(model: PreTrainedModel) -> None:
 
 
 PACKED_FOR_TOKENS = 2048
-"""Rows of the products that the layout is chosen for; others use it too."""
+"""Number of rows for which oneDNN chooses the layout of packed weights. Other numbers of rows use the same layout."""
 
 KEPT_PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8", "LRU_CACHE_CAPACITY": "8"}
-"""Products of different shapes whose code oneDNN, and what torch has around it, keep, for the whole process.
+"""Environment variables that limit how many compiled matrix products oneDNN and torch's wrapper of it keep.
 
-By default both keep 1,024, each about half a MiB with AVX2, and batches differ in their number of tokens. A plain
-decoder has up to seven products, which all layers share; the more are kept beyond them, the more holes those of
-earlier batches leave between freed tensors. Both variables are read at the first use of oneDNN in a process; what a
-user has set stays.
+Each shape of a product has compiled code of its own, about half a MiB with AVX2. Both keep 1,024 of them by default,
+and new shapes keep coming, because batches differ in their number of tokens. A plain decoder has up to seven products,
+which all layers share. Code that earlier batches needed only leaves holes between freed tensors. Both variables are
+read when a process first uses oneDNN. A value that the user has set stays.
 """
 
 for _name, _number in KEPT_PRODUCTS.items():
@@ -88,16 +88,16 @@ for _name, _number in KEPT_PRODUCTS.items():
 
 @contextmanager
 def packed_weights(model: PreTrainedModel) -> Iterator[None]:
-    """Let the linear layers of an LLM's decoder keep their weights in the order in which oneDNN multiplies them.
+    """Keep the weights of a decoder's linear layers in the memory order of oneDNN while the block runs.
 
-    torch takes another library for float32 on x86, which orders the weights anew at every product. Weights are moved
-    layer by layer and moved back at the end, the same to the last bit. That takes no more memory than before, but for
-    weights that another model shares, and for those that were mapped from a file, whose pages stay until the system
-    needs them. Nothing changes on other processors, for layers of another dtype, and where the LLM then reads
-    otherwise, as Mamba, which multiplies some weights by itself.
+    Without this, torch uses another library for float32 on x86, which reorders the weights at every product. The
+    weights are converted layer by layer and converted back at the end, the same to the last bit. This takes extra
+    memory only for weights that another model shares, and for weights that are mapped from a file, whose pages stay
+    until the system needs them. Nothing is packed on other processors, in layers of another dtype, or where the packed
+    LLM gives other hidden states. Mamba is such a case, because it multiplies some weights by itself.
 
     Args:
-        model: a decoder; no graph is made with it meanwhile, since packed layers have no gradient.
+        model: a decoder. Packed layers have no gradient, so no graph may be made with it inside the block.
     """
     expected = _read(model)
     with ExitStack() as stack:
@@ -120,7 +120,7 @@ def _read(model: PreTrainedModel) -> Tensor:
 
 @contextmanager
 def packed_layers(module: nn.Module) -> Iterator[None]:
-    """The same for any module whose linear layers' weights are read by their `forward` alone."""
+    """Pack the weights of any module's linear layers. Nothing but a layer's own `forward` may read its weights."""
     packed: list[tuple[nn.Linear, Tensor]] = []
     try:
         for layer in module.modules():
@@ -131,7 +131,7 @@ def packed_layers(module: nn.Module) -> Iterator[None]:
                 _use(*packed[-1])
         yield
     finally:
-        with torch.inference_mode(False):  # else no graph could hold the weights afterwards
+        with torch.inference_mode(False):  # a weight that inference mode makes could never be part of a graph
             while packed:
                 layer, weight = packed.pop()
                 layer.weight.data = weight.to_dense()
@@ -140,13 +140,13 @@ def packed_layers(module: nn.Module) -> Iterator[None]:
 
 
 def is_packable(weight: Tensor) -> bool:
-    """Whether a linear layer's weight like this one is packed; one that is packed already is empty."""
+    """Whether a linear layer's weight can be packed. A layer that is packed already has an empty weight."""
     supported = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
     return supported and weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() > 0
 
 
 def _use(layer: nn.Linear, weight: Tensor) -> None:
-    """Multiply with a packed weight, `(out, in)`, in place of the layer's own, as torch.compile does."""
+    """Let a layer multiply with a packed weight, `(out, in)`, in place of its own, as torch.compile does."""
     bias = layer.bias
 
     def forward(hidden: Tensor) -> Tensor:
@@ -158,26 +158,27 @@ def _use(layer: nn.Linear, weight: Tensor) -> None:
 
 
 BLOCK_BYTES = (32 << 20) - (64 << 10)
-"""A little below the largest block to which glibc's allocator adapts (`DEFAULT_MMAP_THRESHOLD_MAX`, mallopt(3))."""
+"""A size a little below the largest block to which glibc's allocator adapts (`DEFAULT_MMAP_THRESHOLD_MAX`,
+mallopt(3))."""
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep up to 64 MiB of freed memory, where it would give them back to the system.
+    """Let glibc keep up to 64 MiB of freed memory instead of giving it back to the system.
 
-    A layer's largest tensors are made and freed again and again. As long as no larger block has been freed, glibc
-    returns their memory each time, and the system has to clear its pages anew, which costs a small LLM on a CPU a
-    tenth of its speed. Its limits follow the largest block that was freed; this one is never touched, so it takes no
-    memory. Other C libraries ignore it.
+    A layer's largest tensors are made and freed again and again. If glibc returns their memory each time, the system
+    has to clear the pages anew, which costs a small LLM on a CPU a tenth of its speed. How much glibc keeps follows
+    the largest block that was ever freed, so this function frees one large block. The block is never touched, so it
+    takes no memory. With another C library nothing changes.
     """
     torch.empty(BLOCK_BYTES, dtype=torch.uint8)
 
 
 def give_back_freed_memory() -> None:
-    """Let glibc return the pages of all freed memory to the system, as after a batch on a CPU.
+    """Let glibc return the pages of all freed memory to the system. A scorer calls this after each batch on a CPU.
 
-    Each batch has tensors of other sizes, which do not fit into what earlier ones have left between smaller blocks
-    that stay: of a heap in which nothing more is used, more and more pages would have been touched. Other C libraries
-    have no such function.
+    Each batch has tensors of other sizes, which do not fit into the gaps that earlier batches have left between small
+    blocks that stay. Without this call the process would hold more and more memory that nothing uses. Other C
+    libraries have no such function.
     """
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)

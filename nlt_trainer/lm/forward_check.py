@@ -1,4 +1,5 @@
-"""Whether a model gives the same when it is read in another way: the errors and differences to expect of it."""
+"""Check whether a model gives the same hidden states when it is read in another way, and which errors say that it
+cannot be read so."""
 
 from __future__ import annotations
 
@@ -6,11 +7,11 @@ import torch
 from torch import Tensor
 
 FORWARD_ERRORS = (TypeError, ValueError, LookupError, AttributeError, RuntimeError)
-"""What a model of transformers raises where it cannot be read as a decoder with one stream of tokens."""
+"""Errors that a transformers model raises when it cannot be read as a decoder with one stream of tokens."""
 
 
 def readings_agree(found: Tensor, expected: Tensor) -> bool:
-    """Whether hidden states in the model's dtype are equal up to its precision; NaN equals NaN."""
+    """Whether two tensors of hidden states are equal up to the precision of their dtype; NaN equals NaN."""
     precision = 5e-2 if expected.dtype in (torch.bfloat16, torch.float16) else 1e-3
     largest = float(expected.float().nan_to_num(0.0, 0.0, 0.0).abs().max())
     return torch.allclose(found.float(), expected.float(), rtol=0.0, atol=precision * largest, equal_nan=True)

@@ -1,4 +1,4 @@
-"""A causal language model that is only read: no parameter has a gradient, no trainer wraps or saves it."""
+"""The frozen LLM: a causal language model that is only read. No parameter has a gradient, and no trainer saves it."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ DECODER_HELP = (
 )
 
 POSITIONS = 512
-"""Targets that `FrozenLM.target_loss` projects at once."""
+"""Target positions that `FrozenLM.target_loss` projects to the vocabulary at once."""
 
 VOCABULARY_SLICE = 4096
-"""Tokens of the vocabulary that it projects them to at once: 8 MiB of logits."""
+"""Tokens of the vocabulary in one slice of that projection. A slice of all `POSITIONS` has 8 MiB of logits."""
 
 
 @dataclass(eq=False)
 class FrozenLM:
-    """A frozen causal LLM with its tokenizer. A plain object, so that a loss that holds it does not own its weights.
+    """A frozen causal LLM with its tokenizer. It is not a module, so a loss that holds it does not own its weights.
 
     Args:
-        model: decoder with a language-model head, in eval mode, no parameter requires a gradient.
+        model: decoder with a language-model head; it is put into eval mode, and no parameter requires a gradient.
         tokenizer: its tokenizer.
-        name: as the recipe has it.
+        name: as the recipe names it.
         fingerprint: what a score depends on (weights, adapter, tokenizer, dtype); part of cache keys and head files.
     """
 
@@ -80,7 +80,7 @@ class FrozenLM:
             revision: of a Hub model.
             adapter: Hub id or folder of a PEFT adapter that was trained on this LLM.
             dtype: `float32`, `bfloat16` or `float16`.
-            device: default CUDA where there is one, else CPU.
+            device: the default is CUDA if there is one, else the CPU.
 
         Raises:
             NLTError: the dtype is unknown, the model or the adapter cannot be found, the model has no weights of a
@@ -129,12 +129,12 @@ class FrozenLM:
 
     @property
     def revision(self) -> str | None:
-        """Commit of an LLM from the Hub; `None` of a folder, of which the fingerprint has a hash."""
+        """Commit of an LLM from the Hub; `None` for a folder, whose content's hash is in the fingerprint."""
         return (self.fingerprint.get("weights") or "").partition(" on ")[0].partition("@")[2] or None
 
     @property
     def context_length(self) -> int:
-        """Tokens that the LLM reads at most.
+        """The most tokens that the LLM can read.
 
         Raises:
             NLTError: its configuration does not say.
@@ -143,16 +143,16 @@ class FrozenLM:
 
     @property
     def sliding_window(self) -> int | None:
-        """Tokens that some layer looks back at most; `None` where all see everything."""
+        """Tokens that a layer with a sliding window can look back; `None` where every layer sees all tokens."""
         config = self.model.config.get_text_config()
-        # Architecture-specific entries (Mistral, Llama 4, GPT-Neo): without one the architecture has no window.
+        # Entries of single architectures (Mistral, Llama 4, GPT-Neo). An architecture without one has no window.
         windows = (getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size", "window_size"))
         return next((int(window) for window in windows if window), None)
 
     @property
     def rope_limit(self) -> int | None:
-        """Tokens beyond which LongRoPE turns to other frequencies, for a whole batch at once; `None` without it."""
-        # An architecture-specific entry (Phi-3): ALiBi has none, Gemma 3 one for each kind of layer.
+        """Tokens beyond which LongRoPE uses other frequencies for the whole batch; `None` without LongRoPE."""
+        # An entry of single architectures (Phi-3). ALiBi has none, and Gemma 3 has one for each kind of layer.
         given = getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}
         each = [given, *(entry for entry in given.values() if isinstance(entry, dict))]
         limits = [e["original_max_position_embeddings"] for e in each if e.get("rope_type") == "longrope"]
@@ -172,15 +172,15 @@ class FrozenLM:
         return hashlib.blake2b(json.dumps(self.fingerprint, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def project(self, hidden: Tensor, tokens: slice = slice(None)) -> Tensor:
-        """Vocabulary logits of final hidden states, in float32 at least: `(..., hidden)` to `(..., tokens)`.
+        """Project final hidden states to vocabulary logits, in float32 at least: `(..., hidden)` to `(..., tokens)`.
 
-        Does what the model's own head does (soft cap of Gemma 2, scaling of Granite and Cohere), at chosen positions
-        and for a slice of the vocabulary only; `__post_init__` compares it with the model's own logits.
+        This does what the model's own head does (soft cap of Gemma 2, scaling of Granite and Cohere), but only at
+        chosen positions and for a slice of the vocabulary. `__post_init__` compares it with the model's own logits.
         """
         config, head = self.model.config.get_text_config(), self.model.get_output_embeddings()
         logits = nn.functional.linear(hidden, head.weight[tokens], None if head.bias is None else head.bias[tokens])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        # Architecture-specific entries of the configuration: without one the architecture has no such step.
+        # Entries of single architectures. An architecture without an entry does not have that step.
         divisor = getattr(config, "logits_scaling", None)
         factor = getattr(config, "logit_scale", None)
         softcap = getattr(config, "final_logit_softcapping", None)
@@ -195,13 +195,14 @@ class FrozenLM:
     def target_loss(
         self, hidden: Tensor, labels: Tensor, *, positions: int = POSITIONS, tokens: int = VOCABULARY_SLICE
     ) -> Tensor:
-        """Negative log-likelihood of each label, nats, with the projection in slices: `(N,)` float32 at least.
+        """Negative log-likelihood of each label, nats, `(N,)` in float32 at least. The projection runs in slices.
 
         Args:
             hidden: `(N, hidden)`, the states that predict the labels.
             labels: `(N,)` token ids.
-            positions: so many are projected at once.
-            tokens: so much of the vocabulary is; without a graph the memory is bounded to `positions * tokens`.
+            positions: number of states in one slice.
+            tokens: number of vocabulary tokens in one slice. Without a graph, memory holds at most
+                `positions * tokens` logits.
         """
         pieces = [
             self._slice_loss(h, y, tokens)
@@ -210,7 +211,7 @@ class FrozenLM:
         return torch.cat(pieces) if pieces else hidden.new_zeros(0, dtype=torch.float32)
 
     def _slice_loss(self, hidden: Tensor, labels: Tensor, tokens: int) -> Tensor:
-        """Loss from the slices' log-sum-exp and the label's logit, which stands in one of them."""
+        """Loss from the log-sum-exp of each vocabulary slice and from the label's logit, which is in one of them."""
         normalisers, chosen = [], []
         for begin in range(0, self.model.get_output_embeddings().weight.shape[0], tokens):
             logits = self.project(hidden, slice(begin, begin + tokens))  # (N, tokens)
@@ -222,13 +223,13 @@ class FrozenLM:
 
 
 def context_length(config: PreTrainedConfig, name: str) -> int:
-    """Tokens that an LLM of this configuration reads at most.
+    """The most tokens that an LLM of this configuration can read.
 
     Raises:
         NLTError: the configuration does not say.
     """
     config = config.get_text_config()
-    # An architecture-specific entry: Bloom, MPT and Mamba have no such limit.
+    # An entry of single architectures. Bloom, MPT and Mamba have no such limit.
     length = getattr(config, "max_position_embeddings", None)
     if length is None:
         raise NLTError(
@@ -239,7 +240,7 @@ def context_length(config: PreTrainedConfig, name: str) -> int:
 
 
 def _check_forward(lm: FrozenLM) -> None:
-    """Refuse a model that is no causal decoder, or whose head does more than `FrozenLM.project` knows of."""
+    """Refuse a model that is not a causal decoder, or whose head does more than `FrozenLM.project` does."""
     ids = torch.arange(4, device=lm.device)[None]
     name = f"LLM {lm.name!r} ({type(lm.model).__name__})"
     try:
@@ -298,7 +299,7 @@ def _merge_adapter(
         raise NLTError(f"adapter {adapter!r} does not fit {base!r}: {error}") from error
     expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     if strange := sorted(expected ^ {name for name in weights if name in expected or "lora_" in name}):
-        raise NLTError(  # where peft itself would merely warn
+        raise NLTError(  # peft itself only warns
             f"adapter {adapter!r} does not fit {base!r}: {strange[0]} and {len(strange) - 1} more weights belong to "
             "one of them alone; give an adapter of this LLM"
         )
@@ -307,7 +308,7 @@ def _merge_adapter(
 
 
 def _adapter_folder(adapter: str) -> str:
-    """The adapter's local folder, inside the Hub's cache for a Hub id."""
+    """The adapter's local folder; for a Hub id, a folder in the Hub's cache."""
     folder = Path(adapter).expanduser()
     if is_hub_id(adapter):
         folder = Path(snapshot_download(adapter, allow_patterns=[ADAPTER_CONFIG, ADAPTER_WEIGHTS]))

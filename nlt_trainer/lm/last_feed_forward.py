@@ -1,4 +1,4 @@
-"""A decoder's last feed-forward network, computed only where what comes out of the decoder is used."""
+"""Compute a decoder's last feed-forward network only at the positions whose hidden states are used."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from torch import Tensor, nn
 
 
 def last_feed_forward(decoder: nn.Module) -> nn.Module | None:
-    """The last submodule that is named `mlp`, as in most decoders of transformers; `None` where there is none."""
+    """The last submodule named `mlp`, the name that most transformers decoders use; `None` where there is none."""
     found = [module for name, module in decoder.named_modules() if name.rpartition(".")[2] == "mlp"]
     return found[-1] if found else None
 
 
 @contextmanager
 def computed_only_at(mlp: nn.Module | None, rows: Tensor, columns: Tensor) -> Iterator[None]:
-    """Let a network that treats each token by itself compute at some positions and give zeros elsewhere.
+    """Let a feed-forward network compute only at some positions, and give zeros elsewhere, while the block runs.
 
-    Nothing reads the last layer's other tokens, so an LLM's hidden states at these positions stay what they are.
+    The network must treat each token by itself. Nothing reads what the last layer computes for other tokens, so the
+    LLM's hidden states at the given positions do not change.
 
     Args:
         mlp: from `(B, L, hidden)` to the same shape; `None` changes nothing.
         rows: `(T,)` index into B of each position.
-        columns: `(T,)` its index into L.
+        columns: `(T,)` index into L of each position.
 
     Raises:
-        TypeError: inside, when the network gives more than hidden states, such as a mixture's router scores.
+        TypeError: inside the block, when the network gives more than hidden states, such as router scores of a mixture
+            of experts.
     """
     if mlp is None:
         yield

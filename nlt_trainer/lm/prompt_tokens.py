@@ -1,4 +1,4 @@
-"""From texts to the token ids of a prompt, segment by segment."""
+"""Turn texts into the token ids of a prompt, one segment at a time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Suffix:
 
     @property
     def read(self) -> tuple[int, ...]:
-        """Ids that a scorer reads: all but the last, which ends the target and is only predicted."""
+        """The ids that a scorer reads: all but the last one, which ends the target and is only predicted."""
         return self.ids[:-1]
 
 
@@ -40,8 +40,9 @@ class PromptTokens:
     Args:
         tokenizer: the LLM's tokenizer.
         template: text around documents, query and answer.
-        max_document_tokens: a document's own tokens, at most.
-        kept_texts: documents, and suffixes, whose ids are kept; one takes 8 bytes a token and some hundred bytes.
+        max_document_tokens: the most tokens of its own that a document keeps.
+        kept_texts: number of documents, and of suffixes, whose ids are kept. Each takes 8 bytes a token and some
+            hundred bytes more.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class PromptTokens:
         self._before = tuple(self._ids(template.document_prefix))
         self._after = tuple(self._ids(template.document_suffix))
         self.start = _sequence_start(tokenizer)
-        # A corpus' texts come again and again (K candidates a query, epochs).
+        # The same texts come again: queries share candidates, and every epoch repeats them.
         self.document = lru_cache(maxsize=kept_texts)(self._document)
         self.suffix = lru_cache(maxsize=kept_texts)(self._suffix)
 
@@ -72,7 +73,7 @@ class PromptTokens:
 
     def _ids(self, text: str) -> list[int]:
         ids = self._tokenizer(text, add_special_tokens=False).input_ids if text else []
-        return [self._known.setdefault(i, i) for i in ids]  # one object an id: 8 bytes a token in memory, not 36
+        return [self._known.setdefault(i, i) for i in ids]  # equal ids share an object: 8 bytes a token, not 36
 
     def _document(self, text: str) -> tuple[tuple[int, ...], bool]:
         """A document's own ids, cut to `max_document_tokens`, and whether they were cut."""
@@ -99,7 +100,7 @@ class PromptTokens:
 
 
 def _sequence_start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The begin-of-sequence id where the tokenizer puts one in front of every text by itself."""
+    """The begin-of-sequence id, if the tokenizer puts one in front of every text by itself; else nothing."""
     ids = tokenizer("a").input_ids
     if tokenizer.bos_token_id is not None and ids and ids[0] == tokenizer.bos_token_id:
         return (tokenizer.bos_token_id,)

@@ -1,4 +1,4 @@
-"""What the frozen LLM reads at once when it scores: rows of a document and what follows it, and batches of rows."""
+"""Rows and batches that the frozen LLM reads when it scores. A row holds a document and the queries that follow it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import Suffix
 
 MAX_PADDING = 0.05
-"""Share of a batch's tokens; a batch that would have more ends before."""
+"""Largest share of padding among a batch's tokens. A batch ends before a row that would exceed it."""
 
 
 @dataclass
 class Row:
-    """One sequence: a document's prefix, then the suffixes of its pairs as read, which do not see each other."""
+    """One sequence: a document's prefix, then the suffixes of its pairs, which do not see each other."""
 
     prefix: tuple[int, ...]
     suffixes: list[Suffix] = field(default_factory=list)
@@ -27,29 +27,30 @@ class Row:
 
     @property
     def length(self) -> int:
-        """Tokens."""
+        """Tokens of the row."""
         return len(self.prefix) + sum(len(s.read) for s in self.suffixes)
 
     @property
     def span(self) -> int:
-        """Tokens of the longest pair."""
+        """Tokens of the row's longest pair."""
         return len(self.prefix) + max(len(s.read) for s in self.suffixes)
 
 
 @dataclass
 class Batch:
-    """Rows as the LLM takes them, their T target tokens, suffix by suffix, and where each is predicted."""
+    """Rows as inputs of the LLM. Their T target tokens stand suffix by suffix, with the places that predict them."""
 
     inputs: dict[str, Tensor]
     labels: Tensor  # (T,) ids of the target tokens
-    rows: Tensor  # (T,) row of the token before each
-    columns: Tensor  # (T,) its column
+    rows: Tensor  # (T,) row of the token before each target token
+    columns: Tensor  # (T,) column of the token before each target token
 
 
 def token_batches(rows: list[Row], batch_tokens: int, *, span_limit: int | None = None) -> Iterator[list[Row]]:
     """Split rows, sorted by descending length, into batches of at most `batch_tokens` tokens with padding.
 
-    At most `MAX_PADDING` of a batch's tokens are padding. Rows within `span_limit` and beyond it are kept apart.
+    At most `MAX_PADDING` of a batch's tokens are padding. Rows with a span beyond `span_limit` get batches of their
+    own.
     """
     if span_limit is not None:
         for beyond in (True, False):
@@ -69,7 +70,10 @@ def token_batches(rows: list[Row], batch_tokens: int, *, span_limit: int | None 
 
 
 def collate(rows: list[Row], lm: FrozenLM) -> Batch:
-    """Put rows into tensors on the LLM's device: right-padded, with a mask and positions where rows share a prefix."""
+    """Put rows into tensors on the LLM's device, padded on the right.
+
+    There are a mask and positions too if suffixes share a row.
+    """
     length = max(row.length for row in rows)
     ids = np.zeros((len(rows), length), np.int64)
     positions = np.zeros_like(ids)
@@ -87,7 +91,7 @@ def collate(rows: list[Row], lm: FrozenLM) -> Batch:
             targets += [(label, r, at + i - 1) for i, (label, is_target) in enumerate(marked) if is_target]
             at = end
     inputs = {"input_ids": torch.from_numpy(ids)}
-    if any(len(row.suffixes) > 1 for row in rows):  # else causality alone is right: padding comes last
+    if any(len(row.suffixes) > 1 for row in rows):  # otherwise causal attention suffices, as padding comes last
         inputs["position_ids"] = torch.from_numpy(positions)
         inputs["attention_mask"] = _row_mask(torch.from_numpy(segments), lm)
     labels, *places = torch.tensor(targets).T.to(lm.device)
@@ -95,10 +99,10 @@ def collate(rows: list[Row], lm: FrozenLM) -> Batch:
 
 
 def _row_mask(segments: Tensor, lm: FrozenLM) -> Tensor:
-    """`(R, 1, L, L)`: a token sees what stands before it in its row's prefix and in its own suffix."""
+    """Mask `(R, 1, L, L)` under which a token sees what stands before it in its row's prefix and in its own suffix."""
     length = segments.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     visible = causal & ((segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None]))
-    if lm.model.config._attn_implementation == "eager":  # adds its mask, where sdpa takes a boolean one
+    if lm.model.config._attn_implementation == "eager":  # eager attention adds its mask, and sdpa takes a boolean one
         return torch.where(visible, 0.0, torch.finfo(lm.model.dtype).min)[:, None].to(lm.model.dtype)
     return visible[:, None]

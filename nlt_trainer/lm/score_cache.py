@@ -1,4 +1,4 @@
-"""Log-likelihoods on disk: content-addressed, resumable after a kill, safe for several processes."""
+"""A cache of log-likelihoods on disk. It survives a killed run, and several processes may use it at once."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ import numpy as np
 from nlt_trainer.errors import DataError, NLTError
 
 KEY = np.dtype("S16")
-"""A `ScoreCache.key` in an array. As a scalar numpy drops the zero bytes at its end: see `key_bytes`."""
+"""Type of a `ScoreCache.key` in an array. A numpy scalar of it loses zero bytes at its end; `key_bytes` keeps them."""
 
 SCORE_COLUMNS = ("log_likelihood", "target_tokens", "truncated")
 SCORE = np.dtype(list(zip(SCORE_COLUMNS, (np.float64, np.int64, np.bool_), strict=True)))
-"""What is known of a pair: nats summed over the target's tokens, their number, whether the document was cut."""
+"""Type of a pair's score: nats summed over the target's tokens, their number, and whether the document was cut."""
 
 SQLITE_VARIABLES = 500  # keys in one SELECT; every SQLite build takes 999
-FETCHED_ROWS = 4096  # of a whole table at a time
+FETCHED_ROWS = 4096  # rows that are fetched at a time
 
 
 def key_bytes(keys: np.ndarray) -> list[bytes]:
-    """Keys of an array of `KEY`, 16 bytes each."""
+    """The keys of an array of dtype `KEY`, 16 bytes each."""
     data = keys.tobytes()
     return [data[i : i + KEY.itemsize] for i in range(0, len(data), KEY.itemsize)]
 
 
 class ScoreCache:
-    """One SQLite file a scorer: keys are hashes of the texts, values `(log-likelihood, target tokens, truncated)`.
+    """One SQLite file for each scorer. Keys are hashes of texts, values `(log-likelihood, target tokens, truncated)`.
 
-    A second table holds the log-likelihood of each target token under the same keys; rows of a file that was written
-    before there was such a table lack them and are computed again only where tokens are asked for.
+    A second table holds the log-likelihood of each target token under the same keys. A file that an older version
+    wrote lacks them; its pairs are computed again only where tokens are asked for.
 
-    Each `put` is one transaction: a killed run loses at most the batch it was computing, and processes that write at
-    the same time wait for one another. The file's name is a hash of `description`, everything besides the texts that
-    a score depends on, so that a score can never be read for another LLM, adapter, template, target kind or dtype.
+    Each `put` is one transaction. A killed run loses at most the batch that it was computing, and processes that write
+    at the same time wait for one another. The file's name is a hash of `description`, which holds everything besides
+    the texts that a score depends on. A score is therefore never read for another LLM, adapter, template, target kind
+    or dtype.
 
-    Many keys at once are an array of dtype `KEY`, and their values one of dtype `SCORE`.
+    Many keys are read at once as an array of dtype `KEY`, and `get` returns their values as one of dtype `SCORE`.
 
     Args:
         folder: created when missing.
@@ -81,7 +82,8 @@ class ScoreCache:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        # A connection a call: SQLite connections survive neither fork nor pickling, and data loader workers do both.
+        # Each call opens a connection of its own: data loader workers are forked and pickled, and a connection
+        # survives neither.
         connection = sqlite3.connect(self.path, timeout=120)
         try:
             with connection:
@@ -91,7 +93,7 @@ class ScoreCache:
 
     @staticmethod
     def key(*texts: str | None) -> bytes:
-        """Hash of texts; `None` differs from the empty text, and no two splits of one text collide."""
+        """Hash of texts. `None` differs from the empty text, and "ab", "c" differs from "a", "bc"."""
         digest = hashlib.blake2b(digest_size=16)
         for text in texts:
             data = b"" if text is None else text.encode()
@@ -100,16 +102,16 @@ class ScoreCache:
         return digest.digest()
 
     def get(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What is stored of keys.
+        """Read the scores of keys.
 
         Args:
             keys: `(N,)` of dtype `KEY`, sorted and distinct, as `numpy.unique` returns them.
 
         Returns:
-            `(N,)` of dtype `SCORE`, zero where nothing is stored, and `(N,)` bool, where something is.
+            `(N,)` of dtype `SCORE`, zero where nothing is stored, and `(N,)` bool, True where something is.
 
         Raises:
-            NLTError: keys are not sorted, or one stands there twice.
+            NLTError: keys are not sorted, or a key appears twice.
         """
         scores, known = np.zeros(len(keys), SCORE), np.zeros(len(keys), bool)
         for at, *columns in self._columns("scores", SCORE_COLUMNS, keys):
@@ -119,7 +121,7 @@ class ScoreCache:
         return scores, known
 
     def get_tokens(self, keys: np.ndarray) -> dict[int, np.ndarray]:
-        """Log-likelihoods of the target's tokens, `(T,)` float32, by the index of each key that has them.
+        """Read log-likelihoods of target tokens, `(T,)` float32 each, by the index of each key that has them.
 
         Args:
             keys: as for `get`.
@@ -131,7 +133,7 @@ class ScoreCache:
         return {int(i): np.frombuffer(b, "<f4") for at, blobs in found for i, b in zip(at, blobs, strict=True)}
 
     def stored(self, keys: np.ndarray, *, tokens: bool = False) -> np.ndarray:
-        """Whether keys have scores or, with `tokens`, those of single tokens: `(N,)` bool; `keys` as for `get`.
+        """Whether each key has a score or, with `tokens`, scores of its tokens: `(N,)` bool; `keys` as for `get`.
 
         Raises:
             NLTError: as `get`.
@@ -142,7 +144,7 @@ class ScoreCache:
         return known
 
     def _columns(self, table: str, names: Sequence[str], keys: np.ndarray) -> Iterator[list[Any]]:
-        """Columns of the rows that are stored, some rows at a time; before them the indices of the rows' keys."""
+        """Yield stored rows column by column, some rows at a time; the first column has the indices of their keys."""
         if (keys[1:] <= keys[:-1]).any():
             raise NLTError("keys of a score cache must be sorted and distinct; pass them through numpy.unique")
         select = f"SELECT {', '.join(['key', *names])} FROM {table}"
@@ -150,10 +152,10 @@ class ScoreCache:
             up_to = f"SELECT COUNT(*) FROM (SELECT 1 FROM {table} LIMIT ?)"
             parts: Iterable[tuple[str, list[bytes]]]
             if connection.execute(up_to, (2 * len(keys),)).fetchone()[0] < 2 * len(keys):
-                # Most of the table: from end to end twice as many rows come in a second as by key.
+                # Most of the table is wanted, and reading it from end to end is twice as fast as reading by key.
                 parts = [(select, [])]
             else:
-                # In the order of the table's B-tree, neighbours are read together: 1.7 times as many rows a second.
+                # Sorted keys follow the table's B-tree, so neighbours are read together: 1.7 times as fast.
                 wanted = (key_bytes(keys[i : i + SQLITE_VARIABLES]) for i in range(0, len(keys), SQLITE_VARIABLES))
                 parts = ((f"{select} WHERE key IN ({','.join('?' * len(part))})", part) for part in wanted)
             for statement, part in parts:

@@ -1,4 +1,4 @@
-"""How likely a frozen LLM finds a target text with a document before it, and without."""
+"""Score how likely a frozen LLM finds a target text, with a document before it and without one."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from nlt_trainer.lm.score_cache import KEY, SCORE, SCORE_COLUMNS, ScoreCache, ke
 from nlt_trainer.prompts import PromptTemplate
 
 ROW_TOKENS = 512
-"""A row takes several suffixes of one document up to this length, or until they are as long as the document: more of
-them would waste attention on masked pairs."""
+"""A row takes suffixes of one document up to this length, or up to twice the document's length if that is more. Longer
+rows would waste attention on masked pairs."""
 
 WINDOW_BATCHES = 64
-"""Batches whose rows are sorted by length at once: enough for little padding, and memory does not grow with pairs."""
+"""Batches whose rows are sorted by length together. Padding is small, and memory does not grow with the pairs."""
 
 KEPT_TEXTS = 4096
-"""Documents and queries whose tokens are kept: a query comes again for each candidate, mostly soon."""
+"""Documents and queries whose tokens are kept. A query comes again for each of its candidates, mostly soon."""
 
 PACKING_PAIRS = 128
-"""Pairs for which weights are packed: that takes as long as scoring two or three of a hundred tokens each."""
+"""Number of pairs from which on weights are packed. Packing takes as long as scoring two or three pairs of a hundred
+tokens each."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Likelihoods:
 
 
 def likelihood_gain(with_document: Likelihoods, without: Likelihoods) -> np.ndarray:
-    """Nats per target token, `(B, K)`, from likelihoods with each candidate, `(B * K,)`, and without one, `(B,)`."""
+    """Gain in nats per target token, `(B, K)`, from likelihoods with candidates, `(B * K,)`, and without, `(B,)`."""
     queries = len(without.log_likelihood)
     log_likelihood = with_document.log_likelihood
     log_likelihood = log_likelihood.reshape(queries, len(log_likelihood) // max(queries, 1))  # (B * K,) -> (B, K)
@@ -61,12 +62,13 @@ def likelihood_gain(with_document: Likelihoods, without: Likelihoods) -> np.ndar
 
 
 class LikelihoodScorer:
-    """Log-likelihood of targets under a frozen LLM, with and without a document; `gain` is their difference a token.
+    """Log-likelihood of targets under a frozen LLM, with and without a document; `gain` is the difference per token.
 
-    A document is read once for many of its pairs of a call: their queries and targets follow it in one row, of up to
-    512 tokens or twice the document's, under a mask that hides them from each other and with positions that all
-    continue the document. Rows are sorted by length and batched by a budget of tokens; the vocabulary projection runs
-    at target positions only. From 128 pairs of a call on, weights are packed meanwhile (`packed_weights`).
+    A call reads a document once for many of its pairs. Their queries and targets follow the document in one row of up
+    to 512 tokens, or twice the document's length. A mask hides them from each other, and the positions of each
+    continue those of the document. Rows are sorted by length and batched by a budget of tokens. The vocabulary
+    projection runs at target positions only. A call with 128 pairs or more packs the weights while it runs
+    (`packed_weights`).
 
     Args:
         lm: the frozen LLM.
@@ -74,8 +76,8 @@ class LikelihoodScorer:
             `joint`: log p(query, answer | document).
         template: text around document, query and answer.
         max_document_tokens: a longer document is cut; query and target never are.
-        batch_tokens: tokens in one forward pass, padding included. On a CPU more than 2048 are slower, because a layer
-            of a small LLM then needs more than `keep_freed_memory` keeps.
+        batch_tokens: tokens in one forward pass, padding included. More than 2048 are slower on a CPU, because a layer
+            of a small LLM then needs more memory than `keep_freed_memory` keeps.
         cache_folder: where a `ScoreCache` keeps what was computed; `None` keeps nothing.
 
     Example:
@@ -105,7 +107,7 @@ class LikelihoodScorer:
         )
         self.batch_tokens = batch_tokens
         self._rope_limit = lm.rope_limit
-        self._context_length = lm.context_length  # read for each pair, and a look into a configuration is slow
+        self._context_length = lm.context_length  # every pair needs it, and a look into a configuration is slow
         self.lm_tokens = 0
         """Tokens that the LLM has read so far, without padding."""
         self._last_feed_forward: nn.Module | None = None
@@ -115,7 +117,8 @@ class LikelihoodScorer:
         )
         apart = [Row(document, [suffix]) for suffix in suffixes]
         expected = self._score(apart)
-        # A window counts columns, which shared rows stretch, so such models get one suffix a row.
+        # A sliding window counts columns, and a shared row puts other suffixes between a suffix and its document.
+        # Models with a window therefore get one suffix a row.
         self._shares_rows = lm.sliding_window is None and self._reads([Row(document, suffixes)], expected)
         self._last_feed_forward = last_feed_forward(lm.model.base_model)
         if not self._reads(apart, expected):
@@ -158,8 +161,8 @@ class LikelihoodScorer:
     def log_likelihood(self, pairs: Sequence[Pair]) -> Likelihoods:
         """Log-likelihood of each pair's target; equal pairs are computed once, cached ones not at all.
 
-        What grows with the pairs is a key, a place in the order and a result of each, 150 to 200 bytes; texts, tokens
-        and rows are there for some batches at a time.
+        Memory grows by 150 to 200 bytes a pair, for its key, its place in the order and its result. Texts, tokens and
+        rows exist for some batches at a time.
 
         Raises:
             NLTError: a target does not fit the LLM's context, an answer is missing, or a likelihood is not finite.
@@ -177,7 +180,7 @@ class LikelihoodScorer:
     def token_log_likelihoods(self, pairs: Sequence[Pair]) -> list[np.ndarray]:
         """Log-likelihood of each token of each pair's target given all tokens before it: float32, nats.
 
-        They come out of the cache too, unless it was written before it held them.
+        The cache gives them too, unless an older version wrote it without them.
 
         Raises:
             NLTError: as `log_likelihood`.
@@ -191,7 +194,7 @@ class LikelihoodScorer:
         return [values[at] for at in inverse.tolist()]
 
     def fill_cache(self, pairs: Sequence[Pair], *, tokens: bool = False) -> None:
-        """Compute what the cache lacks of the pairs' log-likelihoods and, with `tokens`, of those of their tokens.
+        """Compute the pairs that the cache lacks or, with `tokens`, those for which it lacks scores of single tokens.
 
         Raises:
             NLTError: as `log_likelihood`, or there is no cache.
@@ -209,16 +212,16 @@ class LikelihoodScorer:
         return sum(row.length for rows in self._windows(pairs, np.sort(first)) for row in rows)
 
     def _distinct(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Sorted distinct keys, the index of each one's first pair, both `(D,)`, and each pair's key, `(N,)`."""
+        """Sorted distinct keys `(D,)`, the index of each key's first pair `(D,)` and of each pair's key `(N,)`."""
         keys = (ScoreCache.key(d, q, a if self.target != "query" else None) for d, q, a in pairs)
         return np.unique(np.fromiter(keys, KEY, len(pairs)), return_index=True, return_inverse=True)
 
     def _compute(
         self, pairs: Sequence[Pair], *, keys: np.ndarray, first: np.ndarray, known: np.ndarray
     ) -> Iterator[tuple[np.ndarray, list[tuple[float, int, bool]], list[np.ndarray]]]:
-        """Score and store pairs whose keys are not known; of each batch the keys' indices, scores and tokens."""
+        """Score and store pairs with unknown keys, and yield each batch's key indices, scores and token scores."""
         missing = np.flatnonzero(~known)
-        missing = missing[np.argsort(first[missing])]  # as their pairs first come
+        missing = missing[np.argsort(first[missing])]  # in the order of their first pairs
         packing = packed_weights(self.lm.model) if len(missing) >= PACKING_PAIRS else nullcontext()
         with packing, tqdm(total=len(missing), unit="pair", desc="scoring", disable=len(missing) < 64) as bar:
             for rows in self._windows(pairs, first[missing]):
@@ -240,14 +243,14 @@ class LikelihoodScorer:
                     yield at, scores, tokens
 
     def _windows(self, pairs: Sequence[Pair], chosen: np.ndarray) -> Iterator[list[Row]]:
-        """Rows of the pairs of some indices, those of a document together, for `WINDOW_BATCHES` batches at a time."""
+        """Yield the rows of chosen pairs for `WINDOW_BATCHES` batches at a time; a document's pairs stand together."""
         order = document_major(pairs, chosen)
         ordered = ((int(position), pairs[chosen[position]]) for position in order)
         while rows := self._rows(ordered):
             yield rows
 
     def _rows(self, pairs: Iterator[tuple[int, Pair]]) -> list[Row]:
-        """Take pairs, with their positions, for a window; a document's go into shared rows. Longest row first."""
+        """Take the pairs of one window and put those of a document into shared rows. The longest row comes first."""
         open_rows: dict[tuple[tuple[int, ...], bool, bool], Row] = {}
         rows: list[Row] = []
         tokens = 0
@@ -255,7 +258,7 @@ class LikelihoodScorer:
             suffix = self.tokens.suffix(query, answer, self.target)
             prefix, truncated = self._prefix(document, suffix, query)
             beyond = self._rope_limit is not None and len(prefix) + len(suffix.read) > self._rope_limit
-            key = (prefix, truncated, beyond)  # a document cut short and one that ends there have the same ids
+            key = (prefix, truncated, beyond)  # a document that was cut and one that ends there have the same ids
             row = open_rows.get(key)
             longest = max(ROW_TOKENS, min(2 * len(prefix), self.batch_tokens))
             if row is None or not self._shares_rows or row.length + len(suffix.read) > longest:
@@ -277,7 +280,7 @@ class LikelihoodScorer:
         )
 
     def _prefix(self, document: str | None, suffix: Suffix, query: str) -> tuple[tuple[int, ...], bool]:
-        """Ids in front of a suffix; the document is cut to what the context leaves."""
+        """Ids in front of a suffix, with the document cut to fit the context, and whether the document was cut."""
         start, (before, after) = self.tokens.start, self.tokens.document_frame
         frame = len(start) + (0 if document is None else len(before) + len(after) + 1)
         if frame + len(suffix.ids) > self._context_length:
@@ -292,7 +295,7 @@ class LikelihoodScorer:
         return (*start, *before, *ids[:room], *after), truncated or len(ids) > room
 
     def _reads(self, rows: list[Row], expected: list[np.ndarray]) -> bool:
-        """Whether rows score as they do apart; recurrent models and ALiBi, for example, take no mask of ours."""
+        """Whether rows get the expected scores. Recurrent models and ALiBi, for example, do not accept our mask."""
         try:
             found = self._score(rows)
         except FORWARD_ERRORS:
