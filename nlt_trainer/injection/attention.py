@@ -23,7 +23,7 @@ from nlt_trainer.lm.frozen_lm import FrozenLM
 IMPLEMENTATION = "nlt_document_attention"
 
 MASKED = torch.finfo(torch.float32).min
-"""Attention logit of a key that a row does not see; -inf would make a row without any key NaN."""
+"""Attention logit of a key that a row does not see. With -inf, a row that sees no key would become NaN."""
 
 INTERFACE_HELP = (
     "Score injection needs a decoder in which every layer's attention goes through transformers' AttentionInterface "
@@ -38,17 +38,16 @@ class ScoreInjection:
 
     A head's softmax row p with mass m_k on document k becomes `p'_t = p_t * w_k * (sum_j m_j) / m_k` for a token t of
     document k and stays p_t elsewhere, so that it still sums to 1. With `mass` "one" the documents get all of the
-    attention, `p'_t = p_t * w_k / m_k`, and keys that belong to none get nothing. In a row that sees no key of some
-    document, as under a sliding window, w is normalised over the documents that it sees; one that sees no document is
-    left alone.
+    attention, `p'_t = p_t * w_k / m_k`, and keys that belong to no document get nothing. Under a sliding window a row
+    may see only some documents; w is then normalised over these. A row that sees no document is left alone.
 
     Args:
         log_weights: `(B, K)` float32, logarithms of the documents' shares; each row's exponentials sum to 1.
         documents: `(B, T)` int64, the document (0 to K - 1) of each key, K where the key belongs to none.
         rows: `(B, S)` bool, the query rows that are injected.
         heads: layer to `(h,)` int64, the heads that are injected.
-        mass: whether the documents' total is what the head gives them or all of its attention.
-        pooled: documents that the heads attend to in place of the prompts' own; `documents` then are those of its
+        mass: whether the documents share what the head gives them or all of its attention.
+        pooled: documents that the heads attend to in place of the prompts' own. `documents` then covers the pool's
             keys too, and K is the pool's number of documents.
     """
 
@@ -63,14 +62,14 @@ class ScoreInjection:
         return self.heads.get(layer)
 
     def attend(self, logits: Tensor, layer: int) -> Tensor:
-        """Add to masked attention logits or log-probabilities `(B, h, S, T)` what turns their softmax into p'."""
+        """Add a bias to masked attention logits or log-probabilities `(B, h, S, T)`, so that their softmax is p'."""
         document_logits = log_mass(logits, self.documents, self.log_weights.shape[1])  # (B, h, S, K)
         seen = document_logits > MASKED
         document_logits = document_logits.masked_fill(~seen, MASKED)
         log_weights = self.log_weights[:, None, None, :].masked_fill(~seen, MASKED).log_softmax(-1)
         injected = seen & self.rows[:, None, :, None]
         before = document_logits.log_softmax(-1) if self.mass == "kept" else document_logits
-        # A document's masked keys stay masked: MASKED takes in a bias of ordinary size by rounding.
+        # A document's masked keys stay masked, because MASKED plus a bias of ordinary size rounds to MASKED.
         bias = torch.where(injected, log_weights - before, 0.0)
         bias = nn.functional.pad(bias, (0, 1))  # column K: no document, no bias
         if self.mass == "one":
@@ -93,7 +92,7 @@ def document_attention(
 ) -> tuple[Tensor, None]:
     """Attention function for `AttentionInterface`: fused attention, with explicit weights for selected heads only.
 
-    Fused attention knows neither soft caps nor sinks; a layer with one of them has explicit weights in all its heads.
+    Fused attention has neither soft caps nor sinks. A layer with one of them computes explicit weights in all heads.
 
     Args:
         module: the model's attention layer; its `layer_idx` is read.
@@ -132,7 +131,7 @@ def document_attention(
         document_attention.record(log_attention(everything), value, layer)
     elif document_attention is not None and injected is not None:
         if document_attention.pooled is not None:
-            assert attention_mask is not None  # documents that do not see each other need an explicit one
+            assert attention_mask is not None  # documents that do not see each other need an explicit mask
             key, value, attention_mask = document_attention.pooled.extend(
                 layer, key=key, value=value, mask=attention_mask
             )
@@ -179,7 +178,7 @@ def _log_attention(
 
 
 def enable_document_attention(lm: FrozenLM) -> None:
-    """Switch an LLM to `document_attention` and verify on a probe that it does what it says.
+    """Switch an LLM to `document_attention`, and check on a probe that its attention can be injected.
 
     Raises:
         NLTError: the LLM's attention cannot be injected; the message says why and names the supported interface.
@@ -196,7 +195,7 @@ def enable_document_attention(lm: FrozenLM) -> None:
 
 
 def _fault(lm: FrozenLM) -> str | None:
-    """What keeps an LLM from being injected, found on twelve tokens. It is switched to `document_attention`."""
+    """Why an LLM cannot be injected, tried on twelve tokens, or `None`. It is switched to `document_attention`."""
     ids = torch.arange(12, device=lm.device)[None]
     documents = torch.tensor([[1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 1]], device=lm.device)
     rows = ids >= 9
@@ -225,7 +224,10 @@ def _fault(lm: FrozenLM) -> str | None:
 
 
 def _states_in_two_parts(lm: FrozenLM, ids: Tensor, cut: int) -> Tensor:
-    """Last hidden states of the tokens from `cut` on, which are read twice after the others, as a null query is."""
+    """Last hidden states of the tokens from `cut` on. They are read after the others, dropped and read again.
+
+    Head detection does the same: a query and then the null query follow documents that were read once.
+    """
     ids = nn.functional.pad(ids, (2, 0))
     mask = torch.arange(ids.shape[1], device=lm.device)[None] >= 2
     positions = (mask.cumsum(1) - 1).clamp(min=0)

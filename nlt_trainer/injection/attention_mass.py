@@ -28,10 +28,10 @@ class AttentionMass:
         return None
 
     def record(self, log_attention: Tensor, value: Tensor, layer: int) -> None:
-        """Take in the logarithms of a layer's attention `(B, H, S, T)` and its values.
+        """Record one layer's attention.
 
         Args:
-            log_attention: `(B, H, S, T)`.
+            log_attention: `(B, H, S, T)`, logarithms of the attention.
             value: `(B, key-value heads, T, head size)`.
             layer: the layer.
         """

@@ -32,9 +32,9 @@ class ChunkAttention:
     cache: DynamicCache
 
     def added(self, query: Tensor, layer: int, *, scaling: float, softcap: float | None = None) -> Tensor:
-        """What a layer's heads get on top, `(G * C, S, H, head size)`, for its queries `(G * C, H, S, head size)`.
+        """What other chunks add to a layer's heads: `(G * C, S, H, head size)` for queries `(G * C, H, S, head size)`.
 
-        A head's sink, which takes the same part of all p, has none in the quotient.
+        A head's sink scales all p by one factor, which cancels in the quotient.
 
         Args:
             query: rotated to their positions.
@@ -43,7 +43,8 @@ class ChunkAttention:
             softcap: the logits are bent to `softcap * tanh(logits / softcap)` (Gemma 2).
         """
         cached: Any = self.cache.layers[layer]
-        # C * S rows by C * T keys over all layers would fill the memory, so they are made again in the backward pass.
+        # Weights of C * S rows over C * T keys would fill the memory if all layers kept theirs, so the backward pass
+        # computes them again.
         return checkpoint(
             self._added,
             query,

@@ -1,4 +1,4 @@
-"""Documents of a whole batch as keys and values that selected heads choose among."""
+"""A pool of all documents of a batch: keys and values among which selected heads choose."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ LayerKeysValues = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class DocumentPool:
-    """N tokens of U documents, each of which was read alone, so that any prompt can attend to them.
+    """Keys and values of U documents with N tokens. Each document was read alone, so any prompt can attend to it.
 
     Args:
-        layers: layer to its keys and values; the layers with injected heads.
+        layers: layer to its keys and values, for the layers with injected heads.
         documents: `(N,)` int64, each token's document from 0 to U - 1.
-        num_candidates: K, the documents that each prompt of the batch has itself.
-        end: the position behind the longest document, where what follows the documents begins.
+        num_candidates: K, the number of documents that each prompt of the batch has itself.
+        end: the position behind the longest document, at which suffixes begin.
     """
 
     layers: Mapping[int, LayerKeysValues]
@@ -37,20 +37,20 @@ class DocumentPool:
 
     @property
     def num_documents(self) -> int:
-        """U."""
+        """The number of documents, U."""
         return int(self.documents.max()) + 1
 
     @classmethod
     def of_batch(
         cls, prompts: DocumentPrompts, cache: DynamicCache, *, num_candidates: int, layers: Iterable[int]
     ) -> DocumentPool:
-        """The K documents of each of B prompts, numbered `b * K + k`.
+        """Make a pool of the K documents of each of B prompts, numbered `b * K + k`.
 
         Args:
             prompts: B prompts.
             cache: keys and values of their documents' part.
             num_candidates: K.
-            layers: those to keep.
+            layers: the layers to keep.
 
         Raises:
             NLTError: the documents see each other, so that their keys belong to one prompt.
@@ -69,10 +69,10 @@ class DocumentPool:
         return cls(kept, documents, num_candidates, int(prompts.prompt_positions.max()) + 1)
 
     def gathered(self, num_documents: int, device: torch.device) -> DocumentPool:
-        """The pools of all processes, of `num_documents` each; process r's are numbered from `r * num_documents`.
+        """Join the pools of all processes. The documents of process r are numbered from `r * num_documents`.
 
         Args:
-            num_documents: in each pool.
+            num_documents: number of documents in each pool.
             device: on which the processes exchange tensors; the pool stays where it is.
         """
 
@@ -89,7 +89,7 @@ class DocumentPool:
         return DocumentPool(layers, documents[real], self.num_candidates, end)
 
     def only(self, documents: Tensor) -> DocumentPool:
-        """The documents `(U,)` alone, renumbered in their order."""
+        """Keep only the given documents `(U,)`, renumbered in that order."""
         number = documents.new_full((self.num_documents,), -1)
         number[documents] = torch.arange(len(documents), device=documents.device)
         renumbered = number[self.documents]
@@ -100,7 +100,7 @@ class DocumentPool:
 
 @dataclass(frozen=True)
 class PooledPrompts:
-    """A pool as prompts see it, in the place of their own documents.
+    """A pool of documents that prompts attend to in place of their own.
 
     Args:
         pool: the documents.
@@ -112,17 +112,17 @@ class PooledPrompts:
 
     @classmethod
     def of(cls, pool: DocumentPool, prompts: DocumentPrompts) -> PooledPrompts:
-        """The pool as B prompts see it."""
+        """Let B prompts attend to a pool."""
         return cls(pool, prompts.key_documents(pool.num_candidates) < pool.num_candidates)
 
     @property
     def documents(self) -> Tensor:
-        """The document of every key, `(B, T + N)`, U where it belongs to none, as the prompt's own do."""
+        """The document of every key, `(B, T + N)`, or U where a key belongs to none, as all the prompt's own do."""
         none = torch.full_like(self.own, self.pool.num_documents, dtype=torch.long)
         return torch.cat([none, self.pool.documents.expand(len(none), -1)], dim=1)
 
     def extend(self, layer: int, *, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys and values `(B, key-value heads, T + N, head size)` and their mask `(B, 1, S, T + N)`.
+        """Add the pool: keys and values `(B, key-value heads, T + N, head size)`, and their mask `(B, 1, S, T + N)`.
 
         The prompt's own documents are hidden, because they are in the pool.
         """
@@ -133,7 +133,7 @@ class PooledPrompts:
 
 
 def cache_rows(cache: DynamicCache, part: Tensor) -> DynamicCache:
-    """Some rows of a cache, as a cache of its own."""
+    """Copy some rows of a cache into a new cache."""
     rows = DynamicCache()
     filled: list[Any] = cache.layers
     for number, layer in enumerate(filled):
@@ -142,7 +142,7 @@ def cache_rows(cache: DynamicCache, part: Tensor) -> DynamicCache:
 
 
 def first_of_equals(keys: Tensor) -> Tensor:
-    """Where each distinct value of `(N,)` stands first: `(U,)`, ascending."""
+    """Index of the first occurrence of each distinct value in `(N,)`: `(U,)`, ascending."""
     distinct, group = keys.unique(return_inverse=True)
     places = torch.arange(len(keys), device=keys.device)
     first = places.new_full((len(distinct),), len(keys)).scatter_reduce(0, group, places, "amin")

@@ -1,4 +1,4 @@
-"""The frozen LLM's reading of prompts in two parts: documents without a graph, query and target with one."""
+"""Read prompts with the frozen LLM in two parts: the documents without a graph, then query and target with one."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ KeysValues = tuple[tuple[Tensor, Tensor], ...]
 """A text's keys and values of every layer, each `(key-value heads, tokens, head size)`."""
 
 Place = tuple[int, slice, tuple[int, ...]]
-"""A prompt, columns of it, and the ids that decide their keys and values."""
+"""Index of a prompt, some of its columns, and the ids that determine the keys and values in these columns."""
 
 READ_TOKENS = 4096
-"""Tokens, with padding, of documents that are read in one forward pass."""
+"""Tokens of documents, padding included, that are read in one forward pass."""
 
 
 class DocumentReader:
-    """Reads prompts in two parts: documents without a graph into a key/value cache, the rest with one.
+    """Reads prompts in two parts: documents into a key/value cache without a graph, the rest with a graph.
 
-    Injection touches only rows after the documents, so gradients equal those of a full graph. Documents that do not
-    see each other are read once each, however many prompts of a call have them, and kept for later calls within a
-    bound; the least recently used go first.
+    Injection changes only rows after the documents, so gradients equal those of a full graph. A call reads documents
+    that do not see each other once each, however many of its prompts have them. Their keys and values are kept for
+    later calls within a bound of memory; the least recently used are dropped first.
 
     Args:
         lm: frozen LLM, switched to document attention by `enable_document_attention`.
@@ -115,12 +115,12 @@ class DocumentReader:
         Args:
             prompts: B prompts.
             cache: keys and values of their documents' part.
-            attention: what the attention does with documents; `None`: nothing.
-            visible: `(B, P)` bool, the prompt's tokens that the suffix sees, at unchanged positions; `None`: all.
-            begin: the position at which suffixes begin; `None`: behind each prompt's documents.
+            attention: what the attention does with documents; `None` means nothing.
+            visible: `(B, P)` bool, the prompt's tokens that the suffix sees, at unchanged positions; `None` means all.
+            begin: the position at which suffixes begin; `None` means behind each prompt's documents.
 
         Raises:
-            NLTError: a suffix would end behind the LLM's context.
+            NLTError: a suffix would end beyond the LLM's context.
         """
         self.lm_tokens += int(prompts.suffix_mask.sum())
         mask, positions = self._suffix_mask(prompts, prompts.prompt_mask if visible is None else visible, begin)
@@ -134,7 +134,7 @@ class DocumentReader:
         ).last_hidden_state
 
     def target_losses(self, hidden: Tensor, prompts: DocumentPrompts) -> Tensor:
-        """Mean negative log-likelihood of each prompt's targets, nats per token: `(B, 1 + M)`, its own first."""
+        """Mean negative log-likelihood of each prompt's targets, nats per token: `(B, 1 + M)`, the own one first."""
         b, column = prompts.suffix_target.nonzero(as_tuple=True)
         loss = self.lm.target_loss(hidden[b, column - 1], prompts.suffix_ids[b, column])
         each = 1 + int(prompts.suffix_queries.max())
@@ -147,8 +147,8 @@ class DocumentReader:
     ) -> tuple[Tensor, Tensor]:
         """Attention mask of a suffix over both parts, and its tokens' positions `(B, S)`.
 
-        The mask is `(B, P + S)` where columns and positions run alike, which leaves causality and sliding windows to
-        the model; else `(B, 1, S, P + S)`.
+        Where columns and positions advance together, the mask is `(B, P + S)`, and the model itself takes care of
+        causality and sliding windows. Otherwise the mask is `(B, 1, S, P + S)`.
 
         Raises:
             NLTError: columns and positions differ, and the LLM has a sliding window that ends within the prompt.
@@ -180,7 +180,7 @@ class DocumentReader:
 
 
 def _span(columns: Tensor) -> slice:
-    """The columns that are True in `(P,)`; they stand together."""
+    """The columns that are True in `(P,)`, as a slice; they stand together."""
     first = int(columns.int().argmax())
     return slice(first, first + int(columns.sum()))
 
@@ -190,7 +190,10 @@ def _join(
     places: Sequence[Place],
     known: dict[tuple[int, ...], KeysValues],
 ) -> DynamicCache:
-    """Put each text's keys and values into its columns; the last ones, as a text is read behind the prompt's start."""
+    """Put each text's keys and values into its columns.
+
+    A document was read behind the prompt's start, so only the last of its keys and values go into its columns.
+    """
     cache = DynamicCache()
     for layer, example in enumerate(next(iter(known.values()))):
         keys, values = (
@@ -205,7 +208,7 @@ def _join(
 
 
 class _LeastRecentlyUsed:
-    """Keys and values of texts by their token ids, within a bound of memory."""
+    """Keeps keys and values of texts by their token ids, within a bound of memory."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
