@@ -1,4 +1,4 @@
-"""What an adapter of the scoring LLM is fitted to: texts in the layout in which scoring reads them."""
+"""Choose and tokenise the texts that an adapter of the scoring LLM is trained on, in the layout of scoring."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from nlt_trainer.injection.heads import relevant_by_gain
 from nlt_trainer.lm.prompt_tokens import PromptTokens, Suffix
 
 IGNORED = -100
-"""Label of a token that is read and not predicted, as transformers' losses have it."""
+"""Label of a token that is read and not predicted; transformers' losses use this number."""
 
 HELD_OUT = 32
-"""Documents, at most, on which the adapter is measured and not trained."""
+"""The most documents that measure the adapter and do not train it."""
 
 
 @dataclass(frozen=True)
 class AdaptationTexts:
-    """Which texts an adapter reads.
+    """The texts that an adapter reads.
 
     Args:
         documents: ids of the documents that are read alone.
         pairs: documents and queries that are read one after the other.
-        held_out: ids of the documents that only measure.
+        held_out: ids of the documents that only measure the adapter.
     """
 
     documents: list[str]
@@ -58,12 +58,12 @@ def choose_texts(
     num_documents: int | None,
     seed: int,
 ) -> AdaptationTexts:
-    """Draw documents by seed: a tenth of the corpus, 32 at most, to measure; then those to train on.
+    """Draw documents by seed: first a tenth of the corpus, 32 at most, to measure; then those to train on.
 
     Args:
         collection: the corpus; its qrels are not read.
-        pairs: of `best_pairs`, or none; a pair whose document is held out is left out.
-        num_documents: how many documents to read alone, those of pairs not among them; `None` reads all.
+        pairs: what `best_pairs` returned, or nothing; a pair whose document is held out is left out.
+        num_documents: how many documents to read alone, not counting those of pairs; `None` reads all.
         seed: of the draw.
 
     Raises:
@@ -93,11 +93,11 @@ def adaptation_rows(
     Args:
         tokens: tokeniser of the prompt's segments.
         texts: contents of documents, each with the query that follows it, if any.
-        target: what of a query is predicted, as in scoring.
+        target: which text is predicted, as in scoring.
         context_length: of the LLM, tokens; documents are cut so that a row fits.
 
     Returns:
-        Rows of `input_ids`, `labels` (a text's own tokens; `IGNORED` where the template stands) and `length`.
+        Rows of `input_ids`, `labels` (a text's own tokens; `IGNORED` at tokens of the template) and `length`.
 
     Raises:
         NLTError: a query and its target leave no room for a document.
@@ -115,7 +115,7 @@ def _row(
 ) -> tuple[list[int], list[int]]:
     before, after = tokens.document_frame
     before = (*tokens.start, *before)
-    after = () if suffix is None else after  # nothing would be predicted from it
+    after = () if suffix is None else after  # without a query, nothing after it is predicted
     end = () if suffix is None else suffix.ids
     own, _ = tokens.document(content)
     own = own[: max(0, context_length - len(before) - len(after) - len(end))]

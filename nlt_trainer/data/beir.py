@@ -1,7 +1,7 @@
 """A retrieval collection as a BEIR folder: `corpus.jsonl`, `queries.jsonl` and, where there are labels, `qrels/*.tsv`.
 
-Reading is strict: what is missing, empty, doubled or points nowhere raises a `DataError` that names file and line.
-Labels are optional, because training reads none of them.
+Reading is strict. Anything that is missing, empty or doubled, or that points nowhere, raises a `DataError`, which
+names the file and the line. Labels are optional, because training can do without them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Qrels = dict[str, dict[str, int]]
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document of a corpus; title or text may be empty, not both."""
+    """One document of a corpus. Its title or its text may be empty, but not both."""
 
     id: str
     title: str
@@ -33,7 +33,7 @@ class Document:
 
     @property
     def content(self) -> str:
-        """What encoder, LLM and BM25 read: title, newline, text; one of the two alone where the other is empty."""
+        """The text that encoder, LLM and BM25 read: title, newline, text, or one of the two if the other is empty."""
         return f"{self.title}\n{self.text}" if self.title and self.text else self.title or self.text
 
 
@@ -68,7 +68,7 @@ class Collection:
         """Return the judgements of a split.
 
         Raises:
-            DataError: the split was not read or does not exist; says how to write it and names those that are there.
+            DataError: the split was not read or does not exist; says how to write it and names the existing splits.
         """
         if split not in self.qrels:
             raise _no_judgements(self.folder, split, known=self.qrels)
@@ -93,7 +93,7 @@ def training_queries(collection: Collection, split: str | None) -> list[Query]:
             `None` takes every query, as in a collection without qrels.
 
     Raises:
-        DataError: there is no such split.
+        DataError: the split does not exist.
     """
     return list(collection.queries.values()) if split is None else collection.split_queries(split)
 
@@ -124,7 +124,7 @@ def load_collection(folder: str | Path, *, splits: Sequence[str] | None = None) 
 
 
 def _no_judgements(folder: Path, split: str, *, known: Iterable[str]) -> DataError:
-    """The error for a split without judgements: which file is missing, how to write it, what is there instead."""
+    """The error for a split without judgements: which file is missing, how to write it, and which splits exist."""
     there = ", ".join(sorted(known))
     return DataError(
         folder / QRELS_FOLDER / f"{split}.tsv",
@@ -141,7 +141,7 @@ def write_collection(
     queries: Iterable[Query],
     qrels: Mapping[str, Mapping[str, Mapping[str, int]]],
 ) -> Path:
-    """Write a BEIR folder that is whole or absent; an existing folder is replaced. Returns the folder.
+    """Write a BEIR folder, which is whole or absent and replaces an existing one; returns the folder.
 
     Args:
         folder: where to write.
@@ -158,12 +158,12 @@ def write_collection(
 
 
 def write_corpus(folder: Path, corpus: Iterable[Document]) -> int:
-    """Write `corpus.jsonl`, document by document as they come; returns their number."""
+    """Write `corpus.jsonl`, one document after another as they come; returns the number of documents."""
     return write_jsonl(folder / CORPUS_FILE, ({"_id": d.id, "title": d.title, "text": d.text} for d in corpus))
 
 
 def write_queries(folder: Path, queries: Iterable[Query]) -> int:
-    """Write `queries.jsonl`, an answer where there is one; returns the number of queries."""
+    """Write `queries.jsonl`, with answers where queries have one; returns the number of queries."""
     rows = ({"_id": q.id, "text": q.text} | ({} if q.answer is None else {"answer": q.answer}) for q in queries)
     return write_jsonl(folder / QUERIES_FILE, rows)
 

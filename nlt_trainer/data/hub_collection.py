@@ -1,8 +1,8 @@
-"""Data sets of the Hub, turned into a BEIR folder.
+"""Turn data sets of the Hub into a BEIR folder.
 
-Two kinds, alone or together: a set in BEIR's layout gives a corpus and judged queries; a question-answer set gives
-questions, answers and, where it has them, passages with gold among them. Texts stream from file to file; what stays
-in memory is an id and a hash a document, and the queries.
+Two kinds of data sets are read, alone or together. A set in BEIR's layout gives a corpus and judged queries. A
+question-answer set gives questions, answers and, where it has them, passages, of which some are gold. Texts stream
+from file to file. Only the queries, and an id and a hash of each document, stay in memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class BEIRSource:
     Args:
         name: Hub id or folder.
         revision: of a Hub id.
-        qrels: Hub id or folder of the judgements, where they lie apart; `None`: in the same data set.
+        qrels: Hub id or folder of the judgements, if they lie elsewhere; `None` means in the same data set.
         qrels_revision: of that Hub id.
         splits: split of the judgements -> split of the collection; empty takes the corpus alone.
     """
@@ -50,7 +50,7 @@ class QuestionSource:
     Args:
         name: Hub id or folder.
         revision: of a Hub id.
-        config: configuration; `None`: `default`, or the only one.
+        config: configuration; `None` means `default`, or the only one.
         columns: where question, answer and passages stand in a row.
         splits: split of the set -> split of the collection.
         held_out: split of the collection -> share of the train questions that a hash of their id sends there.
@@ -67,10 +67,10 @@ class QuestionSource:
 def build_hub_collection(
     folder: str | Path, *, beir: BEIRSource | None = None, questions: QuestionSource | None = None
 ) -> dict[str, Any]:
-    """Write a BEIR folder, whole or not at all; returns the report that also stands in its `source.json`.
+    """Write a BEIR folder, whole or not at all; returns the report that its `source.json` holds too.
 
-    A folder that was built from the same revisions is left as it is; fetched files stay in the Hub's cache, so that a
-    killed build goes on from there.
+    A folder that was built from the Hub with the same settings is left as it is. Fetched files stay in the Hub's
+    cache, so that a killed build goes on from there.
 
     Args:
         folder: where to write.
@@ -78,7 +78,7 @@ def build_hub_collection(
         questions: each distinct passage becomes one document, each distinct question one query.
 
     Raises:
-        NLTError: the sources do not fit together, cannot be had, or the folder holds something else.
+        NLTError: the sources do not fit together or cannot be fetched, or the folder holds something else.
         DataError: a malformed file, an id that stands for two texts, or a split without judgements.
     """
     folder = Path(folder)
@@ -106,7 +106,7 @@ def build_hub_collection(
 
 
 def _check(beir: BEIRSource | None, questions: QuestionSource | None) -> None:
-    """Refuse sources from which no usable collection comes."""
+    """Refuse sources that cannot give a usable collection."""
     if questions is None:
         if beir is None or not beir.splits:
             raise NLTError("a collection needs beir with beir_splits, or questions, or both; set one")
@@ -127,7 +127,7 @@ def _check(beir: BEIRSource | None, questions: QuestionSource | None) -> None:
 
 
 def _built_before(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The report of a build with these settings; a build from local folders is repeated, since they may change."""
+    """The report of an earlier build with these settings, or `None`. Local folders may change, so theirs is `None`."""
     if not folder.exists():
         return None
     report = read_json(folder / SOURCE_FILE) if (folder / SOURCE_FILE).is_file() else None
@@ -149,12 +149,12 @@ def _fetch(beir: BEIRSource | None, questions: QuestionSource | None) -> dict[st
 
 
 class _Build:
-    """One pass over the documents, then one over the queries.
+    """Builds a collection in one pass over the documents and then one over the queries.
 
     Args:
         beir: source in BEIR's layout.
         questions: question-answer set.
-        parts: their files.
+        parts: the fetched files of both.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class _Build:
         self.id_of: dict[int, str] = {}  # hash of a text -> id of the first document that has it
 
     def documents(self) -> Iterator[Document]:
-        """The corpus: documents in BEIR's layout, then passages that are new."""
+        """Yield the corpus: first the documents in BEIR's layout, then the passages that are new."""
         if self.beir is not None:
             yield from self._beir_documents(self.beir)
         if self.questions is not None and self.questions.columns.passage is not None:
@@ -196,7 +196,7 @@ class _Build:
                 yield passage
 
     def queries(self) -> tuple[list[Query], dict[str, Qrels]]:
-        """Queries and judgements of the documents that went by; an evaluation query never is in train as well."""
+        """Queries, and judgements of the documents that `documents` yielded. No evaluation query is also in train."""
         queries: dict[str, Query] = {}
         qrels: dict[str, Qrels] = {}
         if self.beir is not None and self.beir.splits:
@@ -250,7 +250,7 @@ class _Build:
             raise DataError(part.folder, str(error)) from error
 
     def _add_questions(self, source: QuestionSource, queries: dict[str, Query], qrels: dict[str, Qrels]) -> None:
-        # Normalised text -> the judgements of the query that has it; those of BEIR's queries stay as they are.
+        # Normalised text -> judgements of the query with this text. The judgements of BEIR's queries do not change.
         known: dict[str, dict[str, int]] = {_normalised(query.text): {} for query in queries.values()}
         for split, target in sorted(source.splits.items(), key=lambda item: item[1] == "train"):
             for question in self._read_questions(source, split):
@@ -290,9 +290,9 @@ def _unusable(question: Question, columns: Columns) -> str | None:
 
 
 def split_of(query_id: str, split: str, held_out: Mapping[str, float]) -> str:
-    """The split of a question: that of its source, but for the shares of train that a hash of its id sends elsewhere.
+    """The split of a question: that of its source, except that a hash of its id sends shares of train elsewhere.
 
-    It depends on nothing else, so that neither order nor growth of the set moves a question.
+    Nothing else decides it, so a question keeps its split when the set is reordered or grows.
     """
     if split != "train":
         return split
@@ -305,7 +305,7 @@ def split_of(query_id: str, split: str, held_out: Mapping[str, float]) -> str:
 
 
 def _rows(part: HubDataset, files: list[Path]) -> Iterator[dict[str, Any]]:
-    """The rows of files of a data set, with a bar that appears where it takes long."""
+    """The rows of files of a data set, with a progress bar if reading takes long."""
     return tqdm(read_rows(files), desc=f"{part.name} {files[0].name}", unit=" rows", delay=2)
 
 

@@ -1,4 +1,5 @@
-"""Queries cut out of unlabelled documents: which document a sentence came from is known without a judgement."""
+"""Make queries from unlabelled documents by cutting sentences out of them. No judgement is needed, because it is known
+which document a sentence came from."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from nlt_trainer.data.candidates import mine_candidates
 from nlt_trainer.errors import NLTError
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
-MIN_WORDS, MAX_WORDS = 5, 40  # of a sentence that can be a query
+MIN_WORDS, MAX_WORDS = 5, 40  # words of a sentence that can be a query
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,18 @@ class Needle:
 def cut_needles(
     collection: Collection, num_needles: int, *, num_candidates: int, max_words: int, seed: int = 0
 ) -> list[Needle]:
-    """Cut a sentence out of random documents (the inverse cloze task of Lee et al., arXiv 1906.00300).
+    """Cut a sentence out of each of some random documents (the inverse cloze task of Lee et al., arXiv 1906.00300).
 
-    The sentence is removed, so that its document is found by what it is about and not by copying. All documents lose a
-    sentence: otherwise a head that spends the same on every token would tell the right one by its length. The others
-    share words with the sentence, so that single words do not find it either.
+    The sentence is removed from its document, so that a head has to find the document by its subject and not by copied
+    words. All documents lose a sentence. Otherwise a head that attends alike to every token would tell the right
+    document by its length. The other documents share words with the sentence, so single words do not suffice either.
 
     Args:
-        collection: its corpus alone is read.
-        num_needles: how many, fewer where the corpus has fewer documents to cut.
+        collection: only its corpus is read.
+        num_needles: how many to cut; fewer if the corpus has fewer documents that can be cut.
         num_candidates: K.
-        max_words: sentences are taken from that many words at the beginning of a document, which the LLM reads.
-        seed: of the documents and sentences.
+        max_words: sentences come from this many words at the beginning of a document, which the LLM reads.
+        seed: of the choice of documents and sentences.
 
     Raises:
         NLTError: fewer than K documents can be cut.
@@ -68,7 +69,7 @@ def cut_needles(
 
 
 def _cut(document: Document, draw: random.Random, max_words: int) -> tuple[str, Document] | None:
-    """A sentence of the document's text and the document without it; `None` where one of the two would be empty."""
+    """A sentence of the document's text and the document without it; `None` where no sentence can be cut out."""
     sentences = [sentence for sentence in SENTENCE_END.split(document.text) if sentence.strip()]
     read, usable = 0, []
     for sentence in sentences:

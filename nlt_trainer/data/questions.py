@@ -1,4 +1,4 @@
-"""Rows of question-answer sets, whatever their columns are called: a question, its answer and its passages."""
+"""Read question, answer and passages from a row of a question-answer set, whatever its columns are called."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from nlt_trainer.errors import NLTError
 
 @dataclass(frozen=True)
 class Columns:
-    """Where things stand in a row; `a.b` is the part `b` of column `a`, of each item where `a` is a list.
+    """Names of a row's columns. `a.b` is the part `b` of column `a`, or of each item of `a` if that is a list.
 
     Args:
         question: a text.
         answer: a text or a list of texts, of which the first that is not empty counts.
         passage: a text, a list of texts, or a list of lists of sentences.
         title: of the passage, or of each of them.
-        gold: which passages answer the question: their titles, or a number each, 0 for no; `None`: all of them.
-        id: of the question; `None`: a hash of its text.
+        gold: which passages answer the question: their titles, or a number each, 0 for no; `None` means all of them.
+        id: of the question; `None` means a hash of its text.
     """
 
     question: str = "question"
@@ -34,7 +34,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Question:
-    """A question of a row with its passages; its text or its answer may be missing.
+    """A question with its passages, as a row has it. Its text or its answer may be missing.
 
     Args:
         id: of the question.
@@ -52,10 +52,10 @@ class Question:
 
 
 def read_question(row: Mapping[str, Any], columns: Columns) -> Question:
-    """The question of a row.
+    """Read the question of a row.
 
     Raises:
-        NLTError: a column is not there, or passages, titles and gold do not fit together.
+        NLTError: a column is missing, or passages, titles and gold do not fit together.
     """
     text = _first_text(value_at(row, columns.question)) or ""
     answer = None if columns.answer is None else _first_text(value_at(row, columns.answer))
@@ -96,7 +96,7 @@ def value_at(row: Mapping[str, Any], path: str) -> Any:
     """The value of a column, or of a part of it.
 
     Raises:
-        NLTError: there is none; names those that there are.
+        NLTError: the column is missing; names those that exist.
     """
     value: Any = row
     for name in [path] if path in row else path.split("."):
@@ -114,7 +114,7 @@ def _part(value: Any, name: str, path: str) -> Any:
 
 
 def _first_text(value: Any) -> str | None:
-    """The first text that is not empty in a text or a list of them."""
+    """The first text that is not empty, from a text or a list of texts."""
     texts = (_joined(item) for item in (value if isinstance(value, list) else [value]))
     return next((text for text in texts if text), None)
 

@@ -1,8 +1,9 @@
 """The Python standard library as a code-search collection: find the function that a sentence describes.
 
-Built from the source files of the running interpreter with `ast`; nothing is imported, run or shipped. A document is
-a function: its qualified name as title, its source without the docstring as text. Its query is the first paragraph of
-that docstring, so the one relevant document is known without a person's judgement.
+It is built with `ast` from the source files of the running interpreter; no code of the library is imported, run or
+shipped. Each document is a function. Its title is the qualified name, and its text is the source without the
+docstring. Its query is the first paragraph of that docstring, so the one relevant document is known without a person's
+judgement.
 """
 
 from __future__ import annotations
@@ -60,16 +61,20 @@ class _Function:
 def build_stdlib_collection(folder: str | Path, *, seed: int = 0) -> Collection:
     """Write the standard library of the running interpreter as a BEIR folder with train, dev and test qrels.
 
-    Kept are functions and methods with a docstring whose first paragraph has 5 to 40 words. Left out are private ones
-    (a function or class name with a leading underscore, other than `__dunder__`; a module may be private, since
-    modules such as `_pydecimal` hold the source of public names), bodies under 20 characters, queries that merely
-    repeat the signature, and functions whose query or source was seen before. Top-level modules are dealt to the
-    splits whole, in the order of a hash of their name, until test has about 30 % and dev about 10 % of the queries.
-    The same Python version gives the same bytes.
+    A function or method is kept if the first paragraph of its docstring has 5 to 40 words. These are left out:
+
+    - private ones: a function or class name has a leading underscore and is not `__dunder__` (a module may be private,
+      since modules such as `_pydecimal` hold the source of public names);
+    - bodies under 20 characters;
+    - queries that the source contains, such as a repeated signature;
+    - functions whose name, query or source was seen before.
+
+    Each top-level module goes to one split as a whole, in the order of a hash of its name, until test has about 30 %
+    and dev about 10 % of the queries. The same Python version gives the same bytes.
 
     Args:
         folder: where to write; replaced if it exists, absent if the build fails.
-        seed: another seed deals the modules to the splits in another order.
+        seed: another seed takes the modules in another order.
 
     Raises:
         NLTError: the interpreter comes without the source of its standard library.

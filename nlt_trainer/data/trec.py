@@ -1,6 +1,6 @@
-"""A TREC collection as a folder of documents, topics and qrels, and runs of trec_eval.
+"""Read a TREC collection, a folder of documents, topics and qrels; read and write runs of trec_eval.
 
-The files are found by name, `SPLIT` being the split that is asked for:
+The files are found by name, where `SPLIT` is the split that is asked for:
 
 | part | names, with any of the endings below |
 |---|---|
@@ -9,8 +9,9 @@ The files are found by name, `SPLIT` being the split that is asked for:
 | judgements | `qrels.SPLIT`, `qrels/SPLIT` or `qrels` |
 
 Endings are `.jsonl`, `.json`, `.tsv`, `.txt`, `.trec`, `.sgml`, `.xml`, `.qrels` or none, each also packed (`.gz`).
-The format is read off the content: JSON lines, TREC's tags (`<DOC>`, `<top>`), or columns with tabs, an id and a text
-unless a first line names the columns. Judgements have TREC's four columns, or BEIR's three under BEIR's header.
+The content tells the format: JSON lines, TREC's tags (`<DOC>`, `<top>`), or columns with tabs between them. The
+columns are an id and a text, unless a first line names others. Judgements have TREC's four columns, or BEIR's three
+under BEIR's header.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def load_trec(folder: str | Path, *, split: str) -> Collection:
 
     Args:
         folder: holds the files that this module's documentation names.
-        split: which topics and judgements.
+        split: which topics and judgements to read.
 
     Raises:
         DataError: a file is missing, doubled or malformed, an id is empty or doubled, a judged query has no topic;
@@ -89,13 +90,13 @@ def load_trec(folder: str | Path, *, split: str) -> Collection:
 
 
 def read_run(path: str | Path) -> dict[str, dict[str, float]]:
-    """Read a run of trec_eval, six columns: query, `Q0`, document, rank, score, tag; the score ranks, as there.
+    """Read a run of trec_eval with the columns query, `Q0`, document, rank, score, tag. The score decides the order.
 
     Returns:
         query id -> document id -> score.
 
     Raises:
-        DataError: the file is missing, empty or malformed, or a document stands twice for a query.
+        DataError: the file is missing, empty or malformed, or a query has a document twice.
     """
     path = Path(path)
     rankings: dict[str, dict[str, float]] = {}
@@ -118,7 +119,7 @@ def read_run(path: str | Path) -> dict[str, dict[str, float]]:
 
 
 def write_run(path: str | Path, rankings: Mapping[str, Mapping[str, float]], *, tag: str) -> None:
-    """Write rankings as a run of trec_eval, best first, equal scores as trec_eval orders them; atomic."""
+    """Write rankings as a run of trec_eval, best first, with equal scores in trec_eval's order; whole or absent."""
     with atomic_write(path) as handle:
         for query_id, ranking in rankings.items():
             best = sorted(ranking.items(), key=lambda item: (item[1], item[0]), reverse=True)
@@ -126,7 +127,7 @@ def write_run(path: str | Path, rankings: Mapping[str, Mapping[str, float]], *, 
 
 
 def _files(folder: Path, stems: Sequence[str], split: str) -> list[Path]:
-    """The files of the first stem that has any."""
+    """The files of the first stem that has files."""
     for stem in (stem.format(split=split) for stem in stems):
         parent, pattern = (folder / stem).parent, re.compile(re.escape(Path(stem).name) + ENDING)
         if found := [path for path in sorted(parent.glob("*")) if path.is_file() and pattern.fullmatch(path.name)]:
@@ -170,7 +171,7 @@ def _read_topics(path: Path) -> dict[str, Query]:
 
 
 def _rows(path: Path, tag: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield `(line, row)` of JSON lines, of tagged blocks or of columns, by the first character of the file."""
+    """Yield `(line, row)`. The first character of the file tells JSON lines, tagged blocks and columns apart."""
     first = next((text.lstrip() for _, text in read_lines(path) if text.strip()), "")
     if first.startswith("{"):
         return read_jsonl(path)
@@ -228,7 +229,7 @@ def _topic_row(text: str) -> dict[str, str]:
 
 
 def _plain(text: str) -> str:
-    """Text without tags, entities resolved, white space as single blanks."""
+    """The text without tags, with entities resolved and white space reduced to single blanks."""
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())
 
 
