@@ -1,4 +1,4 @@
-"""What `nlt build_collection` takes."""
+"""The options of `nlt build_collection`."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ class CollectionArguments:
     beir_revision: str | None = option(
         default=None,
         decides="nothing",
-        help="Its revision, where it is a Hub id.",
+        help="Revision of beir, if that is a Hub id.",
     )
     beir_qrels: str | None = option(
         default=None,
         decides="nothing",
-        help="Data set of its judgements, where they lie apart, e.g. BeIR/nq-qrels.",
+        help="Data set with the judgements of beir, if they lie elsewhere, e.g. BeIR/nq-qrels.",
     )
     beir_qrels_revision: str | None = option(
         default=None,
         decides="nothing",
-        help="Revision of that one.",
+        help="Revision of beir_qrels, if that is a Hub id.",
     )
     beir_splits: dict[str, str] = option(
         default_factory=lambda: {"test": "test"},
         decides="nothing",
-        help="Its splits and what to call them here, e.g. {validation: dev}; {}: the corpus alone.",
+        help="Splits of beir and what to call them here, e.g. {validation: dev}; {}: take only the corpus.",
     )
     questions: str | None = option(
         default=None,
@@ -49,50 +49,50 @@ class CollectionArguments:
     questions_revision: str | None = option(
         default=None,
         decides="nothing",
-        help="Its revision, where it is a Hub id.",
+        help="Revision of questions, if that is a Hub id.",
     )
     questions_config: str | None = option(
         default=None,
         decides="nothing",
-        help="Its configuration; unset: default, or the only one.",
+        help="Configuration of questions; unset: default, or the only one.",
     )
     question_splits: dict[str, str] = option(
         default_factory=lambda: {"train": "train"},
         decides="nothing",
-        help="Its splits and what to call them here.",
+        help="Splits of questions and what to call them here.",
     )
     held_out: dict[str, float] = option(
         default_factory=dict,
         decides="nothing",
-        help="Shares of train that a hash of the question's id sends elsewhere, e.g. {dev: 0.01}.",
+        help="Shares of train to move to other splits, e.g. {dev: 0.01}; a hash of a question's id decides.",
     )
     id_column: str | None = option(
         default=None,
         decides="nothing",
-        help="Id of a question; unset: a hash of its text.",
+        help="Column of a question's id; unset: the id is a hash of its text.",
     )
     question_column: str = option(
         default="question",
         decides="nothing",
-        help="Text of a question.",
+        help="Column of a question's text.",
     )
     answer_column: str | None = option(
         default=None,
         decides="nothing",
-        help="Its answer; of several the first. Questions without one are left out.",
+        help="Column of a question's answer, or answers, of which the first counts. Questions without are left out.",
     )
     passage_column: str | None = option(
         default=None,
         decides="nothing",
-        help="Its passage or passages, which join the corpus; a.b is part b of column a. Unset: none.",
+        help="Column of a question's passages, which join the corpus; a.b is part b of column a. Unset: none.",
     )
     title_column: str | None = option(
         default=None,
         decides="nothing",
-        help="Title of each passage.",
+        help="Column of the title of each passage.",
     )
     gold_column: str | None = option(
         default=None,
         decides="nothing",
-        help="Which passages answer the question: their titles, or a 0 or 1 each; unset: all.",
+        help="Column that says which passages answer: their titles, or a 0 or 1 for each; unset: all do.",
     )

@@ -17,20 +17,20 @@ class DataArguments:
     collection: str = option(
         default="collection",
         decides="nothing",
-        help="BEIR folder: corpus.jsonl, queries.jsonl.",
+        help="BEIR folder with corpus.jsonl and queries.jsonl.",
     )
     train_split: str | None = option(
         default=None,
         decides="nothing",
         help=(
-            "Train on the queries that qrels/<split>.tsv names (its judgements go into score's audit alone); "
-            "unset: on all queries."
+            "Train on the queries that qrels/<split>.tsv names; only score's audit and the option labels read its "
+            "judgements. Unset: train on all queries."
         ),
     )
     max_queries: int | None = option(
         default=None,
         decides="nothing",
-        help="Train on this many of them, drawn by seed; unset: on all.",
+        help="Number of these queries to train on, drawn by seed; unset: all.",
     )
     candidates: str = option(
         default="candidates.jsonl",
@@ -40,7 +40,7 @@ class DataArguments:
     num_candidates: int = option(
         default=8,
         decides="nothing",
-        help="K, candidates a query.",
+        help="K, the number of candidates of each query.",
     )
     miner: Miner = option(
         default="bm25",
@@ -58,7 +58,7 @@ class DataArguments:
     token_likelihoods: bool = option(
         default=False,
         decides="nothing",
-        help="Let score write the log-likelihood of each target token too (emdr2_level: token).",
+        help="Let score also write the log-likelihood of each target token, which emdr2_level: token reads.",
     )
     score_cache: str = option(
         default="scores",
@@ -68,7 +68,7 @@ class DataArguments:
     target: TargetKind | None = option(
         default=None,
         decides="llm",
-        help="Text whose likelihood counts: answer, query or joint; unset: joint with answers, else query.",
+        help="Text whose likelihood counts: answer, query or joint (both); unset: joint with answers, else query.",
     )
     document_prefix: str = option(
         default=PromptTemplate.document_prefix,
@@ -93,14 +93,14 @@ class DataArguments:
     max_document_tokens: int = option(
         default=192,
         decides="llm",
-        help="Tokens that the LLM reads of a document; longer documents are cut and counted.",
+        help="The most tokens of a document that the LLM reads; longer documents are cut, and score counts them.",
     )
     document_layout: DocumentLayout = option(
         default="sequential",
         decides="llm",
         help=(
-            "Documents in the LLM's prompt (dream, loop, adist, detect_heads): sequential (one after the "
-            "other) or independent (none sees another, so that each is read once)."
+            "How documents stand in the LLM's prompt (dream, loop, adist, detect_heads): sequential (each sees those "
+            "before it) or independent (none sees another, so that each is read once)."
         ),
     )
     head_layout: DocumentLayout | None = option(
@@ -111,56 +111,56 @@ class DataArguments:
     batch_tokens: int = option(
         default=2048,
         decides="nothing",
-        help="Tokens, with padding, in one forward pass of scoring; 2048 suits a CPU, a GPU takes more.",
+        help="Tokens, with padding, in one forward pass of scoring; 2048 suits a CPU, and a GPU takes more.",
     )
     adapt_documents: int | None = option(
         default=None,
         decides="adaptation",
-        help="Documents, drawn by seed, that adapt_scorer reads alone; unset: all.",
+        help="Number of documents, drawn by seed, that adapt_scorer reads without a query; unset: all.",
     )
     adapt_pairs: bool = option(
         default=False,
         decides="adaptation",
-        help="Let adapt_scorer also read each query after its candidate of the highest gain.",
+        help="Let adapt_scorer also read each query after the candidate with its highest gain.",
     )
     head_queries: int = option(
         default=64,
         decides="nothing",
-        help="Queries that detect_heads looks at.",
+        help="Number of queries with which detect_heads scores heads.",
     )
     head_method: HeadMethod = option(
         default="gain",
         decides="nothing",
         help=(
-            "What detect_heads scores heads by: the rank of the candidate with the highest gain (gain), the "
+            "How detect_heads scores heads: by the rank of the candidate with the highest gain (gain), the "
             "correlation with all gains (correlation), the rank of the document that a sentence was cut out of "
-            "(needle: needs a corpus alone) or the rank of what head_qrels judges relevant (qrels)."
+            "(needle, which needs only a corpus) or the rank of what head_qrels judges relevant (qrels)."
         ),
     )
     head_qrels: str | None = option(
         default=None,
         decides="nothing",
-        help="Split whose judgements name gold for head_method qrels.",
+        help="Split whose judgements say what is relevant for head_method: qrels.",
     )
     labels: bool = option(
         default=False,
         decides="training",
-        help="Take info_nce's positives from qrels/<train_split>.tsv, not from the gain.",
+        help="Take info_nce's positives from qrels/<train_split>.tsv and not from the gain.",
     )
     dev_split: str | None = option(
         default=None,
         decides="nothing",
-        help="Split evaluated during training, where eval_strategy says so.",
+        help="Split to evaluate on during training, as often as eval_strategy says.",
     )
     eval_split: str | None = option(
         default="test",
         decides="nothing",
-        help="Split that evaluate reports on; null: only on eval_collections.",
+        help="Split that evaluate reports on; null: it reports only on eval_collections.",
     )
     eval_collections: list[str] = option(
         default_factory=list,
         decides="nothing",
-        help="Further collections to report on, each FOLDER:SPLIT.",
+        help="Further collections to report on, each as FOLDER:SPLIT.",
     )
 
     def __post_init__(self) -> None:

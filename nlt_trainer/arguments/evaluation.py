@@ -1,4 +1,4 @@
-"""What `nlt evaluate` takes besides a recipe."""
+"""The options that `nlt evaluate` takes besides a recipe."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ class EvaluationArguments:
         decides="nothing",
         help=(
             "What to evaluate on in place of the recipe's collections: tasks and benchmarks of mteb by name "
-            "(SciFact, NanoBEIR, BEIR, CoIR, 'MTEB(eng, v2)', 'RTEB(beta)'), BEIR and TREC folders as FOLDER:SPLIT."
+            "(SciFact, NanoBEIR, BEIR, CoIR, 'MTEB(eng, v2)', 'RTEB(beta)'), or BEIR and TREC folders as FOLDER:SPLIT."
         ),
     )
     checkpoints: list[str] = option(
         default_factory=list,
         decides="nothing",
-        help="Encoders beside the recipe's run: Hub ids, folders, output folders of other runs.",
+        help="Encoders to evaluate beside that of the recipe: Hub ids, folders, or output folders of other runs.",
     )
     run_files: list[str] = option(
         default_factory=list,
         decides="nothing",
-        help="Runs in trec_eval's format, as further rows; with one task alone.",
+        help="Rankings in trec_eval's run format to add as rows; possible with a single task.",
     )
     fused: bool = option(
         default=False,
         decides="nothing",
-        help="Add each encoder fused with BM25 by reciprocal ranks (k = 60, 100 each).",
+        help="Add a row for each encoder fused with BM25 by reciprocal ranks (k = 60, the best 100 of each).",
     )
     truncate_dims: list[int] = option(
         default_factory=list,
         decides="nothing",
-        help="Add each encoder with its first dimensions alone, e.g. 256 128.",
+        help="Add a row for each encoder with only so many first dimensions, e.g. 256 128.",
     )
     quantisations: list[Precision] = option(
         default_factory=list,
         decides="nothing",
-        help=f"Add each encoder, in every size, with documents in {' or '.join(get_args(Precision))}.",
+        help=f"Add a row for each encoder, in every size, with documents in {' or '.join(get_args(Precision))}.",
     )
     against: str | None = option(
         default=None,
         decides="nothing",
         help=(
-            "Row that the others are compared with, one by one, so that p is not corrected for their number; "
-            "unset: the first encoder's."
+            "Row that the others are compared with, one by one; p is not corrected for the number of comparisons. "
+            "Unset: the row of the first encoder."
         ),
     )
     encode_batch_size: int = option(
@@ -65,12 +65,12 @@ class EvaluationArguments:
     evaluation_cache: str | None = option(
         default=None,
         decides="nothing",
-        help="Folder of results and embeddings that are kept; unset: the user's cache (NLT_CACHE).",
+        help="Folder in which results and embeddings are kept; unset: the user's cache (NLT_CACHE).",
     )
     embedding_cache_gib: float = option(
         default=20.0,
         decides="nothing",
-        help="Embeddings that stay there afterwards, GiB, those used last; 0: none.",
+        help="GiB of embeddings that stay in that folder afterwards, the last used ones; 0: none.",
     )
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """The options of Sentence Transformers' trainer: those that decide a run, those that do not, and those refused here.
 
-Each field of `SentenceTransformerTrainingArguments` stands in exactly one of the three, which a test compares with the
+Each field of `SentenceTransformerTrainingArguments` is in exactly one of the three. A test compares them with the
 installed version.
 """
 
@@ -14,7 +14,7 @@ DECIDING = frozenset(
     train_sampling_strategy warmup_ratio warmup_steps weight_decay
     """.split()
 )
-"""Options that decide the trajectory of training; a run that goes on from a checkpoint must share them."""
+"""Options that decide the trajectory of training. A run that resumes from a checkpoint must share them."""
 
 OTHER = frozenset(
     """
@@ -33,7 +33,7 @@ OTHER = frozenset(
     use_liger_kernel average_tokens_across_devices include_num_input_tokens_seen
     """.split()
 )
-"""Options of files, logs, speed, memory and evaluation."""
+"""Options that do not decide it: those of files, logs, speed, memory and evaluation."""
 
 _NO_DATASET = (
     "training evaluates by searching the collection of dev_split, without an evaluation dataset; leave it out"
@@ -66,4 +66,4 @@ REFUSED = {
     "hub_always_push": _PUBLISH,
     "hub_revision": _PUBLISH,
 }
-"""Options that would do nothing here, or harm -> what to do instead."""
+"""Option that would do nothing here, or do harm -> what to do instead."""

@@ -26,27 +26,27 @@ class ModelArguments:
     encoder_dtype: EncoderDtype = option(
         default="float32",
         decides="start",
-        help="float32, or bfloat16 for a base that only carries a LoRA adapter.",
+        help="Dtype of the encoder: float32, or bfloat16 for a base of which only a LoRA adapter is trained.",
     )
     pooling: PoolingMode | None = option(
         default=None,
         decides="start",
-        help="Pooling added to a plain transformer: mean, cls or lasttoken; unset for an encoder.",
+        help="Pooling added to a plain transformer: mean, cls or lasttoken. An encoder has its own: leave it unset.",
     )
     max_seq_length: int | None = option(
         default=None,
         decides="start",
-        help="Tokens that the encoder reads of a text; unset: what the encoder has.",
+        help="The most tokens of a text that the encoder reads; unset: the encoder's own limit.",
     )
     train_max_length: int | None = option(
         default=None,
         decides="start",
-        help="Tokens that the encoder reads of a text in training; unset: as many as at inference.",
+        help="The most tokens of a text that the encoder reads in training; unset: as many as at inference.",
     )
     encoder_prompts: dict[str, str] | None = option(
         default=None,
         decides="start",
-        help="Texts put before queries and documents, under the keys query and document.",
+        help="Texts to put before queries and documents, under the keys query and document.",
     )
     lora: dict[str, int | float | str | list[str]] | None = option(
         default=None,
@@ -66,7 +66,7 @@ class ModelArguments:
     adapter: str | None = option(
         default=None,
         decides="llm",
-        help="LoRA adapter of the LLM, Hub id or folder (adapt_scorer makes one); merged into it and frozen.",
+        help="LoRA adapter that is merged into the LLM and frozen: Hub id or folder (adapt_scorer makes one).",
     )
     llm_lora: dict[str, int | float | str | list[str]] | None = option(
         default=None,
@@ -79,7 +79,7 @@ class ModelArguments:
     llm_dtype: LLMDtype = option(
         default="float32",
         decides="llm",
-        help="float32, bfloat16 or float16.",
+        help="Dtype of the LLM: float32, bfloat16 or float16.",
     )
     llm_device: str | None = option(
         default=None,
@@ -89,22 +89,22 @@ class ModelArguments:
     llm_process: bool = option(
         default=False,
         decides="nothing",
-        help="Keep the LLM that training reads in a process of its own; changes no loss, no gradient.",
+        help="Keep the LLM that training reads in a process of its own; this changes neither loss nor gradient.",
     )
     shared_backbone: bool = option(
         default=False,
         decides="start",
         help=(
-            "Let the encoder be a LoRA adapter on the weights of the LLM that training reads, one copy in "
-            "memory, in llm_dtype; encoder and llm name the same model, pooling and lora are set."
+            "Let the encoder be a LoRA adapter on the weights of the LLM that training reads, so that memory holds "
+            "one copy, in llm_dtype. encoder and llm must name the same model, and pooling and lora must be set."
         ),
     )
     merge_lora: bool = option(
         default=True,
         decides="nothing",
         help=(
-            "Save the encoder with its adapter merged, a folder that stands alone; false: save the adapter "
-            "alone, a small folder that names its base."
+            "Save the encoder with its adapter merged, as a folder that needs no other; false: save the adapter "
+            "alone, as a small folder that names its base."
         ),
     )
     adapter_lora: dict[str, int | float | str | list[str]] = option(
@@ -120,12 +120,12 @@ class ModelArguments:
     num_heads: int = option(
         default=16,
         decides="nothing",
-        help="Heads that detect_heads keeps (DREAM's paper has 16).",
+        help="Number of heads that detect_heads keeps (DREAM's paper has 16).",
     )
     head_selection: HeadSelection = option(
         default="best",
         decides="nothing",
-        help="Heads that detect_heads keeps: best, or as a control worst or random (from all, by seed).",
+        help="Which heads detect_heads keeps: best, or as a control worst or random (from all heads, by seed).",
     )
     head_scores: str | None = option(
         default=None,
@@ -152,6 +152,6 @@ class ModelArguments:
 
     @property
     def keep_adapter(self) -> bool:
-        """Whether the encoder's adapter is worth saving alone: its base has neither a revision nor an adapter of its
-        own, of which a saved adapter would say nothing."""
+        """Whether the encoder's adapter can be saved alone. A saved adapter only names its base, so this needs a base
+        that has neither a revision nor an adapter of its own."""
         return bool(self.lora) and not (self.encoder_revision or (self.shared_backbone and self.adapter))

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from nlt_trainer.choices import check_choice
 
 Decides = Literal["start", "llm", "training", "adaptation", "nothing"]
-"""What an option decides of a run, which a run that goes on from a checkpoint must share:
+"""What part of a run an option decides. A run that resumes from a checkpoint must share all but the last kind:
 
 - `start`: the encoder that training begins with, and what it reads of a text;
 - `llm`: the frozen LLM and its prompt, which matter where training reads the LLM, and to `nlt adapt_scorer`;
@@ -27,20 +27,20 @@ def option(
     default: Any = dataclasses.MISSING,
     default_factory: Callable[[], Any] | Any = dataclasses.MISSING,
 ) -> Any:
-    """A dataclass field with all that is known of the option; without a default the option is needed.
+    """Declare an option as a dataclass field. An option without a default has to be set.
 
     Args:
         help: the option's documentation, of which there is no other copy.
         decides: see `Decides`.
         default: its value where a recipe does not set it.
-        default_factory: makes that value, where it can be changed.
+        default_factory: makes that value, if it is mutable, such as a list.
     """
     metadata = {"help": help, "decides": decides}
     return field(default=default, default_factory=default_factory, metadata=metadata)
 
 
 def options_deciding(*what: Decides, of: type) -> list[str]:
-    """The options of a dataclass that decide one of these, in their order."""
+    """The options of a dataclass that decide one of the given parts, in their order."""
     return [f.name for f in dataclasses.fields(of) if f.metadata.get("decides") in what]
 
 

@@ -1,4 +1,4 @@
-"""What `nlt export`, `nlt push` and `nlt pull` take."""
+"""The options of `nlt export`, `nlt push` and `nlt pull`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class ExportArguments:
         default="merged",
         decides="nothing",
         help=(
-            f"{', '.join(get_args(ExportForm))}: the whole encoder, its adapter alone, or in the format of a "
-            "runtime that Sentence-Transformers exports to."
+            f"What to export ({', '.join(get_args(ExportForm))}): the whole encoder, its adapter alone, or the "
+            "encoder in the format of a runtime that Sentence-Transformers exports to."
         ),
     )
 
@@ -31,12 +31,12 @@ class PushArguments:
 
     repo: str = option(
         decides="nothing",
-        help="Hub id of the encoder, ORG/NAME; created where there is none.",
+        help="Hub id of the encoder, ORG/NAME; it is created if it does not exist.",
     )
     gains_repo: str | None = option(
         default=None,
         decides="nothing",
-        help="Hub id of a data set for gains and candidates; these hold the texts of the training queries.",
+        help="Hub id of a data set for gains and candidates, which contain the texts of the training queries.",
     )
     tag: str | None = option(
         default=None,
@@ -65,7 +65,7 @@ class PullArguments:
 
     repo: str = option(
         decides="nothing",
-        help="Hub id, ORG/NAME.",
+        help="Hub id of what to fetch, ORG/NAME.",
     )
     folder: str = option(
         decides="nothing",
@@ -79,7 +79,7 @@ class PullArguments:
     repo_type: RepoType = option(
         default="model",
         decides="nothing",
-        help="model, or dataset for published gains.",
+        help="Type of the repository: model, or dataset for published gains.",
     )
     dry_run: bool = option(
         default=False,

@@ -1,4 +1,4 @@
-"""What `nlt search` and `nlt app` take."""
+"""The options of `nlt search` and `nlt app`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class SearchArguments(IndexArguments):
     query: str | None = option(
         default=None,
         decides="nothing",
-        help="Search for this and leave; unset: ask for queries.",
+        help="Search for this query and exit; unset: ask for queries.",
     )
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class AppArguments(IndexArguments):
     llm_dtype: LLMDtype = option(
         default="float32",
         decides="nothing",
-        help="float32, bfloat16 or float16.",
+        help="Dtype of the LLM: float32, bfloat16 or float16.",
     )
     document_prefix: str = option(
         default=PromptTemplate.document_prefix,
@@ -86,7 +86,7 @@ class AppArguments(IndexArguments):
     max_document_tokens: int = option(
         default=192,
         decides="nothing",
-        help="Tokens that the LLM reads of a document.",
+        help="The most tokens of a document that the LLM reads.",
     )
     title: str = option(
         default="What do two encoders find?",
@@ -96,7 +96,7 @@ class AppArguments(IndexArguments):
     host: str = option(
         default="127.0.0.1",
         decides="nothing",
-        help="Address to listen on; 0.0.0.0: other machines too.",
+        help="Address to listen on; with 0.0.0.0 other machines reach the page too.",
     )
     port: int | None = option(
         default=None,

@@ -1,4 +1,4 @@
-"""The blocks that each stage takes: those of a recipe, and what single stages take besides."""
+"""The blocks of options that each stage takes: those of a recipe, and those of single stages."""
 
 from __future__ import annotations
 

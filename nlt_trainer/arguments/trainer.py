@@ -12,9 +12,9 @@ from nlt_trainer.errors import NLTError
 
 OBJECTIVES = ("likelihood_gain", "dream", "emdr2", "loop", "adist", "revela", "info_nce")
 PROMPT_OBJECTIVES = frozenset({"dream", "loop", "adist"})
-"""Those that read the LLM at every step, in one prompt of K documents a query."""
+"""Objectives that read the LLM at every step, in prompts that hold the K documents of a query."""
 LLM_OBJECTIVES = PROMPT_OBJECTIVES | {"revela"}
-"""Those that read the LLM at every step."""
+"""All objectives that read the LLM at every step."""
 
 
 @dataclass
@@ -37,61 +37,61 @@ class TrainerArguments:
     temperatures: dict[str, float] | None = option(
         default=None,
         decides="training",
-        help="Other temperatures for objectives of a sum, e.g. {dream: 0.2}; the rest has `temperature`.",
+        help="Other temperatures for single objectives of a sum, e.g. {dream: 0.2}; the rest use `temperature`.",
     )
     teacher_temperature: float = option(
         default=0.2,
         decides="training",
         help=(
-            "Temperature of the teacher: gains in nats per token, or nats (likelihood_gain), losses in nats "
-            "per token (loop), attention over its mean (adist)."
+            "Temperature of the teacher, which is gains in nats per token or in nats (likelihood_gain), losses in "
+            "nats per token (loop), or attention over its mean (adist)."
         ),
     )
     divergence: Divergence = option(
         default="forward_kl",
         decides="training",
         help=(
-            "What fits scores to gains: forward_kl, reverse_kl, jensen_shannon, margin_mse or listwise "
+            "Loss that fits scores to gains: forward_kl, reverse_kl, jensen_shannon, margin_mse or listwise "
             "(likelihood_gain)."
         ),
     )
     query_weight: QueryWeight = option(
         default="none",
         decides="training",
-        help="Weight of a query by its best gain: none, positive or gain (likelihood_gain).",
+        help="How a query is weighted by its best gain: none, positive or gain (likelihood_gain).",
     )
     emdr2_level: MarginalLevel = option(
         default="sequence",
         decides="training",
-        help="What is marginalised over candidates: sequence or token (emdr2).",
+        help="Whose likelihood is marginalised over candidates: the whole target (sequence) or each token (emdr2).",
     )
     lm_micro_batch_size: int = option(
         default=2,
         decides="nothing",
         help=(
-            "Queries that the LLM reads at once in training, in prompts of K documents (dream, adist), K such "
-            "prompts each (loop) or K + 1 chunks each (revela); changes memory, not the gradient."
+            "Queries that the LLM reads at once in training. Each is a prompt of K documents (dream, adist), K such "
+            "prompts (loop) or K + 1 chunks (revela). This changes memory, not the gradient."
         ),
     )
     document_cache_gib: float = option(
         default=0.0,
         decides="nothing",
-        help="Memory for documents' keys and values from step to step (dream, independent layout), GiB.",
+        help="GiB in which documents' keys and values are kept from step to step (dream, independent layout).",
     )
     share_floor: float = option(
         default=0.0,
         decides="training",
-        help="Part of the documents' shares that all of them get alike, 0 to below 1 (dream).",
+        help="Part of the attention shares that all documents get alike, from 0 to below 1 (dream).",
     )
     contrast_targets: int = option(
         default=0,
         decides="training",
-        help="Other queries' targets, a query, whose mean loss after the same documents is subtracted (dream).",
+        help="Number of other queries' targets whose mean loss after the same documents is subtracted (dream).",
     )
     document_mass: DocumentMass = option(
         default="kept",
         decides="training",
-        help="Attention that is divided among documents: kept (what a head gives them) or one (all) (dream).",
+        help="Attention divided among the documents: what a head gives them (kept) or all of its own (one) (dream).",
     )
     injected_rows: InjectedRows = option(
         default="all",
@@ -110,16 +110,16 @@ class TrainerArguments:
         default=None,
         decides="training",
         help=(
-            "No negatives are candidates whose gain is above the positive's less this, nats per token; unset: "
-            "all but equal texts are (info_nce)."
+            "Candidates are not negatives if their gain is above the positive's gain less this margin, in nats per "
+            "token; unset: all are negatives but texts equal to the positive (info_nce)."
         ),
     )
     encoder_micro_batch_size: int | None = option(
         default=None,
         decides="nothing",
         help=(
-            "Texts that the encoder embeds at once, each twice (gradient caching); unset: each once. "
-            "Changes memory, not the gradient."
+            "Texts that the encoder embeds at once. Gradient caching then embeds each text twice, which changes "
+            "memory, not the gradient. Unset: without gradient caching."
         ),
     )
 

@@ -14,7 +14,7 @@ from nlt_trainer.recipe.values import Unread
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Descriptions as they are written."""
+    """Shows descriptions as they are written, without wrapping their lines."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,7 +30,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def config_of(words: Sequence[str]) -> str | None:
-    """The recipe that the command line names."""
+    """The recipe that the command line names, if it names one."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE.yaml")
     config: str | None = parser.parse_known_args(words)[0].config
@@ -40,7 +40,7 @@ def config_of(words: Sequence[str]) -> str | None:
 def make_parser(
     known: KnownKeys, recipe: Mapping[str, Any], *, description: str | None, help_all: bool
 ) -> argparse.ArgumentParser:
-    """One flag an option, grouped by block; the help shows the recipe's values as the defaults."""
+    """Make a parser with a flag for each option, grouped by block. The help shows the recipe's values as defaults."""
     parser = _Parser(
         allow_abbrev=False,
         usage="%(prog)s [--config FILE.yaml] [--key value ...]",
@@ -64,7 +64,7 @@ def make_parser(
 def _add_inherited(
     parser: argparse.ArgumentParser, name: str, block: Block, recipe: Mapping[str, Any], *, help_all: bool
 ) -> None:
-    """The library's options: with their help where it is asked for, which imports the library."""
+    """Add the library's options. Their help is shown only if it is asked for, because it imports the library."""
     fields = {f.name: f for f in dataclasses.fields(block.full_class)} if help_all else {}
     note = (
         None

@@ -1,4 +1,4 @@
-"""Which keys a recipe has: those of dataclasses that are declared here, and a library's that a block takes too."""
+"""The keys that a recipe can have: this package's own options, and options of a library that a block takes too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Block:
     """A block of a recipe whose dataclass adds options to those of a library's class.
 
     Args:
-        own: dataclass of the options that are declared here; its docstring's first line heads them in the help.
+        own: dataclass of this package's options; its docstring's first line is their heading in the help.
         full: `module:class` of the dataclass that has all options of the block; imported when a recipe is in order.
         inherited: names of the library's options that the block takes.
         refused: names of those that it does not take -> what to do instead.
@@ -61,11 +61,11 @@ class KnownKeys:
         self.block_of = {key: name for name, keys in self.keys.items() for key in keys}
 
     def own_hint(self, key: str) -> Any:
-        """Type of an option that is declared here; `None` for a library's option."""
+        """Type of one of this package's options; `None` for a library's option."""
         return self.hints[self.block_of[key]].get(key)
 
     def of_block(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the values that belong to a block."""
+        """The values that belong to a block."""
         return {key: value for key, value in values.items() if self.block_of[key] == name}
 
 

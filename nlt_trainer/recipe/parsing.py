@@ -11,8 +11,9 @@ trainer:
   learning_rate: 2e-5
 ```
 
-Reading one imports neither torch nor transformers: help, a misspelt key and a missing file answer at once. A block
-that adds its options to those of a library's class names that class, which is imported when all else is in order.
+Reading a recipe imports neither torch nor transformers, so the help appears at once, and so do the errors for a
+misspelt key and a missing file. A block may add its options to those of a library's class. It names this class, which
+is imported only when everything else is in order.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def parse_recipe(blocks: Blocks, argv: Sequence[str] | None = None, *, descripti
 
 
 def _build(known: KnownKeys, values: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The instances. First all that needs no library, so that what is wrong there is said at once.
+    """Make the instances. Options that need no library come first, so that their errors appear at once.
 
     Raises:
         ValueError: a required key is missing, or a dataclass refuses its values.
@@ -100,7 +101,7 @@ def _instance(own: type, known: KnownKeys, name: str, values: Mapping[str, Any])
 
 
 def _origin(known: KnownKeys, recipe: Mapping[str, Any], config: str, error: ValueError) -> str:
-    """Where refused values come from: the recipe if it is refused alike without the command line, else that."""
+    """Where refused values come from: the recipe, if it alone raises the same error, else the command line."""
     try:
         _build(known, recipe)
     except ValueError as alone:
@@ -110,7 +111,7 @@ def _origin(known: KnownKeys, recipe: Mapping[str, Any], config: str, error: Val
 
 
 def read_recipe(path: str | Path, known: KnownKeys) -> dict[str, Any]:
-    """Read the values that a recipe sets, as `{key: value of the option's type}`; a library's are `Unread`.
+    """Read the values that a recipe sets: `{key: value of the option's type}`, or `Unread` for a library's option.
 
     Raises:
         DataError: the file is missing, is no YAML mapping of mappings, or has an unknown block, an unknown key or a
@@ -141,10 +142,10 @@ def _from_words(key: str, words: Sequence[str], known: KnownKeys) -> Any:
     """The value of an option from the words after its flag.
 
     Raises:
-        NLTError: they do not fit its type; names the flag.
+        NLTError: the words do not fit the option's type; names the flag.
     """
     hint = known.own_hint(key)
-    if hint is None:  # a switch, a text, or several texts: which of them it is says the library's class
+    if hint is None:  # only the library's class knows whether it is a switch, a text or several texts
         text = words[0] if len(words) == 1 else list(words) or "true"
         return Unread(text, f"argument --{key}:", is_text=True)
     is_list = any(get_origin(part) is list for part in (hint, *get_args(hint)))

@@ -1,4 +1,4 @@
-"""Values of a recipe, from YAML or from the command line, in the types of their options."""
+"""Convert the values of a recipe, from YAML or from the command line, to the types of their options."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from nlt_trainer.recipe.yaml_files import RecipeLoader
 
 NULL = "null"
-"""What unsets a key, in YAML and on the command line."""
+"""The word that unsets a key, in YAML and on the command line."""
 
 
 @dataclass(frozen=True)
 class Unread:
-    """A value of a library's option, whose type is not known before its class is imported.
+    """A value of a library's option. Its type is not known before the library's class is imported.
 
     Args:
         value: as YAML has it, or as text from the command line.
@@ -40,7 +40,7 @@ def read(unread: Unread, hint: Any) -> Any:
 
 
 def coerce(value: Any, hint: Any) -> Any:
-    """Turn a YAML value into an option's type: YAML reads `2e-5` as a string and `no` as a boolean.
+    """Convert a YAML value to an option's type. YAML itself reads `2e-5` as a string and `no` as a boolean.
 
     Raises:
         ValueError: the value does not fit, or a number is not finite; the message names the value and the type.
@@ -57,15 +57,15 @@ def coerce(value: Any, hint: Any) -> Any:
 
 
 def _config_for(hint: Any) -> ConfigDict | None:
-    """Let pydantic check foreign classes by `isinstance`; it refuses a config beside a dataclass of its own."""
+    """A configuration that checks foreign classes by `isinstance`. Pydantic refuses one for a dataclass."""
     return None if dataclasses.is_dataclass(hint) else ConfigDict(arbitrary_types_allowed=True)
 
 
 def from_text(text: Any, hint: Any) -> Any:
-    """Read a value from the command line: `null` unsets, a mapping is YAML or JSON, the rest is as it stands.
+    """Convert a value from the command line: `null` unsets, and a mapping is written in YAML or JSON.
 
     Raises:
-        ValueError: it does not fit the type.
+        ValueError: the value does not fit the type.
     """
     if text == NULL:
         return coerce(None, hint)

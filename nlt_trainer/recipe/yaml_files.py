@@ -1,4 +1,4 @@
-"""YAML files of two levels, in which no key stands twice."""
+"""Read the YAML file of a recipe, in which a key must not appear twice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nlt_trainer.errors import DataError
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """YAML in which no key stands twice: of two, the first would be dropped in silence."""
+    """Refuses a key that appears twice; other loaders would silently drop the first of the two."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node.
