@@ -17,7 +17,7 @@ POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; form-action 'self'; base-uri 'self'"
 )
-"""What the page may load: nothing from another host. Gradio's own pages need inline scripts."""
+"""Content security policy: the page loads nothing from another host. Gradio's own pages need inline scripts."""
 
 GAIN_NOTE = (
     "**LLM gain**: how much likelier the frozen LLM finds your query after reading the document, in nats per token of "
@@ -45,7 +45,7 @@ class LocalOnly:
 
 
 def build_app(page: SearchPage, *, title: str) -> gr.Blocks:
-    """The page: a query, a button to search, a button that asks the LLM, a note and the results."""
+    """Build the page: a query, a button to search, a button that asks the LLM, a note and the results."""
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as app:
         gr.Markdown(f"# {title}")
         with gr.Row(equal_height=True):
@@ -68,7 +68,7 @@ def launch(app: gr.Blocks, *, host: str, port: int | None) -> str:
     Args:
         app: what `build_app` returned.
         host: address to listen on; `127.0.0.1` is reached from this machine alone.
-        port: `None` takes a free one from 7860 on.
+        port: port to listen on; `None` takes a free one from 7860 on.
 
     Raises:
         NLTError: another program listens there, or this machine has no such address.

@@ -1,4 +1,4 @@
-"""How far head files of one LLM agree: the same heads by other seeds, data sets or methods?"""
+"""Compare head files of one LLM: do other seeds, data sets or methods find the same heads?"""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from nlt_trainer.terminal import say
 
 
 def compare_heads(files: Sequence[Path], *, num_heads: int, heat_maps: Path | None) -> None:
-    """Print the Jaccard index of the heads of each two files.
+    """Print the Jaccard index of the heads for every pair of files.
 
     Args:
         files: two or more head files.
-        num_heads: how many heads are compared: a file's own, if it has so many, else its best.
+        num_heads: how many heads are compared: a file's own, if it has exactly so many, else its best by score.
         heat_maps: folder for a heat map of each file's scores; `None` draws none.
 
     Raises:
@@ -38,14 +38,14 @@ def compare_heads(files: Sequence[Path], *, num_heads: int, heat_maps: Path | No
 
 
 def origin(found: HeadSet, chosen: HeadSet) -> str:
-    """Which heads of a file are compared."""
+    """Say which heads of a file are compared."""
     if chosen is found:
         return f"the file's own {len(found.heads)}, {found.settings.get('selection', 'best')}"
     return f"the best {len(chosen.heads)} by score, the file's own are {len(found.heads)}"
 
 
 def overlap_table(heads: list[HeadSet], num_heads: int) -> str:
-    """Markdown: Jaccard index of the chosen heads of each two files, their mean, and what chance would give."""
+    """Markdown table of the Jaccard index for every pair of files, with the mean and the value that chance gives."""
     table = np.array([[a.jaccard(b, num_heads) for b in heads] for a in heads])
     share = min(num_heads / np.size(heads[0].scores), 1.0)
     lines = [

@@ -1,4 +1,4 @@
-"""A run, or several of one folder, as one HTML page that loads nothing, and as pictures for cards."""
+"""The report of a run, or of several in one folder: an HTML page that loads nothing, and its pictures as PNG files."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Picture:
     Args:
         title: what it shows.
         svg: for the page.
-        header: of the same figures as a table.
-        rows: of that table.
+        header: header of a table with the same numbers.
+        rows: rows of that table.
     """
 
     title: str
@@ -62,11 +62,11 @@ class Gallery:
 def write_report(folder: str | Path, *, examples: int = 5, embeddings: str | Path | None = None) -> list[Path]:
     """Write the report page of a folder and its pictures as PNG; returns the files, the page first.
 
-    Paths in a run's settings are taken as they stand: call it where the run was trained.
+    Relative paths in a run's settings are used as they are, so call this in the folder where the run was started.
 
     Args:
         folder: output folder of a training run, or a folder with several of them.
-        examples: queries that are shown of the most improved and of the most harmed.
+        examples: how many of the most improved queries are shown, and of the most harmed ones.
         embeddings: folder in which embeddings are kept; `None` means the user's cache.
 
     Raises:
@@ -98,7 +98,7 @@ def write_report(folder: str | Path, *, examples: int = 5, embeddings: str | Pat
 
 
 def _curves(parts: Sequence[RunChange], gallery: Gallery) -> list[Picture]:
-    """nDCG@10 on dev queries of all runs, and the loss of each."""
+    """One curve of nDCG@10 on dev queries for all runs, and one of the training loss for each run."""
     pictures = []
     dev = next((dev for part in parts if (dev := part.run.settings["data"]["dev_split"])), None)
     metric = f"eval_{dev}_ndcg_at_10"
@@ -154,7 +154,7 @@ def _examples(part: RunChange, number: int) -> tuple[list[QueryChange], list[Que
 
 
 def _audits(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """Audit of each gains file that a run has learnt from: path -> audit."""
+    """Audit of each gains file from which a run has learnt: path -> audit."""
     found = {}
     for run in runs:
         gains = Path(run.settings["data"]["gains"])
@@ -165,7 +165,7 @@ def _audits(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
 
 
 def _heads(runs: Sequence[Run], gallery: Gallery) -> list[Picture]:
-    """The heads that a DREAM run reads, each file once."""
+    """Heat maps of the heads that DREAM runs read, one for each head file."""
     files = dict.fromkeys(
         run.settings["model"]["heads"] for run in runs if "dream" in run.settings["trainer"]["objective"]
     )
@@ -183,7 +183,7 @@ def _heads(runs: Sequence[Run], gallery: Gallery) -> list[Picture]:
 
 
 def _cost(run: Run) -> dict[str, object]:
-    """A row of the table of time and memory."""
+    """A run's row in the table of time and memory."""
     report = run.report
     training = run.logged("train_seconds")
     encoder = sum(path.stat().st_size for path in run.encoder.rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""The pictures of a run: how training went, which heads read, and how single queries changed."""
+"""The pictures of a run: curves of its training, a heat map of the LLM's heads, and the change of single queries."""
 
 from __future__ import annotations
 
@@ -106,12 +106,14 @@ def save_png(figure: Figure, path: str | Path) -> None:
 
 
 def to_svg(figure: Figure, *, key: str) -> Markup:
-    """A figure as an `<svg>` element to put into a page, whose text colour its axes take; its lines follow the
-    variables `--series-1` to `--series-4` where the page sets them.
+    """Turn a figure into an `<svg>` element for a page.
+
+    Its axes take the page's text colour. Its lines take the colours of the variables `--series-1` to `--series-4` if
+    the page sets these.
 
     Args:
         figure: the figure.
-        key: put before every id in it, so that several can stand in one page.
+        key: put before every id in the element, so that a page can hold several figures.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
@@ -128,7 +130,7 @@ def to_svg(figure: Figure, *, key: str) -> Markup:
 
 
 def _plain(text: str) -> str:
-    """A text that is not read as mathematics, and not left out of a legend for its first letter."""
+    """Change a text so that matplotlib neither reads it as mathematics nor hides it from a legend."""
     return text.replace("$", r"\$").lstrip("_")
 
 

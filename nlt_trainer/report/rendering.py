@@ -1,4 +1,4 @@
-"""HTML out of the package's templates, with everything that is put into them escaped."""
+"""Fill the package's HTML templates. Every value that is put into them is escaped."""
 
 from __future__ import annotations
 

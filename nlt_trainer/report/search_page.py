@@ -1,4 +1,4 @@
-"""What the search page shows for a query: results of one or two encoders, and what a frozen LLM gains from each."""
+"""What the search page shows for a query: results of one or two encoders, and the LLM's gain from each result."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from nlt_trainer.report.rendering import render
 
 
 class SearchPage:
-    """What the page's buttons do.
+    """The actions of the page's buttons.
 
     Args:
         indexes: one encoder's corpus, or two encoders' over the same one.
-        scorer: loads the frozen LLM with target `query`; called when gains are asked for, not before.
+        scorer: loads the frozen LLM with target `query`; it is called only when gains are asked for.
         top_k: documents shown for each encoder.
     """
 
@@ -27,7 +27,7 @@ class SearchPage:
         self.top_k = top_k
 
     def results(self, query: str) -> tuple[str, str, str]:
-        """The query, its results as HTML and a note on them."""
+        """Search, and return the query, its results as HTML and a note on them."""
         query = query.strip()
         if not query:
             return "", "", "Type a query first."
@@ -35,7 +35,7 @@ class SearchPage:
         return query, self._view(query, self._hits(query), {}), f"Searched {number:,} documents."
 
     def gains(self, query: str) -> Iterator[tuple[str, str]]:
-        """Results as HTML and a note, again after each document that the LLM has read; an LLM that fails says why."""
+        """Yield the results as HTML and a note, again after each document that the LLM has read, or if it fails."""
         if not query:
             yield "", "Search first: the LLM reads the documents that are shown."
             return

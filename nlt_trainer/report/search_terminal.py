@@ -31,7 +31,7 @@ def search(args: SearchArguments) -> None:
 
 
 def load_indexes(args: IndexArguments) -> list[SearchIndex]:
-    """The corpus under the encoder and, where there is one, the encoder that it is compared with.
+    """Index the corpus with the encoder and, if one is given, with the encoder that it is compared with.
 
     Raises:
         DataError: the corpus is missing or malformed.
@@ -55,7 +55,7 @@ def typed_queries(documents: int) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise NLTError(f"standard input is not UTF-8 ({error}); convert it, e.g. with iconv") from error
         return
-    if importlib.util.find_spec("readline"):  # Windows has none, and edits lines without it
+    if importlib.util.find_spec("readline"):  # Windows has no readline and edits lines without it
         importlib.import_module("readline")  # lets input() edit lines and recall earlier ones
     say(f"{documents:,} documents. Type a query and Enter; an empty line leaves.")
     while True:
@@ -70,7 +70,7 @@ def typed_queries(documents: int) -> Iterator[str]:
 
 
 def results_view(query: str, indexes: Sequence[SearchIndex], *, top_k: int) -> Table:
-    """One row a rank, one column an encoder."""
+    """A table with one row for each rank and one column for each encoder."""
     found = side_by_side(query, indexes, top_k=top_k)
     table = Table(title=Text(printable(query)), title_justify="left", show_lines=True, expand=True)
     table.add_column("", justify="right", no_wrap=True)
@@ -93,5 +93,5 @@ def cell(hit: Hit) -> Text:
 
 
 def printable(text: str) -> str:
-    """On one line, without characters that would steer the terminal."""
+    """The text on one line, without characters that control the terminal."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

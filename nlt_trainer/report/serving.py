@@ -1,4 +1,4 @@
-"""The search page, served to people on this machine; the frozen LLM is loaded when it is first asked for."""
+"""Serve the search page. The frozen LLM is loaded when someone asks for gains for the first time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run_app(args: AppArguments) -> None:
 
 
 def serve(args: AppArguments) -> str:
-    """Start the page and return its address; the LLM is loaded when it is asked for.
+    """Start the page and return its address; the LLM is loaded when it is first needed.
 
     Raises:
         DataError: the corpus is missing or malformed.
