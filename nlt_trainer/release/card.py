@@ -1,4 +1,4 @@
-"""What is kept of a finished run beside its encoder: recipe, record and model card."""
+"""Write what a finished run keeps beside its encoder (recipe, record and model card), and the card of its gains."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CHECKPOINT_TEMPLATE = Path(__file__).parent / "checkpoint_card.md"
 
 
 def prepare_card(encoder: SentenceTransformer, *, name: str) -> None:
-    """Let an encoder that is to be trained be saved without the card that it came with, and without the user's texts.
+    """Prepare an encoder for training, so that its checkpoints have neither the card it came with nor users' texts.
 
     Args:
         encoder: as it was loaded.
@@ -56,13 +56,13 @@ def prepare_card(encoder: SentenceTransformer, *, name: str) -> None:
     data = encoder.model_card_data
     data.template_path = CHECKPOINT_TEMPLATE
     data.model_name = name
-    data.local_files_only = True  # else the Hub is asked for models that are called like the start's folder
+    data.local_files_only = True  # otherwise the Hub is asked for a model with the name of the start's folder
     data.generate_widget_examples = False
-    data.widget = [{}]  # where it is empty, the trainer fills it with the user's texts
+    data.widget = [{}]  # the trainer would fill an empty list with the user's texts
 
 
 def encoder_facts(encoder: SentenceTransformer) -> dict[str, Any]:
-    """What a card says of an encoder itself."""
+    """The facts about an encoder itself that its card states."""
     limit = encoder.get_max_seq_length()
     return {
         "dimensions": encoder.get_embedding_dimension(),
@@ -80,11 +80,11 @@ def encoder_facts(encoder: SentenceTransformer) -> dict[str, Any]:
 
 
 def write_card(run: Run, results: Sequence[Result] = ()) -> None:
-    """Write card, recipe and record of a run into its encoder's folder; a second call replaces the first's.
+    """Write card, recipe and record of a run into its encoder's folder; a second call replaces them.
 
     Args:
         run: a finished training run.
-        results: all rows, none before the evaluation; those of the run's objective also go into the card's metadata.
+        results: all rows; none before the evaluation. Those of the run's objective also go into the card's metadata.
 
     Raises:
         NLTError: the run's folder has no finished encoder.
@@ -98,7 +98,7 @@ def write_card(run: Run, results: Sequence[Result] = ()) -> None:
 
 
 def published_recipe(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Block -> key -> value of all settings that are not the default; of a path on this machine the name alone."""
+    """Settings that differ from the default, block -> key -> value. A path on this machine is cut to its last part."""
     changed = changed_settings(settings)
     return {
         block: {key: shareable(value) for key, value in settings[block].items() if key in changed}
@@ -107,7 +107,7 @@ def published_recipe(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def shareable(value: Any) -> Any:
-    """Of an absolute path its last part: the rest says where things lie on one machine."""
+    """Cut absolute paths in a value to their last part, because the rest only says where things lie on one machine."""
     if isinstance(value, dict):
         return {key: shareable(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -120,7 +120,7 @@ def shareable(value: Any) -> Any:
 def make_record(
     name: str, settings: Mapping[str, Any], training: Mapping[str, Any], results: Sequence[Result]
 ) -> dict[str, Any]:
-    """Everything besides the recipe that a card is rendered from; JSON holds it.
+    """Make the record: everything besides the recipe that a card is rendered from, as values that JSON can hold.
 
     Args:
         name: of the encoder.
@@ -129,7 +129,7 @@ def make_record(
         results: rows of the evaluation.
 
     Returns:
-        `name`, `base_model` (a Hub id, or `None`), `adapter_base` (`None` but for an adapter alone), `training`,
+        `name`, `base_model` (a Hub id, or `None`), `adapter_base` (`None`, until `write_release` sets it), `training`,
         `encoder`, `licences` and `results`.
     """
     model = settings["model"]
@@ -169,7 +169,7 @@ def write_release(folder: Path, recipe: Mapping[str, Any], record: Mapping[str, 
 
 
 def read_release(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Recipe and record that `write_release` has put into a folder.
+    """Read the recipe and the record that `write_release` has put into a folder.
 
     Raises:
         DataError: one of them is missing or malformed.
@@ -179,13 +179,13 @@ def read_release(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def adapter_base_of(folder: Path) -> str | None:
-    """The base that an encoder's adapter names; `None` where the folder stands alone."""
+    """The base model that an encoder's adapter names; `None` where the folder holds the whole encoder."""
     config = folder / ADAPTER_CONFIG
     return read_json(config)["base_model_name_or_path"] if config.is_file() else None
 
 
 def gains_card(data: DataArguments, audit: Mapping[str, Any]) -> str:
-    """The card of a data set of gains.
+    """Render the card of a data set of gains.
 
     Args:
         data: names the collection.

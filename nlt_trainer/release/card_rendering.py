@@ -1,4 +1,4 @@
-"""From a recipe and the record of a run to the text of a model card; nothing else is read."""
+"""Render the text of a model card from the recipe and the record of a run; nothing else is read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PAPERS = {
     "revela": "*Revela: Dense Retriever Learning via Language Modeling*, arXiv:2506.16552",
     "info_nce": "van den Oord et al., *Representation Learning with Contrastive Predictive Coding*, arXiv:1807.03748",
 }
-"""Where each objective comes from."""
+"""The paper that each objective comes from."""
 LIBRARIES = "Reimers and Gurevych, *Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks*, arXiv:1908.10084"
 
 
@@ -37,7 +37,7 @@ def render_card(recipe: Mapping[str, Any], record: Mapping[str, Any], *, load_as
     """The model card: metadata, use, training, results, limits, licences.
 
     Args:
-        recipe: block -> key -> value, what the run's settings have that is not the default.
+        recipe: block -> key -> value of the run's settings that differ from the default.
         record: what `make_record` returns.
         load_as: folder or Hub id in the code that loads the encoder.
     """
@@ -65,12 +65,12 @@ def render_card(recipe: Mapping[str, Any], record: Mapping[str, Any], *, load_as
 
 
 def dump_recipe(recipe: Mapping[str, Any]) -> str:
-    """A recipe as YAML, its blocks and keys in the order in which they stand."""
+    """A recipe as YAML, with blocks and keys in their own order."""
     return yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
 
 
 def _metadata(record: Mapping[str, Any], results: list[Result]) -> ModelCardData:
-    """The card's metadata; results as mteb's `TaskResult.get_hf_eval_results` has them, for three metrics."""
+    """The card's metadata. Its results have the form of mteb's `TaskResult.get_hf_eval_results`, for three metrics."""
     objective = record["training"]["objective"]
     return ModelCardData(
         base_model=record["base_model"],
@@ -101,7 +101,7 @@ def _metadata(record: Mapping[str, Any], results: list[Result]) -> ModelCardData
 
 
 def _facts(training: Mapping[str, Any], model: ModelArguments, data: DataArguments) -> dict[str, str]:
-    """What the card's table says of a run; nothing of an LLM where none had a part in it."""
+    """The facts about a run in the card's table. Those about an LLM are left out where none took part."""
     facts = {"start": _named(model.encoder, model.encoder_revision)}
     if training.get("target") is not None:
         adapter = f" with adapter `{model.adapter}`" if model.adapter else ""
@@ -125,7 +125,7 @@ def _named(name: str, revision: str | None) -> str:
 
 
 def _scorer(scorer: Mapping[str, Any] | None) -> str:
-    """The prompt and the LLM of the audit beside the gains."""
+    """The prompt and the LLM that the audit beside the gains names."""
     if scorer is None:
         return "not known: no audit stands beside the gains"
     flat = {**scorer.get("model", {}), **{k: v for k, v in scorer.items() if k not in ("model", "llm", "template")}}
@@ -134,7 +134,7 @@ def _scorer(scorer: Mapping[str, Any] | None) -> str:
 
 
 def labels_sentence(objective: str, data: DataArguments, *, llm_trained: bool = False) -> str:
-    """What relevance judgements, if any, had a part in the run."""
+    """Say which relevance judgements, if any, took part in the run."""
     names = parse_objective(objective)
     sentences = []
     if "info_nce" in names and data.labels:

@@ -1,4 +1,4 @@
-"""The forms in which a run's encoder leaves: merged, adapter alone, or for another runtime; all are checked."""
+"""Save a run's encoder and export it: merged, as its adapter alone, or for another runtime. Each export is checked."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from nlt_trainer.release.loading_check import check_loading
 from nlt_trainer.run.folder import Run
 
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "optimum.intel"}
-"""Runtimes to which Sentence-Transformers exports, and a package that each needs."""
+"""Runtime to which Sentence-Transformers exports -> a package that it needs."""
 
 
 def save_trained(run: Run, encoder: SentenceTransformer, *, merge: bool, keep_adapter: bool) -> None:
-    """Save what a run has trained: its encoder, and a probe of it to check exports against.
+    """Save the encoder that a run has trained, and a probe of it with which exports are compared.
 
     Args:
         run: the run.
-        encoder: as it comes out of the trainer; afterwards its adapter is merged.
+        encoder: as it comes out of the trainer; with `merge` its adapter is merged afterwards.
         merge: save it with its adapter merged, in float32; else the adapter alone, in a folder that names its base.
-        keep_adapter: where it is merged, save the adapter alone too, in a folder of its own.
+        keep_adapter: with `merge`, save the adapter alone too, in a folder of its own.
 
     Raises:
         NLTError: a weight is not finite.
@@ -38,7 +38,7 @@ def save_trained(run: Run, encoder: SentenceTransformer, *, merge: bool, keep_ad
         if not parameter.isfinite().all():
             raise NLTError(f"training has made {name} infinite or NaN, nothing is saved; lower learning_rate")
     run.folder.mkdir(parents=True, exist_ok=True)
-    probe(encoder).save(run.probe_file)  # float32: a bfloat16 base would round the merged product away
+    probe(encoder).save(run.probe_file)  # makes it float32: a bfloat16 base would round the merged product away
     if merge and keep_adapter:
         _save(run.adapter, encoder)
     if merge:
@@ -52,7 +52,7 @@ def _save(folder: Path, encoder: SentenceTransformer) -> None:
 
 
 def export(run: Run, form: ExportForm) -> tuple[Path, list[str]]:
-    """Have a run's encoder in another form, and check it against the encoder as it was in the trainer.
+    """Export a run's encoder in another form, and compare it with the encoder as it was in the trainer.
 
     Args:
         run: a finished run.
@@ -60,7 +60,7 @@ def export(run: Run, form: ExportForm) -> tuple[Path, list[str]]:
             the transformer in that runtime's format, by Sentence-Transformers' own export.
 
     Returns:
-        The folder, and what was found equal.
+        The folder, and the ways of loading that gave equal embeddings.
 
     Raises:
         NLTError: the run has no such form, a package is missing, or a way of loading gives other embeddings.
@@ -97,7 +97,7 @@ def _merged(run: Run) -> Path:
     transformer: Any = encoder.transformers_model
     with atomic_folder(run.exported("merged")) as partial:
         encoder.save_pretrained(str(partial))
-        # transformers has renamed the weights after those of an adapter, under which nobody finds them: write again
+        # transformers has saved the weights under the names of an adapter's, which no loader finds: save them again
         transformer.save_pretrained(partial, save_original_format=False)
     return run.exported("merged")
 
@@ -120,5 +120,5 @@ def _export_runtime(run: Run, form: ExportForm, trained: Probe) -> tuple[Path, l
 def _installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:  # the package that it is in
+    except ModuleNotFoundError:  # raised where the parent package is missing
         return False

@@ -1,4 +1,4 @@
-"""What the cards of models and data say of their licences; read on this machine, nothing is looked up."""
+"""Find the licences that models and data sets state. Only files on this machine are read, and the Hub is not asked."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ CARD = "README.md"
 
 
 def model_licence(name: str, *, revision: str | None = None) -> str | None:
-    """The licence that a model states: in its card, in the metadata of a GGUF file, or in those of its package.
+    """The licence that a model states in its card, in the metadata of a GGUF file, or in those of its package.
 
     Args:
-        name: as in a recipe; of a Hub id the card in the Hub's cache is read.
+        name: as in a recipe; for a Hub id, the card in the Hub's cache is read.
         revision: of a Hub id.
 
     Returns:
@@ -39,7 +39,7 @@ def model_licence(name: str, *, revision: str | None = None) -> str | None:
 
 
 def data_licence(collection: str | Path) -> str | None:
-    """The licence that a collection states: in its own card, or in the cards of the data sets that it was made of."""
+    """The licence that a collection states in its own card, or in the cards of the data sets that it was made from."""
     folder = Path(collection)
     if (stated := _card_licence(folder / CARD)) is not None or not (folder / "source.json").is_file():
         return stated
@@ -57,7 +57,7 @@ def _card_licence(path: Path) -> str | None:
 
 
 def _cached_licence(repo_id: str, *, revision: str | None, repo_type: str) -> str | None:
-    if not is_hub_id(repo_id):  # a folder, here or no longer there
+    if not is_hub_id(repo_id):  # the name of a folder, which may no longer exist
         return None
     path = try_to_load_from_cache(repo_id, CARD, revision=revision, repo_type=repo_type)
     return _card_licence(Path(path)) if isinstance(path, str) else None
@@ -73,12 +73,12 @@ def _package_licence(name: str) -> str | None:
 
 
 class _LicenceReader(GGUFReader):
-    """Stops at the licence, which converters write in front of the vocabulary: reading that takes seconds."""
+    """Reads a GGUF file up to the licence. Converters write it before the vocabulary, which takes seconds to read."""
 
     FIELD = "general.license"
 
     class Found(Exception):
-        """Carries what the licence's field says."""
+        """Raised at the licence's field, whose text it carries."""
 
     def _push_field(self, field: ReaderField, skip_sum: bool = False) -> int:
         if field.name == self.FIELD:
@@ -88,7 +88,7 @@ class _LicenceReader(GGUFReader):
 
 @lru_cache
 def _gguf_licence(path: Path, modified: int) -> str | None:
-    """What the metadata of a file say; of a file that states none, the whole vocabulary is read on the way."""
+    """The licence in a file's metadata. A file that states none is read to the end, its whole vocabulary included."""
     try:
         _LicenceReader(path)
     except _LicenceReader.Found as found:

@@ -1,4 +1,4 @@
-"""The gate before an encoder leaves: every way to load it gives the embeddings that it had in the trainer."""
+"""Check a saved encoder before it is exported or published: loaded in any way, it embeds as it did in the trainer."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ TASK = TaskMetadata(
 def check_loading(folder: Path, trained: Probe, **options: Any) -> list[str]:
     """Load a folder in each way in which others will, and compare with the encoder as it was in the trainer.
 
-    The folder is loaded by Sentence-Transformers and by mteb's wrapper of it, which is what `mteb.get_model` returns
-    for an encoder of the Hub (a folder on disk it does not take); an adapter is merged besides. All on the CPU in
-    float32.
+    The folder is loaded by Sentence-Transformers and by mteb's wrapper of it. `mteb.get_model` returns that wrapper
+    for an encoder of the Hub, and does not accept a folder on disk. An adapter is also merged and compared. Everything
+    runs on the CPU in float32.
 
     Args:
         folder: a Sentence-Transformers folder.
@@ -44,7 +44,7 @@ def check_loading(folder: Path, trained: Probe, **options: Any) -> list[str]:
         **options: passed to `SentenceTransformer`, e.g. `backend="onnx"`.
 
     Returns:
-        What was found equal.
+        The ways of loading that gave equal embeddings.
 
     Raises:
         NLTError: the folder cannot be loaded, or an embedding differs by more than 1e-5; names the way of loading and
@@ -58,7 +58,7 @@ def check_loading(folder: Path, trained: Probe, **options: Any) -> list[str]:
         merge_lora(encoder)
         _compare(f"the adapter in {folder}, merged into its base,", probe(encoder), trained)
         checked.append("adapter merged")
-    del encoder  # of two copies one is enough
+    del encoder  # so that memory does not hold two copies
     _compare(f'mteb with "{folder}"', _probe_mteb(folder, **options), trained)
     return [*checked, "mteb"]
 
@@ -75,7 +75,7 @@ def _probe_mteb(folder: Path, **options: Any) -> Probe:
 
 
 def probe_wrapper(wrapper: SentenceTransformerEncoderWrapper) -> Probe:
-    """What mteb gets from an encoder, with the prompts that mteb looks up.
+    """Probe an encoder through mteb, with the prompts that mteb looks up.
 
     Args:
         wrapper: what `mteb.get_model` returns.
