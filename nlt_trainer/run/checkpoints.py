@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, and the last of them."""
+"""Tell whole checkpoints from half-written ones, and find the last whole one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZES_FILE = "checkpoint_files.json"
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The last checkpoint in which every file is there in full; later ones are named in a warning and ignored."""
+    """The last checkpoint whose files are all complete. Later ones are ignored, with a warning that names them."""
     for checkpoint in sorted(_checkpoints(folder), key=_step, reverse=True):
         fault = checkpoint_fault(checkpoint)
         if fault is None:
@@ -55,15 +55,19 @@ def checkpoint_fault(checkpoint: Path) -> str | None:
 
 
 class CheckpointFiles(TrainerCallback):
-    """Puts the list of a checkpoint's files and their sizes into it, when all processes have written theirs.
+    """Writes a list of a checkpoint's files and their sizes into it, when all processes have written their files.
 
-    A checkpoint that lacks the list, or a file of it, was cut short by a kill, by a full disk or while it was copied.
+    If a checkpoint lacks the list, or a file on it, then a kill or a full disk interrupted it, or it was not copied to
+    the end.
     """
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Checkpoints of later steps are written anew; until then they are a mixture of two runs."""
+        """Take the list out of checkpoints of later steps, which do not count as whole until they are written anew.
+
+        They come from an earlier attempt, and a kill amid writing would leave files of both attempts in one folder.
+        """
         if state.is_world_process_zero:
             for checkpoint in _checkpoints(Path(str(args.output_dir))):
                 if _step(checkpoint) > state.global_step:

@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where in it, and what `train` and `evaluate` have left there."""
+"""The folder of a run: the names of its files, and the settings, report and results that stages have left in it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from nlt_trainer.recipe.keys import Block
 from nlt_trainer.run.results import Result, read_results
 
 REPORT_KEYS = {"objective", "seed", "steps", "queries", "log", "train_seconds", "lm_tokens"}
-"""Keys of `training.json` that a finished run has."""
+"""Keys that the `training.json` of a finished run has."""
 
 
 class Run:
-    """The folder of a run, whether anything is in it yet or not; the names of its files stand here alone.
+    """The folder of a run, which may still be empty. The names of its files are written down only here.
 
     Args:
         folder: `output_dir` of the recipe.
@@ -31,7 +31,7 @@ class Run:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.settings_file = self.folder / "settings.json"
-        """The recipe's blocks, and the trajectory that a run which goes on must share; see `resume`."""
+        """The recipe's blocks, and the trajectory: what a run that resumes must have in common, see `resume`."""
         self.training_file = self.folder / "training.json"
         """What training did: objective, cost and log. It is written when training has ended."""
         self.encoder = self.folder / "encoder"
@@ -41,7 +41,7 @@ class Run:
         self.adaptation_file = self.folder / "adaptation.json"
         """What `adapt_scorer` did. It lies beside the adapter, because every JSON file inside is part of its hash."""
         self.probe_file = self.folder / "probe.safetensors"
-        """Embeddings of the encoder as it was in the trainer, to check exports against."""
+        """Embeddings of the encoder as it was in the trainer, with which exports are compared."""
         self.results_file = self.folder / "results.json"
         """The table of results, a list of `Result`."""
         self.page_file = self.folder / "report.html"
@@ -50,7 +50,7 @@ class Run:
         self.comparisons_file = self.evaluation / "comparisons.json"
         self.query_values_file = self.evaluation / "queries.jsonl"
         self.mteb = self.evaluation / "mteb"
-        """mteb's own results: a folder a system, a file a task."""
+        """mteb's own results, with a folder for each system and a file for each task."""
 
     @property
     def name(self) -> str:
@@ -76,7 +76,7 @@ class Run:
 
     @cached_property
     def report(self) -> dict[str, Any]:
-        """What training did.
+        """What training did, as `training.json` says it.
 
         Raises:
             DataError: the file is missing or lacks a key.
@@ -91,7 +91,7 @@ class Run:
 
     @cached_property
     def results(self) -> list[Result]:
-        """Rows of the table of results; none before `nlt evaluate`."""
+        """Rows of the table of results; there are none before `nlt evaluate`."""
         return read_results(self.results_file)
 
     @property
@@ -105,15 +105,15 @@ class Run:
         return list(self.report["log"])
 
     def logged(self, key: str) -> float:
-        """Last value of a cost that the log counts up; 0 where it has none."""
+        """Last value of a cost that grows from entry to entry of the log; 0 where the log does not have it."""
         return max((entry.get(key, 0) for entry in self.log), default=0)
 
 
 def find_runs(folder: str | Path) -> list[Run]:
-    """The finished run in a folder, or the runs in its subfolders, by name.
+    """The finished run in a folder, or else the finished runs in its subfolders, sorted by name.
 
     Raises:
-        NLTError: there is none.
+        NLTError: there is no finished run.
         DataError: a file of a run is missing or malformed.
     """
     run = Run(folder)
@@ -122,15 +122,15 @@ def find_runs(folder: str | Path) -> list[Run]:
     if not found:
         name = run.training_file.name
         raise NLTError(f"{folder} has no {name}, nor has a folder in it; name the output_dir of `nlt train`")
-    for run in found:  # what is malformed is said before anything is made of it
+    for run in found:  # read all files now, so that a malformed one is reported before any work is done
         _ = run.report, run.settings, run.results
     return found
 
 
 def unique_results(runs: Sequence[Run]) -> list[Result]:
-    """Rows of all runs; what several of them have, as BM25, stands once.
+    """Rows of all runs. A row that several runs have, such as that of BM25, appears once.
 
-    Where runs have different rows of one name, as two of one objective or with two starts, each says whose it is.
+    Where runs have different rows under one name, such as two runs of one objective, each row also names its run.
     """
     owners: dict[Result, list[str]] = {}
     for run in runs:
@@ -156,6 +156,6 @@ def changed_settings(settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
-    """A field's default as the settings file has it."""
+    """A field's default in the form that the settings file has."""
     value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     return value.value if isinstance(value, Enum) else value

@@ -10,7 +10,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCont
 from nlt_trainer.terminal import say
 
 METRIC = "_ndcg_at_10"
-"""How the metric that a line shows ends; before it stands `eval_` and the name of the evaluator."""
+"""End of the name of the metric that a line shows. The name begins with `eval_` and the evaluator's name."""
 
 
 class TrainingProgress(ProgressCallback):
@@ -21,7 +21,7 @@ class TrainingProgress(ProgressCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Open the bar; a run that goes on begins where it stopped."""
+        """Open the bar. A run that resumes opens it at the step where it stopped."""
         self.current_step = state.global_step
         if state.is_world_process_zero:
             self.training_bar = tqdm(
@@ -64,7 +64,7 @@ class TrainingProgress(ProgressCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write what was found, and the best so far where it was better before."""
+        """Write the metric, and also the best value so far if an earlier one was better."""
         super().on_evaluate(args, state, control, **kwargs)
         for key, value in (metrics or {}).items():
             if key.endswith(METRIC) and state.is_world_process_zero:
@@ -78,5 +78,5 @@ class TrainingProgress(ProgressCallback):
 def show_progress(trainer: Trainer) -> None:
     """Let a trainer show `TrainingProgress` in place of the two callbacks that print raw dictionaries."""
     replaced = [trainer.pop_callback(callback) for callback in (ProgressCallback, PrinterCallback)]
-    if any(replaced):  # in a notebook the trainer has another one, which draws a table
+    if any(replaced):  # in a notebook the trainer has another callback, which draws a table
         trainer.add_callback(TrainingProgress())

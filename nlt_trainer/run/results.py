@@ -1,4 +1,4 @@
-"""Rows of results: what each of them is and how they are shown."""
+"""The rows of the table of results: how they are stored, shown as Markdown and put into sentences."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from nlt_trainer.files import read_json, write_json
 
 @dataclass(frozen=True)
 class Result:
-    """One system on one collection.
+    """What one system scores on one collection, and what it cost.
 
     Args:
         name: `bm25`, `start`, the objective that trained the encoder, or what `nlt evaluate` calls another system.
-        ndcg_at_10: mean over the queries, as the two after it.
+        ndcg_at_10: mean over the queries, like the two metrics after it.
         mrr_at_10: mean reciprocal rank among the first 10.
         recall_at_100: share of the relevant documents among the first 100.
         train_seconds: wall time of training and of the LLM stage before it (scoring, or head detection).
@@ -75,14 +75,14 @@ def results_table(results: Sequence[Result]) -> str:
 
 
 def verdicts(results: Sequence[Result], name: str) -> list[str]:
-    """For each collection a sentence on what was gained over the start, and whether BM25 is ahead.
+    """Write one sentence for each collection: what a system gains over the start, and whether BM25 is ahead.
 
     Args:
         results: rows of a table.
         name: of the system that the sentences are about.
 
     Returns:
-        None for a collection that has neither the start nor BM25 to compare with.
+        The sentences. A collection that has neither the start nor BM25 to compare with gets none.
     """
     rows = {(row.collection, row.split, row.name): row.ndcg_at_10 for row in results}
     sentences = []

@@ -1,4 +1,4 @@
-"""Runs that go on where they stopped, and refuse to go on as another run."""
+"""Let a run resume where it stopped, and refuse to resume from the checkpoints of a run with other settings."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
 def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> dict[str, Any]:
-    """What a run is made of: the recipe for the model card, and the trajectory, which a resume must share.
+    """The settings of a run: its recipe, for the model card, and its trajectory, which a run that resumes must share.
 
     Each option's declaration says whether it decides the trajectory, see `nlt_trainer.arguments.option.Decides`. Files
-    take part by their content, so that a run whose gains, candidates or start have changed is not taken for the same.
+    count by their content, so that a run whose gains, candidates or start have changed is not taken for the same.
     """
     files = [data.candidates, str(Path(data.collection, "corpus.jsonl"))]
     if args.reads_gains(data):
@@ -47,7 +47,7 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     trajectory |= {"processes": args.world_size} | {f"content of {file}": _file_hash(file) for file in files}
     start = resolve_model(model.encoder)
     if "dream" in args.objectives and Path(model.heads).is_file():
-        heads = HeadSet.load(model.heads).heads  # not how long it took to find them
+        heads = HeadSet.load(model.heads).heads  # the file also says how long it took to find them
         trajectory["heads"] = [list(pair) for pair in heads]
     trajectory["content of encoder"] = content_hash(start) if Path(start).is_dir() else start
     return {
@@ -59,7 +59,7 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
 
 
 def adaptation_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> dict[str, Any]:
-    """The same for a run of `adapt_scorer`, which reads no encoder and no objective."""
+    """The trajectory of a run of `adapt_scorer`, which has no encoder and no objective."""
     files = [str(Path(data.collection, "corpus.jsonl")), *([data.candidates, data.gains] if data.adapt_pairs else [])]
     values = args.to_dict()
     trajectory = {key: values[key] for key in sorted(DECIDING) if key in values}
@@ -80,7 +80,7 @@ def _decisive(arguments: Any, *what: Decides) -> dict[str, Any]:
 
 
 def _file_hash(path: str) -> str | None:
-    """Hash of a file's content; a missing file is reported by whoever reads it."""
+    """Hash of a file's content; `None` for a missing file, which is reported where it is read."""
     if not Path(path).is_file():
         return None
     with Path(path).open("rb") as handle:
@@ -88,7 +88,7 @@ def _file_hash(path: str) -> str | None:
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> str | None:
-    """The checkpoint to go on from, if there is one; refuses to go on with a run that had another trajectory.
+    """The checkpoint to resume from, if there is one. A checkpoint of another trajectory is refused.
 
     Raises:
         NLTError: the folder has checkpoints of another run; names what differs.
@@ -111,7 +111,7 @@ def _check_trajectory(folder: Path, settings: dict[str, Any], *, remedy: str) ->
 
 
 def start_checkpoint(args: TrainingArguments, settings: dict[str, Any]) -> str | None:
-    """What a run goes on from: `resume_from_checkpoint`, else the last whole checkpoint of `output_dir`.
+    """The checkpoint that a run resumes from: `resume_from_checkpoint`, else the last whole one of `output_dir`.
 
     Raises:
         NLTError: the checkpoint that was named is not whole, or either folder has checkpoints of another run.
@@ -134,7 +134,7 @@ def start_checkpoint(args: TrainingArguments, settings: dict[str, Any]) -> str |
 
 
 class CostCallback(TrainerCallback, ExportableState):
-    """Counts what training has cost so far, before a resume too: seconds and LLM tokens. Each entry of the log has it.
+    """Counts the seconds and LLM tokens of training, also those before it resumed, and adds them to each log entry.
 
     Args:
         objective: whose LLM tokens are counted, over all processes; `None` counts none.
@@ -147,7 +147,7 @@ class CostCallback(TrainerCallback, ExportableState):
         self._begin = time.monotonic()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
+        """The costs, as a checkpoint keeps them."""
         return {"args": {}, "attributes": {"cost": self.cost}}
 
     def on_train_begin(
@@ -183,14 +183,14 @@ class CostCallback(TrainerCallback, ExportableState):
 
 
 class AdapterCallback(TrainerCallback):
-    """Lets a LoRA run go on with the weights that it had.
+    """Lets a LoRA run resume with the weights that it had.
 
-    The trainer reads a checkpoint's base anew, as the Hub's main branch has it, and the adapter in the base's dtype:
-    another revision, or an adapter rounded to bfloat16. This puts both back.
+    From a checkpoint the trainer reads the base as the Hub's main branch has it, which may be another revision. It
+    reads the adapter in the base's dtype, which may round it to bfloat16. This callback puts both right.
 
     Args:
         encoder: the encoder that is trained, as it was loaded.
-        checkpoint: what the run goes on from; `None` or one without an adapter: nothing happens.
+        checkpoint: the checkpoint that the run resumes from. With `None`, or if it has no adapter, nothing happens.
     """
 
     def __init__(self, encoder: SentenceTransformer, checkpoint: str | None) -> None:
