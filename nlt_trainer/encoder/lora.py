@@ -1,4 +1,4 @@
-"""LoRA adapters: an encoder's, merged or read back from a checkpoint, and one added to an LLM to train it."""
+"""LoRA adapters: merge an encoder's, read it back from a checkpoint, or add one to an LLM that is to be trained."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from nlt_trainer.lm.frozen_lm import FrozenLM
 
 
 def lora_config(task: TaskType, lora: Mapping[str, object]) -> LoraConfig:
-    """An adapter's configuration.
+    """Make an adapter's configuration.
 
     Args:
         task: what the adapted model is for.
         lora: arguments of `peft.LoraConfig`, e.g. `{"r": 16, "target_modules": "all-linear"}`.
 
     Raises:
-        NLTError: one that it does not have, or a value that it refuses.
+        NLTError: an argument that `LoraConfig` does not have, or a value that it refuses.
     """
     try:
         return LoraConfig(task_type=task, **lora)  # type: ignore[arg-type]
@@ -41,7 +41,7 @@ def add_llm_lora(lm: FrozenLM, lora: Mapping[str, object], *, seed: int) -> dict
         lora: arguments of `peft.LoraConfig`, e.g. `{"r": 16, "target_modules": "all-linear"}`.
         seed: of the adapter's random start, equal on all processes.
     """
-    with torch.random.fork_rng(devices=[]):  # adapters are drawn on the CPU
+    with torch.random.fork_rng(devices=[]):  # an adapter's random start is drawn on the CPU
         torch.manual_seed(seed)
         lm.model.add_adapter(lora_config(TaskType.CAUSAL_LM, lora))
     lm.model.eval()
@@ -50,14 +50,14 @@ def add_llm_lora(lm: FrozenLM, lora: Mapping[str, object], *, seed: int) -> dict
             module.train()  # for lora_dropout; the LLM's own dropout stays off
     adapter = {name: p for name, p in lm.model.named_parameters() if p.requires_grad}
     for parameter in adapter.values():
-        parameter.data = parameter.data.float()  # steps are smaller than what bfloat16 tells apart
+        parameter.data = parameter.data.float()  # optimizer steps are smaller than bfloat16 can represent
     return adapter
 
 
 def merge_lora(encoder: SentenceTransformer) -> None:
     """Add each adapter's product to the weight that it adapts and remove the adapter; without one nothing happens.
 
-    The sums are new tensors: a frozen LLM may use the memory of the weights as they were.
+    The sums are new tensors, because a frozen LLM may share the memory of the old weights.
     """
     layers = [(name, module) for name, module in encoder.named_modules() if isinstance(module, BaseTunerLayer)]
     adapters = encoder.active_adapters() if layers else []

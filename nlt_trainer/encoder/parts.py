@@ -1,4 +1,4 @@
-"""A batch of texts in parts of about equal length, which an encoder embeds one after another."""
+"""Split a batch into parts whose texts have similar lengths, which an encoder embeds one after another."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ PART_TOKENS = 1024
 """Tokens that an encoder embeds at once on a CPU, padding included."""
 
 Part = tuple[Tensor, dict[str, Any]]
-"""Rows of a batch, `(n,)`, and the encoder's inputs of these."""
+"""Indices of some rows of a batch, `(n,)`, and the encoder's inputs for these rows."""
 
 
 @dataclass(frozen=True)
 class EncoderInParts:
-    """Stands for an encoder where texts are embedded; on a CPU up to 1024 tokens at a time, else all at once.
+    """Takes the place of an encoder and embeds up to 1024 tokens at a time on a CPU, all texts at once elsewhere.
 
-    A batch's texts are as long as its longest, and a CPU is slower with more at once, because the tensors of a layer
-    then need more than the C library keeps of freed memory; accelerators want large batches. Embeddings and gradients
-    are those of smaller batches, dropout draws other random numbers. A table of token embeddings has no padding.
+    Every text of a batch is padded to the longest one. A CPU is also slower with large batches, because the tensors of
+    a layer then need more freed memory than the C library keeps. Accelerators want large batches. Embeddings and
+    gradients are those of smaller batches; dropout draws other random numbers. An encoder that is a table of token
+    embeddings has no padding, so its batches stay whole.
 
     Args:
         model: the encoder, wrapped or not.
@@ -42,15 +43,15 @@ class EncoderInParts:
 
 
 def parts_by_length(features: dict[str, Any], *, texts: int | None = None, tokens: int | None = None) -> list[Part]:
-    """Split the tensors of a batch of N texts, longest first, without the columns that are padding in a whole part.
+    """Split the tensors of a batch of N texts into parts, longest texts first. Columns of mere padding are cut off.
 
     Args:
-        features: the encoder's inputs; what is no tensor belongs to all of them.
-        texts: in a part, at most.
-        tokens: in a part, at most, padding included; one text may have more.
+        features: the encoder's inputs; a value that is no tensor goes into every part.
+        texts: the most texts of a part.
+        tokens: the most tokens of a part, padding included; a single text may have more.
 
     Raises:
-        NLTError: the tensors are not `(N, ...)`, as where an encoder takes its texts in one row.
+        NLTError: the tensors are not `(N, ...)`, as with an encoder that takes all texts in one row.
     """
     counts = _counts(features)
     if len(counts) != 1:
@@ -64,7 +65,7 @@ def parts_by_length(features: dict[str, Any], *, texts: int | None = None, token
 
 
 def part_sizes(lengths: Sequence[int], texts: int | None, tokens: int | None) -> list[int]:
-    """How many of the texts, longest first, each part takes; see `parts_by_length`."""
+    """Number of texts in each part, longest texts first; see `parts_by_length`."""
     sizes: list[int] = []
     longest = 0
     for length in lengths:
@@ -77,24 +78,24 @@ def part_sizes(lengths: Sequence[int], texts: int | None, tokens: int | None) ->
 
 
 def join(parts: Sequence[Part], embeddings: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Embeddings of parts in the order of the batch: `(N, D)`."""
+    """Put the embeddings of parts back into the order of the batch: `(N, D)`."""
     order = torch.cat([rows for rows, _ in parts])
     return {"sentence_embedding": torch.cat(list(embeddings))[order.argsort()]}
 
 
 def _counts(features: dict[str, Any]) -> set[int]:
-    """Rows of the tensors: the texts, where each has one."""
+    """The numbers of rows that the tensors have. It is one number if each text has a row."""
     return {len(value) for value in features.values() if isinstance(value, Tensor)}
 
 
 def _mask(features: dict[str, Any]) -> Tensor | None:
-    """Which tokens are no padding, `(N, L)`."""
+    """Mask of the tokens that are no padding, `(N, L)`; `None` where there is no such mask."""
     mask = features.get("attention_mask")
     return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def _part(features: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-    """Some rows of all tensors, those over tokens from the first to the last column that no padding fills."""
+    """Some rows of all tensors. Tensors over tokens keep the columns from the first to the last that has a token."""
     mask = _mask(features)
     part = {name: value[rows] if isinstance(value, Tensor) else value for name, value in features.items()}
     if mask is None:

@@ -1,4 +1,4 @@
-"""What an encoder makes of a few fixed texts, and the first layer at which two encoders differ."""
+"""Probe an encoder with a few fixed texts, and find the first layer at which two encoders differ."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ TEXTS = (
     "Größe, naïve; 数据 и данные: 3.14 < x[i] -> 'y'\n\tend",
     "The river carries sand to the sea, where it settles. " * 40,
 )
-"""Probe texts, each a query and a document: short, one word, other scripts, and longer than many limits."""
+"""Probe texts, each read as a query and as a document: short, one word, other scripts, longer than many limits."""
 
 TOLERANCE = 1e-5
-"""Largest difference of a number in an embedding that counts as equal, in float32."""
+"""Largest difference between two numbers of embeddings that count as equal, in float32."""
 
 SAMPLE = 64
 """Numbers of a layer's output that a probe keeps, evenly spaced."""
@@ -78,7 +78,7 @@ def probe(
     encode_query: EncodeFunction | None = None,
     encode_document: EncodeFunction | None = None,
 ) -> Probe:
-    """Let an encoder read `TEXTS`, on the CPU in float32 and in evaluation mode, where it also remains.
+    """Let an encoder read `TEXTS` on the CPU, in float32 and in evaluation mode. It stays there and in this state.
 
     Args:
         encoder: the encoder.
@@ -86,7 +86,7 @@ def probe(
         encode_document: the same for documents.
     """
     encoder.float().cpu().eval()
-    options: dict[str, Any] = {"show_progress_bar": False, "batch_size": 1}  # no padding, which no two programs share
+    options: dict[str, Any] = {"show_progress_bar": False, "batch_size": 1}  # programs pad larger batches differently
     query = encode_query or (lambda texts: encoder.encode_query(texts, **options))
     document = encode_document or (lambda texts: encoder.encode_document(texts, **options))
     with _observed(encoder) as layers:
@@ -139,9 +139,9 @@ def difference(found: Probe, expected: Probe, *, tolerance: float = TOLERANCE) -
     """Say where two encoders differ.
 
     Args:
-        found: of the one in question.
-        expected: of the one that it should equal.
-        tolerance: of a number in an embedding.
+        found: probe of the encoder in question.
+        expected: probe of the encoder that it should equal.
+        tolerance: largest difference of a number in an embedding that counts as equal.
 
     Returns:
         `None` where all embeddings are equal; else the largest difference, and the first layer in the order of the
@@ -164,7 +164,7 @@ def _first_layer(found: dict[str, Tensor], expected: dict[str, Tensor], *, toler
     for name, b in expected.items():
         a = found.get(name)
         if a is None:
-            continue  # an adapter's own modules are gone where it is merged
+            continue  # a merged adapter no longer has modules of its own
         if a.shape != b.shape or not torch.allclose(a, b, rtol=tolerance, atol=tolerance):
             if name == "tokens":
                 return "already the tokens of a query do (prompt, tokenizer or max_seq_length)"

@@ -11,10 +11,10 @@ from nlt_trainer.lm.frozen_lm import FrozenLM
 def share_weights(model: PreTrainedModel, lm: FrozenLM) -> None:
     """Let a model without weights use the memory of the LLM's weights, all of them frozen.
 
-    The two remain two trees of modules over one set of tensors. Adapters, dropout, attention implementation, caches
-    and checkpointing belong to one tree, so that the LLM reads without the adapter while the encoder has it, at any
-    time and after any exception: nothing is switched. Moving one of them to another device or dtype gives it weights
-    of its own, which costs memory and changes no result.
+    The two models remain two trees of modules over one set of tensors. Adapters, dropout, attention implementation,
+    caches and checkpointing belong to one tree. The LLM therefore always reads without the encoder's adapter, even
+    after an exception, and nothing has to be switched. Moving one of the models to another device or dtype gives it
+    weights of its own, which costs memory and changes no result.
 
     Args:
         model: the LLM's decoder without its head, on the meta device, without adapters.
@@ -30,7 +30,7 @@ def share_weights(model: PreTrainedModel, lm: FrozenLM) -> None:
             f"{type(model).__name__}; set shared_backbone: false"
         )
     model.load_state_dict(body.state_dict(), assign=True)
-    for name, buffer in body.named_buffers():  # also those that no state dict has, such as rotary frequencies
+    for name, buffer in body.named_buffers():  # also buffers that no state dict has, such as rotary frequencies
         place, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(place), leaf, buffer)
     model.requires_grad_(False)

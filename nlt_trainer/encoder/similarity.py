@@ -1,4 +1,4 @@
-"""Scores of candidates: temperature-scaled cosines, the one thing that every objective takes from the encoder."""
+"""What every objective takes from a batch: cosines of the encoder's embeddings, and labels such as gains."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def embed(model: Callable[[dict[str, Any]], Any], features: Features) -> tuple[T
 
 def own_cosines(queries: Tensor, documents: Tensor) -> Tensor:
     """Cosine of each query `(B, D)` with its own candidates `(B, K, D)`, float32 also under autocast: `(B, K)`."""
-    with torch.autocast(queries.device.type, enabled=False):  # bfloat16 tells cosines near 1 apart by 0.004 only
+    with torch.autocast(queries.device.type, enabled=False):  # near 1, bfloat16 has steps of 0.004
         return torch.einsum("bd,bkd->bk", queries, documents)
 
 
@@ -35,7 +35,7 @@ def all_cosines(queries: Tensor, documents: Tensor) -> Tensor:
 
 
 def pairwise_cosines(texts: Tensor) -> Tensor:
-    """Cosine of each two of C texts `(B, C, D)`, float32 also under autocast: `(B, C, C)`."""
+    """Cosine of every pair of C texts `(B, C, D)`, float32 also under autocast: `(B, C, C)`."""
     with torch.autocast(texts.device.type, enabled=False):
         return texts @ texts.transpose(1, 2)
 
@@ -44,7 +44,7 @@ def gain_of(labels: Mapping[str, Tensor]) -> Tensor:
     """The batch's likelihood gains, `(B, K)`, nats per target token.
 
     Raises:
-        NLTError: the batch has none.
+        NLTError: the batch has no gains.
     """
     return label_of(labels, "gain", remedy="run `nlt score` first or give NLTCollator a scorer")
 
@@ -53,7 +53,7 @@ def label_of(labels: Mapping[str, Tensor], name: str, *, remedy: str) -> Tensor:
     """An entry of the batch that is no encoder input.
 
     Raises:
-        NLTError: the batch does not have it.
+        NLTError: the batch does not have this entry.
     """
     if name not in labels:
         raise NLTError(f"the batch has no {name}; {remedy}")

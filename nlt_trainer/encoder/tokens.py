@@ -1,4 +1,4 @@
-"""An encoder's inputs of texts that come again and again, tokenised once."""
+"""Tokenise texts that an encoder reads again and again only once."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 KEPT_NUMBERS = 1 << 26
-"""Numbers of 4 bytes that `EncoderTokens` keeps of queries, and as many of documents."""
+"""The most 4-byte numbers that one `EncoderTokens` keeps. Queries have one of these objects, and documents another."""
 
 SAMPLES = ("a", "two words and more", "")
-"""Texts of several lengths, on which what is put together is compared with what the encoder makes of a batch."""
+"""Texts of several lengths. A batch that is put together from them is compared with the one that the encoder makes."""
 
 MASK, OFFSETS = "attention_mask", "offsets"
 
 
 class EncoderTokens:
-    """Does what an encoder's `preprocess` does to a batch, and keeps what it makes of each text.
+    """Gives the same inputs of a batch as an encoder's `preprocess`, and keeps those of each text.
 
-    Kept are a text's token ids and the like without padding, as long as they fit into 256 MiB; other texts are
-    tokenised whenever they come. An encoder is asked for every batch where that is not its texts put together: padded
-    under a mask, or one after another with offsets.
+    The token ids of a text (and similar numbers) are kept without padding, until 256 MiB are full. Texts beyond that
+    are tokenised whenever they come. A batch is put together from its texts: padded under a mask, or one after another
+    with offsets. An encoder that makes its batches in another way is asked for every batch.
 
     Args:
         encoder: its tokeniser, prompts and length must not change afterwards.
@@ -59,7 +59,7 @@ class EncoderTokens:
         batch = self._batch([rows[key] if key in rows else self._kept[key] for key in keys])
         for key, row in rows.items():
             if row.size <= self._room:
-                self._kept[key] = row.copy()  # a view would keep the whole batch
+                self._kept[key] = row.copy()  # a view would keep the whole batch in memory
                 self._room -= row.size
         return batch
 
@@ -74,7 +74,7 @@ class EncoderTokens:
         return [numbers[:, n, used] for n, used in enumerate(features[MASK].numpy() != 0)]  # (names, N, L)
 
     def _batch(self, rows: Sequence[np.ndarray]) -> dict[str, Any]:
-        """Rows put together, those of one length alone or padded."""
+        """Put rows together into a batch: padded, or one after another."""
         lengths = [row.shape[1] for row in rows]
         if self._padding is None:
             numbers = np.concatenate(rows, axis=1).astype(np.int64)
@@ -91,7 +91,7 @@ class EncoderTokens:
         return {name: torch.from_numpy(array) for name, array in arrays.items()} | self._rest
 
     def _is_put_together(self, tensors: dict[str, Tensor]) -> bool:
-        """Learn how the encoder pads; whether its batch of the samples is then their own rows put together."""
+        """Find out how the encoder pads, and whether its batch of the samples equals their rows put together."""
         try:
             if MASK in tensors:
                 padding = tensors[MASK] == 0  # (N, L)
