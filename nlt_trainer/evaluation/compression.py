@@ -1,7 +1,7 @@
-"""Smaller embeddings: the first dimensions alone, int8 or binary documents, as an index of that size would hold them.
+"""Smaller embeddings: only the first dimensions, or documents in int8 or binary, as a smaller index would hold them.
 
-Truncation and quantisation are those of Sentence Transformers. Queries stay float32, as in its own rescoring: an index
-stores documents, so they are what is worth making small.
+Truncation and quantisation are those of Sentence Transformers. Queries stay float32, as in its own rescoring, because
+an index stores only documents.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class CompressedEncoder:
 
     Args:
         encoder: what embeds the texts.
-        truncate_dim: dimensions that are kept, the first ones; `None` keeps all.
-        precision: of documents: `int8`, each dimension in 256 steps between the least and the greatest value of the
-            documents that are embedded first; `binary`, its sign alone; `None` float32.
+        truncate_dim: number of first dimensions that are kept; `None` keeps all.
+        precision: format of documents. `int8` divides each dimension into 256 steps between the least and the greatest
+            value of the documents that are embedded first, `binary` keeps its sign, and `None` means float32.
 
     Raises:
         NLTError: the encoder has no more dimensions than `truncate_dim`.
@@ -47,7 +47,7 @@ class CompressedEncoder:
         return truncate_embeddings(self.encoder.encode_query(texts, **options), self.truncate_dim)
 
     def encode_document(self, texts: Sequence[str], **options: Any) -> np.ndarray:
-        """Embeddings `(n, H)` of documents, float32, each value one of those that the precision has."""
+        """Embeddings `(n, H)` of documents, float32. Each value is one that the precision can hold."""
         embeddings = truncate_embeddings(self.encoder.encode_document(texts, **options), self.truncate_dim)
         if self.precision == "binary":
             packed = np.asarray(quantize_embeddings(embeddings, "ubinary"))  # (n, H / 8), eight signs a byte

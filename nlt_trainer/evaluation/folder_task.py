@@ -24,7 +24,7 @@ class BEIRFolderRetrieval(AbsTaskRetrieval):
     """A BEIR or TREC folder as a retrieval task of mteb; nothing is downloaded.
 
     Titles are joined to texts as `Document.content` does it, so encoders see in evaluation what they saw in training.
-    The task's dataset revision is a hash of what is evaluated: results of other data are never taken for its own.
+    The task's dataset revision is a hash of the data, so results of other data are never taken for its own.
     Like every task of mteb it seeds the global random generators when it is made.
 
     Args:
@@ -91,7 +91,7 @@ class BEIRFolderRetrieval(AbsTaskRetrieval):
 
 
 def as_collection(collection: Collection | str | Path, split: str) -> Collection:
-    """A collection that was read already, or the folder's; it has the split."""
+    """The collection itself if it was read already, else the one that is read from the folder. It has the split."""
     if isinstance(collection, Collection):
         collection.split_qrels(split)
         return collection

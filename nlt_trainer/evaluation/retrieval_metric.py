@@ -92,7 +92,7 @@ def query_values(
     mrr: Sequence[int] = (10,),
     recall: Sequence[int] = (100,),
 ) -> dict[str, list[float]]:
-    """Return what trec_eval gives each query.
+    """Return the values that trec_eval gives each query.
 
     Args:
         run: query id -> document id -> score. A query that is missing counts 0, as with trec_eval's option -c.

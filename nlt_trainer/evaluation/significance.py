@@ -1,8 +1,8 @@
 """How sure a difference is: bootstrap intervals and a paired randomisation test over queries.
 
-Values come in groups, a group for each part of what is averaged (one split of one collection; the languages of a task;
-the tasks of a benchmark), and the figure is the weighted mean of the groups' means. With one group all of it is the
-plain mean over queries.
+Values come in groups. There is a group for each part of what is averaged: one split of one collection, each language
+of a task, or each task of a benchmark. The figure is the weighted mean of the groups' means. With one group that is
+the plain mean over queries.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Groups = Sequence[np.ndarray]
 
 
 def weighted_mean(groups: Groups, weights: Sequence[float]) -> float:
-    """The figure itself: `sum_g weight_g * mean(group_g)`; weights sum to 1."""
+    """The figure itself, `sum_g weight_g * mean(group_g)`; weights sum to 1."""
     return float(sum(w * group.mean() for group, w in zip(groups, weights, strict=True)))
 
 
 def bootstrap_interval(
     groups: Groups, weights: Sequence[float], *, samples: int = SAMPLES, seed: int = 0
 ) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of the weighted mean, queries drawn with replacement within each group.
+    """95 % percentile bootstrap interval of the weighted mean. Each group's queries are drawn with replacement.
 
     Args:
         groups: see `Groups`.
@@ -62,8 +62,8 @@ def randomisation_test(
     """Two-sided p-value of a paired randomisation test (Fisher's; Smucker et al., CIKM 2007).
 
     Under the null hypothesis the two systems are exchangeable within each query, so the sign of each difference is
-    tossed at random; p is the share of tosses whose weighted mean is at least as far from 0 as the observed one, the
-    observed one counted in.
+    tossed at random. p is the share of tosses whose weighted mean is at least as far from 0 as the observed one. The
+    observed one counts as a toss.
 
     Args:
         differences: value of one system minus that of the other, for each query of each group.

@@ -30,7 +30,7 @@ class Comparison:
         system: name of the one.
         against: name of the other.
         difference: the one's nDCG@10 minus the other's.
-        low: lower bound of the difference's 95 % paired bootstrap interval; `None` where a part has one query alone.
+        low: lower bound of the difference's 95 % paired bootstrap interval; `None` where a part has a single query.
         high: its upper bound.
         p: two-sided p-value of the paired randomisation test, not corrected for the number of comparisons.
         better: queries whose nDCG@10 is higher with the one.
@@ -53,7 +53,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All systems on all tasks.
+    """The scores of all systems on all tasks.
 
     Args:
         tasks: what was evaluated on.
@@ -102,7 +102,7 @@ class Evaluation:
         )
 
     def comparisons(self) -> list[Comparison]:
-        """Every other system against `against`, on each task and mean."""
+        """Compare every other system with `against`, on each task and mean."""
         others = [system.name for system in self.systems if system.name != self.against]
         if self.against is None:
             return []
@@ -129,7 +129,7 @@ class Evaluation:
         )
 
     def query_rows(self) -> Iterator[dict[str, Any]]:
-        """A row a query: each system's metrics, and its nDCG@10 minus that of `against`."""
+        """Yield a row for each query: each system's metrics, and its nDCG@10 minus that of `against`."""
         for entry in self.tasks.tasks:
             found = {system.name: self.scores[system.name, entry.title] for system in self.systems}
             for part, query_ids in next(iter(found.values())).queries.items():
@@ -160,7 +160,7 @@ class Evaluation:
 
 
 def file_name(name: str) -> str:
-    """A name as one part of a path."""
+    """Turn a name into one part of a path."""
     return re.sub(r"[^\w.+-]+", "_", name).strip("._")
 
 
