@@ -19,19 +19,20 @@ from nlt_trainer.objectives.objective import Objective
 class GradCacheLoss(Objective):
     r"""An objective whose encoder embeds a few texts at a time, with the gradient of the whole batch.
 
-    Texts are embedded part by part, longest first, and only their embeddings kept; the objective is computed on all of
-    them; backward, its gradient with respect to the embeddings comes first, and from there each part is embedded
-    again, with the same random numbers, and differentiated before the next one. Loss and gradient are those of the
-    objective itself; a step encodes every text twice, and its memory holds the activations of one part.
+    Texts are embedded part by part, longest first, and only their embeddings are kept. The objective is computed on
+    all embeddings. The backward pass begins with the objective's gradient with respect to the embeddings. It then
+    embeds each part again, with the same random numbers, and differentiates it before it goes on to the next part.
+    Loss and gradient are those of the objective itself. A step encodes every text twice, and memory holds the
+    activations of one part.
 
     Inputs: those of the objective.
 
     Args:
-        objective: any, a `MixtureLoss` too.
+        objective: any objective, also a `MixtureLoss`.
         micro_batch_size: texts that the encoder embeds at once.
 
     When to use it: where B queries with K candidates do not fit in memory. Relation to its siblings: `DREAMLoss` has a
-    `micro_batch_size` of its own, for the LLM; both hold at once.
+    `micro_batch_size` of its own, for the LLM; both can be used together.
 
     Source: GradCache (arXiv 2101.06983). Here autograd does the bookkeeping: each part is a `torch.utils.checkpoint`,
     whose backward passes run one after another because a later part of the forward pass comes first.
@@ -71,7 +72,7 @@ class GradCacheLoss(Objective):
 
 @dataclass(eq=False)
 class _EncoderInParts:
-    """Stands for the encoder where texts are embedded; `size` of them at a time, without keeping activations."""
+    """Takes the place of the encoder and embeds `size` texts at a time, without keeping activations."""
 
     model: nn.Module
     size: int
@@ -85,8 +86,8 @@ class _EncoderInParts:
 class _Part:
     """Embeds one part: first by the wrapped encoder, then, in the backward pass, by the encoder inside.
 
-    DistributedDataParallel awaits the gradients of a forward pass of its own; another one amid a backward pass would
-    start its count anew.
+    After its forward pass, DistributedDataParallel waits for all gradients. Another forward pass of it, during the
+    backward pass, would make it start to wait anew.
     """
 
     model: nn.Module

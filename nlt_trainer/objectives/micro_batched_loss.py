@@ -1,4 +1,8 @@
-"""Encoder and LLM meet in a few numbers: the LLM's gradient first, in micro-batches, then one encoder backward."""
+"""Train an encoder through an LLM without one large graph of both.
+
+The encoder gives the LLM only a few numbers. The LLM's gradient with respect to these is computed first, in
+micro-batches, and one backward pass of the encoder goes on from there.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +23,15 @@ def micro_batched_loss(
 ) -> Tensor:
     """Mean over B queries of a loss that an LLM computes from weights, as if in one graph.
 
-    One micro-batch's graph is alive at a time. The gradients with respect to `weights` and `parameters` are known when
-    this returns; the backward pass hands them on.
+    The graph of only one micro-batch is alive at a time. The gradients with respect to `weights` and `parameters` are
+    known when this returns, and the backward pass only hands them on.
 
     Args:
         read: from weights `(b, ...)` on the LLM's device and their place in the batch to losses `(b,)`.
-        weights: `(B, ...)`, whatever the encoder gives to the LLM.
+        weights: `(B, ...)`, the numbers that the encoder gives to the LLM.
         micro_batch_size: queries in one call of `read`.
         device: of the LLM.
-        parameters: what else is trained, on the LLM's device; each must take part in every loss.
+        parameters: other parameters that are trained, on the LLM's device; each must take part in every loss.
     """
     leaf = weights.detach().to(device).requires_grad_(torch.is_grad_enabled())
     inputs = [leaf, *parameters]

@@ -15,8 +15,8 @@ class MixtureLoss(Objective):
 
     .. math:: L = \sum_i \lambda_i L_i
 
-    The encoder embeds a batch once for all terms. Each term stands in the log under its own name and *weighted*, so
-    that the logged terms add up to the logged loss; divide by the weight to compare a term with a run of its own.
+    The encoder embeds a batch once for all terms. The log shows each term under its own name and *weighted*, so that
+    the logged terms add up to the logged loss. Divide by the weight to compare a term with a run of its own.
 
     Inputs:
         | Texts              | Labels                                     |
@@ -27,8 +27,8 @@ class MixtureLoss(Objective):
         objectives: the terms; each keeps its own temperature.
         weights: one for each term, greater than 0.
 
-    When to use it: where objectives complement each other, as DREAM, whose gradient is local and fades when its
-    shares saturate, and likelihood gain, which reads each candidate apart.
+    When to use it: where objectives complement each other. An example is DREAM with likelihood gain: DREAM's gradient
+    is local and fades when its shares saturate, and likelihood gain reads each candidate apart.
 
     Example:
         ```python
@@ -44,7 +44,7 @@ class MixtureLoss(Objective):
         if any(objective.model is not objectives[0].model for objective in objectives):
             raise NLTError("the objectives of a mixture hold different encoders; give all of them the same one")
         super().__init__(objectives[0].model, temperature=objectives[0].temperature)
-        self.objectives: Sequence[Objective] = nn.ModuleList(objectives)  # type: ignore[assignment]  # which forgets it
+        self.objectives: Sequence[Objective] = nn.ModuleList(objectives)  # type: ignore[assignment]  # it has no item type
         self.weights = list(weights)
 
     @property

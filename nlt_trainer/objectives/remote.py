@@ -22,18 +22,20 @@ from nlt_trainer.objectives.micro_batched_loss import with_known_gradients
 from nlt_trainer.objectives.objective import Objective
 
 GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What makes a process one of several that train; the worker is none of them."""
+"""Environment variables that make a process one of several that train. The worker is none of them and unsets these."""
 
 
 class RemoteObjective(Objective):
     """An objective that is computed in a worker process, which holds the LLM.
 
-    Encoder and LLM meet in the embeddings of a batch. They go to the worker with the labels, as plain arrays; each
-    term and its gradient with respect to the embeddings come back, and one backward pass of the encoder goes on from
-    there, so that the gradient is that of one joint graph. The worker is started by `spawn`, reads nothing but what
-    `build` reads, and ends with this process, also when this one is killed. Several training processes have a worker
-    each, which knows nothing of the others: an objective that exchanges documents among processes sees its own alone.
-    Not run so far: encoder or LLM on an accelerator.
+    The LLM needs nothing from the encoder but the embeddings of a batch. These go to the worker as plain arrays,
+    together with the labels. Each term and its gradient with respect to the embeddings come back, and one backward
+    pass of the encoder goes on from there. The gradient is therefore that of one joint graph.
+
+    The worker is started by `spawn`, reads nothing but what `build` reads, and ends with this process, even when this
+    process is killed. Each of several training processes has a worker of its own, which knows nothing of the others.
+    An objective that exchanges documents among processes therefore sees only those of its own process. An encoder or
+    an LLM on an accelerator has not been run so far.
 
     Inputs: those of the objective that `build` makes.
 
@@ -41,9 +43,9 @@ class RemoteObjective(Objective):
         model: the encoder; it stays in this process.
         build: makes the objective in the worker, given a module that stands for the encoder. It is pickled by name: a
             function of a module, or a `functools.partial` of one.
-        temperature: of the encoder's cosines; what this object has at a call is what the worker uses.
+        temperature: of the encoder's cosines; at each call the worker uses the value that this object has then.
 
-    When to use it: where the LLM shall have threads, memory or a device of its own. Relation to its siblings: in one
+    When to use it: where the LLM should have threads, memory or a device of its own. Relation to its siblings: in one
     process the same objective gives the same loss and gradient.
 
     Raises:
@@ -66,7 +68,7 @@ class RemoteObjective(Objective):
         self.process.start()
         self._lm_tokens = 0
         atexit.register(_end, self.connection, self.process)
-        theirs.close()  # only the worker holds that end, so that its death is seen here
+        theirs.close()  # only the worker then holds that end, so this process notices when the worker dies
         self._receive()
 
     @property
@@ -80,7 +82,7 @@ class RemoteObjective(Objective):
         try:
             self.connection.send((*arrays, self.temperature, torch.is_grad_enabled()))
         except OSError:
-            pass  # the worker has ended; receiving says how
+            pass  # the worker has ended; `_receive` says how
         terms, self._lm_tokens = self._receive()
         return {
             name: with_known_gradients(
@@ -93,10 +95,10 @@ class RemoteObjective(Objective):
         }
 
     def _receive(self) -> Any:
-        """The worker's next answer.
+        """Wait for the worker's next answer.
 
         Raises:
-            NLTError: the worker has ended, or what it was given is wrong.
+            NLTError: the worker has ended, or its input was wrong.
             RuntimeError: an error in the worker, with its traceback.
         """
         try:
@@ -125,7 +127,7 @@ def _end(connection: Connection, process: SpawnProcess) -> None:
 
 
 def _serve(connection: Connection, build: Callable[[nn.Module], Objective]) -> None:
-    """The worker: answers `(None, answer)` or `(error's name, message)` until the other end is gone."""
+    """The worker's program: it answers `(None, answer)` or `(error's name, message)` until the other end is closed."""
     for name in GROUP_VARIABLES:
         os.environ.pop(name, None)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -135,11 +137,11 @@ def _serve(connection: Connection, build: Callable[[nn.Module], Objective]) -> N
         while error is None:
             connection.send(_attempt(_compute, made, connection.recv()))
     except (EOFError, OSError, KeyboardInterrupt):
-        pass  # the process that asks has ended
+        pass  # the training process has ended
 
 
 def _end_with_parent() -> None:
-    """End at once when the parent has ended, even amid a computation."""
+    """End at once when the parent has ended, even in the middle of a computation."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -151,7 +153,7 @@ def _attempt(function: Callable[..., Any], *arguments: Any) -> tuple[str | None,
         return None, function(*arguments)
     except NLTError as error:
         return NLTError.__name__, str(error)
-    except Exception as error:  # reported where the objective is used
+    except Exception as error:  # the training process reports it
         return type(error).__name__, traceback.format_exc()
 
 
@@ -163,7 +165,7 @@ def _build(build: Callable[[nn.Module], Objective]) -> Objective:
 
 
 def _compute(objective: Objective, request: tuple[Any, ...]) -> tuple[dict[str, tuple[float, list[np.ndarray]]], int]:
-    """Each term and, where a gradient is wanted, its gradients with respect to queries and documents; LLM tokens."""
+    """Each term with its gradients with respect to queries and documents, if these are wanted, and the LLM tokens."""
     queries, documents, labels, objective.temperature, wanted = request
     queries, documents = (torch.from_numpy(array).requires_grad_(wanted) for array in (queries, documents))
     tensors = {name: torch.from_numpy(array) for name, array in labels.items()}
