@@ -1,6 +1,6 @@
-"""The words that options choose from: recipes, functions and error messages take them from this one place.
+"""The words that options choose from. Recipes, functions and error messages all take them from this file.
 
-Nothing heavy is imported, so that a recipe with a wrong word is refused before torch is there.
+Nothing heavy is imported here, so that a recipe with a wrong word is refused before torch is imported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Miner = Literal["bm25", "encoder", "fused"]
 """What chooses a query's candidates: BM25, the encoder, or both by reciprocal rank fusion."""
 
 HeadMethod = Literal["gain", "correlation", "needle", "qrels"]
-"""How it is known which document a head should turn to."""
+"""How head detection knows which document a head should attend to."""
 HeadScore = Literal["reciprocal_rank", "correlation"]
 HeadSelection = Literal["best", "random", "worst"]
 """Which heads of a score table are kept; the last two are controls."""
@@ -40,7 +40,7 @@ InjectedRows = Literal["all", "target"]
 """The rows whose attention is divided: all from the query on, or those that predict a token of the target."""
 
 Precision = Literal["int8", "binary"]
-"""Numbers of a document's embedding in a compressed index."""
+"""Format of the numbers of a document's embedding in a compressed index."""
 ExportForm = Literal["merged", "adapter", "onnx", "openvino"]
 RepoType = Literal["model", "dataset"]
 

@@ -17,12 +17,12 @@ from nlt_trainer.errors import DataError, NLTError
 
 FOLDER_MARK = ".nlt_trainer"
 RECORD_FILE = "record.json"
-"""In an encoder's folder: what its card is made of. It is no part of the model, and each evaluation writes it anew."""
-SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character, whole where the other half follows
+"""File in an encoder's folder from which its card is made. It is no part of the model; each evaluation rewrites it."""
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character, which is valid only if the other half follows
 
 
 def cache_folder() -> Path:
-    """Folder of what is kept between calls: `$NLT_CACHE`, else `nlt_trainer` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    """Folder of files kept between calls: `$NLT_CACHE`, else `nlt_trainer` in `$XDG_CACHE_HOME` or `~/.cache`."""
     if os.environ.get("NLT_CACHE"):
         return Path(os.environ["NLT_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "nlt_trainer"
@@ -38,7 +38,7 @@ def atomic_write(path: str | Path) -> AbstractContextManager[TextIO]:
 
 
 def atomic_write_bytes(path: str | Path) -> AbstractContextManager[BinaryIO]:
-    """The same for a file of bytes."""
+    """Open a file of bytes for writing; otherwise like `atomic_write`."""
     return _atomic(Path(path), "wb", encoding=None)
 
 
@@ -60,11 +60,11 @@ def _atomic(path: Path, mode: str, *, encoding: str | None) -> Iterator[Any]:
 
 
 def check_folder(path: Path) -> None:
-    """Refuse what `atomic_folder` does not replace; a stage that runs long asks before it begins.
+    """Refuse a path that `atomic_folder` does not replace. A stage that runs long checks this before it begins.
 
     Raises:
-        NLTError: `path` or what it would stand in is a file, it is a folder with anything in it that was not written
-            here, or it has no name of its own, as `.` has none.
+        NLTError: `path` or a folder that it lies in is a file, `path` is a folder with content that this package has
+            not written, or it has no name of its own, such as `.`.
     """
     if not path.name:
         raise NLTError(f"{path} is no name for a folder that is to be written; give it one, e.g. {path / 'encoder'}")
@@ -81,7 +81,7 @@ def check_folder(path: Path) -> None:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`; it replaces `path` only when the block ends without an exception.
 
-    A folder written so has an empty file `FOLDER_MARK` in it; no other folder with anything in it is ever replaced.
+    The folder gets an empty file `FOLDER_MARK`. A folder that has content but not this file is never replaced.
 
     Raises:
         NLTError: as `check_folder`.
@@ -140,7 +140,7 @@ def _parsed(text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, is nested too deeply, or has half a character, which no UTF-8 file could hold.
+        ValueError: the text is not JSON, is nested too deeply, or has half a character, which UTF-8 cannot encode.
     """
     try:
         value = json.loads(text)

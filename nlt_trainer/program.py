@@ -1,4 +1,4 @@
-"""The stages as programs, each with `main(argv)`; `run_main` is how all of them end."""
+"""Run a stage as a program: `run_main` calls its `main(argv)`, reports errors in one line and sets the exit code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GOES_ON = {
     "pull": "what has come",
     "demo": "the stage that was under way",
 }
-"""Stages that go on where they stopped, and from what."""
+"""Stage that resumes where it stopped -> what it resumes from."""
 
 DISK = {
     errno.EACCES: "give yourself the right to it or name another place",
@@ -29,14 +29,14 @@ DISK = {
     errno.ENOSPC: "free some space on the disk",
     errno.EDQUOT: "free some space on the disk",
 }
-"""What the file system refuses, and the remedy; other errors of the system keep their traceback."""
+"""Error of the file system that a user can act on -> the remedy. Other system errors keep their traceback."""
 
 STOPPED = 130
-"""Exit code of a program that Ctrl-C has ended: 128 and the number of SIGINT."""
+"""Exit code of a program that Ctrl-C has ended: 128 plus the number of SIGINT."""
 
 
 def shown(doc: str | None) -> str:
-    """A module's docstring as the help of a stage: without the fences around its commands, which are indented."""
+    """Turn a module's docstring into the help of a stage: commands lose the fences around them and are indented."""
     lines, inside = [], False
     for line in (doc or "").strip().splitlines():
         if line.startswith("```"):
@@ -49,8 +49,10 @@ def shown(doc: str | None) -> str:
 def run_main(
     main: Callable[[list[str] | None], int | None], argv: Sequence[str] | None = None, *, stage: str | None = None
 ) -> NoReturn:
-    """Run a stage and leave the process: wrong input and a disk that refuses are one line on stderr and exit code 2,
-    without a traceback, and so is Ctrl-C with exit code 130.
+    """Run a stage and leave the process.
+
+    Wrong input and errors of the file system give one line on stderr without a traceback, and exit code 2. Ctrl-C
+    gives one line and exit code 130.
 
     Args:
         main: the stage; it returns its exit code, or `None` for success.
@@ -62,7 +64,7 @@ def run_main(
     """
     name = f"nlt {stage or Path(sys.argv[0]).stem}"
     arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.argv = [name, *arguments]  # argparse takes the program's name of its usage line from here
+    sys.argv = [name, *arguments]  # argparse takes the name in its usage line from here
     try:
         code = main(arguments)
     except NLTError as error:
@@ -80,6 +82,6 @@ def run_main(
 
 
 def _again(name: str) -> str:
-    """What a second call goes on from, where the stage can."""
+    """Say what a second call resumes from, if the stage can resume."""
     source = GOES_ON.get(name.removeprefix("nlt "))
     return f"; run again, it goes on from {source}" if source else ""

@@ -8,15 +8,17 @@ from nlt_trainer.choices import TargetKind
 from nlt_trainer.errors import NLTError
 
 TEMPLATE_VERSION = 1
-"""Raised whenever the way in which the segments are put together changes; part of every score's cache key."""
+"""Version of the way in which the segments are put together. It grows with each change, and every score's cache key
+contains it."""
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """Segments around the texts: `<document_prefix>document<document_suffix>`, once a document, then
-    `<query_prefix> query<answer_prefix> answer`.
+    """Segments around the texts of a prompt.
 
-    Each segment is tokenised alone, so that a document's tokens do not depend on what follows it.
+    A prompt has `<document_prefix>document<document_suffix>` once for each document, then
+    `<query_prefix> query<answer_prefix> answer`. Each segment is tokenised alone, so that a document's tokens do not
+    depend on what follows it.
 
     Example:
         ```python
@@ -41,7 +43,7 @@ class PromptTemplate:
 
 
 def default_target(*, has_answers: bool) -> TargetKind:
-    """`joint` where every query has an answer, else `query`: the two that rank gold passages best.
+    """`joint` where every query has an answer, else `query`. These two targets rank gold passages best.
 
     Mean reciprocal rank of the gold passage on 47 Natural Questions queries with 8 BM25 candidates under
     SmolLM2-135M-Instruct: 0.905 with the answer as target, 0.971 with the query, 0.982 with both.

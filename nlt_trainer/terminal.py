@@ -1,4 +1,4 @@
-"""What a person at the terminal reads while a stage works: lines, and one progress bar at a time."""
+"""Output for a person at the terminal while a stage works: lines, and one progress bar at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 SECONDS = 3.0
-"""Work that takes less shows no bar."""
+"""Seconds after which a late bar appears. Work that takes less time shows no bar."""
 
 
 def say(text: str = "") -> None:
@@ -21,6 +21,6 @@ def say(text: str = "") -> None:
 def late_bar(make: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Make a bar that appears after some seconds and is gone when it is done; for transformers' `set_tqdm_hook`.
 
-    Loading a small model is done in milliseconds, and its bars would stand between the lines of a stage.
+    Loading a small model takes milliseconds, and its bars would stand between the lines of a stage.
     """
     return make(*args, **{**kwargs, "delay": SECONDS, "leave": False})

@@ -1,4 +1,4 @@
-"""One trainer for all objectives."""
+"""The trainer, which is the same for all objectives."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ OBJECTIVE_FILE = "objective.safetensors"
 class NLTTrainer(SentenceTransformerTrainer):
     """`SentenceTransformerTrainer` for batches of queries with K candidates each.
 
-    The encoder is all that is wrapped and saved: an objective that reads an LLM holds it as a plain object. What an
-    objective trains beside the encoder, as Revela an adapter of its LLM, has its gradients averaged over processes
-    here and stands in a checkpoint under `OBJECTIVE_FILE`; `max_grad_norm` leaves it alone. Losses are means over
-    queries of terms that do not depend on the rest of the batch (or, with in-batch negatives, on the global batch), so
-    that one process and several give the same loss for the same global batch.
+    Only the encoder is wrapped and saved, because an objective that reads an LLM holds it as a plain object. An
+    objective may train parameters beside the encoder, as Revela trains an adapter of its LLM. Their gradients are
+    averaged over processes here, a checkpoint keeps them in `OBJECTIVE_FILE`, and `max_grad_norm` leaves them alone.
+
+    Losses are means over queries. The term of a query depends on no other query of the batch or, with in-batch
+    negatives, on the global batch. One process and several therefore give the same loss for the same global batch.
 
     Args are those of `SentenceTransformerTrainer`; `data_collator` is an `NLTCollator`, `loss` one of
     `nlt_trainer.objectives`.
@@ -71,7 +72,7 @@ class NLTTrainer(SentenceTransformerTrainer):
         """The objective's loss of a batch.
 
         Raises:
-            NLTError: it is infinite or NaN, which the trainer's log would show as 0.
+            NLTError: the loss is infinite or NaN, which the trainer's log would show as 0.
         """
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if isinstance(result, tuple) else result
@@ -91,9 +92,10 @@ class NLTTrainer(SentenceTransformerTrainer):
         generator: torch.Generator | None = None,
         seed: int = 0,
     ) -> BatchSampler | None:
-        """Random batches or, with `train_sampling_strategy: group_by_length`, random ones of rows of similar length.
+        """Random batches or, with `train_sampling_strategy: group_by_length`, random batches of similar lengths.
 
-        Rows are grouped for the batches of all processes, so that several train on the order of one.
+        Rows are grouped for the batches of all processes together, so that several processes train in the order of
+        one.
 
         Raises:
             NLTError: another strategy, which would be ignored.
@@ -108,7 +110,7 @@ class NLTTrainer(SentenceTransformerTrainer):
         return DefaultBatchSampler(rows, batch_size=batch_size, drop_last=drop_last)
 
     def objective_parameters(self) -> dict[str, nn.Parameter]:
-        """What the objective trains beside the encoder, by name."""
+        """The parameters that the objective trains beside the encoder, by name."""
         encoder = {id(parameter) for parameter in self.model.parameters()}
         parameters = self.loss.named_parameters()  # type: ignore[attr-defined]  # one loss, not a dict
         return {name: parameter for name, parameter in parameters if id(parameter) not in encoder}
@@ -116,7 +118,8 @@ class NLTTrainer(SentenceTransformerTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Loss and gradients of a batch; gradients that `DistributedDataParallel` does not know are averaged here.
 
-        The loss is averaged too: `train_loss` sums what each process has alone since the last entry of the log.
+        The loss is averaged too, because the trainer's `train_loss` takes the steps after the last entry of the log
+        from one process alone.
         """
         loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
@@ -125,7 +128,7 @@ class NLTTrainer(SentenceTransformerTrainer):
         return self.accelerator.reduce(loss, reduction="mean")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the encoder; in a checkpoint also what the objective trains beside it."""
+        """Save the encoder and, in a checkpoint, the parameters that the objective trains beside it."""
         super().save_model(output_dir, _internal_call)
         parameters = self.objective_parameters()
         if _internal_call and parameters and self.args.should_save:
@@ -136,10 +139,10 @@ class NLTTrainer(SentenceTransformerTrainer):
         """Train, from a checkpoint if one is given; `True` takes the last whole one.
 
         Raises:
-            NLTError: no checkpoint is whole, or it lacks what the objective trains beside the encoder.
+            NLTError: no checkpoint is whole, or it lacks the parameters that the objective trains beside the encoder.
         """
         show_progress(self)
-        self.pop_callback(CheckpointFiles)  # of an earlier call
+        self.pop_callback(CheckpointFiles)  # left by an earlier call
         self.add_callback(CheckpointFiles())
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(Path(str(self.args.output_dir)))

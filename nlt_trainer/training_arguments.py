@@ -26,12 +26,12 @@ class NLTTrainingArguments(TrainerArguments, SentenceTransformerTrainingArgument
     def __post_init__(self) -> None:
         TrainerArguments.__post_init__(self)
         self._check_numbers()
-        # Sentence-Transformers sets it for several processes, and every one of them warns.
+        # Sentence-Transformers sets this for several processes, with a warning from each. Set here, it is silent.
         self.dataloader_drop_last |= int(os.environ.get("WORLD_SIZE", "1")) > 1
         SentenceTransformerTrainingArguments.__post_init__(self)
         # torch warns at every epoch where there is no accelerator to pin memory for
         self.dataloader_pin_memory &= torch.cuda.is_available()
-        # torch refuses them without workers
+        # torch refuses persistent workers where there are no workers
         self.dataloader_persistent_workers &= self.dataloader_num_workers > 0
 
     def _check_numbers(self) -> None:
