@@ -63,8 +63,8 @@ def check_folder(path: Path) -> None:
     """Refuse a path that `atomic_folder` does not replace. A stage that runs long checks this before it begins.
 
     Raises:
-        NLTError: `path` or a folder that it lies in is a file, `path` is a folder with content that this package has
-            not written, or it has no name of its own, such as `.`.
+        NLTError: `path` or one of its parents is a file, `path` is a folder with content that this package has not
+            written, or `path` has no name of its own, such as `.`.
     """
     if not path.name:
         raise NLTError(f"{path} is no name for a folder that is to be written; give it one, e.g. {path / 'encoder'}")
@@ -170,7 +170,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write one JSON object a line, atomically; returns the number of lines."""
+    """Write each row as a JSON object on a line, atomically; returns the number of lines."""
     count = 0
     with atomic_write(path) as handle:
         for row in rows:

@@ -30,8 +30,9 @@ class NLTTrainer(SentenceTransformerTrainer):
     objective may train parameters beside the encoder, as Revela trains an adapter of its LLM. Their gradients are
     averaged over processes here, a checkpoint keeps them in `OBJECTIVE_FILE`, and `max_grad_norm` leaves them alone.
 
-    Losses are means over queries. The term of a query depends on no other query of the batch or, with in-batch
-    negatives, on the global batch. One process and several therefore give the same loss for the same global batch.
+    Losses are means over queries. A query's term does not depend on the rest of the batch, except that in-batch
+    negatives come from the global batch. One process and several therefore give the same loss for the same global
+    batch.
 
     Args are those of `SentenceTransformerTrainer`; `data_collator` is an `NLTCollator`, `loss` one of
     `nlt_trainer.objectives`.

@@ -15,7 +15,7 @@ from nlt_trainer.errors import NLTError
 
 @dataclass
 class NLTTrainingArguments(TrainerArguments, SentenceTransformerTrainingArguments):
-    """What `NLTTrainer` takes: the options of a recipe's block `trainer:`, and all of Sentence Transformers'.
+    """The options of `NLTTrainer`: those of a recipe's block `trainer:`, and all of Sentence Transformers'.
 
     Example:
         ```python
@@ -26,7 +26,7 @@ class NLTTrainingArguments(TrainerArguments, SentenceTransformerTrainingArgument
     def __post_init__(self) -> None:
         TrainerArguments.__post_init__(self)
         self._check_numbers()
-        # Sentence-Transformers sets this for several processes, with a warning from each. Set here, it is silent.
+        # Sentence-Transformers would set this for several processes, and every one of them would warn.
         self.dataloader_drop_last |= int(os.environ.get("WORLD_SIZE", "1")) > 1
         SentenceTransformerTrainingArguments.__post_init__(self)
         # torch warns at every epoch where there is no accelerator to pin memory for

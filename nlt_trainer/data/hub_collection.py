@@ -127,7 +127,7 @@ def _check(beir: BEIRSource | None, questions: QuestionSource | None) -> None:
 
 
 def _built_before(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The report of an earlier build with these settings, or `None`. Local folders may change, so theirs is `None`."""
+    """The report of an earlier build with these settings, or `None`. A build from local folders is always repeated."""
     if not folder.exists():
         return None
     report = read_json(folder / SOURCE_FILE) if (folder / SOURCE_FILE).is_file() else None

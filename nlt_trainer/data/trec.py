@@ -1,4 +1,4 @@
-"""Read a TREC collection, a folder of documents, topics and qrels; read and write runs of trec_eval.
+"""Read a TREC collection from a folder of documents, topics and qrels, and read and write runs of trec_eval.
 
 The files are found by name, where `SPLIT` is the split that is asked for:
 

@@ -1,4 +1,4 @@
-"""Tokenise texts that an encoder reads again and again only once."""
+"""Tokenise each text only once, although an encoder reads it again and again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class EncoderTokens:
     Args:
         encoder: its tokeniser, prompts and length must not change afterwards.
         kind: `query` or `document`; the encoder's prompt of that name stands before each text.
-        max_length: tokens that the encoder reads of a text; `None`: its `max_seq_length`.
+        max_length: the most tokens of a text that the encoder reads; `None` means its `max_seq_length`.
     """
 
     def __init__(self, encoder: SentenceTransformer, kind: str, *, max_length: int | None) -> None:

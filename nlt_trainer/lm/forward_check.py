@@ -1,5 +1,7 @@
-"""Check whether a model gives the same hidden states when it is read in another way, and which errors say that it
-cannot be read so."""
+"""Check whether a model gives the same hidden states when it is read in another way.
+
+The check also needs the errors by which a model shows that it cannot be read in that way.
+"""
 
 from __future__ import annotations
 

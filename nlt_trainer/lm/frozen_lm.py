@@ -145,14 +145,14 @@ class FrozenLM:
     def sliding_window(self) -> int | None:
         """Tokens that a layer with a sliding window can look back; `None` where every layer sees all tokens."""
         config = self.model.config.get_text_config()
-        # Entries of single architectures (Mistral, Llama 4, GPT-Neo). An architecture without one has no window.
+        # Only some architectures have such an entry (Mistral, Llama 4, GPT-Neo). Those without one have no window.
         windows = (getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size", "window_size"))
         return next((int(window) for window in windows if window), None)
 
     @property
     def rope_limit(self) -> int | None:
         """Tokens beyond which LongRoPE uses other frequencies for the whole batch; `None` without LongRoPE."""
-        # An entry of single architectures (Phi-3). ALiBi has none, and Gemma 3 has one for each kind of layer.
+        # Only some architectures have this entry (Phi-3). ALiBi has none, and Gemma 3 has one for each kind of layer.
         given = getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}
         each = [given, *(entry for entry in given.values() if isinstance(entry, dict))]
         limits = [e["original_max_position_embeddings"] for e in each if e.get("rope_type") == "longrope"]
@@ -180,7 +180,7 @@ class FrozenLM:
         config, head = self.model.config.get_text_config(), self.model.get_output_embeddings()
         logits = nn.functional.linear(hidden, head.weight[tokens], None if head.bias is None else head.bias[tokens])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        # Entries of single architectures. An architecture without an entry does not have that step.
+        # Only some architectures have these entries. An architecture without an entry does not have that step.
         divisor = getattr(config, "logits_scaling", None)
         factor = getattr(config, "logit_scale", None)
         softcap = getattr(config, "final_logit_softcapping", None)
@@ -229,7 +229,7 @@ def context_length(config: PreTrainedConfig, name: str) -> int:
         NLTError: the configuration does not say.
     """
     config = config.get_text_config()
-    # An entry of single architectures. Bloom, MPT and Mamba have no such limit.
+    # Not every architecture has this entry. Bloom, MPT and Mamba have no such limit.
     length = getattr(config, "max_position_embeddings", None)
     if length is None:
         raise NLTError(

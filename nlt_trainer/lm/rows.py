@@ -72,7 +72,7 @@ def token_batches(rows: list[Row], batch_tokens: int, *, span_limit: int | None 
 def collate(rows: list[Row], lm: FrozenLM) -> Batch:
     """Put rows into tensors on the LLM's device, padded on the right.
 
-    There are a mask and positions too if suffixes share a row.
+    If suffixes share a row, the inputs also have a mask and positions.
     """
     length = max(row.length for row in rows)
     ids = np.zeros((len(rows), length), np.int64)

@@ -34,8 +34,8 @@ class GradCacheLoss(Objective):
     When to use it: where B queries with K candidates do not fit in memory. Relation to its siblings: `DREAMLoss` has a
     `micro_batch_size` of its own, for the LLM; both can be used together.
 
-    Source: GradCache (arXiv 2101.06983). Here autograd does the bookkeeping: each part is a `torch.utils.checkpoint`,
-    whose backward passes run one after another because a later part of the forward pass comes first.
+    Source: GradCache (arXiv 2101.06983). Here autograd does the bookkeeping. Each part is a `torch.utils.checkpoint`.
+    Their backward passes run one after another, because autograd takes a later part of the forward pass first.
 
     Example:
         ```python

@@ -34,8 +34,8 @@ class RemoteObjective(Objective):
 
     The worker is started by `spawn`, reads nothing but what `build` reads, and ends with this process, even when this
     process is killed. Each of several training processes has a worker of its own, which knows nothing of the others.
-    An objective that exchanges documents among processes therefore sees only those of its own process. An encoder or
-    an LLM on an accelerator has not been run so far.
+    An objective that exchanges documents among processes therefore sees only those of its own process. So far this has
+    not been run with an encoder or an LLM on an accelerator.
 
     Inputs: those of the objective that `build` makes.
 

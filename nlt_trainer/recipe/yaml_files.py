@@ -11,7 +11,7 @@ from nlt_trainer.errors import DataError
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """Refuses a key that appears twice; other loaders would silently drop the first of the two."""
+    """A YAML loader that refuses a key that appears twice. Other loaders silently drop the first of the two."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node.

@@ -27,7 +27,7 @@ def save_trained(run: Run, encoder: SentenceTransformer, *, merge: bool, keep_ad
 
     Args:
         run: the run.
-        encoder: as it comes out of the trainer; with `merge` its adapter is merged afterwards.
+        encoder: as it comes out of the trainer; `merge` merges its adapter.
         merge: save it with its adapter merged, in float32; else the adapter alone, in a folder that names its base.
         keep_adapter: with `merge`, save the adapter alone too, in a folder of its own.
 
@@ -97,7 +97,7 @@ def _merged(run: Run) -> Path:
     transformer: Any = encoder.transformers_model
     with atomic_folder(run.exported("merged")) as partial:
         encoder.save_pretrained(str(partial))
-        # transformers has saved the weights under the names of an adapter's, which no loader finds: save them again
+        # transformers has saved the weights under names for an adapter, which no loader finds, so save them again
         transformer.save_pretrained(partial, save_original_format=False)
     return run.exported("merged")
 

@@ -27,7 +27,7 @@ LINES = "#000000"
 def learning_curve(
     logs: Mapping[str, Sequence[Mapping[str, Any]]], *, metric: str, label: str, from_zero: bool = True
 ) -> Figure:
-    """Draw a logged figure against optimizer steps, one line a run.
+    """Draw a logged figure against optimizer steps, with one line for each run.
 
     Args:
         logs: run name to the trainer's log; entries with `metric` are drawn against their `step`.
@@ -83,7 +83,7 @@ def change_chart(differences: Sequence[float], *, label: str) -> Figure:
     """Draw the change of each query, the most improved first.
 
     Args:
-        differences: one a query, in any order.
+        differences: one for each query, in any order.
         label: of the vertical axis.
     """
     values = np.sort(np.asarray(differences, np.float64))[::-1]

@@ -57,16 +57,16 @@ def checkpoint_fault(checkpoint: Path) -> str | None:
 class CheckpointFiles(TrainerCallback):
     """Writes a list of a checkpoint's files and their sizes into it, when all processes have written their files.
 
-    If a checkpoint lacks the list, or a file on it, then a kill or a full disk interrupted it, or it was not copied to
-    the end.
+    A checkpoint that lacks the list, or a file on it, was interrupted by a kill, by a full disk or while it was
+    copied.
     """
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take the list out of checkpoints of later steps, which do not count as whole until they are written anew.
+        """Remove the list from checkpoints of later steps, so that they count as whole only when written anew.
 
-        They come from an earlier attempt, and a kill amid writing would leave files of both attempts in one folder.
+        They come from an earlier attempt. A kill while they are written anew would mix the files of both attempts.
         """
         if state.is_world_process_zero:
             for checkpoint in _checkpoints(Path(str(args.output_dir))):

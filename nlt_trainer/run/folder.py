@@ -31,7 +31,7 @@ class Run:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.settings_file = self.folder / "settings.json"
-        """The recipe's blocks, and the trajectory: what a run that resumes must have in common, see `resume`."""
+        """The recipe's blocks, and the trajectory, which a run must share to resume here; see `resume`."""
         self.training_file = self.folder / "training.json"
         """What training did: objective, cost and log. It is written when training has ended."""
         self.encoder = self.folder / "encoder"

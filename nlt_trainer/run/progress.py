@@ -1,4 +1,4 @@
-"""The progress of training as a person reads it: one bar, a line an epoch and a line an evaluation."""
+"""The progress of training as a person reads it: one bar, and a line after each epoch and each evaluation."""
 
 from __future__ import annotations
 
