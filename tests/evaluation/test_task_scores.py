@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import unicodedata
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import bm25s
 import mteb
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.data.beir import Collection, Document, Query, load_collection, write_collection
+from nlt_trainer.data.candidates import STOP_WORDS, tokenize
 from nlt_trainer.data.trec import read_run, write_run
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.errors import DataError, NLTError
@@ -260,6 +265,39 @@ def test_a_result_is_kept_for_its_system_and_task_alone(
     write_json(cache.path("bm25", entry), {"unknown": 1})
     with pytest.raises(DataError, match=r"is not a result .*remove the file"):
         cache.get("bm25", entry)
+
+
+def without_case(text: str) -> list[str]:
+    return text.casefold().split()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("STOP_WORDS", STOP_WORDS - {"which"} | {"more"}),
+        ("STOP_WORDS", STOP_WORDS - {"their"}),
+        ("WORD", re.compile(r"\w+")),
+        ("WORD", re.compile(r"[\w'-]{2,}")),
+        ("WORD", re.compile(r"(?a:\b\w\w+\b)")),
+        ("WORD", re.compile(r"[\u4e00-\u9fff]|\b\w\w+\b")),
+        ("WORD", re.compile(r"[\u0e00-\u0e7f]|\b\w\w+\b")),
+        ("WORD", re.compile(r"\b\w[\w\u093f-\u094d]+\b")),
+        ("PART_BOUNDARY", re.compile("_+")),
+        ("PART_BOUNDARY", re.compile(r"_+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[a-z])(?=[0-9])")),
+        ("tokenize", without_case),
+        ("tokenize", lambda text: [token[:5] for token in tokenize(text)]),
+        ("tokenize", lambda text: tokenize(unicodedata.normalize("NFKC", text))),
+        ("bm25s.BM25", partial(bm25s.BM25, k1=1.2)),
+        ("bm25s.BM25", partial(bm25s.BM25, b=0.5)),
+        ("bm25s.BM25", partial(bm25s.BM25, method="bm25+")),
+    ],
+)
+def test_bm25_is_known_by_how_it_ranks(name: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: another tokeniser, other stop words or another formula, each with another fingerprint."""
+    before = BM25(keep=False).fingerprint
+    assert BM25(keep=True).fingerprint == before
+    monkeypatch.setattr(f"nlt_trainer.data.candidates.{name}", value)
+    assert BM25(keep=False).fingerprint != before
 
 
 def test_a_checkpoint_is_known_by_its_content(tiny_encoder_folder: Path, tmp_path: Path) -> None:
