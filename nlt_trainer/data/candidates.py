@@ -11,10 +11,10 @@ from __future__ import annotations
 import logging
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import bm25s
 import numpy as np
@@ -27,6 +27,7 @@ from nlt_trainer.files import read_jsonl, write_jsonl
 
 logging.getLogger("bm25s").setLevel(logging.INFO)  # bm25s sets its logger to DEBUG when it is imported
 
+Key = TypeVar("Key", bound=Hashable)
 STOP_WORDS = frozenset(STOPWORDS_EN)
 WORD = re.compile(r"\b\w\w+\b")
 FUSION_CONSTANT = 60
@@ -171,19 +172,26 @@ def ranking_depth(num_chosen: int, *, fused: bool) -> int:
 
 
 def fuse(*rankings: Sequence[int]) -> list[int]:
-    """Reciprocal rank fusion: a document's score is the sum of 1 / (60 + rank) over the rankings that have it.
+    """All indices of some rankings, best first by `reciprocal_ranks`, ties in corpus order.
 
     Args:
         rankings: indices into the corpus, best first.
-
-    Returns:
-        All indices of the rankings, best first, ties in corpus order.
     """
-    scores: dict[int, float] = {}
-    for ranking in rankings:
-        for rank, index in enumerate(ranking, start=1):
-            scores[index] = scores.get(index, 0) + 1 / (FUSION_CONSTANT + rank)
+    scores = reciprocal_ranks(*rankings)
     return sorted(scores, key=lambda index: (-scores[index], index))
+
+
+def reciprocal_ranks(*rankings: Iterable[Key]) -> dict[Key, float]:
+    """Reciprocal rank fusion: a document's score is the sum of 1 / (60 + rank) over the rankings that have it.
+
+    Args:
+        rankings: documents, best first.
+    """
+    scores: dict[Key, float] = {}
+    for ranking in rankings:
+        for rank, document in enumerate(ranking, start=1):
+            scores[document] = scores.get(document, 0) + 1 / (FUSION_CONSTANT + rank)
+    return scores
 
 
 def _draw(num_documents: int, chosen: Sequence[int], *, count: int, key: str) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 
 from nlt_trainer.choices import DocumentLayout, TargetKind
+from nlt_trainer.data.questions import hash_of
 from nlt_trainer.encoder.tokens import EncoderTokens
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.chunks import ChunkGroups, build_chunks
@@ -226,4 +226,4 @@ class NLTCollator:
 
 def text_key(text: str) -> int:
     """A 63-bit hash of a text: equal for equal texts."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    return hash_of(text) >> 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.errors import DataError, NLTError
@@ -214,12 +215,9 @@ def _same_best(gain: np.ndarray, bm25: np.ndarray) -> float:
 
 def _mean_spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Mean over rows of the rank correlation; rows in which one side is constant are left out."""
-    ranks = [[_ranks(row) for row in x] for x in (a, b)]
-    values = [np.corrcoef(x, y)[0, 1] for x, y in zip(*ranks, strict=True) if x.std() and y.std()]
-    return round(float(np.mean(values)), 3) if values else 0.0
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0 of `(K,)` numbers; equal ones share the mean of theirs, as random candidates with BM25 0 are."""
-    column = values[:, None]
-    return (values < column).sum(1) + ((values == column).sum(1) - 1) / 2
+    told_apart = (np.ptp(a, axis=1) > 0) & (np.ptp(b, axis=1) > 0)  # (B,)
+    if not told_apart.any():
+        return 0.0
+    # random candidates all have BM25 0: equal scores share the mean of their ranks
+    ranks = [stats.rankdata(scores[told_apart], axis=1) for scores in (a, b)]
+    return round(float(stats.pearsonr(*ranks, axis=1).statistic.mean()), 3)

@@ -5,7 +5,6 @@ Nothing that is kept can be stale: any file can be removed at any time, and `tri
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,6 +17,7 @@ from tqdm.auto import tqdm
 
 from nlt_trainer.content import encoder_content
 from nlt_trainer.files import atomic_write_bytes, cache_folder
+from nlt_trainer.lm.score_cache import ScoreCache
 
 PART = 512
 """Texts in one file: as many are lost by a kill, and embedded anew after a change of one of them."""
@@ -109,7 +109,7 @@ class EmbeddingCache:
         """Files that are there are mapped, not read; one that is damaged is made again."""
         parts = [list(texts[start : start + PART]) for start in range(0, len(texts), PART)]
         named = self.encoder.prompts.get(role) if prompt is None else prompt
-        files = [self.folder / f"{_hash_texts([role, named or '', *part])}.npy" for part in parts]
+        files = [self.folder / f"{ScoreCache.key(role, named or '', *part).hex()}.npy" for part in parts]
         missing = [i for i, (part, file) in enumerate(zip(parts, files, strict=True)) if _read(file, part) is None]
         mine = missing
         if self.processes is not None:
@@ -160,11 +160,3 @@ def trim(folder: str | Path, max_bytes: float) -> int:
         path.unlink(missing_ok=True)
         excess, removed = excess - stat.st_size, removed + 1
     return removed
-
-
-def _hash_texts(texts: Sequence[str]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for text in texts:
-        data = text.encode()
-        digest.update(b"%d:" % len(data) + data)
-    return digest.hexdigest()

@@ -53,10 +53,19 @@ def evaluate_encoder(
         DataError: a malformed folder.
         NLTError: the collection has no such split, or a weight of the encoder is not finite.
     """
+    check_weights(encoder)
+    return _run_mteb(encoder, BEIRFolderRetrieval(collection, split=split), batch_size=batch_size)
+
+
+def check_weights(encoder: SentenceTransformer) -> None:
+    """Refuse an encoder that has diverged, of which mteb would report a figure.
+
+    Raises:
+        NLTError: a weight is not finite.
+    """
     for name, parameter in encoder.named_parameters():
         if not parameter.isfinite().all():
             raise NLTError(f"the encoder's {name} is infinite or NaN; train it again with a lower learning rate")
-    return _run_mteb(encoder, BEIRFolderRetrieval(collection, split=split), batch_size=batch_size)
 
 
 def evaluate_bm25(collection: Collection | str | Path, *, split: str = "test") -> dict[str, float]:

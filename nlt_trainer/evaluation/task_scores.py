@@ -17,15 +17,14 @@ from typing import Any
 
 import numpy as np
 from mteb.models import SearchEncoderWrapper, SentenceTransformerEncoderWrapper
-from mteb.models.hybrid_wrappers import fuse_rrf
 
 from nlt_trainer.choices import Precision
 from nlt_trainer.data.beir import Collection, Document, Query
-from nlt_trainer.data.candidates import bm25_rankings
+from nlt_trainer.data.candidates import bm25_rankings, reciprocal_ranks
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.evaluation.compression import CompressedEncoder
-from nlt_trainer.evaluation.evaluator import FixedRankings, Rankings, best, quiet, run_mteb
+from nlt_trainer.evaluation.evaluator import FixedRankings, Rankings, best, check_weights, quiet, run_mteb
 from nlt_trainer.evaluation.folder_task import METRICS, TOP_K, Part
 from nlt_trainer.evaluation.retrieval_metric import query_values
 from nlt_trainer.evaluation.tasks import EvaluationTask
@@ -97,9 +96,7 @@ def rank_encoder(
     Raises:
         NLTError: a weight of the encoder is not finite.
     """
-    for name, parameter in encoder.encoder.named_parameters():
-        if not parameter.isfinite().all():
-            raise NLTError(f"the encoder's {name} is infinite or NaN; train it again with a lower learning rate")
+    check_weights(encoder.encoder)
     rankings: TaskRankings = {}
     with quiet():
         wrapper = SentenceTransformerEncoderWrapper(encoder.encoder)
@@ -119,7 +116,7 @@ def fuse(first: TaskRankings, second: TaskRankings) -> TaskRankings:
     """Reciprocal rank fusion (k = 60) of the first 100 documents of both rankings."""
     return {
         part: {
-            query_id: dict(fuse_rrf([best(first[part][query_id], TOP_K), best(ranking, TOP_K)], [1.0, 1.0]))
+            query_id: reciprocal_ranks(best(first[part][query_id], TOP_K), best(ranking, TOP_K))
             for query_id, ranking in second[part].items()
         }
         for part in second

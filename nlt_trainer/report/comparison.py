@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import rankdata
 from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.data.beir import Document
@@ -78,10 +79,7 @@ class SearchIndex:
 
 def ranks(scores: np.ndarray) -> np.ndarray:
     """Ranks from 1 of `(N,)` scores, the highest first; of equal ones the first in the corpus."""
-    order = np.argsort(-scores, kind="stable")
-    places = np.empty(len(scores), np.int64)
-    places[order] = np.arange(1, len(scores) + 1)
-    return places
+    return rankdata(-scores, method="ordinal")
 
 
 def side_by_side(query: str, indexes: Sequence[SearchIndex], *, top_k: int = 10) -> list[list[Hit]]:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import pytrec_eval
 from datasets import Dataset
+from mteb.models.hybrid_wrappers import fuse_rrf
 from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.data.beir import Collection, Document, Query, load_collection, write_collection
@@ -102,12 +103,13 @@ def test_an_encoder_that_diverged_is_refused(
 
 
 def test_fusion_is_the_sum_of_reciprocal_ranks() -> None:
-    """Reference: 1 / (60 + rank) by hand; of equal scores the last id comes first; no more than 100 of each."""
+    """Reference: 1 / (60 + rank) by hand, and mteb's own; of equal scores the last id comes first; 100 of each."""
     part = ("test", "default")
     first: TaskRankings = {part: {"q": {"a": 3.0, "b": 2.0, "c": 2.0}}}
     second: TaskRankings = {part: {"q": {"b": 0.9, "d": 0.1}}}
     expected = {"a": 1 / 61, "b": 1 / 63 + 1 / 61, "c": 1 / 62, "d": 1 / 62}
     assert fuse(first, second)[part]["q"] == pytest.approx(expected)
+    assert fuse(first, second)[part]["q"] == fuse_rrf([first[part]["q"], second[part]["q"]], [1.0, 1.0])
     long: TaskRankings = {part: {"q": {f"d{i:03}": 1.0 - i / 1000 for i in range(150)}}}
     assert len(fuse(long, second)[part]["q"]) == 102
 
