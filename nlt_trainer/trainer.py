@@ -34,18 +34,19 @@ class NLTTrainer(SentenceTransformerTrainer):
     negatives come from the global batch. One process and several therefore give the same loss for the same global
     batch.
 
-    Args are those of `SentenceTransformerTrainer`; `data_collator` is an `NLTCollator`, `loss` one of
-    `nlt_trainer.objectives`.
+    Args are those of `SentenceTransformerTrainer`; `loss` is one of `nlt_trainer.objectives`, and `data_collator` the
+    one that its `collator` makes.
 
     Example:
         ```python
         encoder = load_encoder("sentence-transformers/all-MiniLM-L6-v2")
+        loss = LikelihoodGainLoss(encoder)
         trainer = NLTTrainer(
             encoder,
             NLTTrainingArguments(output_dir="runs/mine"),
             train_dataset=dataset,  # columns query, documents, gain
-            loss=LikelihoodGainLoss(encoder),
-            data_collator=NLTCollator(encoder),
+            loss=loss,
+            data_collator=loss.collator(),
         )
         trainer.train()
         ```
@@ -64,7 +65,7 @@ class NLTTrainer(SentenceTransformerTrainer):
         texts = {name: value for name, value in inputs.items() if name.startswith(ENCODER_INPUTS)}
         features, _ = super().collect_features(texts)
         if len(features) != len(ENCODER_INPUTS):
-            raise NLTError(f"a batch has the entries {sorted(inputs)}; pass data_collator=NLTCollator(encoder, ...)")
+            raise NLTError(f"a batch has the entries {sorted(inputs)}; pass data_collator=loss.collator(...)")
         return features, {name: value for name, value in inputs.items() if name not in texts}
 
     def compute_loss(

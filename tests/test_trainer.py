@@ -281,7 +281,7 @@ def test_batches_of_another_collator_are_refused(
 ) -> None:
     """Reference: the remedy in the message."""
     trainer = make_trainer(tiny_encoder, "likelihood_gain", tmp_path, lm=tiny_lm)
-    with pytest.raises(NLTError, match=r"\['anchor_input_ids'\]; pass data_collator=NLTCollator"):
+    with pytest.raises(NLTError, match=r"\['anchor_input_ids'\]; pass data_collator=loss.collator"):
         trainer.collect_features({"anchor_input_ids": torch.zeros(1, 3)})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -13,9 +13,10 @@ from sentence_transformers import SentenceTransformer
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.trainer import LLM_OBJECTIVES, PROMPT_OBJECTIVES
-from nlt_trainer.assembly.parts import PromptFrame, load_llm, load_prompt_frame, prompt_tokens, target_of
+from nlt_trainer.assembly.parts import load_llm, target_of
 from nlt_trainer.data.candidates import QueryCandidates
-from nlt_trainer.data.collator import ChunkBuilder, PromptBuilder
+from nlt_trainer.data.collator import ChunkBuilder, NLTCollator, PromptBuilder
+from nlt_trainer.data.llm_texts import LLMTexts
 from nlt_trainer.encoder.lora import add_llm_lora
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.heads import HeadSet
@@ -26,39 +27,13 @@ from nlt_trainer.objectives.emdr2 import EMDR2Loss
 from nlt_trainer.objectives.grad_cache import GradCacheLoss
 from nlt_trainer.objectives.info_nce import InfoNCELoss
 from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
+from nlt_trainer.objectives.llm_objective import LLMObjective
 from nlt_trainer.objectives.loop import LOOPLoss
 from nlt_trainer.objectives.mixture import MixtureLoss
 from nlt_trainer.objectives.objective import Objective
 from nlt_trainer.objectives.remote import RemoteObjective
 from nlt_trainer.objectives.revela import RevelaLoss
 from nlt_trainer.training_arguments import NLTTrainingArguments
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What the collator has to build for the LLM; `None` where no objective reads it.
-
-    Args:
-        prompts: of K documents, a query and its target.
-        chunks: the query and each document on its own.
-    """
-
-    prompts: PromptBuilder | None
-    chunks: ChunkBuilder | None
-
-    def truncated_documents(self, rows: Sequence[Mapping[str, Any]]) -> float:
-        """Share of the documents that are cut to `max_document_tokens`, 0 where nothing is read.
-
-        Raises:
-            NLTError: a prompt or a chunk does not fit the LLM's context.
-        """
-        cut: list[bool] = []
-        builders: list[PromptBuilder | ChunkBuilder] = [b for b in (self.prompts, self.chunks) if b is not None]
-        for build in builders:
-            for row in rows:
-                build([row])
-                cut += [build.tokens.document(text)[1] for text in row["documents"]]
-        return sum(cut) / len(cut) if cut else 0.0
 
 
 @dataclass(frozen=True)
@@ -77,29 +52,30 @@ class Parts:
     def lm(self) -> FrozenLM:
         return self.backbone or load_llm(self.model)
 
-    @cached_property
-    def frame(self) -> FrozenLM | PromptFrame:
-        return load_prompt_frame(self.model) if self.model.llm_process else self.lm
+    @property
+    def rows(self) -> list[dict[str, str | None]]:
+        """Queries and answers of all candidates: the target and the contrast targets depend on them."""
+        return [{"query": c.query, "answer": c.answer} for c in self.candidates]
 
-    def reading(self) -> Reading:
-        """What builds the texts that the LLM reads at every step."""
-        prompts = chunks = None
-        if self.args.reads_llm:
-            tokens, length = prompt_tokens(self.frame, self.data), self.frame.context_length
-            target = target_of(self.data, self.candidates)
-            if not PROMPT_OBJECTIVES.isdisjoint(self.args.objectives):
-                prompts = PromptBuilder(
-                    tokens,
-                    target,
-                    length,
-                    layout=self.data.document_layout,
-                    foreign=[(c.query, c.answer) for c in self.candidates],
-                    contrast_targets=self.args.contrast_targets if "dream" in self.args.objectives else 0,
-                    seed=self.args.seed,
-                )
-            if "revela" in self.args.objectives:
-                chunks = ChunkBuilder(tokens, target, length)
-        return Reading(prompts, chunks)
+    def text_settings(self, texts: LLMTexts) -> dict[str, Any]:
+        """The recipe's settings of the texts that the LLM reads, as far as these depend on them."""
+        if not texts.settings:
+            return {}
+        settings = {
+            "template": self.data.template,
+            "target": target_of(self.data, self.candidates),
+            "max_document_tokens": self.data.max_document_tokens,
+            "layout": self.data.document_layout,
+            "contrast_targets": self.args.contrast_targets,
+        }
+        return {name: settings[name] for name in texts.settings}
+
+    def builders(self) -> tuple[PromptBuilder | None, ChunkBuilder | None]:
+        """What builds the LLM's texts for the recipe's objectives, before any of them is made."""
+        texts = LLMTexts()
+        for name in READERS.keys() & self.args.objectives.keys():
+            texts |= READERS[name].texts_for(self.lm.prompt_frame)
+        return texts.builders(self.rows, seed=self.args.seed, **self.text_settings(texts))
 
 
 def likelihood_gain(parts: Parts, temperature: float) -> LikelihoodGainLoss:
@@ -187,6 +163,15 @@ BUILDERS: dict[str, Callable[[Parts, float], Objective]] = {
 }
 
 
+READERS: dict[str, type[LLMObjective]] = {
+    "dream": DREAMLoss,
+    "loop": LOOPLoss,
+    "adist": ADistLoss,
+    "revela": RevelaLoss,
+}
+"""Those that read the LLM at every step."""
+
+
 def make_term(name: str, parts: Parts, temperature: float) -> Objective:
     """One objective; where the recipe says so and it reads the LLM, in a process that has the LLM."""
     if name not in LLM_OBJECTIVES or not parts.model.llm_process:
@@ -212,8 +197,8 @@ def build_apart(
     return BUILDERS[name](Parts(encoder, model, data, args, []), temperature)
 
 
-def make_loss(parts: Parts) -> tuple[Objective, Reading]:
-    """The recipe's objective and what it reads with the LLM at every step."""
+def make_loss(parts: Parts) -> Objective:
+    """The recipe's objective."""
     args = parts.args
     temperatures = args.temperatures or {}
     terms = [make_term(name, parts, temperatures.get(name, args.temperature)) for name in args.objectives]
@@ -221,4 +206,10 @@ def make_loss(parts: Parts) -> tuple[Objective, Reading]:
     loss: Objective = terms[0] if weights == [1.0] else MixtureLoss(terms, weights=weights)
     if args.encoder_micro_batch_size is not None:
         loss = GradCacheLoss(loss, micro_batch_size=args.encoder_micro_batch_size)
-    return loss, parts.reading()
+    return loss
+
+
+def make_collator(parts: Parts, loss: Objective) -> NLTCollator:
+    """The collator that the recipe's objective needs."""
+    settings = parts.text_settings(loss.llm_texts)
+    return loss.collator(parts.rows, max_length=parts.model.train_max_length, seed=parts.args.seed, **settings)

@@ -7,13 +7,12 @@ import os
 import random
 import resource
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
+from transformers import TrainingArguments
 from transformers.utils.logging import set_tqdm_hook
 
 from nlt_trainer.arguments.data import DataArguments
@@ -23,10 +22,9 @@ from nlt_trainer.data.beir import Collection, Query, load_collection, training_q
 from nlt_trainer.data.candidates import QueryCandidates, read_candidates
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import NLTError
-from nlt_trainer.lm.frozen_lm import FrozenLM, context_length
+from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import PromptTokens
 from nlt_trainer.lm.scoring import LikelihoodScorer
-from nlt_trainer.locations import resolve_model
 from nlt_trainer.prompts import default_target
 from nlt_trainer.terminal import late_bar
 
@@ -161,22 +159,6 @@ def load_llm(model: ModelArguments) -> FrozenLM:
     )
 
 
-@dataclass(frozen=True)
-class PromptFrame:
-    """What of an LLM its prompts are built with, where the LLM itself lives in another process."""
-
-    tokenizer: PreTrainedTokenizerBase
-    context_length: int
-
-
-def load_prompt_frame(model: ModelArguments) -> PromptFrame:
-    """The prompt frame of a recipe's LLM, without its weights."""
-    location = resolve_model(model.llm)
-    tokenizer = AutoTokenizer.from_pretrained(location, revision=model.llm_revision, trust_remote_code=False)
-    config = AutoConfig.from_pretrained(location, revision=model.llm_revision, trust_remote_code=False)
-    return PromptFrame(tokenizer, context_length(config, model.llm))
-
-
 def target_of(data: DataArguments, candidates: list[QueryCandidates]) -> TargetKind:
     """The recipe's target; where it has none, joint if every query has an answer, else query.
 
@@ -200,7 +182,7 @@ def target_of(data: DataArguments, candidates: list[QueryCandidates]) -> TargetK
     return data.target
 
 
-def prompt_tokens(lm: FrozenLM | PromptFrame, data: DataArguments) -> PromptTokens:
+def prompt_tokens(lm: FrozenLM, data: DataArguments) -> PromptTokens:
     """The tokeniser of a recipe's prompts."""
     return PromptTokens(lm.tokenizer, data.template, max_document_tokens=data.max_document_tokens)
 

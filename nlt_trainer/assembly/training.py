@@ -13,7 +13,7 @@ from transformers import IntervalStrategy, set_seed
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.assembly.losses import Parts, Reading, make_loss
+from nlt_trainer.assembly.losses import Parts, make_collator, make_loss
 from nlt_trainer.assembly.parts import (
     check_batches,
     load_candidates,
@@ -67,10 +67,10 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     backbone = load_llm(model) if model.shared_backbone else None
     encoder = load_start(model, backbone)
     dataset = make_dataset(collection, data, args, candidates=candidates)
-    trainer, reading = make_trainer(
+    trainer, collator = make_trainer(
         Parts(encoder, model, data, args, candidates, backbone), dataset, checkpoint=checkpoint
     )
-    truncated = reading.truncated_documents(dataset)  # also finds prompts that do not fit, now
+    truncated = collator.truncated_documents(dataset)  # also finds prompts that do not fit, now
     left_out = check_batches(len(dataset), args)
     if trainer.is_world_process_zero():
         write_json(run.settings_file, settings)
@@ -121,18 +121,12 @@ def forget_results(run: Run) -> None:
         shutil.rmtree(run.evaluation, ignore_errors=True)
 
 
-def make_trainer(parts: Parts, dataset: Dataset, *, checkpoint: str | None = None) -> tuple[NLTTrainer, Reading]:
-    """The recipe's trainer, which will go on from `checkpoint`, and what builds the texts that the LLM reads."""
+def make_trainer(parts: Parts, dataset: Dataset, *, checkpoint: str | None = None) -> tuple[NLTTrainer, NLTCollator]:
+    """The recipe's trainer, which will go on from `checkpoint`, and its collator."""
     encoder, args = parts.encoder, parts.args
     prepare_card(encoder, name=f"{Path(str(args.output_dir)).name} encoder")
-    loss, reading = make_loss(parts)
-    collator = NLTCollator(
-        encoder,
-        prompts=reading.prompts,
-        chunks=reading.chunks,
-        max_length=parts.model.train_max_length,
-        seed=args.seed,
-    )
+    loss = make_loss(parts)
+    collator = make_collator(parts, loss)
     trainer = NLTTrainer(
         encoder,
         args,
@@ -143,7 +137,7 @@ def make_trainer(parts: Parts, dataset: Dataset, *, checkpoint: str | None = Non
         callbacks=[CostCallback(loss), AdapterCallback(encoder, checkpoint)],
     )
     encoder.model_card_data.train_datasets, encoder.model_card_data.widget = [], []  # both would show the user's texts
-    return trainer, reading
+    return trainer, collator
 
 
 def check_options(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:

@@ -19,7 +19,7 @@ from nlt_trainer.data.questions import hash_of
 from nlt_trainer.encoder.tokens import EncoderTokens
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.chunks import ChunkGroups, build_chunks
-from nlt_trainer.injection.document_prompts import DocumentPrompts, build_prompts
+from nlt_trainer.injection.document_prompts import DocumentPrompts, build_prompts, check_layout
 from nlt_trainer.lm.prompt_tokens import PromptTokens
 from nlt_trainer.lm.scoring import LikelihoodScorer, likelihood_gain
 
@@ -38,7 +38,7 @@ class PromptBuilder:
         seed: of that draw.
 
     Raises:
-        NLTError: `contrast_targets` is negative, or fewer other queries are there to draw from.
+        NLTError: the layout is unknown, `contrast_targets` is negative, or fewer other queries are there to draw from.
     """
 
     tokens: PromptTokens
@@ -50,6 +50,7 @@ class PromptBuilder:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_layout(self.layout)
         if self.contrast_targets < 0:
             raise NLTError(f"contrast_targets is {self.contrast_targets}; it must be at least 0")
         if self.contrast_targets >= max(len({query for query, _ in self.foreign}), 1):
@@ -110,7 +111,8 @@ BY_CANDIDATE = ("gain", "log_likelihood", "token_log_likelihoods")
 class NLTCollator:
     """Collate rows of `query`, `documents` (K texts), and optionally `answer`, `positive` and what the LLM says.
 
-    The encoder's prompts stand before the texts, as they do at inference. Out comes a plain dict of tensors:
+    An objective makes the collator that it needs: `loss.collator(...)`. The encoder's prompts stand before the texts,
+    as they do at inference. Out comes a plain dict of tensors:
 
     | Key | Shape | What |
     |---|---|---|
@@ -167,6 +169,23 @@ class NLTCollator:
         if self.chunks is not None:
             batch |= self.chunks(rows).as_dict()
         return batch
+
+    def truncated_documents(self, rows: Sequence[Mapping[str, Any]]) -> float:
+        """Share of the documents that are cut to `max_document_tokens` for the LLM, 0 where it reads none.
+
+        Args:
+            rows: rows with `query`, `documents` and, where the target needs it, `answer`.
+
+        Raises:
+            NLTError: a prompt or a chunk does not fit the LLM's context.
+        """
+        cut: list[bool] = []
+        builders: list[PromptBuilder | ChunkBuilder] = [b for b in (self.prompts, self.chunks) if b is not None]
+        for build in builders:
+            for row in rows:
+                build([row])
+                cut += [build.tokens.document(text)[1] for text in row["documents"]]
+        return sum(cut) / len(cut) if cut else 0.0
 
     def _shuffled(self, row: dict[str, Any]) -> dict[str, Any]:
         """A row with its candidates in the order that seed and query decide."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from nlt_trainer.choices import TargetKind
+from nlt_trainer.encoder.similarity import label_of
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.chunk_attention import ChunkAttention
 from nlt_trainer.lm.frozen_lm import FrozenLM
@@ -39,8 +40,13 @@ class ChunkGroups:
 
     @classmethod
     def from_dict(cls, tensors: Mapping[str, Tensor]) -> ChunkGroups:
-        """The groups among a batch's tensors, by name."""
-        return cls(**{f.name: tensors[f.name] for f in fields(cls)})
+        """The groups among a batch's tensors, by name.
+
+        Raises:
+            NLTError: the batch has none.
+        """
+        remedy = "pass data_collator=loss.collator(...), which builds the LLM's chunks"
+        return cls(**{f.name: label_of(tensors, f.name, remedy=remedy) for f in fields(cls)})
 
     def rows(self, part: slice) -> ChunkGroups:
         """Some of the groups, for micro-batches."""

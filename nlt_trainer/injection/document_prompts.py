@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from nlt_trainer.choices import DocumentLayout, TargetKind
+from nlt_trainer.encoder.similarity import label_of
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.prompt_tokens import PromptTokens, Suffix
+
+
+def check_layout(layout: str) -> None:
+    """Raise `NLTError` unless `layout` is one of the document layouts."""
+    if layout not in get_args(DocumentLayout):
+        raise NLTError(f"layout {layout!r} is unknown; choose one of {', '.join(get_args(DocumentLayout))}")
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,13 @@ class DocumentPrompts:
 
     @classmethod
     def from_dict(cls, tensors: Mapping[str, Tensor]) -> DocumentPrompts:
-        """The prompts among a batch's tensors, by name."""
-        return cls(**{f.name: tensors[f.name] for f in fields(cls)})
+        """The prompts among a batch's tensors, by name.
+
+        Raises:
+            NLTError: the batch has none.
+        """
+        remedy = "pass data_collator=loss.collator(...), which builds the LLM's prompts"
+        return cls(**{f.name: label_of(tensors, f.name, remedy=remedy) for f in fields(cls)})
 
     def rows(self, part: slice | Tensor) -> DocumentPrompts:
         """Some of the prompts, for micro-batches."""

@@ -26,6 +26,7 @@ from nlt_trainer.content import ADAPTER_CONFIG, ADAPTER_WEIGHTS, content_hash, m
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.cpu import enable_fused_attention, keep_freed_memory
 from nlt_trainer.lm.forward_check import FORWARD_ERRORS, readings_agree
+from nlt_trainer.lm.prompt_tokens import PromptFrame
 from nlt_trainer.locations import is_hub_id, loading, resolve_model
 
 logger = logging.getLogger(__name__)
@@ -140,6 +141,11 @@ class FrozenLM:
             NLTError: its configuration does not say.
         """
         return context_length(self.model.config, self.name)
+
+    @property
+    def prompt_frame(self) -> PromptFrame:
+        """What the texts that it reads are built with. Raises as `context_length`."""
+        return PromptFrame(self.name, self.tokenizer, self.fingerprint.get("tokenizer"), self.context_length)
 
     @property
     def sliding_window(self) -> int | None:

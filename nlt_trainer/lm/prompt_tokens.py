@@ -13,6 +13,23 @@ from nlt_trainer.prompts import PromptTemplate
 
 
 @dataclass(frozen=True)
+class PromptFrame:
+    """What of an LLM the texts that it reads are built with; it can be sent to a process that has no weights.
+
+    Args:
+        name: of the LLM.
+        tokenizer: its tokenizer.
+        tokenizer_id: equal for tokenizers that make the same tokens of a text.
+        context_length: tokens that the LLM reads at most.
+    """
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    tokenizer_id: str | None
+    context_length: int
+
+
+@dataclass(frozen=True)
 class Suffix:
     """What follows the documents in a prompt: the query and, where the target asks for it, the answer.
 

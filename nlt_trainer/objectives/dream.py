@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from nlt_trainer.choices import DocumentMass, InjectedRows, check_choice
+from nlt_trainer.data.llm_texts import LLMTexts
 from nlt_trainer.encoder.similarity import all_cosines, label_of
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.attention import ScoreInjection
@@ -20,6 +21,7 @@ from nlt_trainer.injection.document_prompts import DocumentPrompts
 from nlt_trainer.injection.document_reader import DocumentReader
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.lm.prompt_tokens import PromptFrame
 from nlt_trainer.objectives.llm_objective import LLMObjective
 from nlt_trainer.objectives.micro_batched_loss import micro_batched_loss
 
@@ -75,6 +77,7 @@ class DREAMLoss(LLMObjective):
         ```python
         lm = FrozenLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
         loss = DREAMLoss(encoder, lm, heads=HeadSet.load("heads.json"), temperature=0.05)
+        collator = loss.collator(dataset, layout="independent")
         ```
     """
 
@@ -110,6 +113,10 @@ class DREAMLoss(LLMObjective):
         self.injected_rows = injected_rows
         self.in_batch_candidates = in_batch_candidates
         self.heads = heads.by_layer(lm.device)
+
+    @classmethod
+    def texts_for(cls, llm: PromptFrame) -> LLMTexts:
+        return LLMTexts(prompts=llm, contrasts=True)
 
     def compute_loss_from_embeddings(
         self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]

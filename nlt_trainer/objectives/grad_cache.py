@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from nlt_trainer.data.llm_texts import LLMTexts
 from nlt_trainer.encoder.parts import join, parts_by_length
 from nlt_trainer.encoder.similarity import Features, embed
 from nlt_trainer.errors import NLTError
@@ -58,6 +59,10 @@ class GradCacheLoss(Objective):
     @property
     def lm_tokens(self) -> int:
         return self.objective.lm_tokens
+
+    @property
+    def llm_texts(self) -> LLMTexts:
+        return self.objective.llm_texts
 
     def forward(self, sentence_features: Features, labels: dict[str, Tensor]) -> dict[str, Tensor]:
         embeddings = embed(_EncoderInParts(self.model, self.micro_batch_size), sentence_features)

@@ -57,7 +57,7 @@ class LikelihoodGainLoss(Objective):
     Example:
         ```python
         loss = LikelihoodGainLoss(encoder, temperature=0.05, teacher_temperature=0.2)
-        trainer = NLTTrainer(encoder, args, train_dataset=dataset, loss=loss, data_collator=NLTCollator(encoder))
+        trainer = NLTTrainer(encoder, args, train_dataset=dataset, loss=loss, data_collator=loss.collator())
         ```
     """
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from sentence_transformers import SentenceTransformer
 
+from nlt_trainer.data.llm_texts import LLMTexts
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.attention import enable_document_attention
 from nlt_trainer.injection.chunks import ChunkReader
 from nlt_trainer.injection.document_reader import DocumentReader
+from nlt_trainer.lm.prompt_tokens import PromptFrame
 from nlt_trainer.objectives.objective import Objective
 
 
@@ -42,3 +46,12 @@ class LLMObjective(Objective):
     @property
     def lm_tokens(self) -> int:
         return self.reader.lm_tokens
+
+    @classmethod
+    @abstractmethod
+    def texts_for(cls, llm: PromptFrame) -> LLMTexts:
+        """What an LLM reads of a batch for an objective of this class, known before there is one."""
+
+    @property
+    def llm_texts(self) -> LLMTexts:
+        return self.texts_for(self.reader.lm.prompt_frame)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import or_
 
 from torch import Tensor, nn
 
+from nlt_trainer.data.llm_texts import LLMTexts
 from nlt_trainer.errors import NLTError
 from nlt_trainer.objectives.objective import Objective
 
@@ -50,6 +53,10 @@ class MixtureLoss(Objective):
     @property
     def lm_tokens(self) -> int:
         return sum(objective.lm_tokens for objective in self.objectives)
+
+    @property
+    def llm_texts(self) -> LLMTexts:
+        return reduce(or_, (objective.llm_texts for objective in self.objectives))
 
     def compute_loss_from_embeddings(
         self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]

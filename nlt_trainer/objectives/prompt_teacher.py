@@ -9,10 +9,12 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
+from nlt_trainer.data.llm_texts import LLMTexts
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.document_prompts import DocumentPrompts
 from nlt_trainer.injection.document_reader import DocumentReader
 from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.lm.prompt_tokens import PromptFrame
 from nlt_trainer.objectives.llm_objective import LLMObjective
 
 
@@ -50,6 +52,10 @@ class PromptTeacher(LLMObjective):
         if teacher_temperature <= 0:
             raise NLTError(f"teacher_temperature is {teacher_temperature}; it must be greater than 0")
         self.teacher_temperature = teacher_temperature
+
+    @classmethod
+    def texts_for(cls, llm: PromptFrame) -> LLMTexts:
+        return LLMTexts(prompts=llm)
 
     def compute_loss_from_embeddings(
         self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]

@@ -17,6 +17,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
+from nlt_trainer.data.llm_texts import LLMTexts
 from nlt_trainer.errors import NLTError
 from nlt_trainer.objectives.micro_batched_loss import with_known_gradients
 from nlt_trainer.objectives.objective import Objective
@@ -37,7 +38,7 @@ class RemoteObjective(Objective):
     An objective that exchanges documents among processes therefore sees only those of its own process. So far this has
     not been run with an encoder or an LLM on an accelerator.
 
-    Inputs: those of the objective that `build` makes.
+    Inputs: those of the objective that `build` makes; the collator tokenises for its LLM in this process.
 
     Args:
         model: the encoder; it stays in this process.
@@ -69,11 +70,15 @@ class RemoteObjective(Objective):
         self._lm_tokens = 0
         atexit.register(_end, self.connection, self.process)
         theirs.close()  # only the worker then holds that end, so this process notices when the worker dies
-        self._receive()
+        self._llm_texts: LLMTexts = self._receive()
 
     @property
     def lm_tokens(self) -> int:
         return self._lm_tokens
+
+    @property
+    def llm_texts(self) -> LLMTexts:
+        return self._llm_texts
 
     def compute_loss_from_embeddings(
         self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]
@@ -133,9 +138,13 @@ def _serve(connection: Connection, build: Callable[[nn.Module], Objective]) -> N
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         error, made = _attempt(_build, build)
-        connection.send((error, made if error else None))
-        while error is None:
-            connection.send(_attempt(_compute, made, connection.recv()))
+        if error is not None:
+            connection.send((error, made))
+            return
+        objective, texts = made
+        connection.send((None, texts))
+        while True:
+            connection.send(_attempt(_compute, objective, connection.recv()))
     except (EOFError, OSError, KeyboardInterrupt):
         pass  # the training process has ended
 
@@ -157,11 +166,12 @@ def _attempt(function: Callable[..., Any], *arguments: Any) -> tuple[str | None,
         return type(error).__name__, traceback.format_exc()
 
 
-def _build(build: Callable[[nn.Module], Objective]) -> Objective:
+def _build(build: Callable[[nn.Module], Objective]) -> tuple[Objective, LLMTexts]:
+    """The objective, and what its LLM reads of a batch, which is built in the process that trains."""
     objective = build(nn.Identity())
     if names := [name for name, _ in objective.named_parameters()]:
         raise NLTError(f"the objective trains {names[0]}, which no optimizer reaches there; set llm_process: false")
-    return objective
+    return objective, objective.llm_texts
 
 
 def _compute(objective: Objective, request: tuple[Any, ...]) -> tuple[dict[str, tuple[float, list[np.ndarray]]], int]:

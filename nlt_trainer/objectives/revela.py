@@ -9,10 +9,12 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
+from nlt_trainer.data.llm_texts import LLMTexts
 from nlt_trainer.encoder.similarity import pairwise_cosines
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.chunks import ChunkGroups, ChunkReader
 from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.lm.prompt_tokens import PromptFrame
 from nlt_trainer.objectives.llm_objective import LLMObjective
 from nlt_trainer.objectives.micro_batched_loss import micro_batched_loss
 
@@ -82,6 +84,10 @@ class RevelaLoss(LLMObjective):
         reader = ChunkReader(lm, trained=bool(trained))
         super().__init__(model, reader, temperature=temperature, micro_batch_size=micro_batch_size)
         self.llm = nn.ParameterDict({name.replace(".", "_"): p for name, p in (trained or {}).items()})
+
+    @classmethod
+    def texts_for(cls, llm: PromptFrame) -> LLMTexts:
+        return LLMTexts(chunks=llm)
 
     def compute_loss_from_embeddings(
         self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]

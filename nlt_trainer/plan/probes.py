@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from nlt_trainer.arguments.evaluation import EvaluationArguments
-from nlt_trainer.assembly.losses import Parts, make_loss
+from nlt_trainer.assembly.losses import Parts, make_collator, make_loss
 from nlt_trainer.assembly.parts import resident_peak
 from nlt_trainer.assembly.training import make_trainer
 from nlt_trainer.data.beir import Collection, Query
@@ -308,9 +308,8 @@ def probe_reading(parts: Parts, rows: Sequence[QueryCandidates], *, collection: 
     """
     parts, dataset = probe_rows(parts, rows, collection=collection, objective=parts.args.objective, folder=folder)
     parts = dataclasses.replace(parts, args=dataclasses.replace(parts.args, encoder_micro_batch_size=None))
-    loss, reading = make_loss(parts)
-    collator = NLTCollator(parts.encoder, prompts=reading.prompts, chunks=reading.chunks)
-    labels = collator([dataset[i] for i in range(len(dataset))])
+    loss = make_loss(parts)
+    labels = make_collator(parts, loss)([dataset[i] for i in range(len(dataset))])
     labels = {n: v.to(parts.encoder.device) if isinstance(v, torch.Tensor) else v for n, v in labels.items()}
     shape = (len(rows), 1 + len(rows[0].document_ids), 16)
     texts = torch.nn.functional.normalize(torch.randn(shape, device=parts.encoder.device), dim=-1).requires_grad_()

@@ -96,8 +96,7 @@ class TrainingRows:
     @cached_property
     def prompts(self) -> tuple[PromptBuilder | None, ChunkBuilder | None]:
         """What builds the LLM's texts."""
-        reading = self.parts.reading()
-        return reading.prompts, reading.chunks
+        return self.parts.builders()
 
     @cached_property
     def counted(self) -> tuple[list[Row], float]:

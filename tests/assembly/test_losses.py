@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.arguments.trainer import OBJECTIVES
-from nlt_trainer.assembly.losses import BUILDERS, Parts, make_loss
+from nlt_trainer.arguments.trainer import LLM_OBJECTIVES, OBJECTIVES
+from nlt_trainer.assembly.losses import BUILDERS, READERS, Parts, make_collator, make_loss
 from nlt_trainer.data.candidates import QueryCandidates
+from nlt_trainer.data.collator import ChunkBuilder, PromptBuilder
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.objectives.adist import ADistLoss
@@ -47,6 +49,7 @@ def parts(tiny_encoder: SentenceTransformer, tiny_llm_folder: Path, tiny_lm: Fro
 def test_every_name_has_a_builder() -> None:
     """Reference: the names that a recipe may use."""
     assert tuple(BUILDERS) == OBJECTIVES
+    assert set(READERS) == LLM_OBJECTIVES
 
 
 @pytest.mark.parametrize(
@@ -93,11 +96,40 @@ def test_settings_reach_the_objective(
     parts: Any, settings: dict[str, Any], kind: type, expected: dict[str, object]
 ) -> None:
     """Reference: the recipe's values as attributes of the objective; prompts and chunks where the LLM reads them."""
-    loss, reading = make_loss(parts(**settings))
+    recipe = parts(**settings)
+    loss = make_loss(recipe)
     assert type(loss) is kind
     assert {name: vars(loss)[name] for name in expected} == expected
-    assert (reading.prompts is not None) == (kind in (DREAMLoss, LOOPLoss, ADistLoss))
-    assert (reading.chunks is not None) == (kind is RevelaLoss)
+    collator = make_collator(recipe, loss)
+    assert (collator.prompts is not None) == (kind in (DREAMLoss, LOOPLoss, ADistLoss))
+    assert (collator.chunks is not None) == (kind is RevelaLoss)
+
+
+@pytest.mark.parametrize("objective", ["likelihood_gain", "dream", "loop + adist", "revela", "dream + 0.5*revela"])
+def test_the_llms_texts_are_known_before_the_objective(parts: Any, objective: str) -> None:
+    """Reference: the batch of the collator that the objective makes; the recipe's settings reach it."""
+    data = DataArguments(max_document_tokens=7, document_layout="independent", query_prefix="Ask:", target="query")
+    more = dataclasses.replace(CANDIDATES[0], query_id="q2", query="why does bread rise")
+    recipe: Parts = dataclasses.replace(
+        parts(objective=objective, contrast_targets=1, seed=5), data=data, candidates=[*CANDIDATES, more]
+    )
+    collator = make_collator(recipe, make_loss(recipe))
+    prompts, chunks = recipe.builders()
+    assert [prompts is None, chunks is None] == [collator.prompts is None, collator.chunks is None]
+    rows = [{"query": c.query, "documents": ["the blue whale", "a honey bee visits flowers"]} for c in CANDIDATES]
+    found = dataclasses.replace(collator, prompts=prompts, chunks=chunks)(rows)
+    expected = collator(rows)
+    assert set(found) == set(expected)
+    for name in (name for name, value in expected.items() if isinstance(value, torch.Tensor)):
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
+    builders: list[PromptBuilder | ChunkBuilder] = [b for b in (collator.prompts, collator.chunks) if b is not None]
+    for builder in builders:
+        assert (builder.tokens.max_document_tokens, builder.tokens.template) == (7, data.template)
+        assert (builder.target, builder.context_length) == ("query", 256)
+    if prompts is not None:
+        contrasts = int("dream" in objective)
+        assert (prompts.layout, prompts.seed, prompts.contrast_targets) == ("independent", 5, contrasts)
+    assert collator.seed == 5
 
 
 def test_no_setting_of_an_objective_is_out_of_a_recipes_reach() -> None:
@@ -113,22 +145,21 @@ def test_no_setting_of_an_objective_is_out_of_a_recipes_reach() -> None:
 def test_a_sum_is_a_mixture_with_temperatures_of_its_own(parts: Any) -> None:
     """Reference: weights and temperatures of the recipe, one LLM for all; any weight but 1 is kept."""
     settings = {"objective": "likelihood_gain + 0.5*dream", "temperature": 0.03, "temperatures": {"dream": 0.2}}
-    loss, reading = make_loss(parts(**settings))
+    loss = make_loss(parts(**settings))
     assert isinstance(loss, MixtureLoss)
     assert [type(term) for term in loss.objectives] == [LikelihoodGainLoss, DREAMLoss]
     assert [term.temperature for term in loss.objectives] == [0.03, 0.2]
     assert loss.weights == [1.0, 0.5]
-    assert reading.prompts is not None
-    single, _ = make_loss(parts(objective="3*emdr2"))
+    single = make_loss(parts(objective="3*emdr2"))
     assert isinstance(single, MixtureLoss)
     assert single.weights == [3.0]
 
 
 def test_gradient_caching_is_put_around_the_objective(parts: Any) -> None:
     """Reference: the setting, for an objective and for a mixture."""
-    loss, _ = make_loss(parts(objective="info_nce", encoder_micro_batch_size=7))
+    loss = make_loss(parts(objective="info_nce", encoder_micro_batch_size=7))
     assert isinstance(loss, GradCacheLoss)
     assert (type(loss.objective), loss.micro_batch_size) == (InfoNCELoss, 7)
-    mixture, _ = make_loss(parts(objective="info_nce + emdr2", encoder_micro_batch_size=7))
+    mixture = make_loss(parts(objective="info_nce + emdr2", encoder_micro_batch_size=7))
     assert isinstance(mixture, GradCacheLoss)
     assert isinstance(mixture.objective, MixtureLoss)

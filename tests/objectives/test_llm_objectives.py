@@ -14,7 +14,7 @@ from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
-from nlt_trainer.assembly.losses import Parts, make_loss
+from nlt_trainer.assembly.losses import Parts, make_collator, make_loss
 from nlt_trainer.data.beir import load_collection
 from nlt_trainer.data.candidates import read_candidates
 from nlt_trainer.data.training import training_dataset
@@ -125,7 +125,7 @@ def test_in_a_sum_the_others_keep_a_frozen_llm(root: Path) -> None:
     """Reference: trained parameters of the LLM that the other objective reads; both terms in the log."""
     objective = "adist + 0.5*revela"
     parts = parts_of(root, "revela_trained", "--objective", objective)
-    loss, reading = make_loss(parts)
+    loss = make_loss(parts)
     assert isinstance(loss, MixtureLoss)
     revela = loss.objectives[1]
     assert isinstance(revela, RevelaLoss)
@@ -133,7 +133,7 @@ def test_in_a_sum_the_others_keep_a_frozen_llm(root: Path) -> None:
     assert not any(p.requires_grad for p in parts.lm.model.parameters())
     rows = training_dataset(load_collection(parts.data.collection), parts.candidates)
     cut = [len(parts.lm.tokenizer(t, add_special_tokens=False).input_ids) > 12 for r in rows for t in r["documents"]]
-    assert reading.truncated_documents(rows) == pytest.approx(np.mean(cut)) != 0
+    assert make_collator(parts, loss).truncated_documents(rows) == pytest.approx(np.mean(cut)) != 0
     output = root / "sum"
     train.main(["--config", str(root / "revela_trained.yaml"), "--objective", objective, "--output_dir", str(output)])
     entry = json.loads((output / "training.json").read_text())["log"][0]

@@ -18,6 +18,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
+from nlt_trainer.data.llm_texts import LLMTexts
 from nlt_trainer.encoder.similarity import embed
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.document_prompts import DocumentPrompts, build_prompts
@@ -131,9 +132,25 @@ def test_without_a_graph_the_loss_is_the_same(
     assert {id(p) for p in remote(tiny_encoder).parameters()} == {id(p) for p in tiny_encoder.parameters()}
 
 
+def test_the_worker_says_what_its_llm_reads(
+    remote: Callable[..., RemoteObjective], tiny_encoder: SentenceTransformer, tiny_llm_folder: Path
+) -> None:
+    """Reference: the batch of the same objective's collator in this process, which has the LLM."""
+    rows = [{"query": query, "documents": texts} for query, texts in zip(QUERIES, DOCUMENTS, strict=True)]
+    settings: dict[str, Any] = {"layout": "independent", "contrast_targets": 1, "max_document_tokens": 5, "seed": 3}
+    found = remote(tiny_encoder).collator(rows, **settings)(rows)
+    expected = dream(tiny_encoder, llm=str(tiny_llm_folder), micro_batch_size=1).collator(rows, **settings)(rows)
+    assert set(found) == set(expected)
+    assert "prompt_ids" in found
+    for name, value in expected.items():
+        if isinstance(value, Tensor):
+            torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+
+
 @pytest.fixture(scope="module")
 def worker() -> Iterator[RemoteObjective]:
     objective = RemoteObjective(nn.Identity(), odd, temperature=1.0)  # type: ignore[arg-type]
+    assert objective.llm_texts == LLMTexts()
     yield objective
     objective.process.kill()
 

@@ -1,0 +1,126 @@
+"""Which texts the LLMs of an objective read at every step, and what builds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nlt_trainer.choices import DocumentLayout, TargetKind, check_choice
+from nlt_trainer.data.collator import ChunkBuilder, PromptBuilder
+from nlt_trainer.errors import NLTError
+from nlt_trainer.lm.prompt_tokens import PromptFrame, PromptTokens
+from nlt_trainer.prompts import PromptTemplate, default_target
+
+TEMPLATE = PromptTemplate()
+
+
+@dataclass(frozen=True)
+class LLMTexts:
+    """Which texts LLMs read of a batch, each kind with what of its LLM it is built with.
+
+    Args:
+        prompts: of the LLM that reads prompts of K documents, a query and its target; `None` where none does.
+        chunks: of the LLM that reads a query and each document on its own; `None` where none does.
+        contrasts: whether the targets of other queries, where prompts carry them, take part in the loss.
+    """
+
+    prompts: PromptFrame | None = None
+    chunks: PromptFrame | None = None
+    contrasts: bool = False
+
+    def __or__(self, other: LLMTexts) -> LLMTexts:
+        """What two objectives read of the same batch.
+
+        Raises:
+            NLTError: both read texts of one kind, which their LLMs would tokenise differently.
+        """
+        prompts, chunks = _either(self.prompts, other.prompts), _either(self.chunks, other.chunks)
+        return LLMTexts(prompts, chunks, self.contrasts or other.contrasts)
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Names of the settings of `builders` that decide about these texts."""
+        read = self.prompts is not None or self.chunks is not None
+        return (
+            *(("template", "target", "max_document_tokens") if read else ()),
+            *(("layout",) if self.prompts is not None else ()),
+            *(("contrast_targets",) if self.contrasts else ()),
+        )
+
+    def builders(
+        self,
+        rows: Sequence[Mapping[str, Any]] = (),
+        *,
+        template: PromptTemplate = TEMPLATE,
+        target: TargetKind | None = None,
+        max_document_tokens: int = 192,
+        layout: DocumentLayout = "sequential",
+        contrast_targets: int = 0,
+        seed: int = 42,
+    ) -> tuple[PromptBuilder | None, ChunkBuilder | None]:
+        """What builds the prompts and what builds the chunks; `None` for texts that nobody reads.
+
+        Args are those of `Objective.collator`.
+
+        Raises:
+            NLTError: a setting is wrong, or `rows` are needed and not given.
+        """
+        frames = [frame for frame in (self.prompts, self.chunks) if frame is not None]
+        if not frames:
+            return None, None
+        if target is not None:
+            check_choice("target", target, TargetKind)
+        chosen = _target(rows) if target is None else target
+        tokens = {  # prompts and chunks of one LLM share theirs, which keeps what it has tokenised
+            frame.tokenizer_id: PromptTokens(frame.tokenizer, template, max_document_tokens=max_document_tokens)
+            for frame in frames
+        }
+        prompts = chunks = None
+        if self.prompts is not None:
+            prompts = PromptBuilder(
+                tokens[self.prompts.tokenizer_id],
+                chosen,
+                self.prompts.context_length,
+                layout=layout,
+                foreign=_foreign(rows, contrast_targets),
+                contrast_targets=contrast_targets,
+                seed=seed,
+            )
+        if self.chunks is not None:
+            chunks = ChunkBuilder(tokens[self.chunks.tokenizer_id], chosen, self.chunks.context_length)
+        return prompts, chunks
+
+
+def _either(ours: PromptFrame | None, theirs: PromptFrame | None) -> PromptFrame | None:
+    """The one of two that is there; of two LLMs that read the same tokens the one that reads fewer."""
+    if ours is None or theirs is None:
+        return theirs if ours is None else ours
+    if ours.tokenizer_id != theirs.tokenizer_id:
+        raise NLTError(
+            f"two objectives read texts of one kind with LLMs of different tokenizers, {ours.name!r} and "
+            f"{theirs.name!r}; give both the same LLM"
+        )
+    return min(ours, theirs, key=lambda frame: frame.context_length)
+
+
+def _target(rows: Sequence[Mapping[str, Any]]) -> TargetKind:
+    """The target where none is chosen: joint if every row has an answer, else query."""
+    if not rows:
+        raise NLTError(
+            "the target depends on whether the queries have answers; give the training rows, loss.collator(rows), or "
+            "target: query, answer or joint"
+        )
+    return default_target(has_answers=all(row.get("answer") for row in rows))
+
+
+def _foreign(rows: Sequence[Mapping[str, Any]], contrast_targets: int) -> list[tuple[str, str | None]]:
+    """Queries with their answers, from which contrast targets are drawn; none where none are drawn."""
+    if contrast_targets < 1:
+        return []
+    if not rows:
+        raise NLTError(
+            f"contrast_targets is {contrast_targets}, and other queries' targets are drawn from the training rows; "
+            "give them too: loss.collator(rows, ...)"
+        )
+    return [(row["query"], row.get("answer")) for row in rows]
