@@ -10,7 +10,7 @@ import numpy as np
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.assembly.parts import load_candidates, load_llm, load_training_collection, processes, prompt_tokens
+from nlt_trainer.assembly.parts import load_candidates, load_llm, load_training_collection, processes
 from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.gains import read_gains
 from nlt_trainer.data.needles import cut_needles
@@ -59,7 +59,8 @@ def detect(model: ModelArguments, data: DataArguments, *, seed: int) -> HeadSet:
         task.queries,
         documents=task.documents,
         relevant=task.relevant,
-        tokens=prompt_tokens(lm, data),
+        template=data.template,
+        max_document_tokens=data.max_document_tokens,
         layout=data.head_layout or data.document_layout,
         score="correlation" if data.head_method == "correlation" else "reciprocal_rank",
         num_heads=model.num_heads,

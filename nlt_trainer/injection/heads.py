@@ -19,10 +19,11 @@ from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import read_json, write_json
 from nlt_trainer.injection.attention import enable_document_attention
 from nlt_trainer.injection.attention_mass import AttentionMass
-from nlt_trainer.injection.document_prompts import DocumentPrompts, build_prompts
+from nlt_trainer.injection.document_prompts import DocumentPrompts, build_prompts, check_layout
 from nlt_trainer.injection.document_reader import DocumentReader
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import PromptTokens
+from nlt_trainer.prompts import PromptTemplate
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,8 @@ def detect_query_focused_heads(
     *,
     documents: Sequence[Sequence[str]],
     relevant: np.ndarray,
-    tokens: PromptTokens,
+    template: PromptTemplate | None = None,
+    max_document_tokens: int = 192,
     layout: DocumentLayout = "sequential",
     score: HeadScore = "reciprocal_rank",
     num_heads: int = 16,
@@ -166,9 +168,10 @@ def detect_query_focused_heads(
         lm: the frozen LLM; it is switched to document attention.
         queries: B texts.
         documents: B lists of K documents.
-        relevant: `(B, K)` bool for `reciprocal_rank`, float for `correlation`; queries whose documents are all alike
-            are left out.
-        tokens: tokeniser of the prompt's segments.
+        relevant: `(B, K)` bool for `reciprocal_rank`, as `relevant_by_gain` makes it; float for `correlation`; queries
+            whose documents are all alike are left out.
+        template: text around documents and query in the LLM's prompt.
+        max_document_tokens: tokens that the LLM reads of a document; longer documents are cut.
         layout: whether documents see each other; heads are best found in the layout in which they are used.
         score: `reciprocal_rank` or `correlation`.
         num_heads: how many of the best to keep.
@@ -176,8 +179,17 @@ def detect_query_focused_heads(
         seed: of the documents' order.
 
     Raises:
-        NLTError: no query tells its documents apart, or the LLM's attention cannot be observed or is not finite.
+        NLTError: no query tells its documents apart, the layout is unknown, or the LLM's attention cannot be observed
+            or is not finite.
+
+    Example:
+        ```python
+        lm = FrozenLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
+        gain = LikelihoodScorer(lm, target="query").gain(queries, documents)
+        heads = detect_query_focused_heads(lm, queries, documents=documents, relevant=relevant_by_gain(gain))
+        ```
     """
+    check_layout(layout)
     begin = time.monotonic()
     keep = np.flatnonzero(tells_apart(relevant))
     if not len(keep):
@@ -185,6 +197,7 @@ def detect_query_focused_heads(
             "no query has a relevant document (or documents of different gain), so heads cannot be ranked; "
             "give more queries or candidates"
         )
+    tokens = PromptTokens(lm.tokenizer, template or PromptTemplate(), max_document_tokens=max_document_tokens)
     enable_document_attention(lm)
     orders = np.random.default_rng(seed)
     values, reader = [], DocumentReader(lm)

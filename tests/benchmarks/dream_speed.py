@@ -172,7 +172,7 @@ def make_task(lm: FrozenLM, collection: Collection, options: Any) -> Task:
         [c.query for c in known],
         documents=[[collection.corpus[d].content for d in c.document_ids[: options.head_candidates]] for c in known],
         relevant=relevance(known, collection.split_qrels(options.split))[:, : options.head_candidates],
-        tokens=tokens,
+        max_document_tokens=options.max_document_tokens,
         num_heads=options.num_heads,
     )
     layouts: tuple[DocumentLayout, ...] = ("sequential", "independent")

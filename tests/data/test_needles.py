@@ -12,8 +12,6 @@ from nlt_trainer.data.needles import MAX_WORDS, MIN_WORDS, cut_needles
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.heads import detect_query_focused_heads
 from nlt_trainer.lm.frozen_lm import FrozenLM
-from nlt_trainer.lm.prompt_tokens import PromptTokens
-from nlt_trainer.prompts import PromptTemplate
 
 TOPICS = ["whale", "bee", "volcano", "tea", "bridge", "clock"]
 CORPUS = {
@@ -113,7 +111,7 @@ def test_a_planted_head_is_found_by_needles(planted_lm: FrozenLM) -> None:
         [needle.query for needle in needles],
         documents=[needle.documents for needle in needles],
         relevant=np.tile([True, False, False, False], (6, 1)),
-        tokens=PromptTokens(planted_lm.tokenizer, PromptTemplate(), max_document_tokens=64),
+        max_document_tokens=64,
         num_heads=2,
     )
     assert found.heads[0] == (1, 2)

@@ -99,7 +99,7 @@ def test_heads_are_ranked_by_the_rank_they_give_gold(
         QUERIES,
         documents=DOCUMENTS,
         relevant=relevant,
-        tokens=tokens_of(tiny_lm),
+        max_document_tokens=32,
         num_heads=2,
         batch_size=batch_size,
     )
@@ -129,7 +129,7 @@ def test_scores_are_mean_reciprocal_ranks(tiny_lm: FrozenLM) -> None:
         QUERIES,
         documents=DOCUMENTS,
         relevant=relevant,
-        tokens=tokens_of(tiny_lm),
+        max_document_tokens=32,
         num_heads=3,
         batch_size=1,
         seed=5,
@@ -154,7 +154,7 @@ def test_a_planted_head_is_found(planted_lm: FrozenLM, score: HeadScore) -> None
         [f"where does the {topic} live" for topic in TOPICS],
         documents=documents,
         relevant=gain if score == "correlation" else relevant_by_gain(gain),
-        tokens=tokens_of(planted_lm),
+        max_document_tokens=32,
         score=score,
         num_heads=2,
     )
@@ -188,7 +188,7 @@ def test_queries_that_tell_nothing_are_left_out(tiny_lm: FrozenLM) -> None:
             QUERIES[part],
             documents=DOCUMENTS[part],
             relevant=gain,
-            tokens=tokens_of(tiny_lm),
+            max_document_tokens=32,
             score="correlation",
             batch_size=1,
         )
@@ -246,7 +246,7 @@ def test_no_gold_is_refused(tiny_lm: FrozenLM) -> None:
     """Reference: the remedy in the message."""
     with pytest.raises(NLTError, match=r"no query has a relevant document.*give more queries or candidates"):
         detect_query_focused_heads(
-            tiny_lm, QUERIES, documents=DOCUMENTS, relevant=np.zeros((3, 3), bool), tokens=tokens_of(tiny_lm)
+            tiny_lm, QUERIES, documents=DOCUMENTS, relevant=np.zeros((3, 3), bool), max_document_tokens=32
         )
 
 
