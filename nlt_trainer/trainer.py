@@ -54,6 +54,16 @@ class NLTTrainer(SentenceTransformerTrainer):
 
     args: NLTTrainingArguments
 
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Let Sentence Transformers fill the encoder's model card in, but for its examples: they are the user's texts.
+
+        A card is published with the encoder.
+        """
+        card = self.model.model_card_data
+        card.widget = [{}]  # where it is empty, examples are drawn from the training data
+        super().add_model_card_callback(default_args_dict)
+        card.train_datasets, card.eval_datasets, card.widget = [], [], []
+
     def collect_features(  # type: ignore[override]  # labels are named tensors here; only the loss reads them
         self, inputs: dict[str, Any]
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:

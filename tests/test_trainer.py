@@ -221,6 +221,23 @@ def test_a_dream_run_changes_and_saves_the_encoder_alone(
     )
 
 
+def test_a_card_has_no_text_of_the_training_data(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
+    """Reference: the texts of queries and documents; the card of a saved encoder is published with it."""
+    loss = LikelihoodGainLoss(tiny_encoder)
+    NLTTrainer(
+        tiny_encoder,
+        NLTTrainingArguments(output_dir=str(tmp_path), use_cpu=True),
+        train_dataset=Dataset.from_list(ROWS),
+        eval_dataset=Dataset.from_list(ROWS[:2]),
+        loss=loss,
+        data_collator=loss.collator(),  # type: ignore[arg-type]  # any callable
+    )
+    tiny_encoder.save_pretrained(str(tmp_path / "saved"))
+    card = (tmp_path / "saved" / "README.md").read_text(encoding="utf-8")
+    assert "LikelihoodGainLoss" in card
+    assert not any(text in card for text in TEXTS)
+
+
 def test_each_objective_reports_its_name(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, tmp_path: Path) -> None:
     """Reference: the name of the only term, which equals the loss."""
     trainer = make_trainer(tiny_encoder, "info_nce", tmp_path, lm=tiny_lm)

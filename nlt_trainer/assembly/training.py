@@ -136,7 +136,6 @@ def make_trainer(parts: Parts, dataset: Dataset, *, checkpoint: str | None = Non
         evaluator=dev_evaluator(parts.data),
         callbacks=[CostCallback(loss), AdapterCallback(encoder, checkpoint)],
     )
-    encoder.model_card_data.train_datasets, encoder.model_card_data.widget = [], []  # both would show the user's texts
     return trainer, collator
 
 

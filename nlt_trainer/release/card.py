@@ -47,7 +47,8 @@ CHECKPOINT_TEMPLATE = Path(__file__).parent / "checkpoint_card.md"
 
 
 def prepare_card(encoder: SentenceTransformer, *, name: str) -> None:
-    """Prepare an encoder for training, so that its checkpoints have neither the card it came with nor users' texts.
+    """Prepare an encoder for training, so that its checkpoints do not have the card it came with.
+
 
     Args:
         encoder: as it was loaded.
@@ -58,7 +59,6 @@ def prepare_card(encoder: SentenceTransformer, *, name: str) -> None:
     data.model_name = name
     data.local_files_only = True  # otherwise the Hub is asked for a model with the name of the start's folder
     data.generate_widget_examples = False
-    data.widget = [{}]  # the trainer would fill an empty list with the user's texts
 
 
 def encoder_facts(encoder: SentenceTransformer) -> dict[str, Any]:
