@@ -3,31 +3,45 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from nlt_trainer.data.collator import NLTCollator
-    from nlt_trainer.encoder.loading import load_encoder
-    from nlt_trainer.evaluation.evaluator import evaluate_encoder
-    from nlt_trainer.evaluation.folder_task import BEIRFolderRetrieval
-    from nlt_trainer.injection.heads import HeadSet, detect_query_focused_heads
-    from nlt_trainer.lm.frozen_lm import FrozenLM
-    from nlt_trainer.lm.score_cache import ScoreCache
-    from nlt_trainer.lm.scoring import LikelihoodScorer
-    from nlt_trainer.objectives.adist import ADistLoss
-    from nlt_trainer.objectives.dream import DREAMLoss
-    from nlt_trainer.objectives.emdr2 import EMDR2Loss
-    from nlt_trainer.objectives.grad_cache import GradCacheLoss
-    from nlt_trainer.objectives.info_nce import InfoNCELoss
-    from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
-    from nlt_trainer.objectives.loop import LOOPLoss
-    from nlt_trainer.objectives.mixture import MixtureLoss
-    from nlt_trainer.objectives.revela import RevelaLoss
-    from nlt_trainer.trainer import NLTTrainer
-    from nlt_trainer.training_arguments import NLTTrainingArguments
+if TYPE_CHECKING:  # for type checkers; a test compares it with the table below
+    from nlt_trainer.data.beir import Collection as Collection
+    from nlt_trainer.data.beir import load_collection as load_collection
+    from nlt_trainer.data.beir import training_queries as training_queries
+    from nlt_trainer.data.candidates import mine_candidates as mine_candidates
+    from nlt_trainer.data.collator import NLTCollator as NLTCollator
+    from nlt_trainer.data.training import training_dataset as training_dataset
+    from nlt_trainer.encoder.loading import load_encoder as load_encoder
+    from nlt_trainer.encoder.lora import add_llm_lora as add_llm_lora
+    from nlt_trainer.errors import NLTError as NLTError
+    from nlt_trainer.evaluation.evaluator import RetrievalEvaluator as RetrievalEvaluator
+    from nlt_trainer.evaluation.evaluator import evaluate_encoder as evaluate_encoder
+    from nlt_trainer.evaluation.folder_task import BEIRFolderRetrieval as BEIRFolderRetrieval
+    from nlt_trainer.injection.heads import HeadSet as HeadSet
+    from nlt_trainer.injection.heads import detect_query_focused_heads as detect_query_focused_heads
+    from nlt_trainer.injection.heads import relevant_by_gain as relevant_by_gain
+    from nlt_trainer.lm.frozen_lm import FrozenLM as FrozenLM
+    from nlt_trainer.lm.score_cache import ScoreCache as ScoreCache
+    from nlt_trainer.lm.scoring import LikelihoodScorer as LikelihoodScorer
+    from nlt_trainer.objectives.adist import ADistLoss as ADistLoss
+    from nlt_trainer.objectives.dream import DREAMLoss as DREAMLoss
+    from nlt_trainer.objectives.emdr2 import EMDR2Loss as EMDR2Loss
+    from nlt_trainer.objectives.grad_cache import GradCacheLoss as GradCacheLoss
+    from nlt_trainer.objectives.info_nce import InfoNCELoss as InfoNCELoss
+    from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss as LikelihoodGainLoss
+    from nlt_trainer.objectives.loop import LOOPLoss as LOOPLoss
+    from nlt_trainer.objectives.mixture import MixtureLoss as MixtureLoss
+    from nlt_trainer.objectives.objective import Objective as Objective
+    from nlt_trainer.objectives.remote import RemoteObjective as RemoteObjective
+    from nlt_trainer.objectives.revela import RevelaLoss as RevelaLoss
+    from nlt_trainer.prompts import PromptTemplate as PromptTemplate
+    from nlt_trainer.trainer import NLTTrainer as NLTTrainer
+    from nlt_trainer.training_arguments import NLTTrainingArguments as NLTTrainingArguments
 
 # Imported when first used (PEP 562): torch and transformers take seconds, and `nlt --help` needs neither.
 _MODULES = {
     "ADistLoss": "nlt_trainer.objectives.adist",
     "BEIRFolderRetrieval": "nlt_trainer.evaluation.folder_task",
+    "Collection": "nlt_trainer.data.beir",
     "DREAMLoss": "nlt_trainer.objectives.dream",
     "EMDR2Loss": "nlt_trainer.objectives.emdr2",
     "FrozenLM": "nlt_trainer.lm.frozen_lm",
@@ -39,37 +53,27 @@ _MODULES = {
     "LikelihoodScorer": "nlt_trainer.lm.scoring",
     "MixtureLoss": "nlt_trainer.objectives.mixture",
     "NLTCollator": "nlt_trainer.data.collator",
+    "NLTError": "nlt_trainer.errors",
     "NLTTrainer": "nlt_trainer.trainer",
     "NLTTrainingArguments": "nlt_trainer.training_arguments",
+    "Objective": "nlt_trainer.objectives.objective",
+    "PromptTemplate": "nlt_trainer.prompts",
+    "RemoteObjective": "nlt_trainer.objectives.remote",
+    "RetrievalEvaluator": "nlt_trainer.evaluation.evaluator",
     "RevelaLoss": "nlt_trainer.objectives.revela",
     "ScoreCache": "nlt_trainer.lm.score_cache",
+    "add_llm_lora": "nlt_trainer.encoder.lora",
     "detect_query_focused_heads": "nlt_trainer.injection.heads",
     "evaluate_encoder": "nlt_trainer.evaluation.evaluator",
+    "load_collection": "nlt_trainer.data.beir",
     "load_encoder": "nlt_trainer.encoder.loading",
+    "mine_candidates": "nlt_trainer.data.candidates",
+    "relevant_by_gain": "nlt_trainer.injection.heads",
+    "training_dataset": "nlt_trainer.data.training",
+    "training_queries": "nlt_trainer.data.beir",
 }
 
-__all__ = [
-    "ADistLoss",
-    "BEIRFolderRetrieval",
-    "DREAMLoss",
-    "EMDR2Loss",
-    "FrozenLM",
-    "GradCacheLoss",
-    "HeadSet",
-    "InfoNCELoss",
-    "LOOPLoss",
-    "LikelihoodGainLoss",
-    "LikelihoodScorer",
-    "MixtureLoss",
-    "NLTCollator",
-    "NLTTrainer",
-    "NLTTrainingArguments",
-    "RevelaLoss",
-    "ScoreCache",
-    "detect_query_focused_heads",
-    "evaluate_encoder",
-    "load_encoder",
-]
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
