@@ -104,7 +104,10 @@ class TrainerArguments:
     in_batch_candidates: bool = option(
         default=False,
         decides="training",
-        help="Let a query's heads choose among the candidates of the whole batch (dream, independent).",
+        help=(
+            "Let the candidates of the whole batch compete for a query: in the encoder's softmax (likelihood_gain "
+            "with forward_kl), or for the attention of the heads (dream with independent documents)."
+        ),
     )
     false_negative_margin: float | None = option(
         default=None,

@@ -86,6 +86,7 @@ def likelihood_gain(parts: Parts, temperature: float) -> LikelihoodGainLoss:
         teacher_temperature=args.teacher_temperature,
         divergence=args.divergence,
         query_weight=args.query_weight,
+        in_batch_candidates=args.in_batch_candidates,
     )
 
 

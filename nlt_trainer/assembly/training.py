@@ -157,9 +157,9 @@ def check_options(model: ModelArguments, data: DataArguments, args: NLTTrainingA
             f"eval_strategy is {IntervalStrategy(args.eval_strategy).value} and there is nothing to evaluate on; set "
             "dev_split, or eval_strategy: 'no'"
         )
-    if args.in_batch_candidates and data.document_layout != "independent":
+    if args.in_batch_candidates and "dream" in args.objectives and data.document_layout != "independent":
         raise NLTError(
-            f"in_batch_candidates needs documents that do not see each other, and document_layout is "
+            f"in_batch_candidates: dream needs documents that do not see each other, and document_layout is "
             f"{data.document_layout}; set it to independent"
         )
     if args.in_batch_candidates and model.llm_process and args.world_size > 1:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from sentence_transformers.util import all_gather, all_gather_with_grad
 from torch import Tensor, nn
 
 from nlt_trainer.errors import NLTError
@@ -38,6 +39,33 @@ def pairwise_cosines(texts: Tensor) -> Tensor:
     """Cosine of every pair of C texts `(B, C, D)`, float32 also under autocast: `(B, C, C)`."""
     with torch.autocast(texts.device.type, enabled=False):
         return texts @ texts.transpose(1, 2)
+
+
+def first_of_equals(keys: Tensor) -> Tensor:
+    """Index of the first occurrence of each distinct value in `(N,)`: `(U,)`, ascending."""
+    distinct, group = keys.unique(return_inverse=True)
+    places = torch.arange(len(keys), device=keys.device)
+    first = places.new_full((len(distinct),), len(keys)).scatter_reduce(0, group, places, "amin")
+    return first.sort().values
+
+
+def documents_of_batch(documents: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """The candidates of all queries of the global batch, each text once.
+
+    Args:
+        documents: embeddings of the queries' own candidates, `(B, K, D)`. Several processes exchange them, with a
+            gradient, and all of them need the same B.
+        keys: `(B, K)` int64, equal for equal texts.
+
+    Returns:
+        Embeddings `(U, D)` of the different documents, and the place of each own candidate among them, `(B, K)`.
+    """
+    everyone, all_keys = documents.flatten(0, 1), keys.flatten()  # (B * K, D), (B * K,)
+    if torch.distributed.is_initialized():  # W processes: (W * B * K, D), (W * B * K,)
+        everyone, all_keys = all_gather_with_grad(everyone), all_gather(all_keys)
+    first = first_of_equals(all_keys)
+    own = (keys[:, :, None] == all_keys[first]).int().argmax(-1)  # (B, K, U) -> (B, K)
+    return everyone[first], own
 
 
 def gain_of(labels: Mapping[str, Tensor]) -> Tensor:

@@ -139,11 +139,3 @@ def cache_rows(cache: DynamicCache, part: Tensor) -> DynamicCache:
     for number, layer in enumerate(filled):
         rows.update(layer.keys[part], layer.values[part], number)
     return rows
-
-
-def first_of_equals(keys: Tensor) -> Tensor:
-    """Index of the first occurrence of each distinct value in `(N,)`: `(U,)`, ascending."""
-    distinct, group = keys.unique(return_inverse=True)
-    places = torch.arange(len(keys), device=keys.device)
-    first = places.new_full((len(distinct),), len(keys)).scatter_reduce(0, group, places, "amin")
-    return first.sort().values

@@ -13,10 +13,10 @@ from transformers import DynamicCache
 
 from nlt_trainer.choices import DocumentMass, InjectedRows, check_choice
 from nlt_trainer.data.llm_texts import LLMTexts
-from nlt_trainer.encoder.similarity import all_cosines, label_of
+from nlt_trainer.encoder.similarity import all_cosines, first_of_equals, label_of
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.attention import ScoreInjection
-from nlt_trainer.injection.document_pool import DocumentPool, PooledPrompts, cache_rows, first_of_equals
+from nlt_trainer.injection.document_pool import DocumentPool, PooledPrompts, cache_rows
 from nlt_trainer.injection.document_prompts import DocumentPrompts
 from nlt_trainer.injection.document_reader import DocumentReader
 from nlt_trainer.injection.heads import HeadSet

@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from nlt_trainer.choices import Divergence, QueryWeight, check_choice
-from nlt_trainer.encoder.similarity import gain_of
+from nlt_trainer.encoder.similarity import all_cosines, documents_of_batch, gain_of, label_of
 from nlt_trainer.errors import NLTError
 from nlt_trainer.objectives.objective import Objective
 
@@ -30,13 +30,18 @@ class LikelihoodGainLoss(Objective):
     - `listwise`: :math:`-\sum_k \log (e^{s_k} / \sum_{j: g_j \le g_k} e^{s_j})`, the Plackett-Luce likelihood of the
       order by gain (ListMLE); equal gains share a place
 
+    With `in_batch_candidates` the encoder's softmax w runs over the different documents of the whole batch, and the
+    teacher gives those of other queries no mass. The loss stays :math:`\sum_k p_k (\log p_k - \log w_k)` over a
+    query's own candidates, which now have to stand out among all others as well.
+
     A constant added to a query's gains, or to its scores, changes none of them. Of the gains `listwise` reads the
     order alone, so that the teacher's temperature reaches it by `query_weight="gain"` only.
 
     Inputs:
         | Texts              | Labels                                     |
         |--------------------|--------------------------------------------|
-        | B queries, B x K documents | `gain` of shape `(B, K)`, nats per target token |
+        | B queries, B x K documents | `gain` of shape `(B, K)`, nats per target token; `candidate_keys` of shape |
+        |                    | `(B, K)`, equal for equal texts, for in-batch candidates                   |
 
     Args:
         model: the encoder.
@@ -45,6 +50,8 @@ class LikelihoodGainLoss(Objective):
         divergence: D above.
         query_weight: u above. `none`: every query counts 1; `positive`: 0 where no candidate has a positive gain, else
             1; `gain`: the teacher's probability that some candidate is better than none.
+        in_batch_candidates: whether a query's candidates compete with those of all queries of the global batch; for
+            `forward_kl` alone, since the other divergences read the teacher's view of every document.
 
     When to use it: first; gains are computed once, kept, and cost the training nothing. Relation to its siblings:
     `DREAMLoss` needs the LLM at every step and no stored gains; `InfoNCELoss` keeps only the best candidate;
@@ -69,26 +76,47 @@ class LikelihoodGainLoss(Objective):
         teacher_temperature: float = 0.2,
         divergence: Divergence = "forward_kl",
         query_weight: QueryWeight = "none",
+        in_batch_candidates: bool = False,
     ) -> None:
         super().__init__(model, temperature=temperature)
         if teacher_temperature <= 0:
             raise NLTError(f"teacher_temperature is {teacher_temperature}; it must be greater than 0")
         check_choice("divergence", divergence, Divergence)
         check_choice("query_weight", query_weight, QueryWeight)
+        if in_batch_candidates and divergence != "forward_kl":
+            raise NLTError(
+                f"in_batch_candidates: divergence {divergence!r} needs gains of other queries' candidates, which are "
+                "not known; choose forward_kl"
+            )
         self.teacher_temperature = teacher_temperature
         self.divergence = divergence
         self.query_weight = query_weight
+        self.in_batch_candidates = in_batch_candidates
 
     def compute_loss_from_embeddings(
         self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        scores = self.own_scores(queries, documents)
-        return {"likelihood_gain": self.compute_loss_from_scores(scores, gain_of(labels))}
+        if not self.in_batch_candidates:
+            scores = self.own_scores(queries, documents)
+            return {"likelihood_gain": self.compute_loss_from_scores(scores, gain_of(labels))}
+        keys = label_of(labels, "candidate_keys", remedy="NLTCollator makes them")
+        everyone, own = documents_of_batch(documents, keys)
+        scores = all_cosines(queries, everyone) / self.temperature  # (B, U)
+        return {"likelihood_gain": self.compute_loss_from_scores(scores, gain_of(labels), own=own)}
 
-    def compute_loss_from_scores(self, scores: Tensor, gain: Tensor) -> Tensor:
-        """Loss of scores and gains, both `(B, K)`; a scalar in the scores' dtype."""
+    def compute_loss_from_scores(self, scores: Tensor, gain: Tensor, *, own: Tensor | None = None) -> Tensor:
+        """Loss of scores and gains; a scalar in the scores' dtype.
+
+        Args:
+            scores: `(B, K)`, or `(B, U)` of all documents of the batch.
+            gain: `(B, K)`, of a query's own candidates.
+            own: `(B, K)` int64, the places of these among U; `None` where the scores are theirs.
+        """
         teacher = gain.to(scores) / self.teacher_temperature
-        return (self._weight(teacher) * DIVERGENCES[self.divergence](teacher, scores)).mean()
+        if own is None:
+            return (self._weight(teacher) * DIVERGENCES[self.divergence](teacher, scores)).mean()
+        log_p, log_w = teacher.log_softmax(-1), scores.log_softmax(-1).gather(1, own)
+        return (self._weight(teacher) * (log_p.exp() * (log_p - log_w)).sum(-1)).mean()
 
     def _weight(self, teacher: Tensor) -> Tensor:
         """Weight of each query, `(B,)`, between 0 and 1; the same whatever else is in the batch."""

@@ -194,6 +194,45 @@ def test_a_constant_changes_nothing(
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("query_weight", ["none", "gain"])
+def test_candidates_of_the_batch_are_the_formula(
+    tiny_static_encoder: SentenceTransformer, query_weight: QueryWeight
+) -> None:
+    """Reference: numpy; "b" stands twice and is one document, "a" twice among one query's own and is read twice."""
+    embeddings = torch.nn.functional.normalize(torch.randn(2, 4, 8), dim=-1)
+    queries, documents = embeddings[:, 0], embeddings[:, 1:].clone()
+    keys, gain = torch.tensor([[7, 2, 7], [2, 9, 4]]), torch.tensor([[0.3, 0.0, 0.1], [0.2, -0.1, 0.05]])
+    documents[0, 2], documents[1, 0] = documents[0, 0], documents[0, 1]  # equal texts have equal embeddings
+    loss = LikelihoodGainLoss(tiny_static_encoder, query_weight=query_weight, in_batch_candidates=True)
+    found = loss.compute_loss_from_embeddings(queries, documents, {"gain": gain, "candidate_keys": keys})
+    different = {7: documents[0, 0], 2: documents[0, 1], 9: documents[1, 1], 4: documents[1, 2]}
+    expected = []
+    for b in range(2):
+        scores = {key: float(queries[b] @ document) / 0.05 for key, document in different.items()}
+        total = np.log(np.sum(np.exp([*scores.values()])))
+        teacher = gain[b : b + 1].double().numpy() / 0.2
+        p = softmax(teacher)[0]
+        weight = 1.0
+        if query_weight == "gain":
+            weight = 1 - softmax(np.append(teacher, [[0.0]], axis=1))[0, -1]
+        log_w = np.array([scores[int(key)] - total for key in keys[b]])
+        expected.append(weight * float((p * (np.log(p) - log_w)).sum()))
+    assert float(found["likelihood_gain"]) == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_one_query_alone_has_no_candidates_of_others(tiny_static_encoder: SentenceTransformer) -> None:
+    """Reference: the loss without them, and its gradient."""
+    embeddings = torch.nn.functional.normalize(torch.randn(1, 4, 8), dim=-1)
+    labels = {"gain": torch.tensor([[0.3, 0.0, 0.1]]), "candidate_keys": torch.tensor([[1, 2, 3]])}
+    found = []
+    for in_batch in (True, False):
+        documents = embeddings[:, 1:].clone().requires_grad_()
+        loss = LikelihoodGainLoss(tiny_static_encoder, in_batch_candidates=in_batch)
+        value = loss.compute_loss_from_embeddings(embeddings[:, 0], documents, labels)["likelihood_gain"]
+        found.append((value, torch.autograd.grad(value, documents)[0]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("query_weight", ["none", "positive", "gain"])
 def test_a_batch_is_the_mean_of_its_queries(
     tiny_static_encoder: SentenceTransformer, numbers: tuple[Tensor, Tensor], query_weight: QueryWeight
@@ -225,6 +264,10 @@ def test_forward_takes_cosines(tiny_static_encoder: SentenceTransformer) -> None
     [
         ({"temperature": 0}, "temperature is 0; it must be greater than 0"),
         ({"teacher_temperature": -1.0}, "teacher_temperature is -1.0; it must be greater than 0"),
+        (
+            {"in_batch_candidates": True, "divergence": "listwise"},
+            "in_batch_candidates: divergence 'listwise' needs gains of other queries' candidates",
+        ),
         ({"query_weight": "best"}, "query_weight 'best' is unknown; choose one of none, positive, gain"),
         ({"divergence": "kl"}, "divergence 'kl' is unknown; choose one of forward_kl, reverse_kl, jensen_shannon, "),
     ],

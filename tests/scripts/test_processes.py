@@ -40,7 +40,7 @@ from nlt_trainer.training_arguments import NLTTrainingArguments
 
 OBJECTIVES = (
     *("likelihood_gain", "dream", "info_nce", "mixture", "cached_info_nce", "cached_likelihood_gain"),
-    *("emdr2", "loop", "adist", "revela", "revela_trained", "dream_in_batch"),
+    *("emdr2", "loop", "adist", "revela", "revela_trained", "dream_in_batch", "likelihood_gain_in_batch"),
 )
 ACCUMULATED = ("cached_likelihood_gain", "revela_trained")  # two batches a step, under no_sync between them
 LOGGED_LATE = "adist"  # at its second step only, so that the third is in train_loss alone
@@ -79,6 +79,7 @@ def train(objective: str, encoder_folder: str, *, llm_folder: str, output: Path,
     revela = RevelaLoss(encoder, lm, temperature=0.3, micro_batch_size=1, trained=trained)
     loss: dict[str, Objective] = {
         "likelihood_gain": gain,
+        "likelihood_gain_in_batch": LikelihoodGainLoss(encoder, query_weight="gain", in_batch_candidates=True),
         "dream": dream,
         "dream_in_batch": DREAMLoss(
             encoder, lm, heads=heads, temperature=0.3, micro_batch_size=1, in_batch_candidates=True
