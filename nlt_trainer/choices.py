@@ -17,7 +17,8 @@ DocumentLayout = Literal["sequential", "independent"]
 positions that begin behind that start, so that its keys and values are the same in every prompt."""
 
 EncoderDtype = Literal["float32", "bfloat16"]
-LLMDtype = Literal["float32", "bfloat16", "float16"]
+LLMDtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""Numbers that an LLM is read in; `auto` is bfloat16 where the machine multiplies it, else float32."""
 PoolingMode = Literal["mean", "cls", "lasttoken"]
 
 Miner = Literal["bm25", "encoder", "fused"]

@@ -71,6 +71,12 @@ def _reproducible() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _plain_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `llm_dtype: auto` mean float32 on every machine, so that tests compare the same numbers."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+
+
+@pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the user's cache out of the tests, and one test's results out of another."""
     monkeypatch.setenv("NLT_CACHE", str(tmp_path_factory.mktemp("cache")))

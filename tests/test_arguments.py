@@ -101,7 +101,7 @@ def test_what_objectives_read(
     ("name", "known"),
     [
         ("encoder_dtype", "float32, bfloat16"),
-        ("llm_dtype", "float32, bfloat16, float16"),
+        ("llm_dtype", "auto, float32, bfloat16, float16"),
         ("head_selection", "best, "),
     ],
 )

@@ -77,9 +77,9 @@ class ModelArguments:
         ),
     )
     llm_dtype: LLMDtype = option(
-        default="float32",
+        default="auto",
         decides="llm",
-        help="Dtype of the LLM: float32, bfloat16 or float16.",
+        help="Dtype of the LLM: float32, bfloat16, float16, or auto: bfloat16 where the machine multiplies it.",
     )
     llm_device: str | None = option(
         default=None,

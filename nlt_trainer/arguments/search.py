@@ -69,9 +69,9 @@ class AppArguments(IndexArguments):
         help="Frozen LLM whose gain is shown: Hub id, folder, .gguf file, or package:<module>/<path>.",
     )
     llm_dtype: LLMDtype = option(
-        default="float32",
+        default="auto",
         decides="nothing",
-        help="Dtype of the LLM: float32, bfloat16 or float16.",
+        help="Dtype of the LLM: float32, bfloat16, float16, or auto: bfloat16 where the machine multiplies it.",
     )
     document_prefix: str = option(
         default=PromptTemplate.document_prefix,

@@ -25,6 +25,7 @@ from nlt_trainer.choices import LLMDtype, check_choice
 from nlt_trainer.content import ADAPTER_CONFIG, ADAPTER_WEIGHTS, content_hash, model_content
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.cpu import enable_fused_attention, keep_freed_memory
+from nlt_trainer.lm.dtypes import resolved_dtype
 from nlt_trainer.lm.forward_check import FORWARD_ERRORS, readings_agree
 from nlt_trainer.lm.prompt_tokens import PromptFrame
 from nlt_trainer.locations import is_hub_id, loading, resolve_model
@@ -80,7 +81,7 @@ class FrozenLM:
             name: anything that `resolve_model` takes.
             revision: of a Hub model.
             adapter: Hub id or folder of a PEFT adapter that was trained on this LLM.
-            dtype: `float32`, `bfloat16` or `float16`.
+            dtype: `float32`, `bfloat16`, `float16`, or `auto`, see `resolved_dtype`.
             device: the default is CUDA if there is one, else the CPU.
 
         Raises:
@@ -94,14 +95,14 @@ class FrozenLM:
             torch.empty(0, device=place)
         except (RuntimeError, AssertionError) as error:
             raise NLTError(f"device {str(chosen)!r} cannot be used ({error}); choose another llm_device") from error
-        location = resolve_model(name)
+        location, numbers = resolve_model(name), resolved_dtype(dtype, place)
         model: PreTrainedModel
         report: dict[str, list[str]]
         with loading("LLM", name, revision=revision):
             model, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, as asked for
                 location,
                 revision=revision,
-                dtype=dtype,
+                dtype=numbers,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
@@ -116,7 +117,7 @@ class FrozenLM:
             "weights": model_content(location, revision=revision),
             "adapter": None,
             "tokenizer": _tokenizer_hash(tokenizer),
-            "dtype": dtype,
+            "dtype": numbers,
         }
         if adapter is not None:
             model, fingerprint["adapter"] = _merge_adapter(model, adapter, base=name, base_location=location)

@@ -17,6 +17,7 @@ from nlt_trainer.assembly.training import load_start
 from nlt_trainer.data.beir import Collection, Query
 from nlt_trainer.data.candidates import QueryCandidates, mine_candidates
 from nlt_trainer.errors import NLTError
+from nlt_trainer.lm.dtypes import resolved_dtype
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.plan.flops import ModelShape
 from nlt_trainer.plan.probes import BM25Rate, drawn, peak_memory, probe_bm25, timed, write_stand_in
@@ -202,7 +203,13 @@ class PlanContext:
     def _llm_stand_in(self, reason: str) -> LLM | None:
         model, folder = self.model, self.folder / "llm"
         try:
-            shape = write_stand_in(model.llm, folder, revision=model.llm_revision, dtype=model.llm_dtype, causal=True)
+            shape = write_stand_in(
+                model.llm,
+                folder,
+                revision=model.llm_revision,
+                dtype=resolved_dtype(model.llm_dtype, model.llm_device),
+                causal=True,
+            )
         except (OSError, ValueError, NLTError):
             self.notes.append(f"not known: LLM tokens, FLOPs and time, because {reason}")
             return None

@@ -24,7 +24,8 @@ from nlt_trainer.encoder.lora import ADAPTER_WEIGHTS, load_lora
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json
 from nlt_trainer.injection.heads import HeadSet
-from nlt_trainer.locations import resolve_model
+from nlt_trainer.lm.dtypes import resolved_dtype
+from nlt_trainer.locations import content_hash, resolve_model
 from nlt_trainer.objectives.objective import Objective
 from nlt_trainer.run.checkpoints import checkpoint_fault, last_checkpoint
 from nlt_trainer.run.folder import Run
@@ -44,6 +45,7 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
         files.append(str(Path(data.collection, "qrels", f"{data.train_split}.tsv")))
     decides: tuple[Decides, ...] = ("start", "training", "llm") if args.reads_llm else ("start", "training")
     trajectory = _decisive(model, *decides) | _decisive(data, *decides) | trainer_settings(args)
+    trajectory |= _numbers(model) if args.reads_llm else {}
     trajectory |= {"processes": args.world_size} | {f"content of {file}": _file_hash(file) for file in files}
     start = resolve_model(model.encoder)
     if "dream" in args.objectives and Path(model.heads).is_file():
@@ -63,7 +65,7 @@ def adaptation_settings(model: ModelArguments, data: DataArguments, args: NLTTra
     files = [str(Path(data.collection, "corpus.jsonl")), *([data.candidates, data.gains] if data.adapt_pairs else [])]
     values = args.to_dict()
     trajectory = {key: values[key] for key in sorted(DECIDING) if key in values}
-    trajectory |= _decisive(model, "llm", "adaptation") | _decisive(data, "llm", "adaptation")
+    trajectory |= _decisive(model, "llm", "adaptation") | _decisive(data, "llm", "adaptation") | _numbers(model)
     trajectory |= {f"content of {file}": _file_hash(file) for file in files}
     return {"trajectory": trajectory}
 
@@ -73,6 +75,11 @@ def trainer_settings(args: NLTTrainingArguments) -> dict[str, Any]:
     values = args.to_dict()
     names = [*options_deciding("training", of=TrainerArguments), *sorted(DECIDING)]
     return {name: values[name] for name in names if name in values}
+
+
+def _numbers(model: ModelArguments) -> dict[str, str]:
+    """The dtype that `auto` means on this machine: on another one a run would go on in other numbers."""
+    return {"llm_dtype": resolved_dtype(model.llm_dtype, model.llm_device)}
 
 
 def _decisive(arguments: Any, *what: Decides) -> dict[str, Any]:

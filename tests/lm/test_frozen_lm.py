@@ -243,7 +243,7 @@ def test_an_encoder_is_no_llm(tiny_encoder_folder: Path, tmp_path: Path) -> None
 
 def test_an_unknown_dtype_is_refused(tiny_llm_folder: Path) -> None:
     """Reference: the choices in the message."""
-    with pytest.raises(NLTError, match=r"LLM dtype 'float23' is unknown; choose one of float32, bfloat16, float16"):
+    with pytest.raises(NLTError, match=r"LLM dtype 'float23' is unknown; choose one of auto, float32, bfloat16,"):
         FrozenLM.from_pretrained(str(tiny_llm_folder), dtype="float23")  # type: ignore[arg-type]  # on purpose
 
 

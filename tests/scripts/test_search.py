@@ -116,7 +116,7 @@ def test_the_app_says_what_it_needs(arguments: list[str], monkeypatch: pytest.Mo
     monkeypatch.setattr(serving.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(NLTError, match=r"pip install 'nlt_trainer\[app\]'"):
         app.main(arguments)
-    with pytest.raises(NLTError, match="--llm_dtype: is 'int3', expected one of float32"):
+    with pytest.raises(NLTError, match="--llm_dtype: is 'int3', expected one of auto, float32"):
         app.main([*arguments, "--llm_dtype", "int3"])
     with pytest.raises(NLTError, match="port is 99999; it must be between 1 and 65535"):
         app.main([*arguments, "--port", "99999"])
