@@ -60,6 +60,12 @@ def test_a_wrong_sum_is_refused(text: str, message: str, tmp_path: Path) -> None
         arguments(tmp_path, objective=text)
 
 
+def test_a_prior_that_would_be_subtracted_is_refused(tmp_path: Path) -> None:
+    """Reference: the value and the remedy in the message."""
+    with pytest.raises(NLTError, match=r"prior_weight is -0.1; it must be at least 0"):
+        arguments(tmp_path, prior_weight=-0.1)
+
+
 def test_a_temperature_of_an_objective_that_is_not_there_is_refused(tmp_path: Path) -> None:
     """Reference: the name and the remedy in the message."""
     settings: dict[str, Any] = {"temperatures": {"dream": 0.2}}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.option import check_words, option
-from nlt_trainer.choices import Divergence, DocumentMass, InjectedRows, MarginalLevel, QueryWeight
+from nlt_trainer.choices import Divergence, DocumentMass, InjectedRows, MarginalLevel, Prior, QueryWeight
 from nlt_trainer.errors import NLTError
 
 OBJECTIVES = ("likelihood_gain", "dream", "emdr2", "loop", "adist", "revela", "info_nce")
@@ -53,6 +53,19 @@ class TrainerArguments:
         help=(
             "Loss that fits scores to gains: forward_kl, reverse_kl, jensen_shannon, margin_mse or listwise "
             "(likelihood_gain)."
+        ),
+    )
+    prior: Prior = option(
+        default="bm25",
+        decides="training",
+        help="What is mixed into the gains, with prior_weight: bm25 (its scores) or order (of the miner).",
+    )
+    prior_weight: float = option(
+        default=0.0,
+        decides="training",
+        help=(
+            "Weight of the prior beside the gains, both standardised over a query's candidates; 0.2 to 0.3 helps "
+            "where the LLM is small."
         ),
     )
     query_weight: QueryWeight = option(
@@ -128,6 +141,8 @@ class TrainerArguments:
 
     def __post_init__(self) -> None:
         check_words(self)
+        if self.prior_weight < 0:
+            raise NLTError(f"prior_weight is {self.prior_weight}; it must be at least 0, where nothing is mixed in")
         names = self.objectives  # refuses unknown ones
         if strange := set(self.temperatures or {}) - set(names):
             raise NLTError(

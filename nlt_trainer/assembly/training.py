@@ -28,6 +28,7 @@ from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.collator import NLTCollator
 from nlt_trainer.data.gains import audit_file, read_gains, read_likelihoods
+from nlt_trainer.data.prior import with_prior
 from nlt_trainer.data.training import training_dataset
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import NLTError
@@ -229,11 +230,13 @@ def make_dataset(
     labelled = args.reads_labels(data)
     if labelled and data.train_split is None:
         raise NLTError("labels: true takes positives from qrels/<train_split>.tsv; set train_split")
-    names = args.reads_likelihoods
+    names, gain = args.reads_likelihoods, None
+    if args.reads_gains(data):
+        gain = with_prior(read_gains(data.gains, candidates), candidates, prior=args.prior, weight=args.prior_weight)
     return training_dataset(
         collection,
         candidates,
-        gain=read_gains(data.gains, candidates) if args.reads_gains(data) else None,
+        gain=gain,
         likelihoods=read_likelihoods(data.gains, candidates, names) if names else None,
         qrels=collection.split_qrels(str(data.train_split)) if labelled else None,
     )

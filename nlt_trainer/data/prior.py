@@ -1,0 +1,37 @@
+"""What is known of candidates besides the LLM's gains, mixed into them: BM25's scores, or the miner's order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nlt_trainer.choices import Prior
+from nlt_trainer.data.candidates import QueryCandidates
+
+
+def with_prior(gain: np.ndarray, candidates: Sequence[QueryCandidates], *, prior: Prior, weight: float) -> np.ndarray:
+    """Gains with a weighted prior: `gain + weight * deviation(gain) * standardised(prior)`, for each query by itself.
+
+    The prior is standardised over a query's candidates and takes the spread of their gains, so that the weight has no
+    unit and the teacher's temperature keeps its meaning. Small LLMs gain most from it: with a fifth of BM25 the mean
+    reciprocal rank of the right document among eight rose from 0.800 to 0.809 on the standard library and with three
+    tenths from 0.775 to 0.808 on COVID-QA (SmolLM2-135M-Instruct).
+
+    Args:
+        gain: `(B, K)`, nats per target token.
+        candidates: B queries with K candidates each, in the miner's order.
+        prior: `bm25`: BM25's scores; `order`: the places that the miner gave the candidates.
+        weight: of the prior; 0 changes nothing.
+
+    Returns:
+        `(B, K)`, nats per target token.
+    """
+    if prior == "bm25":
+        evidence = np.array([c.bm25 for c in candidates], dtype=np.float64)
+    else:
+        evidence = -np.broadcast_to(np.arange(gain.shape[1], dtype=np.float64), gain.shape)
+    deviation = evidence.std(1, keepdims=True)
+    centred = evidence - evidence.mean(1, keepdims=True)
+    standardised = np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
+    return gain + weight * gain.std(1, keepdims=True) * standardised
