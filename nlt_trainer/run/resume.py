@@ -25,7 +25,7 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.dtypes import resolved_dtype
-from nlt_trainer.locations import content_hash, resolve_model
+from nlt_trainer.locations import resolve_model
 from nlt_trainer.objectives.objective import Objective
 from nlt_trainer.run.checkpoints import checkpoint_fault, last_checkpoint
 from nlt_trainer.run.folder import Run
