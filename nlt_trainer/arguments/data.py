@@ -46,7 +46,7 @@ class DataArguments:
         default="bm25",
         decides="nothing",
         help=(
-            "What chooses candidates: bm25, encoder (cosines of the recipe's encoder) or fused (both, by "
+            "What chooses candidates: bm25, encoder (the recipe's encoder, by its own similarity) or fused (both, by "
             "reciprocal rank fusion)."
         ),
     )

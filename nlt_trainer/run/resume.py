@@ -19,13 +19,12 @@ from nlt_trainer.arguments.inherited import DECIDING
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.option import Decides, options_deciding
 from nlt_trainer.arguments.trainer import TrainerArguments
-from nlt_trainer.content import content_hash
+from nlt_trainer.content import model_content
 from nlt_trainer.encoder.lora import ADAPTER_WEIGHTS, load_lora
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.dtypes import resolved_dtype
-from nlt_trainer.locations import resolve_model
 from nlt_trainer.objectives.objective import Objective
 from nlt_trainer.run.checkpoints import checkpoint_fault, last_checkpoint
 from nlt_trainer.run.folder import Run
@@ -47,11 +46,10 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     trajectory = _decisive(model, *decides) | _decisive(data, *decides) | trainer_settings(args)
     trajectory |= _numbers(model) if args.reads_llm else {}
     trajectory |= {"processes": args.world_size} | {f"content of {file}": _file_hash(file) for file in files}
-    start = resolve_model(model.encoder)
     if "dream" in args.objectives and Path(model.heads).is_file():
         heads = HeadSet.load(model.heads).heads  # the file also says how long it took to find them
         trajectory["heads"] = [list(pair) for pair in heads]
-    trajectory["content of encoder"] = content_hash(start) if Path(start).is_dir() else start
+    trajectory["content of encoder"] = model_content(model.encoder, revision=model.encoder_revision)
     return {
         "model": dataclasses.asdict(model),
         "data": dataclasses.asdict(data),
