@@ -132,10 +132,10 @@ def test_planned_over_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reference: ratios by hand, of a plan made at half the stage's speed; what was not measured is left empty."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     benchmark = runpy.run_path(str(BENCHMARKS / "planned.py"))
-    planned = {"score": {"lm_tokens": 1200.0, "seconds": 50.0, "memory": 3.0 * 2**20, "file_bytes": 0.0}}
+    planned = {"score": {"lm_tokens": 1200.0, "seconds": 50.0, "memory": 3.0 * 2**20}}
     measured = {"score": {"lm_tokens": 1200, "seconds": 40.0, "memory": 4.0 * 2**20, "speed": 1e9}}
     table = benchmark["comparison"](planned, measured, speed=0.5e9).splitlines()
-    assert table[2] == "| score | 1.00 (1,200 / 1,200) | 1.25 (50 / 40 s) | 0.75 (3 / 4 MiB) |  | 0.62 |"
+    assert table[2] == "| score | 1.00 (1,200 / 1,200) | 1.25 (50 / 40 s) | 0.75 (3 / 4 MiB) | 0.62 |"
 
 
 def test_a_stage_is_measured_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

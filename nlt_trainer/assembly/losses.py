@@ -21,6 +21,7 @@ from nlt_trainer.encoder.lora import add_llm_lora
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.lm.prompt_tokens import PromptFrame
 from nlt_trainer.objectives.adist import ADistLoss
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.objectives.emdr2 import EMDR2Loss
@@ -70,11 +71,12 @@ class Parts:
         }
         return {name: settings[name] for name in texts.settings}
 
-    def builders(self) -> tuple[PromptBuilder | None, ChunkBuilder | None]:
-        """What builds the LLM's texts for the recipe's objectives, before any of them is made."""
+    def builders(self, frame: PromptFrame | None) -> tuple[PromptBuilder | None, ChunkBuilder | None]:
+        """What builds the LLM's texts for the recipe's objectives, before one is made or an LLM loaded."""
         texts = LLMTexts()
         for name in READERS.keys() & self.args.objectives.keys():
-            texts |= READERS[name].texts_for(self.lm.prompt_frame)
+            if frame is not None:
+                texts |= READERS[name].texts_for(frame)
         return texts.builders(self.rows, seed=self.args.seed, **self.text_settings(texts))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
-from transformers import TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils.logging import set_tqdm_hook
 
 from nlt_trainer.arguments.data import DataArguments
@@ -182,9 +182,9 @@ def target_of(data: DataArguments, candidates: list[QueryCandidates]) -> TargetK
     return data.target
 
 
-def prompt_tokens(lm: FrozenLM, data: DataArguments) -> PromptTokens:
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, data: DataArguments) -> PromptTokens:
     """The tokeniser of a recipe's prompts."""
-    return PromptTokens(lm.tokenizer, data.template, max_document_tokens=data.max_document_tokens)
+    return PromptTokens(tokenizer, data.template, max_document_tokens=data.max_document_tokens)
 
 
 def make_scorer(lm: FrozenLM, data: DataArguments, *, target: TargetKind) -> LikelihoodScorer:

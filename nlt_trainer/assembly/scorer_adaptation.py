@@ -106,7 +106,7 @@ def make_rows(
         contents = [(collection.corpus[document_id].content, asked) for document_id, asked in chosen]
         return adaptation_rows(tokens, contents, target=target, context_length=lm.context_length)
 
-    tokens, target = prompt_tokens(lm, data), target_of(data, candidates)
+    tokens, target = prompt_tokens(lm.tokenizer, data), target_of(data, candidates)
     alone = [(document_id, None) for document_id in texts.documents]
     return rows([*alone, *texts.pairs]), rows([(document_id, None) for document_id in texts.held_out])
 

@@ -114,7 +114,7 @@ def test_the_llms_texts_are_known_before_the_objective(parts: Any, objective: st
         parts(objective=objective, contrast_targets=1, seed=5), data=data, candidates=[*CANDIDATES, more]
     )
     collator = make_collator(recipe, make_loss(recipe))
-    prompts, chunks = recipe.builders()
+    prompts, chunks = recipe.builders(recipe.lm.prompt_frame)
     assert [prompts is None, chunks is None] == [collator.prompts is None, collator.chunks is None]
     rows = [{"query": c.query, "documents": ["the blue whale", "a honey bee visits flowers"]} for c in CANDIDATES]
     found = dataclasses.replace(collator, prompts=prompts, chunks=chunks)(rows)

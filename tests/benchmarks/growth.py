@@ -41,7 +41,7 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
 
 from nlt_trainer.data.beir import Collection, Document, Query
 from nlt_trainer.data.candidates import mine_candidates
@@ -56,7 +56,6 @@ from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import PromptTokens
 from nlt_trainer.lm.scoring import LikelihoodScorer
 from nlt_trainer.objectives.dream import DREAMLoss
-from nlt_trainer.plan.probes import keep_layers
 from nlt_trainer.prompts import PromptTemplate
 
 WORDS, KNOWN_WORDS, LAYERS = 20_000, 1000, 3
@@ -210,6 +209,14 @@ def prepare(folder: Path, llm: str) -> None:
         "num_attention_heads": 1,
     }
     LlamaForCausalLM(LlamaConfig(vocab_size=KNOWN_WORDS, **size)).save_pretrained(folder / "miniature")
+
+
+def keep_layers(config: PreTrainedConfig, layers: int) -> None:
+    """Let a decoder's configuration have its first layers only, in its lists of a setting a layer too."""
+    for key, value in vars(config).items():
+        if isinstance(value, list) and len(value) == config.num_hidden_layers:
+            setattr(config, key, value[:layers])
+    config.num_hidden_layers = layers
 
 
 def exponent(sizes: Sequence[int], values: Sequence[float]) -> float:

@@ -43,7 +43,7 @@ sys.exit(code)
 """
 """Runs a command and writes the peak of its memory; it is small itself, since Linux counts who starts a process in."""
 
-COLUMNS = ("lm_tokens", "seconds", "memory", "file_bytes")
+COLUMNS = ("lm_tokens", "seconds", "memory")
 
 
 def run(stage: str, arguments: list[str], *, log: Path) -> dict[str, float]:
@@ -60,12 +60,11 @@ def run(stage: str, arguments: list[str], *, log: Path) -> dict[str, float]:
 
 
 def read_off(measured: dict[str, dict[str, float]], model: Any, data: Any, args: Any) -> None:
-    """Add to what was measured the tokens that reports of the stages name, and the size of score's files."""
+    """Add to what was measured the tokens that reports of the stages name."""
     earlier = 0
     if "score" in measured:
         earlier = read_json(audit_file(data.gains))["lm_tokens"]
-        cache = sum(path.stat().st_size for path in Path(data.score_cache).iterdir())
-        measured["score"] |= {"lm_tokens": earlier, "file_bytes": cache + Path(data.gains).stat().st_size}
+        measured["score"]["lm_tokens"] = earlier
     if "detect_heads" in measured:
         heads = read_json(model.heads)["settings"]["lm_tokens"]
         measured["detect_heads"]["lm_tokens"], earlier = heads, earlier + heads
@@ -75,7 +74,7 @@ def read_off(measured: dict[str, dict[str, float]], model: Any, data: Any, args:
 
 def comparison(planned: dict[str, dict[str, Any]], measured: dict[str, dict[str, float]], *, speed: float) -> str:
     """A table of planned over measured, with both in brackets; the plan was made at this speed."""
-    units = {"memory": (2**20, "MiB"), "file_bytes": (2**10, "KiB"), "seconds": (1, "s"), "lm_tokens": (1, "")}
+    units = {"memory": (2**20, "MiB"), "seconds": (1, "s"), "lm_tokens": (1, "")}
     lines = [f"| stage | {' | '.join(COLUMNS)} | at one speed |", f"|---|{'---|' * len(COLUMNS)}---|"]
     for stage, found in measured.items():
         cells = []

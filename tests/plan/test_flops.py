@@ -1,131 +1,86 @@
-"""The arithmetic of a plan against closed cases."""
+"""What reading costs a transformer, against closed cases and counters of others."""
 
 from __future__ import annotations
 
-import random
-from pathlib import Path
-from typing import Any
+from functools import partial
 
-import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from nlt_trainer.data.candidates import QueryCandidates
-from nlt_trainer.data.gains import write_gains
-from nlt_trainer.lm.score_cache import ScoreCache
-from nlt_trainer.plan.flops import ModelShape, Schedule, gains_bytes, score_cache_bytes
-from nlt_trainer.plan.readings import Reading, micro_batches, padded, tokens_read
+from nlt_trainer.choices import DocumentLayout
+from nlt_trainer.injection.attention import enable_document_attention
+from nlt_trainer.injection.document_prompts import build_prompts
+from nlt_trainer.injection.document_reader import DocumentReader
+from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.lm.prompt_tokens import PromptTokens
+from nlt_trainer.plan.models import Model, Work
+from nlt_trainer.plan.stages import prompt_work
+from nlt_trainer.prompts import PromptTemplate
 
-SHAPE = ModelShape(1000, 100, 2, 8, 16, 8, 4, 50)
-
-
-def test_a_text_sees_itself_and_what_was_read_before() -> None:
-    """Reference: pairs that are counted one by one."""
-    pairs = sum(1 for i in range(5) for j in range(7 + 5) if j <= 7 + i)
-    assert Reading.text(5, after=7, targets=2) == Reading(5, pairs, 2)
-    assert Reading.text(2) + Reading.text(3) * 2 == Reading(8, 3 + 12, 0)
+LAYER = 8 * 24 + 2 * 8 * 12 + 24 * 8 + 3 * 8 * 16 + 2 * 8
+"""Weights of a layer of `llama`: queries, keys and values, output, feed-forward part, two norms."""
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_shape_of_a_decoder(tied: bool) -> None:
-    """Reference: weights by hand of a Llama with 4 heads of 6 on 2 key-value heads, with and without a tied head."""
+def llama(*, tied: bool = False) -> Model:
+    """A Llama without weights: 3 layers of 4 heads of 6 on 2 key-value heads, width 8, 50 tokens."""
     config = LlamaConfig(
         vocab_size=50, hidden_size=8, intermediate_size=16, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, head_dim=6, tie_word_embeddings=tied,
     )  # fmt: skip
     with torch.device("meta"):
-        shape = ModelShape.of(AutoModelForCausalLM.from_config(config), bytes_per_number=2)
-    layer = 8 * 24 + 2 * 8 * 12 + 24 * 8 + 3 * 8 * 16 + 2 * 8
-    assert shape == ModelShape(3 * layer + 8 + (1 if tied else 2) * 400, 3 * layer + 8, 3, 8, 16, 24, 12, 50, 2)
-    assert shape.key_value_bytes == 3 * 2 * 12 * 2
+        return Model(AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_that_tokens_are_multiplied_with(tied: bool) -> None:
+    """Reference: weights by hand, with and without a vocabulary projection of its own; 2 bytes each."""
+    model = llama(tied=tied)
+    assert model.multiplied == 3 * LAYER + 8
+    assert model.weight_bytes == 2 * (3 * LAYER + 8 + (1 if tied else 2) * 50 * 8)
 
 
 def test_flops_forward_and_backward() -> None:
     """Reference: 2 FLOPs a weight and token, 4 a layer, pair and unit of width; backward once and twice that."""
-    reading = Reading(10, 30, 3)
-    linear, attention, projection = 2 * 100 * 10, 4 * 2 * 8 * 30, 2 * 8 * 50 * 3
-    assert SHAPE.flops(reading) == linear + attention + projection
-    assert SHAPE.flops(reading, graph=1.0) == 2 * linear + 3 * attention + 2 * projection
-    assert SHAPE.flops(reading, graph=0.5) == 1.5 * linear + 2 * attention + 2 * projection
-    assert SHAPE.flops(reading, graph=1.0, trained=True) == 3 * linear + 3 * attention + 2 * projection
+    model, pairs = llama(), sum(1 for i in range(10) for j in range(7 + 10) if j <= 7 + i)
+    linear, attention, projection = 2 * (3 * LAYER + 8) * 10, 4 * 3 * 24 * pairs, 2 * 8 * 50 * 4
+    read = partial(model.read, 10, after=7, targets=4)
+    assert read() == Work(10, linear + attention + projection)
+    assert read(gradients=1).flops == 2 * linear + 3 * attention + 2 * projection
+    assert read(gradients=2).flops == 3 * linear + 3 * attention + 2 * projection
+    assert Model(None).read(10, gradients=1) == Work()  # a table of token embeddings
+    assert model.read_all([(1, 2), (3,)]) * 3 == model.read(2) * 3 + model.read(1) * 3
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({}, Schedule(15, 30, 3.0)),  # 10 rows in batches of 2
-        ({"batch": 4}, Schedule(9, 30, 3.0)),
-        ({"batch": 4, "drop_last": True}, Schedule(6, 24, 3.0)),
-        ({"accumulation": 2}, Schedule(9, 30, 3.0)),
-        ({"max_steps": 7}, Schedule(7, 14, 1.4)),
-        ({"epochs": 0.5}, Schedule(3, 6, 0.6)),
-    ],
-)
-def test_the_schedule_of_training(settings: dict[str, float], expected: Schedule) -> None:
-    """Reference: batches by hand."""
-    given = {"batch": 2, "accumulation": 1, "epochs": 3.0, "max_steps": -1, "drop_last": False, **settings}
-    assert Schedule.of(10, **given) == expected  # type: ignore[arg-type]
+def test_flops_are_those_that_torch_counts(tiny_lm: FrozenLM) -> None:
+    """Reference: torch's counter, which counts masked pairs and leaves norms out."""
+    ids = torch.arange(9)[None]
+    tiny_lm.model.set_attn_implementation("eager")  # whose products it counts
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        tiny_lm.model(ids, use_cache=False)
+    read = Model(tiny_lm.model).read(9, after=4, targets=9)  # 9 * 4 + 9 * 10 / 2 = 81 pairs
+    assert read.flops == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-def test_how_often_a_strategy_comes() -> None:
-    """Reference: by hand; a share of the steps below 1; transformers saves and evaluates after the last step too."""
-    schedule = Schedule(25, 100, 2.5)
-    given = [("no", 5), ("epoch", 5), ("steps", 10), ("steps", 500), ("steps", 5), ("steps", 0.2)]
-    assert [schedule.times(*each) for each in given] == [0, 3, 3, 1, 5, 5]
-
-
-def test_documents_are_read_once_while_they_are_kept() -> None:
-    """Reference: reads by hand, for keeping nothing, everything, and the two last used."""
-    lengths = {"a": 10, "b": 20, "c": 10}
-    calls = [["a", "b", "a"], ["a", "c"], ["b"], ["a"]]
-    assert tokens_read(calls, lengths, capacity=0) == (30 + 20 + 20 + 10, 0)
-    assert tokens_read(calls, lengths, capacity=100) == (40, 40)
-    # a and b fill it; c drives out b, then b drives out a and c stays; a is read again
-    assert tokens_read(calls, lengths, capacity=30) == (30 + 10 + 20 + 10, 30)
-
-
-def test_every_row_comes_once_an_epoch() -> None:
-    """Reference: the rows themselves, in micro-batches that end with a batch."""
-    calls = list(micro_batches(7, epochs=1.5, batch=5, micro_batch=2, seed=0))
-    assert [len(call) for call in calls[:4]] == [2, 2, 1, 2]
-    assert sorted(i for call in calls[:4] for i in call) == list(range(7))
-    assert len([i for call in calls[4:] for i in call]) == 4
-
-
-def test_padding_to_the_longest() -> None:
-    """Reference: all in one group, and each alone."""
-    assert padded([1, 2, 3], 3) == Reading.text(3) * 3
-    assert padded([1, 2, 3], 1) == Reading.text(1) + Reading.text(2) + Reading.text(3)
-
-
-def test_padding_in_parts_of_a_batch() -> None:
-    """Reference: parts by hand, longest first."""
-    lengths = [9, 2, 3, 8, 1, 7]
-    assert padded(lengths, 6, texts=4) == Reading.text(9) * 4 + Reading.text(2) * 2
-    assert padded(lengths, 6, tokens=18) == Reading.text(9) * 2 + Reading.text(7) * 2 + Reading.text(2) * 2
-    assert padded(lengths, 6, tokens=4) == sum((Reading.text(n) for n in (9, 8, 7, 3)), Reading.text(2) * 2)
-
-
-def test_the_size_of_a_score_cache(tmp_path: Path) -> None:
-    """Reference: a cache of 3,000 pairs, put in batches as scoring does."""
-    cache, draw = ScoreCache(tmp_path, {"a": 1}), random.Random(0)
-    for _ in range(30):
-        keys = [draw.randbytes(16) for _ in range(100)]
-        tokens = {key: np.zeros(12, np.float32) for key in keys}
-        cache.put(dict.fromkeys(keys, (-1.5, 12, False)), tokens)
-    assert score_cache_bytes(3000, 12) == pytest.approx(cache.path.stat().st_size, rel=0.25)
-
-
-def test_the_size_of_a_gains_file(tmp_path: Path) -> None:
-    """Reference: the file that is written, with and without tokens."""
-    draw = np.random.default_rng(0)
-    ids = tuple(f"document {i}" for i in range(8))
-    rows = [QueryCandidates(f"query {b}", "a text", None, ids, (1.0,) * 8) for b in range(20)]
-    for tokens in (0, 12):
-        further: dict[str, Any] = {"target_tokens": [12] * 20, "log_likelihood": draw.normal(-30, 9, (20, 8))}
-        if tokens:
-            further["token_log_likelihoods"] = draw.normal(-2, 1, (20, 8, tokens))
-        write_gains(tmp_path / "gains.jsonl", rows, draw.normal(size=(20, 8)), further=further)
-        planned = gains_bytes([row.query_id for row in rows], [ids] * 20, token_numbers=tokens)
-        assert planned == pytest.approx((tmp_path / "gains.jsonl").stat().st_size, rel=0.05)
+@pytest.mark.parametrize("layout", ["sequential", "independent"])
+def test_a_prompt_is_read_as_the_reader_reads_it(tiny_lm: FrozenLM, layout: DocumentLayout) -> None:
+    """Reference: the reader's own counts; of documents that do not see each other two are equal."""
+    tokens = PromptTokens(tiny_lm.tokenizer, PromptTemplate(), max_document_tokens=24)
+    prompts = build_prompts(
+        tokens,
+        ["why does bread rise"],
+        [["Yeast makes bread rise.", "The moon pulls the sea.", "Yeast makes bread rise."]],
+        target="query",
+        context_length=tiny_lm.context_length,
+        layout=layout,
+        foreign=[[("how is glass made", None)]],
+    )
+    enable_document_attention(tiny_lm)
+    reader = DocumentReader(tiny_lm)
+    cache = reader.read_documents(prompts)
+    texts, work = prompt_work(Model(tiny_lm.model), prompts, times=2)
+    assert sum(map(len, texts)) == reader.lm_tokens
+    with torch.no_grad():
+        reader.read_suffix(prompts, cache)
+    assert work.tokens == reader.lm_tokens + int(prompts.suffix_mask.sum())

@@ -1,0 +1,256 @@
+"""What each stage of a recipe costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.trainer import PROMPT_OBJECTIVES
+from nlt_trainer.assembly import parts as shared
+from nlt_trainer.assembly.evaluation import reported
+from nlt_trainer.assembly.losses import Parts
+from nlt_trainer.assembly.scoring import pairs_of
+from nlt_trainer.assembly.training import load_start
+from nlt_trainer.data.beir import load_corpus
+from nlt_trainer.data.candidates import BM25Index, QueryCandidates, mine_candidates
+from nlt_trainer.data.collator import PromptBuilder
+from nlt_trainer.injection.document_prompts import DocumentPrompts
+from nlt_trainer.lm.cpu import packed_weights
+from nlt_trainer.plan.models import Model, Work, find_model, time_step, timed
+from nlt_trainer.training_arguments import NLTTrainingArguments
+
+COUNTED_QUERIES, MINED_DOCUMENTS = 2_000, 5_000
+"""Queries that are counted, and documents that candidates are mined from; of more a sample stands for all."""
+
+PROBE_FLOPS = 2e13 if torch.cuda.is_available() else 1e11
+"""Work of scoring and of a training step that is timed: some seconds of each."""
+
+
+class Planner:
+    """Plans the stages of a recipe, whose three blocks it takes; what several of them need is loaded once."""
+
+    def __init__(self, model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
+        imports, self.notes = time.process_time(), list[str]()
+        # A merged adapter costs nothing, and the LLM costs the same in a process of its own.
+        self.model, self.data, self.args = dataclasses.replace(model, adapter=None, llm_process=False), data, args
+        self.collection, reading = timed(lambda: shared.load_training_collection(data))
+        self.begin = imports + reading  # seconds that every stage takes first
+        self.base = 0.0 if torch.cuda.is_available() else float(shared.resident_peak())  # memory without a model
+        self.queries, corpus = shared.chosen_queries(self.collection, data, seed=args.seed), self.collection.corpus
+        share = min(1.0, MINED_DOCUMENTS / len(corpus), COUNTED_QUERIES / len(self.queries))
+        documents = self.drawn(list(corpus), max(data.num_candidates, round(share * len(corpus))))
+        self.part = dataclasses.replace(self.collection, corpus={d: corpus[d] for d in documents})
+        self.asked = self.drawn(self.queries, max(32, round(share * len(self.queries))))
+        self.candidates, self.factor = self._candidates()
+        self.detects = "dream" in args.objectives and model.head_scores is None
+        self.scores = args.reads_gains(data) or (self.detects and data.head_method in ("gain", "correlation"))
+        reads = self.scores or self.detects or args.reads_llm
+        self.llm = find_model("llm", self.model, shared.load_llm, notes=self.notes) if reads else None
+        lm = self.llm.loaded if self.llm else None
+        backbone = lm if model.shared_backbone else None
+        self.encoder = find_model("encoder", self.model, lambda m: load_start(m, backbone), notes=self.notes)
+        self.parts = Parts(self.encoder and self.encoder.loaded, self.model, data, args, self.candidates, lm)  # type: ignore[arg-type]  # a missing one is not run
+        self.scoring_rate = self.training_rate = math.nan  # seconds a FLOP
+
+    def _candidates(self) -> tuple[list[QueryCandidates], float]:
+        """Those that are counted, and how many queries of the recipe each of them stands for."""
+        data, file, part = self.data, self.data.candidates, self.part.corpus
+        if there := Path(file).is_file():
+            found = shared.load_candidates(data, self.collection)
+        else:
+            found = mine_candidates(self.part, self.asked, num_candidates=data.num_candidates, seed=self.args.seed)
+        some, count = self.drawn(found, COUNTED_QUERIES), len(found if there else self.queries)
+        exact = there or (len(part) == len(self.collection.corpus) and data.miner == "bm25")
+        sample = f"estimated from {len(some):,} of {count:,} queries with"
+        source = file if there else f"what BM25 finds in {len(part):,} documents, as {file} is not there yet"
+        self.notes.append(f"LLM tokens are {'counted on' if exact and len(some) == count else sample} {source}.")
+        return some, count / len(some)
+
+    def drawn(self, items: Sequence[Any], count: int) -> list[Any]:
+        """At most `count` of the items, in their order."""
+        chosen = random.Random(self.args.seed).sample(range(len(items)), min(count, len(items)))
+        return [items[i] for i in sorted(chosen)]
+
+    def row(self, c: QueryCandidates) -> dict[str, Any]:
+        """A query with the texts of its documents, as the builders of prompts take it."""
+        documents = [self.collection.corpus[d].content for d in c.document_ids]
+        return {"query": c.query, "documents": documents, "answer": c.answer}
+
+    def stages(self) -> list[dict[str, Any]]:
+        """What the plan says of each stage that the recipe needs."""
+        self.notes.append("Time and memory are estimates without checkpoints, dev_split, metrics, absent collections.")
+        scoring = [self.score()] if self.scores or self.detects else []  # heads are detected at its speed
+        stages = [self.mine(), *(scoring if self.scores else []), *([self.detect_heads()] if self.detects else [])]
+        return [*stages, self.train(), *([self.evaluate()] if reported(self.data) else [])]
+
+    def stage(
+        self, name: str, work: Work, *models: Model, rate: float = 0.0, other: float = 0.0, memory: float = 0.0
+    ) -> dict[str, Any]:
+        """What the plan says of a stage that loads these models; NaN is what is not known.
+
+        `rate` is seconds a FLOP. No accelerator changes `other` seconds: imports, loading, BM25, looking up in tables.
+        """
+        other += self.begin + sum(model.seconds for model in models)
+        return {
+            "stage": name,
+            "lm_tokens": work.tokens,
+            "flops": work.flops,
+            "seconds": other + (rate * work.flops if work.flops else 0.0),
+            "other_seconds": other,
+            "memory": self.base + memory + sum(model.weight_bytes for model in models) + 0 * work.flops,
+        }
+
+    def mine(self) -> dict[str, Any]:
+        """BM25 over the corpus."""
+        if self.data.miner != "bm25":
+            self.notes.append("mine is without the encoder, which embeds the corpus.")
+        index, building = timed(lambda: BM25Index(self.part))
+        _, searching = timed(lambda: [index.scores(query.text) for query in self.asked])
+        seconds = building + searching * len(self.queries) / len(self.asked)
+        return self.stage("mine", Work(), other=seconds * len(self.collection.corpus) / len(self.part.corpus))
+
+    def score(self) -> dict[str, Any]:
+        """Each document once for all its queries, and each query without a document."""
+        llm, data, candidates = self.llm, self.data, self.candidates
+        if llm is None:
+            return self.stage("score", Work(math.nan, math.nan))
+        target, tokens = shared.target_of(data, candidates), shared.prompt_tokens(llm.tokenizer, data)
+        texts, groups, works = [self.row(c)["documents"] for c in candidates], dict[Any, list[Any]](), {}
+        for c, documents in zip(candidates, texts, strict=True):
+            for text in (None, *documents):
+                groups.setdefault(text, []).append((text, c.query, c.answer))
+        for text, pairs in groups.items():
+            own = 0 if text is None else len(tokens.document(text)[0]) + sum(map(len, tokens.document_frame))
+            prefix = len(tokens.start) + own
+            ends = [tokens.suffix(query, answer, target) for _, query, answer in dict.fromkeys(pairs)]
+            each = (llm.read(len(end.read), after=prefix, targets=end.target_tokens) for end in ends)
+            works[text] = sum(each, llm.read(prefix))
+        work = sum(works.values(), Work())
+        if llm.loaded is not None:
+            scorer = shared.make_scorer(llm.loaded, dataclasses.replace(data, score_cache=None), target=target)  # type: ignore[arg-type]
+            read = scorer.count_tokens(pairs_of(candidates, texts)) + scorer.count_tokens(pairs_of(candidates))
+            some = sorted(works, key=lambda text: works[text].flops)[len(works) // 2 :]  # alike, as in batches
+            some = some[: max(1, int(PROBE_FLOPS / works[some[0]].flops))]
+            with packed_weights(llm.transformer):  # as for many pairs
+                scorer.log_likelihood(groups[some[0]])  # warms up
+                _, took = timed(lambda: scorer.log_likelihood([pair for text in some for pair in groups[text]]))
+            self.scoring_rate = took / sum(works[text].flops for text in some)
+            work = Work(read, work.flops)
+        packed = 4 * llm.multiplied if self.base and llm.transformer.dtype == torch.float32 else 0  # copies on a CPU
+        return self.stage("score", work * self.factor, llm, rate=self.scoring_rate, memory=packed)
+
+    def detect_heads(self) -> dict[str, Any]:
+        """The prompts of some queries, each with the null query behind it too, at the speed of scoring."""
+        llm, data, work = self.llm, self.data, Work()
+        if llm is None:
+            return self.stage("detect_heads", Work(math.nan, math.nan))
+        tokens, asked = shared.prompt_tokens(llm.tokenizer, data), self.candidates[: data.head_queries]
+        build = PromptBuilder(tokens, "query", llm.frame.context_length, data.head_layout or data.document_layout)
+        for c in asked:
+            work += prompt_work(llm, build([self.row(c)]), times=2)[1]
+        work *= min(data.head_queries, len(self.queries)) / len(asked)
+        self.notes.append("detect_heads: LLM tokens are estimated, because its queries are drawn by their gains.")
+        return self.stage("detect_heads", work, llm, rate=self.scoring_rate)
+
+    def encoder_work(self, texts: Sequence[str], *, length: int | None, gradients: int = 0) -> Work:
+        """Encoding texts, without prompts of their own; `gradients` as for `Model.read`."""
+        if self.encoder is None or self.encoder.transformer is None:
+            return Work()
+        ids = self.encoder.tokenizer(texts, truncation=True, max_length=length)["input_ids"]
+        return sum((self.encoder.read(len(own), gradients=gradients) for own in ids), Work())
+
+    def row_work(self, c: QueryCandidates, prompts: Any, chunks: Any) -> tuple[list[Any], Work, Work]:
+        """A training row, once: texts that the LLM reads of documents; all that it reads; what the encoder does."""
+        row, texts, work, llm, model = self.row(c), list[Any](), Work(), cast(Model, self.llm), self.model
+        all_texts, gradients = [c.query, *row["documents"]], 1 if model.lora else 2
+        own = self.encoder_work(all_texts, length=model.train_max_length or model.max_seq_length, gradients=gradients)
+        for name in PROMPT_OBJECTIVES & set(self.args.objectives):
+            times = len(c.document_ids) if name == "loop" else 1  # LOOP reads the query without each document
+            read, cost = prompt_work(llm, prompts([row]), times=times, gradients=int(name == "dream"))
+            texts, work = texts + read, work + cost
+        if chunks is not None:
+            groups, gradients = chunks([row]), int(model.llm_lora is not None)
+            work += llm.read(0, targets=int(groups.chunk_target.sum()), gradients=1)
+            for n in groups.chunk_mask[0].sum(-1).tolist():  # once for keys and values, once to predict
+                work += llm.read(n, gradients=gradients) + llm.read(n, gradients=1)
+        return texts, work, own
+
+    def train(self) -> dict[str, Any]:
+        """Steps of the encoder, and what the LLM reads for them."""
+        args, encoder, llm = self.args, self.encoder, self.llm if self.args.reads_llm else None
+        if args.reads_llm and llm is None:
+            return self.stage("train", Work(math.nan, math.nan))
+        builders = self.parts.builders(llm.frame if llm else None)
+        rows = [self.row_work(c, *builders) for c in self.candidates]
+        batch = args.train_batch_size * args.gradient_accumulation_steps
+        epoch = math.ceil(len(rows) * self.factor / batch)
+        steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+        times, memory = steps / epoch * self.factor, 0.0
+        work, own = sum((row[1] for row in rows), Work()) * times, sum((row[2] for row in rows), Work()) * times
+        if args.reads_labels(self.data):
+            self.notes.append("train: all queries are counted, also those without a relevant candidate.")
+        if llm is not None:
+            suffixes = max(read.tokens - sum(map(len, texts)) for texts, read, _ in rows)
+            memory = llm.training_bytes(suffixes * args.lm_micro_batch_size) + args.document_cache_gib * 2**30
+            memory -= llm.weight_bytes if self.model.shared_backbone else 0
+            work += self.saved(llm, [text for row in rows for text in row[0]], times)
+        if encoder is None:
+            return self.stage("train", Work(work.tokens, math.nan))
+        other = self.time_training([(read + alone).flops for _, read, alone in rows]) * steps * batch
+        memory += encoder.training_bytes(own.tokens / times / len(rows) * args.train_batch_size)
+        work, models = Work(work.tokens, work.flops + own.flops), [encoder, *([llm] if llm else [])]
+        return self.stage("train", work, *models, rate=self.training_rate, other=other, memory=memory)
+
+    def saved(self, llm: Model, texts: list[tuple[int, ...]], times: float) -> Work:
+        """Negative work: what is not read again, where documents do not see each other and are kept."""
+        independent = self.data.document_layout == "independent"
+        if independent and self.args.document_cache_gib and PROMPT_OBJECTIVES & set(self.args.objectives) == {"dream"}:
+            self.notes.append("train: LLM tokens if document_cache_gib holds all documents, memory if it is full.")
+            return llm.read_all(set(texts)) * self.factor + llm.read_all(texts) * -times
+        if independent:
+            self.notes.append("train: LLM tokens are at most these: a batch reads a document that it shares once.")
+        return Work()
+
+    def time_training(self, flops: list[float]) -> float:
+        """Time a step on middling rows for seconds a FLOP; return seconds a row of a table, which has no FLOPs."""
+        if not self.parts.encoder or (self.args.reads_llm and not self.parts.backbone):
+            return 0.0
+        middle, batch = sorted(flops)[len(flops) // 2], min(self.args.train_batch_size, len(flops))
+        size = min(batch, max(1, int(PROBE_FLOPS / middle))) if middle else batch
+        some = sorted(range(len(flops)), key=flops.__getitem__)[(len(flops) - size) // 2 :][:size]
+        rows, steps = [self.candidates[i] for i in some], 1 if middle > PROBE_FLOPS else 3
+        took = time_step(self.parts, rows, self.collection, steps=steps)
+        self.training_rate = took / sum(flops[i] for i in some) if middle else 0.0
+        return 0.0 if middle else took / size
+
+    def evaluate(self) -> dict[str, Any]:
+        """Documents as long as the corpus' encoded before and after training, at the speed of training."""
+        if self.encoder is None:
+            return self.stage("evaluate", Work(0.0, math.nan))
+        documents = sum(len(load_corpus(folder)) for folder, _ in reported(self.data) if Path(folder).is_dir())
+        some = self.drawn([document.content for document in self.collection.corpus.values()], 512)
+        work = Work(0.0, 2 * self.encoder_work(some, length=self.model.max_seq_length).flops * documents / len(some))
+        return self.stage("evaluate", work, self.encoder, self.encoder, rate=self.training_rate)
+
+
+def prompt_work(llm: Model, prompts: DocumentPrompts, *, times: int = 1, gradients: int = 0) -> tuple[Any, Work]:
+    """Texts that are read of one prompt's documents; the work of these and of its suffixes, so many times.
+
+    Documents are one text or, where they do not see each other, each a text behind the start of the prompt.
+    """
+    ids, segments = prompts.prompt_ids[0], prompts.prompt_segments[0]
+    start = tuple(ids[segments == 0].tolist())
+    texts = {(*start, *ids[segments == k].tolist()) for k in range(1, int(segments.max()) + 1)} | ({start} - {()})
+    lengths = prompts.suffix_queries[prompts.suffix_mask].bincount().tolist()
+    work = llm.read(0, targets=int(prompts.suffix_target.sum()), gradients=gradients)
+    work = sum((llm.read(n, after=len(ids), gradients=gradients) for n in lengths), work)
+    return list(texts), llm.read_all(texts) + work * times
