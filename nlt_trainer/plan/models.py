@@ -120,10 +120,11 @@ def find_model(what: str, model: ModelArguments, load: Callable[..., Any], *, no
     except NLTError as error:
         notes.append(f"The {what} is not timed: {error}")
     with suppress(NLTError), loading(what, name), torch.device("meta"):
-        config = AutoConfig.from_pretrained(resolve_model(name), revision=revision)
-        kind = AutoModelForCausalLM if what == "llm" else AutoModel
-        transformer = kind.from_config(config, dtype=getattr(torch, resolved_dtype(dtype, model.llm_device)))
-        return Model(transformer, AutoTokenizer.from_pretrained(resolve_model(name), revision=revision))
+        name = resolve_model(name)
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        dtype = getattr(torch, resolved_dtype(dtype, model.llm_device))
+        transformer = (AutoModelForCausalLM if what == "llm" else AutoModel).from_config(config, dtype=dtype)
+        return Model(transformer, AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False))
     return None
 
 

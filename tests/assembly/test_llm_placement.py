@@ -34,6 +34,7 @@ def run(tiny_llm_folder: Path, tiny_collection_folder: Path, tmp_path: Path) -> 
         "model": {
             "encoder": str(tiny_llm_folder),
             "llm": str(tiny_llm_folder),
+            "llm_dtype": "float32",
             "pooling": "lasttoken",
             "lora": {"r": 4, "lora_alpha": 64, "lora_dropout": 0.2},
             "heads": f"{tmp_path}/heads.json",

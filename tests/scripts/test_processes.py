@@ -147,7 +147,7 @@ def runs(
     (collection / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
     recipe = root / "recipe.yaml"
     recipe.write_text(
-        f"model:\n  llm: {tiny_llm_folder}\n"
+        f"model:\n  llm: {tiny_llm_folder}\n  llm_dtype: float32\n"
         f"data:\n  collection: {collection}\n  candidates: {root}/candidates.jsonl\n  num_candidates: 3\n"
         "  batch_tokens: 100\n"
         f"trainer:\n  output_dir: {root}/run\n  use_cpu: true\n"
