@@ -1,4 +1,4 @@
-"""DREAM: the encoder's scores are injected into attention heads of the frozen LLM, whose loss trains the encoder."""
+"""DREAM: attention heads of the frozen LLM follow the encoder's scores, and the LLM's loss trains the encoder."""
 
 from __future__ import annotations
 
@@ -27,28 +27,31 @@ from nlt_trainer.objectives.micro_batched_loss import micro_batched_loss
 
 
 class DREAMLoss(LLMObjective):
-    r"""Next-token loss of the target under a frozen LLM whose selected heads share attention as the encoder scores.
+    r"""Next-token loss of the target under a frozen LLM whose selected heads attend as the encoder scores documents.
 
-    With :math:`w_{bk} = \mathrm{softmax}_k(\cos(e(q_b), e(d_{bk})) / \tau)`, a selected head's attention p, from every
-    row after the documents, to token t of document k becomes
+    With :math:`w_{bk} = \mathrm{softmax}_k(\cos(e(q_b), e(d_{bk})) / \tau)`, the attention p of a selected head, from
+    every row after the documents to token t of document k, becomes
 
     .. math:: p'_t = p_t \, w_{bk} \, \frac{\sum_j m_j}{m_k}, \qquad m_k = \sum_{t \in d_k} p_t
 
-    and the loss is the mean negative log-likelihood of the target's tokens, averaged over queries. Gradients reach
-    only w, hence only the encoder; shares sum to 1, so that raising one document lowers the others.
+    The loss is the mean negative log-likelihood of the target's tokens, averaged over queries. The gradient passes
+    through w alone, so it reaches only the encoder. The shares w of a query's documents sum to 1, so raising the share
+    of one document lowers those of the others.
 
-    A document may help any target, or none, whatever the query: repetitive text does, boilerplate does. That part of
-    the gradient says nothing about relevance, and an encoder learns it soon. Where prompts carry the suffixes of M
-    other queries, the mean loss of their targets after the same documents under the same shares is subtracted: what is
-    left is what the documents do for this query. It corresponds to the null query by which heads are calibrated.
+    A document may help every target or none, whatever the query; repetitive text and boilerplate are examples. This
+    part of the gradient says nothing about relevance, and an encoder learns it quickly. A prompt can therefore carry
+    the suffixes of M other queries. The mean loss of their targets, after the same documents with the same shares, is
+    then subtracted. The difference shows what the documents do for this query. Head detection uses a null query for
+    the same purpose.
 
-    The gradient fades as w saturates. With a share floor f the shares are :math:`(1 - f) w_{bk} + f / K`, so that the
-    LLM keeps every document in view while a low temperature still lets queries that are solved rest.
+    The gradient becomes small as w approaches 0 and 1. With a share floor f the shares are
+    :math:`(1 - f) w_{bk} + f / K`. The LLM then always sees every document, and a low temperature still lets the
+    gradient of solved queries become small.
 
-    With `in_batch_candidates` a query's selected heads choose among the U different documents of the global batch: w
-    is a softmax over all of them, and their keys and values stand in the place of the prompt's own. The other heads go
-    on reading the prompt's K documents. It costs no further reading, but attention to more keys, and memory for those
-    of all B x K documents at once.
+    With `in_batch_candidates` the selected heads of a query choose among the U different documents of the global
+    batch. Then w is a softmax over all of them, and their keys and values replace those of the prompt's own documents.
+    The other heads still read the prompt's K documents. The LLM reads no more tokens than before, but attention has
+    more keys, and memory must hold the keys and values of all B x K documents at once.
 
     Inputs:
         | Texts              | Labels                                     |
@@ -59,19 +62,22 @@ class DREAMLoss(LLMObjective):
     Args (`model`, `temperature` and `micro_batch_size` are those of `LLMObjective`):
         lm: the frozen LLM; a plain object, so that it is neither wrapped nor saved.
         heads: the heads to inject, found in this LLM.
-        share_floor: part of the shares that all documents get alike, 0 (the paper's) to below 1.
-        document_mass: the attention that is divided among documents: what the head gives them (`kept`) or all (`one`).
-        injected_rows: `all` from the query on, or those alone that predict a token of the target (`target`).
-        in_batch_candidates: whether a query's heads choose among the documents of all queries; these must not see
-            each other.
-        document_cache_gib: memory, GiB, for keys and values of documents that do not see each other, kept from step to
-            step; 0 keeps none.
+        share_floor: part of the shares that is spread evenly over all documents, from 0 (the paper's) to below 1.
+        document_mass: the attention that is divided among the documents: what the head gives them (`kept`), or all of
+            its attention (`one`).
+        injected_rows: the rows that are changed: `all` rows from the query on, or only those that predict a token of
+            the target (`target`).
+        in_batch_candidates: whether a query's heads choose among the documents of all queries. This needs documents
+            that do not see each other.
+        document_cache_gib: memory, GiB, in which keys and values are kept from step to step, for documents that do not
+            see each other; 0 keeps none.
 
-    When to use it: where the target depends on combining documents or stored gains are not wanted; each step reads B
-    prompts of K documents. Relation to its siblings: `LikelihoodGainLoss` reads each document alone, once.
+    When to use it: where the target can only be predicted from several documents together, or where no gains should be
+    stored. The LLM reads B prompts of K documents at each step. Relation to its siblings: `LikelihoodGainLoss` reads
+    each document alone and only once.
 
-    Source: DREAM (arXiv 2606.24667). The LLM's part runs in micro-batches down to dL/dw, then the encoder's backward
-    pass runs once from there; the documents' part of a prompt has no graph, which changes no gradient.
+    Source: DREAM (arXiv 2606.24667). The LLM's part runs in micro-batches as far as dL/dw, and then the encoder's
+    backward pass runs once. The documents' part of a prompt is read without a graph, which changes no gradient.
 
     Example:
         ```python
@@ -145,12 +151,12 @@ class DREAMLoss(LLMObjective):
         read: DynamicCache | None = None,
         pool: DocumentPool | None = None,
     ) -> Tensor:
-        """Loss of scores and their prompts; a scalar in float32 with a gradient to the scores.
+        """Loss from scores and their prompts; a scalar in float32 with a gradient to the scores.
 
         Args:
             scores: `(B, K)`, or `(B, U)` with a pool.
             prompts: B prompts of K documents.
-            read: keys and values of their documents, where they have been read.
+            read: keys and values of the prompts' documents; `None` if they have not been read yet.
             pool: U documents that the selected heads choose among, instead of the prompts' own.
         """
         device = self.reader.lm.device
@@ -165,7 +171,7 @@ class DREAMLoss(LLMObjective):
         return micro_batched_loss(losses, log_weights, micro_batch_size=self.micro_batch_size, device=device)
 
     def log_shares(self, scores: Tensor) -> Tensor:
-        """Logarithms of the documents' shares, `(B, K)`."""
+        """Logarithms of the documents' shares, in the shape of the scores: `(B, K)`, or `(B, U)` with a pool."""
         log_weights = scores.log_softmax(-1)
         if self.share_floor == 0:
             return log_weights
@@ -180,7 +186,7 @@ class DREAMLoss(LLMObjective):
         cache: DynamicCache | None = None,
         pool: DocumentPool | None = None,
     ) -> Tensor:
-        """Loss of each prompt, nats per target token, `(B,)`, with log-weights `(B, K)`, `(B, U)` with a pool."""
+        """Loss of each prompt, `(B,)`, nats per target token; log-weights are `(B, K)`, or `(B, U)` with a pool."""
         if cache is None:
             cache = self.reader.read_documents(prompts)
         pooled = None if pool is None else PooledPrompts.of(pool, prompts)

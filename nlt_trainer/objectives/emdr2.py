@@ -1,4 +1,4 @@
-"""EMDR2: the target's likelihood, marginalised over the candidates with the encoder's shares as their prior."""
+"""EMDR2: the encoder's shares weigh the candidates in a mixture, whose likelihood of the target is maximised."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ class EMDR2Loss(Objective):
     .. math:: L_{token} = -\frac{1}{B} \sum_b \frac{1}{|y_b|} \sum_t
               \log \sum_k w_{bk} \, p(y_{bt} | y_{b,<t}, d_{bk}, q_b)
 
-    The likelihoods are the frozen LLM's and stored, so that the gradient is that of the retriever alone: at sequence
-    level posterior minus share, :math:`w_k - w_k p_k / \sum_j w_j p_j`. A whole target tells candidates apart far more
-    sharply than one token does, so the token level spreads its posterior over more of them. Each query is divided by
-    its target's length, which leaves its posterior as it is: otherwise long targets would outweigh short ones, and the
-    loss would not be in nats per target token as those of its siblings are.
+    The likelihoods come from the frozen LLM and are stored, so only the encoder gets a gradient. At sequence level
+    the gradient with respect to a score is its share minus its posterior,
+    :math:`w_k - w_k p_k / \sum_j w_j p_j`. The likelihoods of a whole target differ much more between candidates than
+    those of one token, so the token level spreads its posterior over more candidates. The loss of each query is
+    divided by its target's length, which does not change the posterior. Without this, long targets would count more
+    than short ones, and the loss would not be in nats per target token as it is in its siblings.
 
     Inputs:
         | Texts              | Labels                                     |
@@ -38,10 +39,12 @@ class EMDR2Loss(Objective):
         temperature: of the encoder's cosines.
         level: `sequence` or `token`, as above.
 
-    When to use it: with cached likelihoods, where several candidates explain the target equally well: it is content
-    with any of them, while `LikelihoodGainLoss` asks for all in the LLM's proportion. It has no teacher temperature.
+    When to use it: with stored likelihoods, where several candidates explain the target equally well. This loss is
+    satisfied if the encoder prefers any of them, while `LikelihoodGainLoss` asks for all of them in the LLM's
+    proportions. It has no teacher temperature.
 
-    Source: EMDR2 (arXiv 2106.05346), where the LLM learns too; the token level is RAG-Token's (arXiv 2005.11401).
+    Source: EMDR2 (arXiv 2106.05346), where the LLM learns too; the token level is that of RAG-Token (arXiv
+    2005.11401).
 
     Example:
         ```python
@@ -70,9 +73,10 @@ class EMDR2Loss(Objective):
         return {"emdr2": self.compute_loss_from_scores(scores, log_likelihood, target_tokens)}
 
     def compute_loss_from_scores(self, scores: Tensor, log_likelihood: Tensor, target_tokens: Tensor) -> Tensor:
-        """Loss of scores `(B, K)`, log-likelihoods `(B, K, T)` and target lengths `(B,)`; a scalar.
+        """Loss from scores `(B, K)`, log-likelihoods `(B, K, T)` and target lengths `(B,)`; a scalar.
 
-        T is 1 at sequence level. After a target's end log-likelihoods are 0, where the shares, which sum to 1, give 0.
+        T is 1 at sequence level. After a target's end all log-likelihoods are 0. Because the shares sum to 1, these
+        tokens add 0 to the loss.
         """
         log_shares = scores.log_softmax(-1)[:, :, None]  # (B, K, 1)
         marginal = (log_shares + log_likelihood.to(scores)).logsumexp(1)  # (B, T)

@@ -1,4 +1,4 @@
-"""InfoNCE: the baseline that every label-free objective is compared with."""
+"""InfoNCE: the contrastive baseline with which every label-free objective is compared."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ class InfoNCELoss(Objective):
 
     .. math:: L = -\frac{1}{B} \sum_b \log \frac{\exp(s(q_b, d_b^+))}{\sum_d \exp(s(q_b, d))}
 
-    where d runs over the query's own K candidates and over those of all other queries of the global batch, across
-    processes where there are several (then every process needs the same batch size: set `dataloader_drop_last`). A
-    candidate with the same text as the positive is never its negative. With `false_negative_margin` m neither is one
-    whose gain for this query is at least the positive's less m: the LLM finds it as helpful, or more. A gain is known
-    for the query's own candidates, and so for any candidate of the batch with the text of one.
+    where d runs over the query's own K candidates and over those of all other queries of the global batch. With
+    several processes it runs over the candidates of all of them; then every process needs the same batch size, so set
+    `dataloader_drop_last`. A candidate with the same text as the positive is never a negative. With
+    `false_negative_margin` m a candidate is no negative either if its gain for this query is at least the positive's
+    gain minus m, because the LLM then finds it about as helpful or more. Gains are known for the query's own
+    candidates, and so for every candidate of the batch that has the text of one of them.
 
     Inputs:
         | Texts              | Labels                                     |
@@ -33,10 +34,11 @@ class InfoNCELoss(Objective):
     Args:
         model: the encoder.
         temperature: of the encoder's cosines.
-        false_negative_margin: m, nats per target token; `None` masks nothing but equal texts.
+        false_negative_margin: m, nats per target token; `None` leaves out only candidates with the positive's text.
 
-    When to use it: with labels, or to compare. Relation to its siblings: `LikelihoodGainLoss` with a teacher
-    temperature near 0 is this loss over a query's own candidates alone, with the best candidate by gain as positive.
+    When to use it: with labels, or as a baseline. Relation to its siblings: `LikelihoodGainLoss` with a teacher
+    temperature near 0 is this loss over a query's own candidates alone, with the candidate of the highest gain as the
+    positive.
 
     Source: arXiv 1807.03748; in-batch negatives as in arXiv 2004.04906.
 
@@ -76,7 +78,7 @@ class InfoNCELoss(Objective):
         return {"info_nce": self.compute_loss_from_scores(scores, positive, excluded)}
 
     def not_negative(self, labels: dict[str, Tensor], positive: Tensor) -> Tensor:
-        """Which of a query's own candidates are no negatives, the positive `(B,)` included: `(B, K)` bool."""
+        """Mark the query's own candidates that are no negatives, among them the positive `(B,)`: `(B, K)` bool."""
         column = positive[:, None]
         if self.false_negative_margin is None:
             return torch.zeros_like(labels["candidate_keys"], dtype=torch.bool).scatter_(1, column, True)
@@ -84,12 +86,12 @@ class InfoNCELoss(Objective):
         return gain >= gain.gather(1, column) - self.false_negative_margin
 
     def compute_loss_from_scores(self, scores: Tensor, positive: Tensor, excluded: Tensor) -> Tensor:
-        """Loss of scores `(B, N)`, the positives' columns `(B,)` and which columns are no negatives `(B, N)`."""
+        """Loss from scores `(B, N)`, the positives' columns `(B,)` and a mask of columns to leave out `(B, N)`."""
         excluded = excluded.scatter(1, positive[:, None], False)
         return nn.functional.cross_entropy(scores.masked_fill(excluded, -torch.inf), positive)
 
 
 def _same_text(keys: Tensor, own_keys: Tensor, chosen: Tensor) -> Tensor:
-    """Which of the candidates `(B, N)` have the text of a chosen one of the query's own, `(B, K)`: `(B, N)` bool."""
+    """Mark the candidates `(B, N)` whose text is that of a chosen one of the query's own `(B, K)`: `(B, N)` bool."""
     equal = keys[:, :, None] == own_keys[:, None, :]  # (B, N, K)
     return (equal & chosen[:, None, :]).any(-1)

@@ -1,4 +1,7 @@
-"""Likelihood gain, distilled: the encoder's scores are fitted to the frozen LLM's gains by one of five divergences."""
+"""Likelihood-gain distillation: the encoder's scores are fitted to the frozen LLM's gains.
+
+One of five divergences measures how far they are apart.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +28,19 @@ class LikelihoodGainLoss(Objective):
     - `reverse_kl`: :math:`\mathrm{KL}(w \| p)`
     - `jensen_shannon`: :math:`\frac{1}{2} \mathrm{KL}(p \| m) + \frac{1}{2} \mathrm{KL}(w \| m)`,
       :math:`m = \frac{1}{2} (p + w)`
-    - `margin_mse`: :math:`\frac{1}{K-1} \sum_{k \neq +} ((t_+ - t_k) - (s_+ - s_k))^2` with + the candidate of the
-      highest gain, which stands where the paper has the labelled passage
+    - `margin_mse`: :math:`\frac{1}{K-1} \sum_{k \neq +} ((t_+ - t_k) - (s_+ - s_k))^2`; here + is the candidate of the
+      highest gain, while the paper takes the labelled passage
     - `listwise`: :math:`-\sum_k \log (e^{s_k} / \sum_{j: g_j \le g_k} e^{s_j})`, the Plackett-Luce likelihood of the
       order by gain (ListMLE); equal gains share a place
 
     With `in_batch_candidates` the encoder's softmax w runs over the different documents of the whole batch, and the
-    teacher gives those of other queries no mass. The loss stays :math:`\sum_k p_k (\log p_k - \log w_k)` over a
-    query's own candidates, which now have to stand out among all others as well.
+    teacher gives the candidates of other queries probability 0. The loss is still
+    :math:`\sum_k p_k (\log p_k - \log w_k)` over a query's own candidates, which must now also score higher than the
+    other queries' candidates.
 
-    A constant added to a query's gains, or to its scores, changes none of them. Of the gains `listwise` reads the
-    order alone, so that the teacher's temperature reaches it by `query_weight="gain"` only.
+    Adding a constant to all gains of a query, or to all its scores, changes none of these divergences. The `listwise`
+    divergence uses only the order of the gains, so the teacher's temperature has an effect on it only through
+    `query_weight="gain"`.
 
     Inputs:
         | Texts              | Labels                                     |
@@ -50,16 +55,16 @@ class LikelihoodGainLoss(Objective):
         divergence: D above.
         query_weight: u above. `none`: every query counts 1; `positive`: 0 where no candidate has a positive gain, else
             1; `gain`: the teacher's probability that some candidate is better than none.
-        in_batch_candidates: whether a query's candidates compete with those of all queries of the global batch; for
-            `forward_kl` alone, since the other divergences read the teacher's view of every document.
+        in_batch_candidates: whether a query's candidates compete with those of all queries of the global batch. This
+            works with `forward_kl` only, because the other divergences need the teacher's gain of every document.
 
-    When to use it: first; gains are computed once, kept, and cost the training nothing. Relation to its siblings:
-    `DREAMLoss` needs the LLM at every step and no stored gains; `InfoNCELoss` keeps only the best candidate;
-    `EMDR2Loss` marginalises likelihoods instead of copying their distribution.
+    When to use it: as the first choice. Gains are computed once and stored, so training does not need the LLM.
+    Relation to its siblings: `DREAMLoss` needs the LLM at every step and no stored gains; `InfoNCELoss` uses only the
+    best candidate; `EMDR2Loss` marginalises likelihoods instead of copying their distribution.
 
-    Source: the perplexity distillation of Atlas (arXiv 2208.03299) has forward_kl, RePlug (arXiv 2301.12652)
-    reverse_kl, ART (arXiv 2206.10658) forward_kl with the query as target; margin_mse is of arXiv 2010.02666, listwise
-    of Xia et al., "Listwise approach to learning to rank" (ICML 2008).
+    Source: forward_kl is the perplexity distillation of Atlas (arXiv 2208.03299) and, with the query as target, the
+    loss of ART (arXiv 2206.10658); reverse_kl is that of RePlug (arXiv 2301.12652); margin_mse comes from arXiv
+    2010.02666, and listwise from Xia et al., "Listwise approach to learning to rank" (ICML 2008).
 
     Example:
         ```python
@@ -105,12 +110,12 @@ class LikelihoodGainLoss(Objective):
         return {"likelihood_gain": self.compute_loss_from_scores(scores, gain_of(labels), own=own)}
 
     def compute_loss_from_scores(self, scores: Tensor, gain: Tensor, *, own: Tensor | None = None) -> Tensor:
-        """Loss of scores and gains; a scalar in the scores' dtype.
+        """Loss from scores and gains; a scalar in the scores' dtype.
 
         Args:
-            scores: `(B, K)`, or `(B, U)` of all documents of the batch.
-            gain: `(B, K)`, of a query's own candidates.
-            own: `(B, K)` int64, the places of these among U; `None` where the scores are theirs.
+            scores: `(B, K)` for a query's own candidates, or `(B, U)` for all documents of the batch.
+            gain: `(B, K)`, gains of a query's own candidates.
+            own: `(B, K)` int64, places of the own candidates among the U documents; `None` if the scores are `(B, K)`.
         """
         teacher = gain.to(scores) / self.teacher_temperature
         if own is None:
@@ -119,7 +124,7 @@ class LikelihoodGainLoss(Objective):
         return (self._weight(teacher) * (log_p.exp() * (log_p - log_w)).sum(-1)).mean()
 
     def _weight(self, teacher: Tensor) -> Tensor:
-        """Weight of each query, `(B,)`, between 0 and 1; the same whatever else is in the batch."""
+        """Weight of each query, `(B,)`, between 0 and 1; it does not depend on the rest of the batch."""
         if self.query_weight == "positive":
             return (teacher.max(-1).values > 0).to(teacher)
         if self.query_weight == "gain":
@@ -127,7 +132,7 @@ class LikelihoodGainLoss(Objective):
         return torch.ones_like(teacher[:, 0])
 
 
-# Each takes the logits of teacher and student, `(B, K)`, and returns `(B,)`.
+# Each divergence takes the logits of teacher and student, both `(B, K)`, and returns one value a query, `(B,)`.
 
 
 def forward_kl(teacher: Tensor, student: Tensor) -> Tensor:

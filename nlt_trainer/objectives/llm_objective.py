@@ -1,4 +1,4 @@
-"""What objectives share that read an LLM at every step."""
+"""The base class of objectives that read an LLM at every step."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class LLMObjective(Objective):
 
     Args:
         model: the encoder.
-        reader: holds the LLM, which is switched to document attention here.
+        reader: reads texts with the LLM; the constructor switches its LLM to document attention.
         temperature: of the encoder's cosines.
-        micro_batch_size: queries that the LLM reads at once; any value gives the same gradient, memory grows with it.
+        micro_batch_size: queries that the LLM reads at once; memory grows with it, but the gradient stays the same.
 
     Raises:
         NLTError: the temperature or the micro-batch size is not positive, or the LLM's attention cannot be injected.
@@ -50,7 +50,7 @@ class LLMObjective(Objective):
     @classmethod
     @abstractmethod
     def texts_for(cls, llm: PromptFrame) -> LLMTexts:
-        """What an LLM reads of a batch for an objective of this class, known before there is one."""
+        """The texts of a batch that an LLM reads for an objective of this class; no objective need exist yet."""
 
     @property
     def llm_texts(self) -> LLMTexts:

@@ -1,4 +1,4 @@
-"""What all objectives share: an encoder, a temperature, and the way from texts to embeddings to named losses."""
+"""The base class of all objectives: an encoder, a temperature, and the steps from texts to embeddings to losses."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from nlt_trainer.prompts import PromptTemplate
 
 
 class Objective(nn.Module, ABC):
-    """A loss of a batch of queries with K candidates each, read off the encoder's unit-length embeddings.
+    """A loss for a batch of queries with K candidates each, computed from the encoder's unit-length embeddings.
 
-    A subclass turns embeddings into scores and hands them to a `compute_loss_from_scores` of its own, which has no
-    encoder in it. Because texts are embedded in one place, `MixtureLoss` runs the encoder once for several objectives
-    and `GradCacheLoss` in pieces for any.
+    A subclass turns embeddings into scores and passes them to its own `compute_loss_from_scores`, which uses no
+    encoder. All objectives embed texts in the same place. `MixtureLoss` can therefore run the encoder once for several
+    objectives, and `GradCacheLoss` can run it in pieces for any objective.
 
     Args:
-        model: the encoder; held, because the trainer builds its optimizer from the loss's parameters.
+        model: the encoder; it is a submodule, because the trainer builds its optimizer from the loss's parameters.
         temperature: of the encoder's cosines.
 
     Raises:
@@ -41,7 +41,7 @@ class Objective(nn.Module, ABC):
         self.temperature = temperature
 
     def forward(self, sentence_features: Features, labels: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Named terms, scalars, of tokenised queries and candidates and the rest of `NLTCollator`'s batch."""
+        """Named terms, scalars, from tokenised queries and candidates and the other entries of the batch."""
         return self.compute_loss_from_embeddings(*embed(EncoderInParts(self.model), sentence_features), labels)
 
     @property
@@ -51,7 +51,7 @@ class Objective(nn.Module, ABC):
 
     @property
     def llm_texts(self) -> LLMTexts:
-        """What LLMs read of a batch for this objective: nothing, unless a subclass says otherwise."""
+        """The texts of a batch that LLMs read for this objective: none, unless a subclass says otherwise."""
         return LLMTexts()
 
     def collator(
@@ -66,23 +66,25 @@ class Objective(nn.Module, ABC):
         max_length: int | None = None,
         seed: int = 42,
     ) -> NLTCollator:
-        """The collator whose batches this objective reads: inputs of the encoder, and the texts that its LLM reads.
+        """Make the collator whose batches this objective needs: the encoder's inputs and the texts that its LLM reads.
 
-        A setting that is left out has a recipe's default. A setting that changes nothing for the objective is refused:
-        `template`, `target` and `max_document_tokens` are for objectives that read an LLM, `layout` is for DREAM, LOOP
-        and ADist, `contrast_targets` for DREAM. A mixture takes what any of its terms takes.
+        A setting that is left out has the default that it has in a recipe. A setting that has no effect on the
+        objective is refused: `template`, `target` and `max_document_tokens` are for objectives that read an LLM,
+        `layout` is for DREAM, LOOP and ADist, and `contrast_targets` is for DREAM. A mixture accepts a setting if any
+        of its terms accepts it.
 
         Args:
-            rows: the training rows; the default target is chosen by their answers, and contrast targets are drawn from
-                them. Nothing else depends on them.
+            rows: the training rows; their answers decide the default target, and contrast targets are drawn from them.
+                Nothing else depends on them.
             template: text around documents, query and answer in the LLM's prompt.
             target: text that the LLM predicts: `answer`, `query` or `joint`; default `joint` if every row has an
                 answer, else `query`.
             max_document_tokens: tokens that the LLM reads of a document, default 192; longer documents are cut.
-            layout: documents one after the other (`sequential`, the default), or none seeing another (`independent`).
-            contrast_targets: other queries' targets, a query, whose mean loss is subtracted; default 0.
+            layout: documents follow one another (`sequential`, the default), or do not see each other (`independent`).
+            contrast_targets: how many targets of other queries each query gets; their mean loss is subtracted from
+                the query's. Default 0.
             max_length: tokens that the encoder reads of a text in training; default as many as at inference.
-            seed: of the candidates' order and of the draw of contrast targets.
+            seed: decides the candidates' order and the draw of contrast targets.
 
         Raises:
             NLTError: the objective has no use for a setting, a setting is wrong, or `rows` are needed.
@@ -114,14 +116,14 @@ class Objective(nn.Module, ABC):
     def compute_loss_from_embeddings(
         self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Named terms, scalars.
+        """Compute the objective's named terms, which are scalars.
 
         Args:
             queries: `(B, D)`, unit length, float32.
             documents: `(B, K, D)`, unit length, float32.
-            labels: every entry of the batch that is no encoder input, by name.
+            labels: all entries of the batch other than the encoder's inputs, by name.
         """
 
     def own_scores(self, queries: Tensor, documents: Tensor) -> Tensor:
-        """Cosine of each query with its own candidates over the temperature, float32: `(B, K)`."""
+        """Cosine of each query with its own candidates, divided by the temperature, float32: `(B, K)`."""
         return own_cosines(queries, documents) / self.temperature

@@ -1,4 +1,4 @@
-"""What objectives share whose teacher is what an LLM does with each document of one prompt."""
+"""The base class of ADist and LOOP, whose teacher is a number that the LLM gives each document of one prompt."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from nlt_trainer.objectives.llm_objective import LLMObjective
 
 
 class PromptTeacher(LLMObjective):
-    """KL divergence from a distribution that the frozen LLM gives a query's candidates to the encoder's.
+    """KL divergence from the frozen LLM's distribution over a query's candidates to the encoder's distribution.
 
-    The LLM reads one prompt of K documents a query, without a gradient, and a subclass takes a number for each
-    document from it.
+    The LLM reads one prompt of K documents for each query, without a gradient. A subclass derives a number for each
+    document from this reading.
 
     Args:
         model: the encoder.
         lm: the frozen LLM; a plain object, so that it is neither wrapped nor saved.
         temperature: of the encoder's cosines.
         teacher_temperature: of the LLM's numbers.
-        micro_batch_size: queries that the LLM reads at once; any value gives the same loss, memory grows with it.
+        micro_batch_size: queries that the LLM reads at once; memory grows with it, but the loss stays the same.
 
     Raises:
         NLTError: a temperature or the micro-batch size is not positive.
@@ -65,7 +65,7 @@ class PromptTeacher(LLMObjective):
         return {self.term: self.compute_loss_from_scores(scores, teacher)}
 
     def compute_loss_from_scores(self, scores: Tensor, teacher: Tensor) -> Tensor:
-        """Loss of the encoder's scores and the LLM's numbers, both `(B, K)`; a scalar in float32."""
+        """Loss from the encoder's scores and the LLM's numbers, both `(B, K)`; a scalar in float32."""
         log_teacher = (teacher.to(scores) / self.teacher_temperature).log_softmax(-1)
         return nn.functional.kl_div(scores.log_softmax(-1), log_teacher, log_target=True, reduction="batchmean")
 
@@ -75,13 +75,13 @@ class PromptTeacher(LLMObjective):
         device, size = self.reader.lm.device, self.micro_batch_size
         order = prompts.by_cost
         parts = [prompts.rows(rows).without_padding().to(device) for rows in order.split(size)]
-        with torch.autocast(device.type, enabled=False):  # the LLM runs in its own dtype, whatever the encoder's
+        with torch.autocast(device.type, enabled=False):  # the LLM runs in its own dtype, not the encoder's
             scores = torch.cat([self.read(part, num_documents) for part in parts])
         return scores[order.argsort().to(device)]
 
     @abstractmethod
     def read(self, prompts: DocumentPrompts, num_documents: int) -> Tensor:
-        """The same for the prompts of one micro-batch, on the LLM's device."""
+        """The LLM's number for each document of one micro-batch, `(b, K)`; the prompts are on the LLM's device."""
 
     def get_config_dict(self) -> dict[str, Any]:
         """Settings for the model card."""

@@ -1,4 +1,4 @@
-"""Revela: chunks that an LLM reads together attend to each other as the encoder finds them similar."""
+"""Revela: the LLM reads texts together, and each attends to the others as much as the encoder finds them similar."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ from nlt_trainer.objectives.micro_batched_loss import micro_batched_loss
 
 
 class RevelaLoss(LLMObjective):
-    r"""Next-token loss of chunks under an LLM whose heads add what the encoder finds similar in other chunks.
+    r"""Next-token loss of chunks under an LLM whose heads also read other chunks, weighted by their similarity.
 
     A group holds C = K + 1 chunks: a query (chunk 0) and its K candidates. With
-    :math:`a_{ij} = \mathrm{softmax}_{j \ne i}(\cos(e(i), e(j)) / \tau)`, every head of every layer adds to the output
-    of each row s of chunk i
+    :math:`a_{ij} = \mathrm{softmax}_{j \ne i}(\cos(e(i), e(j)) / \tau)`, every head of every layer adds the following
+    to its output at each row s of chunk i:
 
     .. math:: \sum_{j \ne i} a_{ij} \,
               \frac{\sum_{t \in j} p_t v_t}{\sum_{t \in j} p_t \lVert v_t \rVert_2},
               \qquad p = \mathrm{softmax}_{t \in j}(q_s \cdot k_t \cdot \text{scaling})
 
-    and the loss is the mean negative log-likelihood of a group's predicted tokens, averaged over groups. Keys and
-    values of chunk j come from reading it alone, and all its tokens are seen; queries and keys are at the positions
-    of their own chunks. Predicted are the target's tokens in chunk 0 and, in the other chunks, all that have a token
-    before them.
+    The loss is the mean negative log-likelihood of a group's predicted tokens, averaged over groups. Keys and values
+    of chunk j come from reading it alone, and row s sees all tokens of chunk j. Queries and keys have the positions of
+    their own chunks. The predicted tokens are the target's in chunk 0 and all but the first in the other chunks.
 
     Inputs:
         | Texts              | Labels                                     |
@@ -43,19 +42,20 @@ class RevelaLoss(LLMObjective):
     Args:
         model: the encoder.
         lm: the LLM; a plain object, so that it is neither wrapped nor saved.
-        temperature: of the encoder's cosines; the paper's default takes the most similar chunk alone wherever
-            cosines are 0.001 apart.
-        micro_batch_size: groups that the LLM reads at once; any value gives the same gradient, memory grows with it.
-        trained: parameters of the LLM that are trained too, by name, as `add_llm_lora` gives them; `None`: none. They
-            are the loss's own, hence in the optimizer and never in the saved encoder.
+        temperature: of the encoder's cosines; with the paper's default, only the most similar chunk has any weight as
+            soon as cosines are 0.001 apart.
+        micro_batch_size: groups that the LLM reads at once; memory grows with it, but the gradient stays the same.
+        trained: parameters of the LLM that are trained too, by name, as `add_llm_lora` gives them; `None` trains none.
+            They belong to the loss, so they are in the optimizer but never in the saved encoder.
 
-    When to use it: to compare, or on candidates that explain each other. Relation to its siblings: `DREAMLoss` has one
-    prompt a query, divides attention instead of adding to it, in chosen heads, and predicts the target alone; here
-    documents are similar to documents, and most of the loss is theirs.
+    When to use it: as a comparison, or on candidates that explain each other. Relation to its siblings: `DREAMLoss`
+    reads one prompt a query, changes the attention of chosen heads, adds nothing to it, and predicts only the target.
+    Here documents are also compared with documents, and most of the loss comes from the documents' tokens.
 
     Source: Revela (arXiv 2506.16552): temperature 1e-4, 16 chunks of at most 160 tokens, LoRA of rank 256 on all
-    linear layers at a learning rate of 1e-4. There a group is chunks of raw text, and the similarity of a chunk is
-    taken from its first half; here it is one query with its candidates, so that every objective sees the same texts.
+    linear layers at a learning rate of 1e-4. There a group holds chunks of raw text, and the similarity of a chunk is
+    taken from its first half. Here a group is one query with its candidates, so that every objective sees the same
+    texts.
 
     Example:
         ```python
@@ -97,7 +97,7 @@ class RevelaLoss(LLMObjective):
         return {"revela": self.compute_loss_from_scores(scores, ChunkGroups.from_dict(labels))}
 
     def compute_loss_from_scores(self, scores: Tensor, groups: ChunkGroups) -> Tensor:
-        """Loss of scores `(B, C, C)`, whose diagonal is not read, and their groups; a scalar in float32."""
+        """Loss from scores `(B, C, C)`, whose diagonal is not used, and their groups; a scalar in float32."""
         own = torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)
         weights = scores.masked_fill(own, -torch.inf).softmax(-1)
         device = self.reader.lm.device
