@@ -1,4 +1,4 @@
-"""Groups of chunks: one query and its K candidates, each a text of its own to the LLM."""
+"""Groups of chunks for Revela: one query and its K candidates, each of which the LLM reads as a text of its own."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from nlt_trainer.lm.prompt_tokens import PromptTokens
 
 @dataclass(frozen=True)
 class ChunkGroups:
-    """B groups of C = K + 1 chunks, the query first, then its K candidates; padded on the right to T tokens.
+    """B groups of C = K + 1 chunks: first the query, then its K candidates, all padded on the right to T tokens.
 
     Args:
         chunk_ids: `(B, C, T)` int64.
         chunk_mask: `(B, C, T)` bool, True at tokens.
-        chunk_target: `(B, C, T)` bool, True at tokens that are predicted; never the first of a chunk.
+        chunk_target: `(B, C, T)` bool, True at tokens that are predicted; the first token of a chunk never is.
     """
 
     chunk_ids: Tensor
@@ -71,7 +71,7 @@ def build_chunks(
 ) -> ChunkGroups:
     """Tokenise B queries with K documents each: the query as at the end of a prompt, a document without its frame.
 
-    Of the query's chunk the target is predicted, of a document every token that has one before it.
+    The predicted tokens are the target's in the query's chunk, and all but the first in a document's chunk.
 
     Raises:
         NLTError: a chunk does not fit the context.
@@ -106,13 +106,13 @@ def _pad(groups: list[list[tuple[list[int], list[bool]]]]) -> ChunkGroups:
 
 
 class ChunkReader:
-    """Reads groups of chunks twice: each chunk alone, for the keys and values that others see, then all together.
+    """Reads groups of chunks twice: first each chunk alone, for the keys and values that others see, then together.
 
-    So a chunk never sees itself through another one, whose keys would know what comes next.
+    Because of the first reading, a chunk cannot see its own later tokens through the keys of another chunk.
 
     Args:
         lm: an LLM, switched to document attention by `enable_document_attention`.
-        trained: whether keys and values need a graph because parameters of the LLM are trained.
+        trained: whether parameters of the LLM are trained, so that keys and values need a graph.
     """
 
     def __init__(self, lm: FrozenLM, *, trained: bool) -> None:
@@ -122,7 +122,7 @@ class ChunkReader:
         """Tokens that the LLM has read so far, without padding."""
 
     def losses(self, weights: Tensor, groups: ChunkGroups) -> Tensor:
-        """Mean negative log-likelihood of each group's predicted tokens, nats, `(B,)`, with shares `(B, C, C)`."""
+        """Mean negative log-likelihood of each group's predicted tokens, nats, `(B,)`, given shares `(B, C, C)`."""
         inputs = {  # (B * C, T), row b * C + c
             "input_ids": groups.chunk_ids.flatten(0, 1),
             "attention_mask": groups.chunk_mask.flatten(0, 1),

@@ -1,4 +1,4 @@
-"""Prompts of K documents, a query and its target, as tensors."""
+"""The prompts of DREAM, LOOP and ADist as tensors: K documents, a query and its target."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ def check_layout(layout: str) -> None:
 class DocumentPrompts:
     """B prompts in two parts: documents (P columns, padded on the left), then query and target (S, on the right).
 
-    Padding at both ends keeps every prompt contiguous, as sliding windows want it. Behind its own query and target a
-    prompt may carry those of M other queries, each of which sees the documents and itself alone.
+    Padding at both ends keeps every prompt contiguous, as sliding windows require. After its own query and target a
+    prompt may carry those of M other queries. Each of these sees the documents and itself, but no other query.
 
     Args:
         prompt_ids: `(B, P)` int64.
         prompt_mask: `(B, P)` bool, True at tokens.
-        prompt_positions: `(B, P)` int64, the position at which a token is read; suffixes follow the highest.
-        prompt_segments: `(B, P)` int64, 0 for what every later token sees; documents that do not see each other are
-            1 to K.
-        documents: `(B, P)` int64, each token's document from 0 to K - 1, K where it belongs to none.
+        prompt_positions: `(B, P)` int64, the position at which a token is read; suffixes follow the highest position.
+        prompt_segments: `(B, P)` int64, 0 for tokens that every later token sees; documents that do not see each other
+            have 1 to K.
+        documents: `(B, P)` int64, each token's document from 0 to K - 1; K if it belongs to none.
         suffix_ids: `(B, S)` int64.
         suffix_mask: `(B, S)` bool.
         suffix_target: `(B, S)` bool, True at tokens of the targets.
-        suffix_queries: `(B, S)` int64, whose suffix a token belongs to: 0 the prompt's own, then 1 to M; padding is 0.
+        suffix_queries: `(B, S)` int64, the query that a token belongs to: 0 for the prompt's own query, then 1 to M
+            for the others; padding is 0.
     """
 
     prompt_ids: Tensor
@@ -73,10 +74,11 @@ class DocumentPrompts:
         return DocumentPrompts(**{name: tensor[part] for name, tensor in self.as_dict().items()})
 
     def without_padding(self, *, prompt: bool = True) -> DocumentPrompts:
-        """The prompts without columns in which none of them has a token.
+        """The prompts without the columns in which no prompt has a token.
 
         Args:
-            prompt: also those of the documents' part, whose keys and values must not have been read yet.
+            prompt: whether columns of the documents' part are removed too. Do this only before its keys and values
+                have been read.
         """
         length = int(self.prompt_mask.sum(1).max()) if prompt else self.prompt_mask.shape[1]
         first = self.prompt_mask.shape[1] - length  # padded on the left
@@ -87,15 +89,16 @@ class DocumentPrompts:
 
     @property
     def by_cost(self) -> Tensor:
-        """Order `(B,)` in which neighbours cost the LLM alike: by the tokens that it reads padded, suffixes twice.
+        """Order `(B,)` of the prompts by what they cost the LLM, so that neighbours need little padding.
 
-        Documents that do not see each other are read alone and have no padding.
+        The cost is the number of tokens that are read with padding; suffix tokens count twice. Documents that do not
+        see each other are read alone, without padding, and do not count.
         """
         tokens = 2 * self.suffix_mask.sum(1)
         return (tokens if self.prompt_segments.any() else tokens + self.prompt_mask.sum(1)).argsort(stable=True)
 
     def repeat(self, times: int) -> DocumentPrompts:
-        """Every prompt `times` times in a row: row `b * times + i`."""
+        """Repeat every prompt `times` times; copy i of prompt b is row `b * times + i`."""
         return DocumentPrompts(**{name: t.repeat_interleave(times, dim=0) for name, t in self.as_dict().items()})
 
     def to(self, device: torch.device) -> DocumentPrompts:
@@ -107,17 +110,17 @@ class DocumentPrompts:
 
     @property
     def suffix_predicts(self) -> Tensor:
-        """`(B, S)` bool, True at the tokens whose successor belongs to the prompt's own target."""
+        """`(B, S)` bool, True at tokens whose next token belongs to the prompt's own target."""
         return (self.suffix_target & (self.suffix_queries == 0)).roll(-1, dims=1)  # no suffix begins with its target
 
     def key_documents(self, num_documents: int) -> Tensor:
-        """The document of every key of the two parts, `(B, P + S)`: the suffix belongs to none."""
+        """The document of every key of both parts, `(B, P + S)`; keys of the suffix belong to none."""
         return torch.cat([self.documents, torch.full_like(self.suffix_ids, num_documents)], dim=1)
 
     def document_parts(self, num_documents: int) -> Tensor:
-        """`(B, P)` int64: the document of each prompt token; what follows a document up to the next belongs to it.
+        """`(B, P)` int64: the document of each prompt token.
 
-        Tokens before the first document have -1.
+        Tokens between two documents belong to the earlier one. Tokens before the first document have -1.
         """
         return torch.where(self.documents < num_documents, self.documents, -1).cummax(1).values
 
@@ -140,10 +143,10 @@ def build_prompts(
         queries: B texts.
         documents: B lists of K texts.
         target: what the LLM has to predict.
-        context_length: of the LLM, tokens.
+        context_length: context length of the LLM, tokens.
         layout: whether documents see each other.
         answers: B texts; needed for the targets `answer` and `joint`.
-        foreign: M other queries, each with its answer, behind each of the B prompts.
+        foreign: for each of the B prompts, the M other queries to put after it, each with its answer.
 
     Raises:
         NLTError: a prompt does not fit the context; the message names the largest `max_document_tokens` that would.
@@ -166,7 +169,7 @@ def build_prompts(
 
 
 def _fitting_document_tokens(prompts: list[_Prompt], excess: list[int], num_documents: int) -> int:
-    """The largest `max_document_tokens` at which every prompt loses its excess tokens; 0 where none is."""
+    """The largest `max_document_tokens` at which every prompt loses its excess tokens; 0 if no number does."""
     lengths = [[p.documents.count(k) for k in range(num_documents)] for p in prompts]
     longest = [max if any(p.segments) else sum for p in prompts]  # documents side by side, or one after the other
     fits = max(map(max, lengths))
@@ -180,7 +183,7 @@ def _fitting_document_tokens(prompts: list[_Prompt], excess: list[int], num_docu
 
 @dataclass(frozen=True)
 class _Prompt:
-    """The columns of one prompt's documents' part: see `DocumentPrompts`."""
+    """The columns of the documents' part of one prompt; see `DocumentPrompts`."""
 
     ids: list[int]
     positions: list[int]
@@ -189,12 +192,12 @@ class _Prompt:
 
     @property
     def length(self) -> int:
-        """Positions that the part takes."""
+        """Number of positions that the part takes."""
         return max(self.positions, default=-1) + 1
 
 
 def _prompt(tokens: PromptTokens, texts: Sequence[str], layout: DocumentLayout) -> _Prompt:
-    """Documents in their frames; where they do not see each other, they share one frame's beginning."""
+    """Put documents into their frames; documents that do not see each other share the beginning of one frame."""
     before, after = tokens.document_frame
     none, independent = len(texts), layout == "independent"
     start = [*tokens.start, *(before if independent else ())]

@@ -1,4 +1,4 @@
-"""Query-focused retrieval heads of a frozen LLM: found, kept as JSON, handed to score injection."""
+"""Query-focused retrieval heads of a frozen LLM: how they are found, kept in a JSON file and given to DREAM."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class HeadSet:
     Args:
         heads: `(layer, head)` pairs in the order of their selection: best first, worst first or as drawn.
         scores: L lists of H scores, higher is better.
-        llm: the LLM's name as the recipe has it.
-        llm_fingerprint: `FrozenLM.fingerprint` of the LLM they were found in.
+        llm: the LLM's name in the recipe.
+        llm_fingerprint: `FrozenLM.fingerprint` of the LLM in which they were found.
         settings: how they were found (score, selection, template, revision of the LLM, queries, candidates).
     """
 
@@ -57,8 +57,8 @@ class HeadSet:
         """Read a head file.
 
         Raises:
-            DataError: missing, malformed, without a head, or with one that stands twice or that its own score table,
-                which is whole and finite, does not have.
+            DataError: the file is missing or malformed, its score table is incomplete or not finite, it has no head,
+                a head stands twice, or a head lies outside the score table.
         """
         value = read_json(path, stage="nlt detect_heads", kind=object)
         if not isinstance(value, dict):
@@ -84,7 +84,7 @@ class HeadSet:
         return found
 
     def check(self, lm: FrozenLM) -> None:
-        """Raise `NLTError` unless the heads were found in this LLM; another dtype or adapter is the same LLM."""
+        """Raise `NLTError` unless the heads were found in this LLM; its dtype and adapter may differ."""
         if self.llm_fingerprint["weights"] != lm.fingerprint["weights"]:
             raise NLTError(
                 f"the heads were found in LLM {self.llm!r}, not in {lm.name!r}; run `nlt detect_heads` with this LLM"
@@ -96,12 +96,12 @@ class HeadSet:
         return f"mean {self.settings.get('score', 'score')}".replace("_", " ")
 
     def select(self, num_heads: int, selection: HeadSelection = "best", *, seed: int = 0) -> HeadSet:
-        """The same scores with other heads.
+        """Select other heads by the same scores.
 
         Args:
-            num_heads: how many; all where there are not so many.
-            selection: `best`, `worst`, or `random`: drawn from all heads alike, whatever their scores.
-            seed: of the draw.
+            num_heads: how many heads to select; all heads if the LLM has no more.
+            selection: `best`, `worst`, or `random`, which draws from all heads whatever their scores.
+            seed: seed of the random draw.
 
         Raises:
             NLTError: the selection is unknown, or no head would be left.
@@ -121,14 +121,14 @@ class HeadSet:
         return replace(self, heads=heads, settings={**self.settings, "selection": selection, "selection_seed": seed})
 
     def chosen(self, num_heads: int) -> HeadSet:
-        """The set itself where it holds `num_heads`, however they were selected; else the best by its scores."""
+        """The set itself if it holds `num_heads` heads, however they were selected; else its best by score."""
         return self if len(self.heads) == num_heads else self.select(num_heads)
 
     def jaccard(self, other: HeadSet, num_heads: int) -> float:
-        """Heads that are `chosen` in both, divided by those that are chosen in either.
+        """Number of heads that are `chosen` in both sets, divided by the number that are chosen in at least one.
 
         Raises:
-            NLTError: the heads are those of different LLMs.
+            NLTError: the sets belong to different LLMs.
         """
         if self.llm_fingerprint["weights"] != other.llm_fingerprint["weights"]:
             raise NLTError(f"heads of different LLMs, {self.llm!r} and {other.llm!r}, cannot be compared")
@@ -136,7 +136,7 @@ class HeadSet:
         return len(ours & theirs) / len(ours | theirs)
 
     def by_layer(self, device: torch.device) -> dict[int, Tensor]:
-        """Layer to `(h,)` int64 head indices, as `ScoreInjection` takes them."""
+        """Map each layer to its `(h,)` int64 head indices, as `ScoreInjection` takes them."""
         layers: dict[int, list[int]] = {}
         for layer, head in self.heads:
             layers.setdefault(layer, []).append(head)
@@ -159,28 +159,28 @@ def detect_query_focused_heads(
 ) -> HeadSet:
     """Rank all heads by how well their calibrated attention ranks the relevant document (QRHead, arXiv 2506.09944).
 
-    A head's score of a document is its mean attention from the query's tokens to the document's tokens, summed over
-    the document, minus the same with the null query "N/A". Heads are ranked by the mean over queries of how well that
-    agrees with what is known of the documents: the reciprocal rank that it gives the best relevant one, or its
-    correlation with their gains. Documents stand in random order, so that no head wins by position.
+    A head scores a document by its mean attention from the query's tokens to the document's tokens, summed over the
+    document, minus the same with the null query "N/A". These scores are compared with what is known of the documents:
+    by the reciprocal rank of the best relevant document, or by the correlation with the documents' gains. Heads are
+    ranked by the mean of this over all queries. Documents stand in random order, so that no head wins by position.
 
     Args:
         lm: the frozen LLM; it is switched to document attention.
         queries: B texts.
         documents: B lists of K documents.
-        relevant: `(B, K)` bool for `reciprocal_rank`, as `relevant_by_gain` makes it; float for `correlation`; queries
-            whose documents are all alike are left out.
+        relevant: `(B, K)` bool for `reciprocal_rank`, as `relevant_by_gain` makes it; float for `correlation`. Queries
+            whose documents all have the same value are left out.
         template: text around documents and query in the LLM's prompt.
         max_document_tokens: tokens that the LLM reads of a document; longer documents are cut.
-        layout: whether documents see each other; heads are best found in the layout in which they are used.
+        layout: whether documents see each other; choose the layout in which the heads will be used.
         score: `reciprocal_rank` or `correlation`.
-        num_heads: how many of the best to keep.
+        num_heads: how many of the best heads to keep.
         batch_size: queries in one forward pass.
-        seed: of the documents' order.
+        seed: seed of the documents' order.
 
     Raises:
-        NLTError: no query tells its documents apart, the layout is unknown, or the LLM's attention cannot be observed
-            or is not finite.
+        NLTError: every query's documents all have the same value in `relevant`, the layout is unknown, or the LLM's
+            attention cannot be observed or is not finite.
 
     Example:
         ```python
@@ -231,9 +231,9 @@ def calibrated_mass(
     tokens: PromptTokens,
     layout: DocumentLayout = "sequential",
 ) -> np.ndarray:
-    """Attention mass of each document from the query's tokens minus that from the null query: `(B, L, H, K)`.
+    """Attention mass on each document from the query's tokens, minus that from the null query: `(B, L, H, K)`.
 
-    The documents are read once for both.
+    The LLM reads the documents once for both queries.
 
     Raises:
         NLTError: the attention is not finite.
@@ -274,7 +274,8 @@ def reciprocal_rank(mass: np.ndarray, relevant: np.ndarray) -> np.ndarray:
 def correlation(mass: np.ndarray, gain: np.ndarray) -> np.ndarray:
     """Pearson's correlation of each head's mass with the gain: `(L, H, K)` and `(K,)` to `(L, H)`.
 
-    Not of ranks: the order of documents that add nothing is noise. 0 where a head spends the same on all documents.
+    It is not a rank correlation, because the order of documents that add nothing is noise. It is 0 if a head gives all
+    documents the same attention.
     """
     x, y = mass - mass.mean(-1, keepdims=True), gain - gain.mean()
     length = np.linalg.norm(x, axis=-1) * np.linalg.norm(y)
@@ -288,11 +289,11 @@ HEAD_SCORES: dict[HeadScore, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def tells_apart(relevant: np.ndarray) -> np.ndarray:
-    """Which queries have documents that are not all equally relevant: `(B, K)` to `(B,)` bool."""
+    """Mark the queries whose documents are not all equally relevant: `(B, K)` to `(B,)` bool."""
     return relevant.min(1) < relevant.max(1)
 
 
 def relevant_by_gain(gain: Iterable[Sequence[float]]) -> np.ndarray:
-    """Label-free stand-in for gold: the candidate of the highest gain, where that gain is positive. `(B, K)` bool."""
+    """Mark the candidate of the highest gain if that gain is positive, in place of gold labels: `(B, K)` bool."""
     values = np.asarray(list(gain))
     return (values == values.max(1, keepdims=True)) & (values > 0)
