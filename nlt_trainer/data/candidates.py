@@ -1,9 +1,9 @@
-"""Candidate documents for each query, mined with BM25, an encoder's rankings or both; no label is read.
+"""Find candidate documents for each query with BM25, an encoder's rankings or both. No label is read.
 
-For BM25 text is cut into words of two and more characters, English stop words are dropped, nothing is stemmed. An
-identifier counts as itself and as its parts: `readLines` gives `readlines`, `read`, `lines`, and `parse_http_date`
-gives `parse_http_date`, `parse`, `http`, `date`. Against words alone this moves nDCG@10 from 0.350 to 0.498 on the
-standard-library collection of Python 3.11 (test) and from 0.6617 to 0.6625 on BEIR's scifact.
+BM25 reads a text as words of two and more characters, without English stop words and without stemming. An identifier
+counts as itself and as its parts: `readLines` gives `readlines`, `read`, `lines`, and `parse_http_date` gives
+`parse_http_date`, `parse`, `http`, `date`. Compared with whole words alone, the parts raise nDCG@10 from 0.350 to
+0.498 on the standard-library collection of Python 3.11 (test), and from 0.6617 to 0.6625 on BEIR's scifact.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Key = TypeVar("Key", bound=Hashable)
 STOP_WORDS = frozenset(STOPWORDS_EN)
 WORD = re.compile(r"\b\w\w+\b")
 FUSION_CONSTANT = 60
-"""Reciprocal rank fusion's k, Cormack et al. 2009."""
+"""The constant k of reciprocal rank fusion, Cormack et al. 2009."""
 FUSION_DEPTH = 100
-"""Documents of each ranking that are fused."""
+"""Number of documents of each ranking that are fused."""
 PART_BOUNDARY = re.compile(r"_+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
@@ -44,9 +44,10 @@ class QueryCandidates:
     Args:
         query_id: id of the query.
         query: text of the query.
-        answer: the query's answer where the collection has one.
-        document_ids: K distinct document ids, the miner's best first, then random ones where it finds too few.
-        bm25: K BM25 scores, whoever chose the document; 0 where query and document share no token.
+        answer: the query's answer; `None` if the collection has none.
+        document_ids: K distinct document ids: those that the miner found, best first, then random ones if it found too
+            few.
+        bm25: K BM25 scores of the documents, whichever miner chose them; 0 if query and document share no token.
     """
 
     query_id: str
@@ -81,7 +82,7 @@ class BM25Index:
         self.bm25.index(Tokenized(ids=token_ids, vocab=self.vocabulary), show_progress=False)
 
     def scores(self, text: str) -> np.ndarray:
-        """Return a score for every document, float32 of shape `(number of documents,)`; 0 where no token is shared."""
+        """Return a score for every document, float32 of shape `(number of documents,)`; 0 if no token is shared."""
         tokens = [token for token in tokenize(text) if token in self.vocabulary]
         if not tokens:
             return np.zeros(len(self.document_ids), dtype=np.float32)
@@ -89,9 +90,9 @@ class BM25Index:
 
 
 def _ranking(scores: np.ndarray, top_k: int) -> list[int]:
-    """Return the indices of the `top_k` highest positive scores, best first, ties in corpus order."""
+    """Return the indices of the `top_k` highest positive scores, best first; equal scores stay in corpus order."""
     threshold = np.partition(scores, -top_k)[-top_k] if 0 < top_k < len(scores) else 0
-    matching = np.flatnonzero((scores >= threshold) & (scores > 0))  # few: sorting them all costs N log N
+    matching = np.flatnonzero((scores >= threshold) & (scores > 0))  # few, while sorting all scores would cost N log N
     return matching[np.argsort(-scores[matching], kind="stable")][:top_k].tolist()
 
 
@@ -103,10 +104,10 @@ def bm25_rankings(
     Args:
         collection: the corpus to search.
         queries: the queries; their answers are not used.
-        top_k: documents a query, fewer where fewer share a token with it.
+        top_k: documents for each query, or fewer if fewer share a token with it.
 
     Returns:
-        query id -> document id -> score, best first; the same form as a run of trec_eval.
+        query id -> document id -> score, best first; a run of trec_eval has the same form.
     """
     index = BM25Index(collection)
     rankings = {}
@@ -125,19 +126,19 @@ def mine_candidates(
     encoder_rankings: Sequence[Sequence[int]] | None = None,
     fused: bool = False,
 ) -> list[QueryCandidates]:
-    """Give each query K documents: the best of BM25, of an encoder or of both.
+    """Give each query K documents: the best by BM25, by an encoder or by both.
 
-    A query that shares tokens with too few documents for BM25 is filled up with random ones. The random draw depends
-    on `seed` and the query's id alone, so neither the order of the queries nor the other queries change it.
+    If BM25 finds fewer than K documents that share a token with the query, random documents fill the rest. The random
+    draw depends only on `seed` and the query's id, so neither the order of the queries nor other queries change it.
 
     Args:
         collection: the corpus to search; its qrels are not read.
-        queries: the queries, for example of `training_queries`.
-        num_candidates: K, documents a query in total.
+        queries: the queries, for example from `training_queries`.
+        num_candidates: K, the number of documents for each query.
         seed: seed of the random documents.
-        encoder_rankings: indices into the corpus for each query, best first, `ranking_depth` of them; they choose in
-            BM25's place.
-        fused: let BM25 choose with them, by `fuse`.
+        encoder_rankings: for each query, `ranking_depth` indices into the corpus, best first; candidates are chosen
+            from these rankings instead of BM25's.
+        fused: whether candidates are chosen from both rankings, joined by `fuse`.
 
     Raises:
         NLTError: K is below 1 or above the size of the corpus.
@@ -167,12 +168,12 @@ def mine_candidates(
 
 
 def ranking_depth(num_chosen: int, *, fused: bool) -> int:
-    """How many documents of an encoder's ranking `mine_candidates` wants, to choose `num_chosen` of them."""
+    """How many documents of an encoder's ranking `mine_candidates` needs in order to choose `num_chosen`."""
     return max(num_chosen, FUSION_DEPTH) if fused else num_chosen
 
 
 def fuse(*rankings: Sequence[int]) -> list[int]:
-    """All indices of some rankings, best first by `reciprocal_ranks`, ties in corpus order.
+    """Join rankings: all their indices, best first by `reciprocal_ranks`; equal scores stay in corpus order.
 
     Args:
         rankings: indices into the corpus, best first.
@@ -182,10 +183,10 @@ def fuse(*rankings: Sequence[int]) -> list[int]:
 
 
 def reciprocal_ranks(*rankings: Iterable[Key]) -> dict[Key, float]:
-    """Reciprocal rank fusion: a document's score is the sum of 1 / (60 + rank) over the rankings that have it.
+    """Reciprocal rank fusion: a document's score is the sum of 1 / (60 + rank) over the rankings that contain it.
 
     Args:
-        rankings: documents, best first.
+        rankings: rankings of documents, best first.
     """
     scores: dict[Key, float] = {}
     for ranking in rankings:
@@ -195,15 +196,18 @@ def reciprocal_ranks(*rankings: Iterable[Key]) -> dict[Key, float]:
 
 
 def _draw(num_documents: int, chosen: Sequence[int], *, count: int, key: str) -> list[int]:
-    """Return `count` distinct indices below `num_documents` that are not in `chosen`, uniform, fixed by `key`."""
-    # Of a draw of count + |chosen| distinct indices at least count are new; keeping the first count stays uniform.
+    """Draw `count` distinct indices below `num_documents` that are not in `chosen`, uniformly, with `key` as seed."""
+    # At least count of count + |chosen| distinct indices are new. Keeping the first count of these is still uniform.
     draw = random.Random(key).sample(range(num_documents), count + len(chosen))
     taken = set(chosen)
     return [index for index in draw if index not in taken][:count]
 
 
 def write_candidates(path: str | Path, candidates: Sequence[QueryCandidates]) -> None:
-    """Write `candidates.jsonl`: a line a query with `query_id`, `query`, `answer`, `document_ids`, `bm25`; atomic."""
+    """Write `candidates.jsonl`: one line a query with `query_id`, `query`, `answer`, `document_ids` and `bm25`.
+
+    The file appears whole or not at all.
+    """
     write_jsonl(
         path,
         (
@@ -227,11 +231,11 @@ def read_candidates(
     Args:
         path: the file.
         collection: the corpus that the document ids must come from.
-        num_candidates: the K that every line must have; `None` takes the first line's.
+        num_candidates: the K that every line must have; `None` takes the K of the first line.
 
     Raises:
-        DataError: the file is missing, empty or malformed, a query stands twice, candidates are missing, doubled,
-            unknown or not K; names file and line.
+        DataError: the file is missing, empty or malformed, a query stands twice, or a query's candidates are missing,
+            doubled, unknown or not K. The message names the file and the line.
     """
     path = Path(path)
     if not path.is_file():
@@ -252,7 +256,7 @@ def read_candidates(
 
 
 def _fault(row: QueryCandidates, corpus: Mapping[str, object], *, num_candidates: int) -> str | None:
-    """Say what is wrong with the candidates of a query, `None` where nothing is."""
+    """Say what is wrong with the candidates of a query; `None` if nothing is wrong."""
     if not row.document_ids:
         return "no candidates"
     if len(row.document_ids) != num_candidates:
@@ -266,7 +270,7 @@ def _fault(row: QueryCandidates, corpus: Mapping[str, object], *, num_candidates
 
 
 def _parse(raw: dict[str, Any], *, path: Path, line: int) -> QueryCandidates:
-    """Check the types of one line."""
+    """Check the types of the values of one line."""
     query_id, query, answer = raw.get("query_id"), raw.get("query"), raw.get("answer")
     document_ids, bm25 = raw.get("document_ids"), raw.get("bm25")
     if not isinstance(query_id, str) or not isinstance(query, str) or not query_id or not query.strip():

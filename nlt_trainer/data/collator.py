@@ -1,4 +1,4 @@
-"""From dataset rows to a batch: encoder inputs, likelihood gains and the LLM's prompts."""
+"""The collator: it turns dataset rows into a batch of encoder inputs, likelihood gains and the LLM's prompts."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class PromptBuilder:
     Args:
         tokens: tokeniser of the prompt's segments.
         target: what the LLM has to predict.
-        context_length: of the LLM, tokens.
+        context_length: context length of the LLM, tokens.
         layout: whether documents see each other.
         foreign: (query, answer) pairs to draw contrast targets from.
-        contrast_targets: how many of them each query gets; they depend on the query and `seed` alone.
-        seed: of that draw.
+        contrast_targets: how many of these pairs each query gets; which ones depends only on the query and `seed`.
+        seed: seed of this draw.
 
     Raises:
-        NLTError: the layout is unknown, `contrast_targets` is negative, or fewer other queries are there to draw from.
+        NLTError: the layout is unknown, `contrast_targets` is negative, or `foreign` has too few other queries.
     """
 
     tokens: PromptTokens
@@ -60,7 +60,7 @@ class PromptBuilder:
             )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> DocumentPrompts:
-        """Prompts of rows with `query`, `documents` and, where the target needs it, `answer`."""
+        """The prompts of rows that have `query`, `documents` and, if the target needs it, `answer`."""
         return build_prompts(
             self.tokens,
             **_texts(rows),
@@ -71,7 +71,7 @@ class PromptBuilder:
         )
 
     def _draw(self, query: str) -> list[tuple[str, str | None]]:
-        """Other queries with their answers."""
+        """Draw other queries with their answers."""
         draw = random.Random(f"{self.seed} contrast {query}")
         drawn: dict[str, str | None] = {}  # equal queries are drawn once
         while len(drawn) < self.contrast_targets:
@@ -83,14 +83,14 @@ class PromptBuilder:
 
 @dataclass(frozen=True)
 class ChunkBuilder:
-    """How the collator builds the groups of chunks that Revela's LLM reads. Args are those of `PromptBuilder`."""
+    """How the collator builds the groups of chunks that Revela's LLM reads. Its Args are those of `PromptBuilder`."""
 
     tokens: PromptTokens
     target: TargetKind
     context_length: int
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> ChunkGroups:
-        """Groups of rows with `query`, `documents` and, where the target needs it, `answer`."""
+        """The groups of rows that have `query`, `documents` and, if the target needs it, `answer`."""
         return build_chunks(self.tokens, **_texts(rows), target=self.target, context_length=self.context_length)
 
 
@@ -109,36 +109,37 @@ BY_CANDIDATE = ("gain", "log_likelihood", "token_log_likelihoods")
 
 @dataclass
 class NLTCollator:
-    """Collate rows of `query`, `documents` (K texts), and optionally `answer`, `positive` and what the LLM says.
+    """Collate rows of `query`, `documents` (K texts), and optionally `answer`, `positive` and the LLM's likelihoods.
 
     An objective makes the collator that it needs: `loss.collator(...)`. The encoder's prompts stand before the texts,
-    as they do at inference. Out comes a plain dict of tensors:
+    as they do at inference. A batch is a plain dict of tensors:
 
     | Key | Shape | What |
     |---|---|---|
     | `query_*` | `(B, ...)` | tokenised queries |
     | `document_*` | `(B * K, ...)` | tokenised candidates, query-major: row `b * K + k` |
     | `candidate_keys` | `(B, K)` int64 | equal for equal texts |
-    | `gain` | `(B, K)` float32 | likelihood gain, nats per target token: the rows' own, else what `scorer` says |
-    | `log_likelihood` | `(B, K)` float32 | of the target, nats, where the rows have it or the scorer has run |
-    | `target_tokens` | `(B,)` int64 | the target's length, as above |
-    | `token_log_likelihoods` | `(B, K, T)` float32 | of its tokens, nats, 0 after its end, where the rows have it |
-    | `positive` | `(B,)` int64 | index of the labelled candidate, where the rows have one |
+    | `gain` | `(B, K)` float32 | likelihood gain, nats per target token: from the rows, else from `scorer` |
+    | `log_likelihood` | `(B, K)` float32 | of the target, nats, if the rows have it or the scorer has run |
+    | `target_tokens` | `(B,)` int64 | length of the target, under the same condition |
+    | `token_log_likelihoods` | `(B, K, T)` float32 | of the target's tokens, nats, 0 after its end, if given |
+    | `positive` | `(B,)` int64 | index of the labelled candidate, if the rows have one |
     | fields of `DocumentPrompts` | `(B, ...)` | the LLM's prompts, with `prompts` |
     | fields of `ChunkGroups` | `(B, K + 1, ...)` | the LLM's chunks, with `chunks` |
 
     Args:
-        encoder: the encoder that is trained; its tokeniser and prompts are used, as they are at the first batch. Each
-            text is tokenised once, in each data loader worker.
-        scorer: computes and stores the gains of rows that have none; `None` where gains are stored or not needed.
-        prompts: builds prompts of K documents; `None` where no objective reads them.
-        chunks: builds Revela's chunks; `None` where no objective reads them.
-        max_length: tokens that the encoder reads of a text in training; `None`: its `max_seq_length`.
-        seed: of the candidates' order, drawn once a query, so that no position in a prompt means anything.
+        encoder: the encoder that is trained. Its tokeniser and prompts are used as they are at the first batch. Each
+            data loader worker tokenises a text only once.
+        scorer: computes and stores the gains of rows that have none; `None` if gains are stored or not needed.
+        prompts: builds prompts of K documents; `None` if no objective reads them.
+        chunks: builds Revela's chunks; `None` if no objective reads them.
+        max_length: tokens that the encoder reads of a text in training; `None` means its `max_seq_length`.
+        seed: seed of the candidates' order. The order is drawn once a query, so that a position in a prompt has no
+            meaning.
 
     Raises:
-        NLTError: a query has no candidates, or another number of them than the others; a gain is not finite; gains
-            would have to be computed in a data loader worker.
+        NLTError: a query has no candidates, or another number of candidates than the others; a gain is not finite;
+            gains would have to be computed in a data loader worker.
     """
 
     encoder: SentenceTransformer
@@ -171,10 +172,10 @@ class NLTCollator:
         return batch
 
     def truncated_documents(self, rows: Sequence[Mapping[str, Any]]) -> float:
-        """Share of the documents that are cut to `max_document_tokens` for the LLM, 0 where it reads none.
+        """Share of the documents that are cut to `max_document_tokens` for the LLM; 0 if no LLM reads them.
 
         Args:
-            rows: rows with `query`, `documents` and, where the target needs it, `answer`.
+            rows: rows with `query`, `documents` and, if the target needs it, `answer`.
 
         Raises:
             NLTError: a prompt or a chunk does not fit the LLM's context.
@@ -188,7 +189,7 @@ class NLTCollator:
         return sum(cut) / len(cut) if cut else 0.0
 
     def _shuffled(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row with its candidates in the order that seed and query decide."""
+        """The row with its candidates in an order that depends only on the seed and the query."""
         k = len(row["documents"])
         if not k:
             raise NLTError(f"query {row['query'][:60]!r} has no candidates; mine candidates for it or remove it")
@@ -205,7 +206,7 @@ class NLTCollator:
         return {f"{kind}_{key}": value for key, value in self._tokens[kind](texts, keys).items()}
 
     def _likelihoods(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """What the LLM says of the candidates, as far as all rows have it; it computes missing gains."""
+        """The gains and likelihoods that all rows have; missing gains are computed first if there is a scorer."""
         missing = [row for row in rows if row.get("gain") is None]
         if missing and self.scorer is not None:
             self._score(missing)
@@ -214,7 +215,7 @@ class NLTCollator:
             values = [row.get(name) for row in rows]
             if any(value is None for value in values):
                 continue
-            if name == "token_log_likelihoods":  # K x T numbers a query, T its own; padded along T as (T, K)
+            if name == "token_log_likelihoods":  # K x T numbers a query, each with its own T; padded along T as (T, K)
                 by_token = [torch.tensor(value, dtype=torch.float32).T for value in values]
                 batch[name] = pad_sequence(by_token, batch_first=True).mT  # (B, K, T)
             else:

@@ -1,4 +1,4 @@
-"""Likelihood gains on disk, and the audit of a teacher before anything is trained on it."""
+"""Write and read likelihood gains, and audit a teacher's gains before an encoder is trained on them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nlt_trainer.files import read_jsonl, write_jsonl
 
 
 def audit_file(gains: str | Path) -> Path:
-    """Where the audit of a gains file stands: beside it."""
+    """The path of the audit of a gains file, which stands beside it."""
     return Path(gains).with_suffix(".audit.json")
 
 
@@ -33,8 +33,9 @@ def write_gains(
         path: the file.
         candidates: B queries with K candidates each.
         gain: `(B, K)`.
-        further: B values each of what `read_likelihoods` reads: `target_tokens` (a number), `log_likelihood` (K
-            numbers, nats of the whole target) and `token_log_likelihoods` (K lists of a number for each target token).
+        further: further columns of B values each, which `read_likelihoods` reads: `target_tokens` (a number),
+            `log_likelihood` (K numbers, nats of the whole target) and `token_log_likelihoods` (K lists with a number
+            for each target token).
     """
     columns: dict[str, Iterable[Any]] = {"gain": gain, **(further or {})}
     write_jsonl(
@@ -48,7 +49,7 @@ def write_gains(
 
 
 def _rounded(value: Any) -> Any:
-    """Numbers as JSON has them, with 6 decimals: a millionth of a nat decides nothing."""
+    """Numbers in the form of JSON, with 6 decimals: a millionth of a nat makes no difference."""
     if isinstance(value, int | np.integer):
         return int(value)
     return [_rounded(v) for v in value] if np.ndim(value) else round(float(value), 6)
@@ -58,7 +59,7 @@ def read_gains(path: str | Path, candidates: Sequence[QueryCandidates]) -> np.nd
     """Read gains for candidates: `(B, K)` float64, nats per target token.
 
     Raises:
-        DataError: missing or malformed, a number is not finite, or the file was made for other candidates.
+        DataError: the file is missing or malformed, a number is not finite, or it was made for other candidates.
     """
     path = Path(path)
     gains = []
@@ -83,10 +84,10 @@ LIKELIHOODS = ("target_tokens", "log_likelihood", "token_log_likelihoods")
 def read_likelihoods(
     path: str | Path, candidates: Sequence[QueryCandidates], names: Iterable[str]
 ) -> dict[str, list[Any]]:
-    """Read further columns of a gains file: a list of B values for each name out of `LIKELIHOODS`.
+    """Read further columns of a gains file: a list of B values for each of the names, which come from `LIKELIHOODS`.
 
     Raises:
-        DataError: as `read_gains`; or the file lacks a column, because it was written before there was one or without
+        DataError: as `read_gains`, or the file lacks a column. It was then written by an older version or without
             `token_likelihoods`.
     """
     path = Path(path)
@@ -115,7 +116,7 @@ def _is_likelihood(name: str, value: Any, k: int) -> bool:
 
 
 def _rows(path: Path, candidates: Sequence[QueryCandidates]) -> list[tuple[int, dict[str, Any]]]:
-    """Line number and content of the line of each query."""
+    """For each query, the number and the content of its line."""
     if not path.is_file():
         raise DataError(path, "file not found; run `nlt score` first, which writes it")
     rows: dict[str, tuple[int, dict[str, Any]]] = {}
@@ -134,7 +135,7 @@ def _rows(path: Path, candidates: Sequence[QueryCandidates]) -> list[tuple[int, 
 
 @dataclass(frozen=True)
 class TeacherAudit:
-    """What a teacher's gains look like at one temperature.
+    """Facts about the distribution that a teacher's gains give at one temperature.
 
     Args:
         teacher_temperature: nats per token.
@@ -158,14 +159,18 @@ def audit_teacher(
     Args:
         gain: `(B, K)`, nats per target token.
         bm25: B lists of K BM25 scores of the same candidates.
-        relevant: `(B, K)` bool, what judgements say of the candidates, where there are any; for the report alone.
+        relevant: `(B, K)` bool, which candidates are judged relevant, if there are judgements; only for the report.
 
     Returns:
-        Share of queries with a positive gain, quantiles of the gain, agreement with BM25 over the queries whose
-        candidates it tells apart (share of those whose best candidate by gain is one of BM25's best; mean Spearman
-        correlation), one `TeacherAudit` a temperature, and the temperature at which
-        the effective number of candidates is nearest to K / 3, as a proposal. With judgements also `gold`: the mean
-        reciprocal rank of the best relevant candidate by gain and by BM25, over the queries that have one.
+        A report with these entries:
+
+        - the share of queries with a positive gain, and quantiles of the gain
+        - the agreement with BM25: the share of queries whose best candidate by gain is one of BM25's best, and the
+          mean Spearman correlation; queries whose candidates all have the same BM25 score do not count
+        - one `TeacherAudit` for each temperature
+        - a proposed temperature, at which the effective number of candidates is nearest to K / 3
+        - with judgements, `gold`: the mean reciprocal rank of the best relevant candidate by gain and by BM25, over
+          the queries that have one
     """
     bm25_scores = np.asarray(bm25)
     if not len(gain):
@@ -188,7 +193,7 @@ def audit_teacher(
 
 
 def _gold(gain: np.ndarray, bm25: np.ndarray, relevant: np.ndarray) -> dict[str, Any]:
-    """Mean reciprocal rank of the best relevant candidate; others that score the same stand before it."""
+    """Mean reciprocal rank of the best relevant candidate; other candidates with the same score rank before it."""
     judged = relevant.any(1)
     report: dict[str, Any] = {"queries": int(judged.sum())}
     for name, scores in (("mrr_by_gain", gain), ("mrr_by_bm25", bm25)):
@@ -207,7 +212,7 @@ def _at_temperature(gain: np.ndarray, temperature: float) -> TeacherAudit:
 
 
 def _same_best(gain: np.ndarray, bm25: np.ndarray) -> float:
-    """Share of rows whose best by gain is among BM25's best; rows that BM25 scores all alike say nothing."""
+    """Share of rows whose best by gain is among BM25's best; rows with equal BM25 scores are left out."""
     told_apart = bm25.max(1) > bm25.min(1)  # (B,)
     same = np.take_along_axis(bm25, gain.argmax(1)[:, None], 1)[:, 0] == bm25.max(1)
     return float(same[told_apart].mean()) if told_apart.any() else 0.0
@@ -218,6 +223,6 @@ def _mean_spearman(a: np.ndarray, b: np.ndarray) -> float:
     told_apart = (np.ptp(a, axis=1) > 0) & (np.ptp(b, axis=1) > 0)  # (B,)
     if not told_apart.any():
         return 0.0
-    # random candidates all have BM25 0: equal scores share the mean of their ranks
+    # Random candidates often have BM25 score 0; equal scores get the mean of their ranks.
     ranks = [stats.rankdata(scores[told_apart], axis=1) for scores in (a, b)]
     return round(float(stats.pearsonr(*ranks, axis=1).statistic.mean()), 3)

@@ -1,7 +1,8 @@
-"""Data sets of the Hub as files on this machine, and their rows; no code of a data set ever runs.
+"""Fetch data sets from the Hub as files and read their rows. No code of a data set ever runs.
 
-A data set is named by its Hub id and revision, or by a local folder with the same layout. What belongs to which
-configuration and split comes from `configs` in its README.md, as the Hub reads it; without that, from file names.
+A data set is named by its Hub id and revision, or by a local folder with the same layout. The entry `configs` in its
+README.md says which files belong to which configuration and split, as on the Hub. Without this entry, file names
+decide.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ class HubDataset:
     """A data set whose files lie on this machine.
 
     Args:
-        name: as the recipe has it: Hub id or folder.
+        name: Hub id or folder, as in the recipe.
         commit: the Hub's commit; `None` for a local folder.
         folder: where the files are.
-        configs: configuration -> split -> patterns of its files, from README.md; empty where it names none.
+        configs: configuration -> split -> patterns of its files, from README.md; empty if README.md names none.
     """
 
     name: str
@@ -41,7 +42,7 @@ class HubDataset:
     configs: dict[str, dict[str, list[str]]]
 
     def part_files(self, name: str, splits: Iterable[str]) -> list[Path]:
-        """The files of `corpus` or `queries`: those of the given splits where it is divided into them, else all.
+        """The files of `corpus` or `queries`: those of the given splits if any of these exist, else all.
 
         Raises:
             DataError: there are none.
@@ -61,7 +62,7 @@ class HubDataset:
         Args:
             split: its name in the data set.
             configs: names that the configuration may have.
-            inside: folder to look into where no configuration has such a name, if that folder is there.
+            inside: folder to look into if no configuration has such a name; the whole data set if it does not exist.
 
         Raises:
             DataError: there are none.
@@ -91,15 +92,15 @@ class HubDataset:
 
 
 def fetch_dataset(name: str, *, revision: str | None = None, configs: Sequence[str] = ()) -> HubDataset:
-    """Bring a data set onto this machine, into the Hub's cache; what is there already is not fetched again.
+    """Fetch a data set into the Hub's cache on this machine; files that are there already are not fetched again.
 
     Args:
         name: Hub id, or a local folder with the same layout.
-        revision: commit, branch or tag of a Hub id; a commit is what makes a result repeatable.
-        configs: fetch only the files of these configurations, where README.md names any of them.
+        revision: commit, branch or tag of a Hub id; only a commit makes a result repeatable.
+        configs: fetch only the files of these configurations, if README.md names any of them.
 
     Raises:
-        NLTError: the data set cannot be had; says what to place where.
+        NLTError: the data set cannot be fetched; the message says what to place where.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -115,14 +116,14 @@ def fetch_dataset(name: str, *, revision: str | None = None, configs: Sequence[s
                 name, repo_type="dataset", revision=folder.name, allow_patterns=[CARD, *patterns] if patterns else None
             )
         )
-    except OSError as error:  # all of the Hub's errors, and those of the network
+    except OSError as error:  # all errors of the Hub and of the network
         reason = explain(error, name, repo_type="dataset", revision=revision)
         raise NLTError(f"data set {name!r} cannot be fetched: {reason}") from error
     return HubDataset(name, folder.name, folder, known)
 
 
 def _read_card(folder: Path) -> dict[str, dict[str, list[str]]]:
-    """Configuration -> split -> patterns of files, of README.md's `configs`."""
+    """Configuration -> split -> patterns of files, from `configs` in README.md."""
     if not (folder / CARD).is_file():
         return {}
     entries = DatasetCard.load(folder / CARD, ignore_metadata_errors=True).data.to_dict().get("configs") or []
@@ -130,7 +131,7 @@ def _read_card(folder: Path) -> dict[str, dict[str, list[str]]]:
 
 
 def _patterns(data_files: Any) -> dict[str, list[str]]:
-    """The forms that the Hub takes: a pattern, a list of them, or a list of `{split, path}`."""
+    """Read the forms that the Hub accepts: a pattern, a list of patterns, or a list of `{split, path}`."""
     if isinstance(data_files, list) and data_files and isinstance(data_files[0], dict):
         return {str(entry["split"]): _as_list(entry["path"]) for entry in data_files}
     return {"train": _as_list(data_files)}
@@ -141,13 +142,13 @@ def _as_list(patterns: Any) -> list[str]:
 
 
 def format_of(path: Path) -> str | None:
-    """`jsonl`, `parquet` or `tsv`, packed with gzip or not; `None` for anything else."""
+    """`jsonl`, `parquet` or `tsv`, with or without gzip; `None` for any other format."""
     suffix = Path(path.name.removesuffix(".gz")).suffix.removeprefix(".")
     return suffix if suffix in {"jsonl", "parquet", "tsv"} else None
 
 
 def read_rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of data files one by one; no more than a batch of them is in memory.
+    """Yield the rows of data files one by one; memory holds at most a batch of them.
 
     Raises:
         DataError: a file is malformed, or in a format other than JSON lines, Parquet and tab-separated values.
@@ -168,7 +169,7 @@ def read_rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 
 def _read_tsv(path: Path) -> Iterator[dict[str, str]]:
-    """Rows under a header line; every value stays text, so that an id such as 007 keeps its zeros."""
+    """Yield the rows under a header line; every value stays text, so that an id such as 007 keeps its zeros."""
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
         header = next(lines, "").rstrip("\r\n").split("\t")
         for number, line in enumerate(lines, start=2):

@@ -1,4 +1,4 @@
-"""Which texts the LLMs of an objective read at every step, and what builds them."""
+"""Which texts an objective's LLMs read at every step, and the builders that make these texts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TEMPLATE = PromptTemplate()
 
 @dataclass(frozen=True)
 class LLMTexts:
-    """Which texts LLMs read of a batch, each kind with what of its LLM it is built with.
+    """Which kinds of texts LLMs read of a batch, each with the `PromptFrame` of the LLM that reads it.
 
     Args:
-        prompts: of the LLM that reads prompts of K documents, a query and its target; `None` where none does.
-        chunks: of the LLM that reads a query and each document on its own; `None` where none does.
-        contrasts: whether the targets of other queries, where prompts carry them, take part in the loss.
+        prompts: frame of the LLM that reads prompts of K documents, a query and its target; `None` if none does.
+        chunks: frame of the LLM that reads a query and each document on its own; `None` if none does.
+        contrasts: whether the loss uses the targets of other queries, which prompts may carry.
     """
 
     prompts: PromptFrame | None = None
@@ -30,17 +30,17 @@ class LLMTexts:
     contrasts: bool = False
 
     def __or__(self, other: LLMTexts) -> LLMTexts:
-        """What two objectives read of the same batch.
+        """The texts that two objectives together read of the same batch.
 
         Raises:
-            NLTError: both read texts of one kind, which their LLMs would tokenise differently.
+            NLTError: both read texts of the same kind, and their LLMs would tokenise them differently.
         """
         prompts, chunks = _either(self.prompts, other.prompts), _either(self.chunks, other.chunks)
         return LLMTexts(prompts, chunks, self.contrasts or other.contrasts)
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """Names of the settings of `builders` that decide about these texts."""
+        """Names of the settings of `builders` that have an effect on these texts."""
         read = self.prompts is not None or self.chunks is not None
         return (
             *(("template", "target", "max_document_tokens") if read else ()),
@@ -59,12 +59,12 @@ class LLMTexts:
         contrast_targets: int = 0,
         seed: int = 42,
     ) -> tuple[PromptBuilder | None, ChunkBuilder | None]:
-        """What builds the prompts and what builds the chunks; `None` for texts that nobody reads.
+        """Make the builder of the prompts and the builder of the chunks; `None` for texts that no LLM reads.
 
-        Args are those of `Objective.collator`.
+        The Args are those of `Objective.collator`.
 
         Raises:
-            NLTError: a setting is wrong, or `rows` are needed and not given.
+            NLTError: a setting is wrong, or `rows` are needed but not given.
         """
         frames = [frame for frame in (self.prompts, self.chunks) if frame is not None]
         if not frames:
@@ -72,7 +72,7 @@ class LLMTexts:
         if target is not None:
             check_choice("target", target, TargetKind)
         chosen = _target(rows) if target is None else target
-        tokens = {  # prompts and chunks of one LLM share theirs, which keeps what it has tokenised
+        tokens = {  # prompts and chunks of one LLM share a tokeniser, which keeps the texts that it has read
             frame.tokenizer_id: PromptTokens(frame.tokenizer, template, max_document_tokens=max_document_tokens)
             for frame in frames
         }
@@ -93,7 +93,7 @@ class LLMTexts:
 
 
 def _either(ours: PromptFrame | None, theirs: PromptFrame | None) -> PromptFrame | None:
-    """The one of two that is there; of two LLMs that read the same tokens the one that reads fewer."""
+    """The frame that is given; if both are, that of the LLM with the shorter context."""
     if ours is None or theirs is None:
         return theirs if ours is None else ours
     if ours.tokenizer_id != theirs.tokenizer_id:
@@ -105,7 +105,7 @@ def _either(ours: PromptFrame | None, theirs: PromptFrame | None) -> PromptFrame
 
 
 def _target(rows: Sequence[Mapping[str, Any]]) -> TargetKind:
-    """The target where none is chosen: joint if every row has an answer, else query."""
+    """The default target: joint if every row has an answer, else query."""
     if not rows:
         raise NLTError(
             "the target depends on whether the queries have answers; give the training rows, loss.collator(rows), or "
@@ -115,7 +115,7 @@ def _target(rows: Sequence[Mapping[str, Any]]) -> TargetKind:
 
 
 def _foreign(rows: Sequence[Mapping[str, Any]], contrast_targets: int) -> list[tuple[str, str | None]]:
-    """Queries with their answers, from which contrast targets are drawn; none where none are drawn."""
+    """The queries and answers from which contrast targets are drawn; empty if none are drawn."""
     if contrast_targets < 1:
         return []
     if not rows:

@@ -1,4 +1,4 @@
-"""What is known of candidates besides the LLM's gains, mixed into them: BM25's scores, or the miner's order."""
+"""Mix prior knowledge of the candidates into the LLM's gains: BM25's scores, or the miner's order."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from nlt_trainer.data.candidates import QueryCandidates
 def with_prior(gain: np.ndarray, candidates: Sequence[QueryCandidates], *, prior: Prior, weight: float) -> np.ndarray:
     """Gains with a weighted prior: `gain + weight * deviation(gain) * standardised(prior)`, for each query by itself.
 
-    The prior is standardised over a query's candidates and takes the spread of their gains, so that the weight has no
-    unit and the teacher's temperature keeps its meaning. Small LLMs gain most from it: with a fifth of BM25 the mean
-    reciprocal rank of the right document among eight rose from 0.800 to 0.809 on the standard library and with three
-    tenths from 0.775 to 0.808 on COVID-QA (SmolLM2-135M-Instruct).
+    The prior is standardised over a query's candidates and scaled to the spread of their gains. The weight therefore
+    has no unit, and the teacher's temperature keeps its meaning. Small LLMs profit most. With SmolLM2-135M-Instruct
+    and BM25 at weight 0.2, the mean reciprocal rank of the right document among eight rose from 0.800 to 0.809 on the
+    standard library. At weight 0.3 it rose from 0.775 to 0.808 on COVID-QA.
 
     Args:
         gain: `(B, K)`, nats per target token.
         candidates: B queries with K candidates each, in the miner's order.
         prior: `bm25`: BM25's scores; `order`: the places that the miner gave the candidates.
-        weight: of the prior; 0 changes nothing.
+        weight: weight of the prior; 0 changes nothing.
 
     Returns:
         `(B, K)`, nats per target token.

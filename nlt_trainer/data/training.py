@@ -1,4 +1,4 @@
-"""The training dataset: queries, candidate texts and what an objective wants to know of them."""
+"""The training dataset: queries, the texts of their candidates, and the gains or labels that an objective needs."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ def training_dataset(
     likelihoods: Mapping[str, Sequence[Any]] | None = None,
     qrels: Qrels | None = None,
 ) -> Dataset:
-    """Rows of `query`, `documents` (K texts), `answer` where all queries have one, and, where given, `gain` (K
-    numbers), the columns of `likelihoods` and `positive` (an index).
+    """Make a dataset with one row for each query.
+
+    A row has `query` and `documents` (K texts), and `answer` if all queries have one. If they are given, it also has
+    `gain` (K numbers), the columns of `likelihoods`, and from `qrels` the index `positive`.
 
     Args:
         collection: where the documents' texts come from.
         candidates: B queries with K candidates each.
         gain: `(B, K)`, nats per target token.
         likelihoods: B values a column, as `read_likelihoods` reads them.
-        qrels: judgements; queries without a relevant candidate are left out. Only labelled baselines take them.
+        qrels: judgements; queries without a relevant candidate are left out. Only labelled baselines use them.
 
     Raises:
         NLTError: no query is left.
@@ -58,5 +60,5 @@ def training_dataset(
 
 
 def relevance(candidates: Sequence[QueryCandidates], qrels: Qrels) -> np.ndarray:
-    """Which candidates the judgements call relevant: `(B, K)` bool."""
+    """Mark the candidates that are judged relevant: `(B, K)` bool."""
     return np.array([[qrels.get(c.query_id, {}).get(d, 0) > 0 for d in c.document_ids] for c in candidates])
