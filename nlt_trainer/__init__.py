@@ -1,9 +1,9 @@
-"""Dense retrieval encoders trained from the next-token likelihood of a frozen LLM, without labels."""
+"""Train dense retrieval encoders from the next-token likelihood of a frozen LLM, without labels."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # for type checkers; a test compares it with the table below
+if TYPE_CHECKING:  # for type checkers; a test compares this list with the table below
     from nlt_trainer.data.beir import Collection as Collection
     from nlt_trainer.data.beir import load_collection as load_collection
     from nlt_trainer.data.beir import training_queries as training_queries
@@ -37,7 +37,8 @@ if TYPE_CHECKING:  # for type checkers; a test compares it with the table below
     from nlt_trainer.trainer import NLTTrainer as NLTTrainer
     from nlt_trainer.training_arguments import NLTTrainingArguments as NLTTrainingArguments
 
-# Imported when first used (PEP 562): torch and transformers take seconds, and `nlt --help` needs neither.
+# A name is imported when it is first used (PEP 562): torch and transformers take seconds, and `nlt --help` needs
+# neither.
 _MODULES = {
     "ADistLoss": "nlt_trainer.objectives.adist",
     "BEIRFolderRetrieval": "nlt_trainer.evaluation.folder_task",

@@ -1,8 +1,9 @@
-"""What a model is made of, as a hash: of a folder, of anything that a recipe names, and of an encoder in memory.
+"""Hash the content of a model: of a folder, of any model that a recipe names, or of an encoder in memory.
 
-To a model belong its weights, every configuration file, the files and settings of its tokenizer, chat templates, and
-the folders of a Sentence-Transformers model's modules. No part of it are cards, records of training and evaluation,
-states of optimizers, checkpoints beside it and hidden folders.
+Caches need such a hash, so that a result is never taken for that of another model. The content of a model is its
+weights, every configuration file, the files and settings of its tokenizer, chat templates, and the folders of a
+Sentence-Transformers model's modules. Cards, records of training and evaluation, states of optimizers, checkpoints
+beside the model and hidden folders are not part of it.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ RECORDS = {
     "optimizer.bin",
     "checkpoint_files.json",
 }
-"""Files with such endings that say how a model was made, or how good it is."""
+"""Files that have such endings but only say how a model was made or how good it is."""
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """Files of a PEFT adapter."""
 CHAT_TEMPLATES = "additional_chat_templates"
-"""Folder in which transformers keeps all chat templates but the first."""
+"""Folder in which transformers keeps all chat templates except the first."""
 
 
 def content_hash(folder: str | Path) -> str:
@@ -60,7 +61,7 @@ def content_hash(folder: str | Path) -> str:
 
 
 def _module_folders(folder: Path) -> set[str]:
-    """Subfolders of the modules of a Sentence-Transformers model; none where the folder is no such model."""
+    """Subfolders of the modules of a Sentence-Transformers model; empty if the folder holds no such model."""
     modules, router = folder / "modules.json", folder / "router_config.json"
     if not modules.is_file():
         return set()
@@ -74,14 +75,14 @@ def _module_folders(folder: Path) -> set[str]:
 
 
 def model_content(name: str, *, revision: str | None = None) -> str:
-    """What a model is, wherever it lies: the hash of a folder, or Hub id and commit; with the base of an adapter.
+    """Identify a model by its content: the hash of a folder, or Hub id and commit; for an adapter also its base.
 
     Args:
         name: anything that `resolve_model` takes.
         revision: of a Hub model.
 
     Raises:
-        NLTError: it is not there.
+        NLTError: the model cannot be found.
     """
     location = resolve_model(name)
     folder = Path(location)
@@ -89,7 +90,7 @@ def model_content(name: str, *, revision: str | None = None) -> str:
         content = content_hash(folder)
     else:
         with loading("model", name, revision=revision):
-            small = ["config.json", ADAPTER_CONFIG]  # enough to know the commit, whatever the branch points to by now
+            small = ["config.json", ADAPTER_CONFIG]  # enough to learn the commit to which the revision points
             folder = Path(snapshot_download(location, revision=revision, allow_patterns=small))
         content = f"{location}@{folder.name}"
     if not (folder / ADAPTER_CONFIG).is_file():
@@ -99,10 +100,10 @@ def model_content(name: str, *, revision: str | None = None) -> str:
 
 
 def encoder_content(encoder: SentenceTransformer) -> str:
-    """Hash of all that an encoder's embeddings depend on, as it is in memory (16 hex digits).
+    """Hash of everything on which the embeddings of an encoder in memory depend (16 hex digits).
 
-    These are the tensors with their dtypes, and what its folder would say of modules, model and tokenizer, of prompts
-    and lengths. How two embeddings are compared is no part of it.
+    These are its tensors with their dtypes, and the settings of its modules, model, tokenizer, prompts and lengths.
+    The function that compares two embeddings is not part of the hash.
     """
     import torch
     from peft.tuners.lora import LoraLayer
@@ -126,11 +127,11 @@ def encoder_content(encoder: SentenceTransformer) -> str:
 
 
 def _tokenizer_settings(tokenizer: Any) -> list[Any]:
-    """All of a tokenizer that decides which tokens a text becomes."""
+    """All settings of a tokenizer that decide into which tokens it cuts a text."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    if isinstance(tokenizer, Tokenizer):  # of a `StaticEmbedding`, which truncates as it says itself
+    if isinstance(tokenizer, Tokenizer):  # of a `StaticEmbedding`; truncation is among its settings
         return [tokenizer.to_str()]
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         # each call sets truncation and padding of the backend anew, from the settings below

@@ -1,4 +1,4 @@
-"""Calls to the Hub: repeated where it is busy, and what its errors mean, for models and data sets, online or not."""
+"""Call the Hub again when it is busy, and explain its errors with a remedy, for models and data sets."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 BUSY = (408, 429, 500, 502, 503, 504)
-"""Answers after which the same call may succeed."""
+"""HTTP status codes after which the same call may succeed later."""
 ATTEMPTS = 5
 TIMEOUT = 10
-"""Seconds until the Hub counts as out of reach."""
+"""Seconds after which the Hub counts as out of reach."""
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """Return what `call` returns; where the Hub is busy or the connection breaks, wait as it asks and call again.
+    """Return what `call` returns; if the Hub is busy or the connection breaks, wait and call again.
 
-    The Hub's client repeats uploads and listings by itself, commits and tags it does not.
+    The Hub may say how long to wait. Its client repeats uploads and listings by itself, but not commits and tags.
 
     Args:
-        call: may run several times.
+        call: a function that may run several times.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return call()
-        except (httpx2.HTTPError, json.JSONDecodeError, RuntimeError) as error:  # RuntimeError: a thread's upload
+        except (httpx2.HTTPError, json.JSONDecodeError, RuntimeError) as error:  # RuntimeError: an upload in a thread
             cause = _link(error, httpx2.HTTPError, json.JSONDecodeError)
             if attempt == ATTEMPTS or cause is None or not _passes(cause):
                 raise
@@ -58,7 +58,7 @@ def patiently(call: Callable[[], T]) -> T:
 
 
 def _link(error: BaseException, *kinds: type[BaseException]) -> BaseException | None:
-    """The first error of one of these kinds in a chain of causes, as a traceback would show it."""
+    """The first error of one of these kinds in the chain of causes that a traceback would show."""
     link: BaseException | None = error
     while link is not None and not isinstance(link, kinds):
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
@@ -66,17 +66,17 @@ def _link(error: BaseException, *kinds: type[BaseException]) -> BaseException | 
 
 
 def _passes(error: BaseException) -> bool:
-    """Whether the same call may succeed later; an answer that is no JSON comes from an overloaded proxy."""
+    """Whether the same call may succeed later. An answer that is not JSON comes from an overloaded proxy."""
     return error.response.status_code in BUSY if isinstance(error, HfHubHTTPError) else True
 
 
 def _asked(error: BaseException) -> int | None:
-    """Seconds that the Hub asks to wait."""
+    """Seconds that the Hub asks the client to wait; `None` if it does not say."""
     if not isinstance(error, HfHubHTTPError):
         return None
     limit = parse_ratelimit_headers(error.response.headers)
     if limit is not None and limit.remaining == 0:
-        return limit.reset_in_seconds + 1  # the rest of a second
+        return limit.reset_in_seconds + 1  # the Hub leaves out the fraction of a second
     after = error.response.headers.get("Retry-After", "")
     return int(after) if after.isdigit() else None
 
@@ -87,26 +87,26 @@ def _first_line(error: BaseException) -> str:
 
 @functools.cache
 def hub_answers() -> bool:
-    """Whether the Hub can be reached; it is asked once."""
+    """Whether the Hub can be reached; a process asks it only once."""
     if is_offline_mode():
         return False
     try:
         HfApi().dataset_info("mteb/scifact", timeout=TIMEOUT)
     except HfHubHTTPError:
-        return True  # it answers, whatever it says of this data set
-    except Exception:  # of the HTTP library beneath; `datasets` would try for half a minute before it says as much
+        return True  # it answers, even if it refuses this data set
+    except Exception:  # from the HTTP library below; `datasets` would try for half a minute before it gives up
         return False
     return True
 
 
 @contextmanager
 def explained(repo: str, *, repo_type: str = "model", revision: str | None = None) -> Iterator[None]:
-    """Turn what the Hub's client raises inside the block into one line with the remedy.
+    """Turn an error of the Hub's client inside the block into one line with the remedy.
 
     Args:
         repo: Hub id that the calls are about.
         repo_type: `model` or `dataset`.
-        revision: that is asked for.
+        revision: the revision that is asked for.
 
     Raises:
         NLTError: in place of every error of the client or of the network.
@@ -115,29 +115,30 @@ def explained(repo: str, *, repo_type: str = "model", revision: str | None = Non
         yield
     except NLTError:
         raise
-    except json.JSONDecodeError as error:  # inside the block only answers of the Hub are read
+    except json.JSONDecodeError as error:  # the block reads no other JSON than the Hub's answers
         raise NLTError(f"{repo}: {_fails('unreadable answer')}") from error
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:  # ValueError: a card that the Hub refuses
         raise NLTError(f"{repo}: {explain(error, repo, repo_type=repo_type, revision=revision)}") from error
 
 
 def download_command(repo: str, *, repo_type: str = "model", revision: str | None = None) -> str:
-    """What a user runs where there is a network."""
+    """The command with which a user fetches a repository on a machine that has a network."""
     kind = "" if repo_type == "model" else f" --repo-type {repo_type}"
     return f"hf download {repo}{kind}" + (f" --revision {revision}" if revision else "")
 
 
 def explain(error: BaseException, repo: str, *, repo_type: str = "model", revision: str | None = None) -> str:
-    """What is wrong with a repository and what to do about it; no header and no token is in it.
+    """Say what is wrong with a repository and what to do about it. The text contains no header and no token.
 
     Args:
         error: what a library raised; the Hub's own error may be any of its causes.
         repo: Hub id of the model or the data set, as the user wrote it.
         repo_type: `model` or `dataset`.
-        revision: that was asked for.
+        revision: the revision that was asked for.
 
     Returns:
-        A sentence on "it", the repository; of an error that is not the Hub's what it says itself, on one line.
+        A sentence that calls the repository "it". For an error that does not come from the Hub, the error's own
+        message on one line.
     """
     page = f"https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
     if _link(error, HFValidationError):
@@ -163,12 +164,12 @@ def explain(error: BaseException, repo: str, *, repo_type: str = "model", revisi
         return "HF_HUB_OFFLINE=1 forbids every call; unset it"
     if (broken := _link(error, httpx2.TransportError, ConnectionError)) is not None:
         return f"the Hub cannot be reached ({_first_line(broken)}); check the network and run again, it goes on"
-    said = answer if isinstance(error, RuntimeError) and answer else error  # a thread's error says that it was one
+    said = answer if isinstance(error, RuntimeError) and answer else error  # a thread's error says no more
     return " ".join(str(said).split()) or type(said).__name__
 
 
 def _refusal(answer: BaseException) -> str | None:
-    """What the status of an answer means; `None` where the answer's own words say it better."""
+    """Say what the status of an answer means; `None` if the answer's own message says it better."""
     assert isinstance(answer, HfHubHTTPError)
     status = answer.response.status_code
     if status == 401:

@@ -1,4 +1,4 @@
-"""Where a model comes from: a Hub id, a local folder, a GGUF file, or a file inside an installed package."""
+"""Find the model that a recipe names: a Hub id, a local folder, a GGUF file, or a file in an installed package."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def resolve_model(name: str) -> str:
 
 
 def local_path(name: str) -> Path | None:
-    """The file or folder that a model's name stands for; `None` for a Hub id. Raises as `resolve_model`."""
+    """The file or folder that a model's name stands for; `None` for a Hub id. It raises as `resolve_model` does."""
     if is_hub_id(name):
         return None
     path = _path_in_package(name) if name.startswith(PACKAGE_SCHEME) else Path(name).expanduser()
@@ -56,10 +56,10 @@ def local_path(name: str) -> Path | None:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name stands for a repository of the Hub, and not for something on this machine, be it there or not.
+    """Whether a name stands for a repository of the Hub, and not for a path on this machine.
 
-    It does where the Hub could have it, as ORG/NAME or as NAME alone, nothing of this name lies in the working
-    directory, and it does not end as a GGUF file does. Whether the Hub has it is not asked.
+    It stands for a repository if three things hold: the Hub allows such a name (ORG/NAME or NAME alone), no file or
+    folder in the working directory has this name, and it does not end in `.gguf`. The Hub itself is not asked.
     """
     try:
         validate_repo_id(name)
@@ -69,14 +69,14 @@ def is_hub_id(name: str) -> bool:
 
 
 def adapter_base(location: str) -> str:
-    """What the configuration of an adapter names as its base.
+    """The name of the base model that goes into the configuration of an adapter.
 
     Args:
         location: what `resolve_model` returned.
 
     Returns:
-        A Hub id and an absolute path as they are; a relative path with `./` before it, so that from another working
-        directory it is not found, instead of being looked for on the Hub.
+        The location; a relative path gets `./` before it. From another working directory such a path is reported as
+        missing, while without `./` it would be taken for a Hub id.
     """
     path = Path(location)
     return f"./{path.as_posix()}" if path.is_dir() and not path.is_absolute() else location
@@ -84,10 +84,10 @@ def adapter_base(location: str) -> str:
 
 @contextmanager
 def loading(what: str, name: str, *, revision: str | None = None) -> Iterator[None]:
-    """Say of any error inside the block that a model cannot be loaded, which one, and why.
+    """Turn any error inside the block into one that says which model cannot be loaded, and why.
 
     Args:
-        what: e.g. "LLM".
+        what: the kind of model, for example "LLM".
         name: the model's name in the recipe.
         revision: of a Hub model.
 
@@ -98,12 +98,12 @@ def loading(what: str, name: str, *, revision: str | None = None) -> Iterator[No
         yield
     except NLTError:
         raise
-    except Exception as error:  # half a file: safetensors and tokenizers have errors without a common base
+    except Exception as error:  # for half a file safetensors and tokenizers raise errors without a common base
         raise NLTError(f"{what} {name!r} cannot be loaded: {explain(error, name, revision=revision)}") from error
 
 
 def _remedy(name: str) -> str:
-    """What to give in place of a path that does not exist."""
+    """Say what to give in place of a path that does not exist."""
     if name.startswith(PACKAGE_SCHEME):
         return "Correct the path inside the package."
     if name.endswith(".gguf"):
@@ -118,7 +118,7 @@ def _path_in_package(name: str) -> Path:
     module, _, inside = name.removeprefix(PACKAGE_SCHEME).partition("/")
     try:
         spec = importlib.util.find_spec(module)  # finds the folder without importing the package
-    except (ModuleNotFoundError, ValueError):  # the part before a dot is not there; no name at all
+    except (ModuleNotFoundError, ValueError):  # the part before a dot does not exist, or the name is empty
         spec = None
     if spec is None or not spec.submodule_search_locations:
         near = difflib.get_close_matches(module, importlib.metadata.packages_distributions(), n=1)
@@ -128,16 +128,16 @@ def _path_in_package(name: str) -> Path:
 
 
 def convert_gguf(path: Path) -> Path:
-    """Dequantise a GGUF file to a float32 model folder in the user's cache, once.
+    """Convert a GGUF file once into a model folder in the user's cache, with float32 weights.
 
-    A model that was loaded from GGUF refuses `save_pretrained`, so its weights are copied into a model made from the
-    same configuration without quantisation.
+    A model that was loaded from GGUF cannot be saved by `save_pretrained`. Its weights are therefore copied into a
+    model that is made from the same configuration without quantisation.
     """
     with path.open("rb") as handle:
         digest = hashlib.file_digest(handle, "blake2b").hexdigest()[:12]
     target = cache_folder() / "models" / f"{path.stem}-{digest}"
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{target.name}.lock")):  # of several processes one converts, the others wait
+    with FileLock(target.with_name(f".{target.name}.lock")):  # one of several processes converts, and the others wait
         if not target.is_dir():
             _write_converted(path, target)
     return target

@@ -1,6 +1,7 @@
-"""Embeddings on disk, by content: what was embedded once is read the next time.
+"""Keep embeddings on disk, so that texts which were embedded once are read the next time.
 
-Nothing that is kept can be stale: any file can be removed at any time, and `trim` bounds their size.
+Files are named by the content of encoder and texts, so they are never out of date. Any file can be removed at any
+time, and `trim` limits their total size.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from nlt_trainer.files import atomic_write_bytes, cache_folder
 from nlt_trainer.lm.score_cache import ScoreCache
 
 PART = 512
-"""Texts in one file: as many are lost by a kill, and embedded anew after a change of one of them."""
+"""Texts in one file. A kill loses at most so many, and a change of one text means that so many are embedded again."""
 
 Role = Literal["query", "document"]
 
 
 class Processes(Protocol):
-    """Those among which parts are divided, as `accelerate.PartialState` has them; all of them see the folder."""
+    """The processes that share the work, as `accelerate.PartialState` describes them; all must see the folder."""
 
     @property
     def process_index(self) -> int: ...
@@ -38,16 +39,19 @@ class Processes(Protocol):
 
 
 class EmbeddingCache:
-    """Embeds with an encoder and keeps the embeddings, one `.npy` file for each `PART` of the texts.
+    """Embeds texts with an encoder and keeps the embeddings, one `.npy` file for each `PART` texts.
 
-    A file's name is a hash of prompt and texts, its folder's a hash of everything of the encoder that an embedding
-    depends on: neither another checkpoint under the same name nor a changed corpus is ever served old embeddings.
+    The name of a file is a hash of the prompt and the texts. The name of its folder is a hash of everything in the
+    encoder on which an embedding depends. Another checkpoint with the same name, or a changed corpus, therefore never
+    gets old embeddings.
 
     Args:
         encoder: the encoder.
-        folder: created when missing; `None` means `embeddings` in the user's cache (`NLT_CACHE`).
-        processes: that share the work, each calling the same methods with the same texts; `None` means this one alone.
-        progress: what a bar says where something is not there yet; `None` shows no bar.
+        folder: folder of the files, which is created if missing; `None` means `embeddings` in the user's cache
+            (`NLT_CACHE`).
+        processes: the processes that share the work; each must call the same methods with the same texts. `None` means
+            this process alone.
+        progress: title of the progress bar that is shown while texts are embedded; `None` shows no bar.
 
     Example:
         ```python
@@ -71,13 +75,13 @@ class EmbeddingCache:
     def encode_query(
         self, texts: Sequence[str], *, prompt: str | None = None, batch_size: int = 32, **options: Any
     ) -> np.ndarray:
-        """Embeddings of queries: `(N, H)` float32, in their order.
+        """Embeddings of queries: `(N, H)` float32, in the order of the queries.
 
         Args:
             texts: the queries.
-            prompt: put before each; `None` means the encoder's own for queries.
+            prompt: text before each query; `None` means the encoder's own prompt for queries.
             batch_size: texts embedded at once.
-            **options: taken and not used, so that this can stand for the encoder's own method.
+            **options: ignored; they are accepted so that this method can replace the encoder's own.
         """
         return self._encode("query", texts, prompt, batch_size)
 
@@ -88,32 +92,32 @@ class EmbeddingCache:
         return self._encode("document", texts, prompt, batch_size)
 
     def similarity(self, queries: Any, documents: Any) -> Tensor:
-        """Similarities `(number of queries, number of documents)` by the encoder's own function."""
+        """Similarities `(number of queries, number of documents)`, computed by the encoder's own function."""
         return self.encoder.similarity(torch.as_tensor(queries), torch.as_tensor(documents))
 
     def document_files(self, texts: Sequence[str], *, batch_size: int = 32) -> list[Path]:
-        """Files with the embeddings of `PART` documents each, `(n, H)` float32, in their order."""
+        """Files with the embeddings of `PART` documents each, `(n, H)` float32, in the order of the documents."""
         return self._files("document", texts, None, batch_size)
 
     def _encode(self, role: Role, texts: Sequence[str], prompt: str | None, batch_size: int) -> np.ndarray:
         files = self._files(role, texts, prompt, batch_size)
-        first = np.load(files[0], mmap_mode="c")  # c: it may be written into, the file stays
+        first = np.load(files[0], mmap_mode="c")  # mode c: callers may change the array, but not the file
         if len(files) == 1:
             return first
         found = np.empty((len(texts), first.shape[1]), first.dtype)
-        for i, file in enumerate(files):  # one after another: a process may not have all of them mapped at once
+        for i, file in enumerate(files):  # one after another, because a process may map only so many files at once
             found[i * PART : (i + 1) * PART] = np.load(file)
         return found
 
     def _files(self, role: Role, texts: Sequence[str], prompt: str | None, batch_size: int) -> list[Path]:
-        """Files that are there are mapped, not read; one that is damaged is made again."""
+        """The files of all texts. Existing files are only mapped into memory; missing or damaged ones are made."""
         parts = [list(texts[start : start + PART]) for start in range(0, len(texts), PART)]
         named = self.encoder.prompts.get(role) if prompt is None else prompt
         files = [self.folder / f"{ScoreCache.key(role, named or '', *part).hex()}.npy" for part in parts]
         missing = [i for i, (part, file) in enumerate(zip(parts, files, strict=True)) if _read(file, part) is None]
         mine = missing
         if self.processes is not None:
-            self.processes.wait_for_everyone()  # until each has listed what is missing: all divide the same list
+            self.processes.wait_for_everyone()  # all must list what is missing before one writes: they divide one list
             mine = missing[self.processes.process_index :: self.processes.num_processes]
         with tqdm(
             total=sum(len(parts[i]) for i in mine),
@@ -137,7 +141,7 @@ class EmbeddingCache:
 
 
 def _read(file: Path, texts: list[str]) -> np.ndarray | None:
-    """A file's embeddings, mapped, and the file marked as used now; `None` where it is not there, or damaged."""
+    """Map a file's embeddings into memory and mark the file as just used; `None` if it is missing or damaged."""
     try:
         array = np.load(file, mmap_mode="r")
         file.touch()
@@ -150,7 +154,7 @@ def trim(folder: str | Path, max_bytes: float) -> int:
     """Remove the embeddings under a folder that were used longest ago, until at most `max_bytes` are left.
 
     Returns:
-        How many files were removed.
+        The number of files that were removed.
     """
     files = sorted(((path.stat(), path) for path in Path(folder).rglob("*.npy")), key=lambda f: f[0].st_mtime)
     excess, removed = sum(stat.st_size for stat, _ in files) - max_bytes, 0

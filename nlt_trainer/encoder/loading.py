@@ -1,4 +1,4 @@
-"""Dense encoders: any SentenceTransformer, a transformer with pooling, or an LLM's token embeddings."""
+"""Load a dense encoder: any SentenceTransformer, a transformer with pooling, or an LLM's token embeddings."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ from nlt_trainer.locations import adapter_base, loading, resolve_model
 
 logger = logging.getLogger(__name__)
 
-"""Those of an encoder's weights."""
-
 
 def load_encoder(
     name: str,
@@ -44,14 +42,16 @@ def load_encoder(
         name: anything that `resolve_model` takes: a Sentence-Transformers model, or a plain transformer
             (BERT-like or decoder), to which pooling and normalisation are added.
         revision: of a Hub model.
-        dtype: `float32` or `bfloat16`, of the weights, whatever the checkpoint has; an adapter is always float32.
-        prompts: put in front of texts; only the keys `query` and `document` (MTEB drops others).
-        max_seq_length: tokens, longer texts are cut; default what the model has.
-        pooling: for a plain transformer: `mean`, `cls` or `lasttoken`; a Sentence-Transformers folder has its own, and
-            this may name it.
+        dtype: `float32` or `bfloat16`; the weights are converted to it, but an adapter is always float32.
+        prompts: texts that are put in front of queries and documents; only the keys `query` and `document` are
+            allowed, because MTEB ignores others.
+        max_seq_length: tokens at which texts are cut; the default is the model's own.
+        pooling: pooling for a plain transformer: `mean`, `cls` or `lasttoken`. A Sentence-Transformers folder has its
+            own pooling; leave this out or name the same one.
         lora: arguments of `peft.LoraConfig`, e.g. `{"r": 16, "lora_alpha": 32}`; then only the adapter is trained.
-        device: default CUDA where there is one, else CPU.
-        backbone: the LLM of the same name, whose weights the encoder uses in place of a copy; needs pooling and LoRA.
+        device: the default is CUDA if there is one, else the CPU.
+        backbone: the LLM of the same name, whose weights the encoder shares instead of a copy; this needs pooling and
+            LoRA.
 
     Raises:
         NLTError: the model cannot be loaded, or a setting does not fit it.
@@ -81,7 +81,7 @@ def load_encoder(
                 "`max_seq_length` out"
             )
         encoder.max_seq_length = max_seq_length
-    # MTEB and encode_query/encode_document look prompts up under these two names.
+    # MTEB and encode_query/encode_document look for prompts under these two names.
     encoder.prompts = {"query": "", "document": "", **encoder.prompts, **(prompts or {})}
     if lora:
         if isinstance(encoder[0], StaticEmbedding):
@@ -97,7 +97,7 @@ def _add_lora(encoder: SentenceTransformer, lora: Mapping[str, object], *, base:
     transformer: Any = encoder.transformers_model
     transformer.peft_config["default"].base_model_name_or_path = base  # a saved adapter names it
     for parameter in encoder.parameters():
-        if parameter.requires_grad:  # made in the base's dtype; bfloat16 would round small steps away
+        if parameter.requires_grad:  # the adapter gets the base's dtype, and bfloat16 would lose small steps
             parameter.data = parameter.data.float()
 
 
@@ -129,10 +129,10 @@ def _check_pooling(location: str, pooling: str) -> None:
 def _transformer(
     location: str, *, revision: str | None, kwargs: dict[str, Any], backbone: FrozenLM | None
 ) -> Transformer:
-    """The plain transformer: with weights of its own, or with the backbone's."""
+    """The plain transformer, with its own weights or with the backbone's."""
     if backbone is not None:
         kwargs = {**kwargs, "device_map": "meta", "dtype": backbone.model.dtype}  # modules without memory
-    at: dict[str, Any] = {"revision": revision, "trust_remote_code": False}  # unset, transformers asks at a terminal
+    at: dict[str, Any] = {"revision": revision, "trust_remote_code": False}  # if unset, transformers asks the user
     transformer = Transformer(location, model_kwargs=kwargs | at, config_kwargs=at, processor_kwargs=dict(at))
     if backbone is not None:
         share_weights(transformer.model, backbone)
@@ -147,11 +147,11 @@ def _with_pooling(transformer: Any, pooling: str, *, device: str | None) -> Sent
 
 
 def encoder_from_token_embeddings(llm: str) -> SentenceTransformer:
-    """An encoder that was never trained for retrieval: a weighted mean of an LLM's token embeddings, normalised.
+    """Make an encoder that was never trained for retrieval: a normalised weighted mean of an LLM's token embeddings.
 
-    The embeddings' mean and their D / 100 strongest directions, which all tokens share, are removed (all-but-the-top,
-    arXiv 1702.01417), and each token is weighted by log(1 + its id): byte-pair vocabularies are sorted by frequency,
-    so that this is an inverse frequency by Zipf's law, as in Model2Vec. No text is read.
+    The mean of the embeddings and their D / 100 strongest directions are removed, because all tokens share them
+    (all-but-the-top, arXiv 1702.01417). Each token is weighted by log(1 + its id). Byte-pair vocabularies are sorted
+    by frequency, so by Zipf's law this weight is an inverse frequency, as in Model2Vec. No text is read.
 
     Args:
         llm: anything that `resolve_model` takes.
@@ -172,12 +172,13 @@ def encoder_from_token_embeddings(llm: str) -> SentenceTransformer:
 
 
 def all_but_the_top(embeddings: Tensor) -> Tensor:
-    """Token embeddings `(V, D)` without mean and D / 100 strongest directions, weighted by log(1 + id).
+    """Token embeddings `(V, D)` without their mean and D / 100 strongest directions, weighted by log(1 + id).
 
-    They are the same to the last bit however many threads torch has, so that runs which begin with them can go on.
+    The result is the same to the last bit for any number of torch's threads. A run that starts from such embeddings
+    can therefore be resumed with another number of threads.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums of several threads differ in the last bits with their number
+    torch.set_num_threads(1)  # the last bits of a sum depend on the number of threads
     try:
         centred = embeddings - embeddings.mean(0)
         _, directions = torch.linalg.eigh(centred.T @ centred)  # (D, D), weakest first

@@ -1,8 +1,8 @@
-"""Exact search: the documents that an encoder's own similarity puts first, a part of them in memory at a time.
+"""Exact search: find the documents that are most similar to a query, with only a part of the corpus in memory.
 
-Similarities are computed in float64 and rounded to float32. So neither the other queries nor the parts change one, and
-equal documents have equal ones. `sentence_transformers.util.semantic_search` gives no order to these, and its scores
-depend on what else is compared at once.
+Similarities are computed in float64 and rounded to float32. A similarity therefore does not depend on the other
+queries or on the parts, and equal documents have equal similarities. `sentence_transformers.util.semantic_search`
+does not define the order of equal documents, and its scores depend on what else is compared at the same time.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 from nlt_trainer.errors import NLTError
 
 QUERIES = 256
-"""Queries that are compared with a part at once."""
+"""Number of queries that are compared with a part at once."""
 PART = 2048
-"""Documents in a part where all embeddings are in memory."""
+"""Number of documents in a part, for callers that hold all embeddings in memory."""
 
 Similarity = Callable[[Tensor, Tensor], Tensor]
 """Embeddings `(B, D)` and `(n, D)` -> similarities `(B, n)`, as `SentenceTransformer.similarity`."""
@@ -36,22 +36,22 @@ def similarities(queries: Tensor, documents: Tensor, similarity: Similarity) -> 
 
 
 def nearest(queries: Tensor, parts: Iterable[Tensor], *, top_k: int, similarity: Similarity) -> tuple[Tensor, Tensor]:
-    """For each query the documents of the highest similarity.
+    """Find the documents with the highest similarity to each query.
 
     Args:
         queries: embeddings `(B, D)`.
-        parts: embeddings of documents `(n, D)` each, for example read from files one after another.
-        top_k: documents a query, fewer where there are fewer.
-        similarity: the encoder's own.
+        parts: embeddings of documents, `(n, D)` in each part, for example read from files one after another.
+        top_k: documents for each query; fewer if the corpus has fewer.
+        similarity: the encoder's own similarity function.
 
     Returns:
-        Similarities `(B, top_k)` float32 and numbers of the documents, counted over all parts, `(B, top_k)`; best
-        first, equal ones in the order of the documents.
+        Similarities `(B, top_k)` float32, and the documents' numbers `(B, top_k)`, which count over all parts. The
+        best document comes first; documents with equal similarities stay in their order.
 
     Raises:
         NLTError: an embedding is not finite.
     """
-    # other accelerators may have no float64
+    # Accelerators other than CUDA may have no float64.
     chunks = queries.to(queries.device if queries.is_cuda else "cpu").double().split(QUERIES)
     found = [(chunk.new_empty(len(chunk), 0).float(), chunk.new_empty(len(chunk), 0).long()) for chunk in chunks]
     seen = 0
@@ -71,8 +71,8 @@ def nearest(queries: Tensor, parts: Iterable[Tensor], *, top_k: int, similarity:
 
 
 def _best(scores: Tensor, rows: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The highest of float32 scores `(b, m)` and their rows, of equal ones the lowest rows."""
-    bits = scores.view(torch.int32).long()  # sign and magnitude: of a score of 0 or more in the order of the scores
+    """The highest of the float32 scores `(b, m)` and their rows; among equal scores the lowest rows win."""
+    bits = scores.view(torch.int32).long()  # sign and magnitude: bits of scores from 0 up have the scores' order
     order = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
     chosen = ((order << 32) - rows).topk(min(top_k, scores.shape[1]), dim=1).indices  # no two keys are equal
     return scores.gather(1, chosen), rows.gather(1, chosen)

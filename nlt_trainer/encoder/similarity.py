@@ -1,4 +1,4 @@
-"""What every objective takes from a batch: cosines of the encoder's embeddings, and labels such as gains."""
+"""Functions with which objectives read a batch: cosines of the encoder's embeddings, and labels such as gains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nlt_trainer.errors import NLTError
 
 Features = Iterable[dict[str, Tensor]]
-"""Tokenised queries (B texts), then tokenised candidates (B * K texts, query-major: row `b * K + k`)."""
+"""First tokenised queries (B texts), then tokenised candidates (B * K texts, query-major: row `b * K + k`)."""
 
 
 def embed(model: Callable[[dict[str, Any]], Any], features: Features) -> tuple[Tensor, Tensor]:
@@ -24,25 +24,25 @@ def embed(model: Callable[[dict[str, Any]], Any], features: Features) -> tuple[T
 
 
 def own_cosines(queries: Tensor, documents: Tensor) -> Tensor:
-    """Cosine of each query `(B, D)` with its own candidates `(B, K, D)`, float32 also under autocast: `(B, K)`."""
+    """Cosine of each query `(B, D)` with its own candidates `(B, K, D)`: `(B, K)`, in float32 even under autocast."""
     with torch.autocast(queries.device.type, enabled=False):  # near 1, bfloat16 has steps of 0.004
         return torch.einsum("bd,bkd->bk", queries, documents)
 
 
 def all_cosines(queries: Tensor, documents: Tensor) -> Tensor:
-    """Cosine of each query `(B, D)` with every document `(N, D)`, float32 also under autocast: `(B, N)`."""
+    """Cosine of each query `(B, D)` with every document `(N, D)`: `(B, N)`, in float32 even under autocast."""
     with torch.autocast(queries.device.type, enabled=False):
         return queries @ documents.T
 
 
 def pairwise_cosines(texts: Tensor) -> Tensor:
-    """Cosine of every pair of C texts `(B, C, D)`, float32 also under autocast: `(B, C, C)`."""
+    """Cosine of every pair of C texts `(B, C, D)`: `(B, C, C)`, in float32 even under autocast."""
     with torch.autocast(texts.device.type, enabled=False):
         return texts @ texts.transpose(1, 2)
 
 
 def first_of_equals(keys: Tensor) -> Tensor:
-    """Index of the first occurrence of each distinct value in `(N,)`: `(U,)`, ascending."""
+    """Index of the first occurrence of each distinct value of `(N,)` keys: `(U,)`, ascending."""
     distinct, group = keys.unique(return_inverse=True)
     places = torch.arange(len(keys), device=keys.device)
     first = places.new_full((len(distinct),), len(keys)).scatter_reduce(0, group, places, "amin")
@@ -50,11 +50,11 @@ def first_of_equals(keys: Tensor) -> Tensor:
 
 
 def documents_of_batch(documents: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The candidates of all queries of the global batch, each text once.
+    """Collect the candidates of all queries of the global batch, each text once.
 
     Args:
-        documents: embeddings of the queries' own candidates, `(B, K, D)`. Several processes exchange them, with a
-            gradient, and all of them need the same B.
+        documents: embeddings of the queries' own candidates, `(B, K, D)`. Several processes exchange them together
+            with their gradient, and all of these processes need the same B.
         keys: `(B, K)` int64, equal for equal texts.
 
     Returns:
@@ -78,7 +78,7 @@ def gain_of(labels: Mapping[str, Tensor]) -> Tensor:
 
 
 def label_of(labels: Mapping[str, Tensor], name: str, *, remedy: str) -> Tensor:
-    """An entry of the batch that is no encoder input.
+    """An entry of the batch other than the encoder's inputs.
 
     Raises:
         NLTError: the batch does not have this entry.
