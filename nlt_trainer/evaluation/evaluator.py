@@ -1,4 +1,4 @@
-"""Evaluation on a BEIR folder: mteb for reported figures, a light evaluator for use during training."""
+"""Evaluate an encoder or BM25 on a BEIR folder: with mteb for reported figures, or quickly during training."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def evaluate_encoder(
 ) -> dict[str, float]:
     """Evaluate an encoder with mteb.
 
-    Queries are encoded with the encoder's `query` prompt, documents with its `document` prompt. No result is cached,
-    so none can be stale.
+    Queries are encoded with the encoder's `query` prompt, and documents with its `document` prompt. No result is
+    cached.
 
     Args:
         encoder: the encoder; its own similarity function ranks the documents.
@@ -50,7 +50,7 @@ def evaluate_encoder(
         `ndcg_at_10`, `mrr_at_10` and `recall_at_100`, means over the queries; mteb rounds nDCG and recall to 5 digits.
 
     Raises:
-        DataError: a malformed folder.
+        DataError: the folder is malformed.
         NLTError: the collection has no such split, or a weight of the encoder is not finite.
     """
     check_weights(encoder)
@@ -58,7 +58,7 @@ def evaluate_encoder(
 
 
 def check_weights(encoder: SentenceTransformer) -> None:
-    """Refuse an encoder that has diverged, of which mteb would report a figure.
+    """Refuse an encoder whose training has diverged; mteb would still report a figure for it.
 
     Raises:
         NLTError: a weight is not finite.
@@ -69,7 +69,7 @@ def check_weights(encoder: SentenceTransformer) -> None:
 
 
 def evaluate_bm25(collection: Collection | str | Path, *, split: str = "test") -> dict[str, float]:
-    """Evaluate BM25 with mteb's scoring; returns and raises as `evaluate_encoder` does.
+    """Evaluate BM25 with mteb's scoring. It returns and raises the same as `evaluate_encoder`.
 
     Args:
         collection: a collection, or the BEIR folder to read.
@@ -81,10 +81,10 @@ def evaluate_bm25(collection: Collection | str | Path, *, split: str = "test") -
 
 
 class FixedRankings:
-    """Rankings that exist already, as a search model of mteb.
+    """Existing rankings in the form of a search model of mteb.
 
     Args:
-        rankings: for each part of the task query id -> document id -> score, for every query.
+        rankings: for each part of the task: query id -> document id -> score, for every query.
     """
 
     def __init__(self, rankings: Mapping[Part, Rankings]):
@@ -92,7 +92,7 @@ class FixedRankings:
         self.mteb_model_meta = ModelMeta.create_empty()
 
     def index(self, corpus: Dataset, **kwargs: Any) -> None:
-        """Do nothing: the corpus was searched before."""
+        """Do nothing, because the corpus has been searched before."""
 
     def search(
         self, queries: Dataset, *, top_k: int, hf_split: str, hf_subset: str, **kwargs: Any
@@ -105,20 +105,20 @@ class FixedRankings:
 class RetrievalEvaluator(BaseEvaluator):
     """Retrieval metrics of a split, for the trainer's `evaluator`.
 
-    Encodes corpus and queries (prompts `document` and `query`), keeps the 100 most similar documents of each query
-    and scores them with `RetrievalMetric`. It leaves random generators alone and needs no mteb; `evaluate_encoder`
-    gives the same figures but for mteb's rounding to 5 digits and ties at rank 100.
+    It encodes the corpus and the queries (prompts `document` and `query`), keeps the 100 most similar documents of
+    each query and scores them with `RetrievalMetric`. It does not change random generators and does not run mteb. Its
+    figures differ from those of `evaluate_encoder` only by mteb's rounding to 5 digits and by ties at rank 100.
 
-    The primary metric is `NAME_ndcg_at_10`, hence `metric_for_best_model="eval_NAME_ndcg_at_10"`.
+    The primary metric is `NAME_ndcg_at_10`; for the trainer write `metric_for_best_model="eval_NAME_ndcg_at_10"`.
 
     Args:
         collection: a collection, or the BEIR folder to read.
         split: the qrels to evaluate on.
-        name: prefix of the metrics; the split if left out.
+        name: prefix of the metrics; the default is the split's name.
         batch_size: texts encoded at once.
 
     Raises:
-        DataError: a malformed folder.
+        DataError: the folder is malformed.
         NLTError: the collection has no such split.
     """
 
@@ -135,7 +135,7 @@ class RetrievalEvaluator(BaseEvaluator):
     def __call__(  # type: ignore[override]  # an encoder of texts is asked for, as in the library's own evaluators
         self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1
     ) -> dict[str, float]:
-        """Return `NAME_ndcg_at_10`, `NAME_mrr_at_10` and `NAME_recall_at_100`; nothing is written."""
+        """Return `NAME_ndcg_at_10`, `NAME_mrr_at_10` and `NAME_recall_at_100`; no file is written."""
         qrels = self.collection.split_qrels(self.split)
         queries = self.collection.split_queries(self.split)
         rankings = search(model, self.collection, queries, batch_size=self.batch_size)
@@ -158,7 +158,7 @@ def search(
         encoder: the encoder; its own similarity function (cosine unless it says otherwise) ranks the documents.
         collection: the corpus to search.
         queries: the queries.
-        top_k: documents a query.
+        top_k: number of documents for each query.
         batch_size: texts encoded at once.
 
     Returns:
@@ -179,7 +179,7 @@ def search(
 
 
 def best(ranking: Mapping[str, float], top_k: int) -> dict[str, float]:
-    """The `top_k` best documents of a ranking, best first, equal scores in trec_eval's order: last id first."""
+    """The `top_k` best documents of a ranking, best first. Equal scores have trec_eval's order: the last id first."""
     return dict(sorted(ranking.items(), key=lambda item: (item[1], item[0]), reverse=True)[:top_k])
 
 
@@ -191,7 +191,7 @@ def _run_mteb(
 
 
 def run_mteb(model: Any, task: AbsTaskRetrieval, *, batch_size: int) -> TaskResult:
-    """Let mteb evaluate a model on one task, without a cache, bars and carbon; what mteb finds, in its own format."""
+    """Let mteb evaluate a model on one task, without cache, bars or carbon tracking; returns mteb's own result."""
     encode_kwargs: Any = {"batch_size": batch_size, "show_progress_bar": False}
     with quiet():
         result = mteb.evaluate(
@@ -204,7 +204,7 @@ def run_mteb(model: Any, task: AbsTaskRetrieval, *, batch_size: int) -> TaskResu
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide what mteb says of model cards and of its own deprecated calls, and the bars of its conversions."""
+    """Hide mteb's messages on model cards and on its own deprecated calls, and the bars of its conversions."""
     card_logger = logging.getLogger("mteb.models.model_meta")
     level, had_bars = card_logger.level, not datasets.are_progress_bars_disabled()
     card_logger.setLevel(logging.ERROR)

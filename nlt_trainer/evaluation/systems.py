@@ -1,4 +1,4 @@
-"""What is evaluated: BM25, checkpoints, what is made of them, and runs that exist as files."""
+"""The systems that an evaluation compares: BM25, encoders, variants of these encoders, and runs read from files."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from nlt_trainer.run.folder import Run
 
 @dataclass(frozen=True)
 class System:
-    """A row of the table.
+    """A system, which is one row of the table.
 
     Args:
-        name: what the row is called.
-        fingerprint: of all that its rankings depend on, besides the task.
-        rank: a loaded task -> its rankings.
-        embed: a loaded task -> whatever, after the embeddings that `rank` needs; `None` where it needs none.
-        is_encoder: whether it is a checkpoint with its embeddings as they are.
-        train_seconds: what it cost, see `Result`.
-        lm_tokens: what the LLM read for it.
-        seed: of its training.
+        name: name of the row.
+        fingerprint: identifies everything on which the system's rankings depend, except the task.
+        rank: takes a loaded task and returns the system's rankings.
+        embed: takes a loaded task and makes the embeddings that `rank` needs; `None` if `rank` needs none.
+        is_encoder: whether the system is a checkpoint whose embeddings are used unchanged.
+        train_seconds: seconds that its training took, see `Result`.
+        lm_tokens: tokens that the LLM read for its training.
+        seed: seed of its training.
     """
 
     name: str
@@ -61,15 +61,16 @@ PROBES = (
     "read read read the line, read lines, reading a line",
     "line",
 )
-"""Texts with every kind of word that a tokeniser may treat apart, of different lengths and with words that repeat."""
+"""Texts of different lengths, with repeated words and with every kind of word that a tokeniser may treat specially."""
 
 
 def bm25_fingerprint() -> str:
-    """Version of the library, and a hash of how BM25 ranks `PROBES` for each of them, with scores.
+    """Version of the library, and a hash of the scores with which BM25 ranks `PROBES` for each of these texts.
 
-    What a kept result depends on are tokens and formula, and both show in these scores. The text of the source file
-    changes with every comment; a version number is forgotten when the tokeniser changes; and to hash the rankings that
-    are kept, they would have to be made again. A tokeniser for another kind of word needs such a word in `PROBES`.
+    A stored result depends on the tokeniser and on BM25's formula, and a change of either changes these scores. Other
+    fingerprints would not work as well. The text of the source file changes with every comment. A version number is
+    easily forgotten when the tokeniser changes. The stored rankings would have to be made again before they could be
+    hashed. If the tokeniser learns to treat another kind of word, add such a word to `PROBES`.
     """
     corpus = {str(i): Document(str(i), "", text) for i, text in enumerate(PROBES)}
     queries = [Query(document.id, document.text) for document in corpus.values()]
@@ -81,10 +82,10 @@ def bm25_fingerprint() -> str:
 
 
 class BM25:
-    """BM25, whose rankings may be wanted again to be fused with an encoder's.
+    """BM25 as a system.
 
     Args:
-        keep: whether they are.
+        keep: whether its rankings are kept in memory, because encoders' rankings will be fused with them.
     """
 
     def __init__(self, *, keep: bool) -> None:
@@ -97,7 +98,7 @@ class BM25:
         return [System("bm25", self.fingerprint, self.rank)]
 
     def rank(self, entry: EvaluationTask) -> TaskRankings:
-        """Its rankings of a loaded task."""
+        """BM25's rankings of a loaded task."""
         if entry.fingerprint in self.kept:
             return self.kept[entry.fingerprint]
         rankings = rank_bm25(entry)
@@ -109,7 +110,7 @@ class BM25:
         return rankings
 
     def release(self) -> None:
-        """Do nothing: an encoder may still ask for its rankings."""
+        """Do nothing, because an encoder may still need BM25's rankings."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,10 @@ class Checkpoint:
     """An encoder that can be loaded.
 
     Args:
-        name: of its row.
+        name: name of its row.
         location: Hub id, folder, or anything else that `load_encoder` takes.
         loading: further arguments of `load_encoder`.
-        cost: `train_seconds`, `lm_tokens` and `seed`, where they are known.
+        cost: `train_seconds`, `lm_tokens` and `seed`, if they are known.
     """
 
     name: str
@@ -130,7 +131,7 @@ class Checkpoint:
 
     @classmethod
     def named(cls, name: str) -> Checkpoint:
-        """A checkpoint as a user names it: Hub id, folder of an encoder, or output folder of a training run.
+        """The checkpoint that a user names: by Hub id, folder of an encoder, or output folder of a training run.
 
         Raises:
             NLTError: the run has no finished encoder.
@@ -146,27 +147,30 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What it is, see `model_content`, and how it is loaded.
+        """Its content, see `model_content`, and the arguments with which it is loaded.
 
         Raises:
-            NLTError: it is not there.
+            NLTError: the checkpoint cannot be found.
         """
         content = model_content(self.location, revision=self.loading.get("revision"))
         return f"{content} {json.dumps({k: v for k, v in self.loading.items() if v is not None}, sort_keys=True)}"
 
 
 class EncoderSystems:
-    """A checkpoint as it is, fused with BM25, and with smaller embeddings; the encoder is loaded when it is needed.
+    """The systems of one checkpoint: the encoder itself, fused with BM25, and with smaller embeddings.
+
+    The encoder is loaded when it is first needed.
 
     Args:
         checkpoint: the encoder.
         folder: where its embeddings are kept, see `EmbeddingCache`.
         batch_size: texts encoded at once.
-        bm25: what it is fused with; `None` leaves that row out.
-        truncate_dims: numbers of dimensions that embeddings are cut to.
-        precisions: of documents, see `CompressedEncoder`; every size is evaluated in each.
-        processes: that share the embedding.
-        show_progress: whether it shows a bar.
+        bm25: BM25, for the row in which both are fused; `None` leaves this row out.
+        truncate_dims: numbers of dimensions to which embeddings are cut.
+        precisions: precisions of the documents' embeddings, see `CompressedEncoder`; every number of dimensions is
+            evaluated with each of them.
+        processes: the processes that share the embedding.
+        show_progress: whether a progress bar is shown.
     """
 
     def __init__(
@@ -202,18 +206,18 @@ class EncoderSystems:
         return rows
 
     def rank(self, entry: EvaluationTask) -> TaskRankings:
-        """The encoder's rankings of a loaded task; the last ones are kept, to be fused."""
+        """The encoder's rankings of a loaded task; those of the last task are kept for `fused`."""
         if self.last is None or self.last[0] != entry.fingerprint:
             self.last = entry.fingerprint, self._rank(entry, None, None)
         return self.last[1]
 
     def fused(self, entry: EvaluationTask) -> TaskRankings:
-        """Its rankings fused with BM25's."""
+        """The encoder's rankings fused with BM25's."""
         assert self.bm25 is not None
         return fuse(self.bm25.rank(entry), self.rank(entry))
 
     def release(self) -> None:
-        """Let go of the encoder."""
+        """Free the memory of the encoder and of its rankings."""
         self.encoder = self.last = None
 
     def _smaller(self, dim: int | None, precision: Precision | None) -> Callable[[EvaluationTask], TaskRankings]:
@@ -228,7 +232,7 @@ class EncoderSystems:
 
 
 class RunFile:
-    """A run of trec_eval, for one task.
+    """A run in trec_eval's format as a system, for one task.
 
     Args:
         path: the file.
@@ -243,10 +247,10 @@ class RunFile:
         return [System(self.path, hashlib.sha256(Path(self.path).read_bytes()).hexdigest(), self.rank)]
 
     def rank(self, entry: EvaluationTask) -> TaskRankings:
-        """The file's rankings; a query that it lacks retrieves nothing.
+        """The file's rankings; a query that the file lacks retrieves nothing.
 
         Raises:
-            NLTError: it has none of the task's queries, or the task has several splits or languages.
+            NLTError: the file has none of the task's queries, or the task has several splits or languages.
         """
         if len(parts := entry.parts()) > 1:
             named = ", ".join("/".join(part) for part in parts)
@@ -258,8 +262,8 @@ class RunFile:
         return {(split, subset): {query_id: self.rankings.get(query_id, {}) for query_id in queries}}
 
     def release(self) -> None:
-        """Do nothing: the rankings are few."""
+        """Do nothing, because the rankings take little memory."""
 
 
 Family = BM25 | EncoderSystems | RunFile
-"""Systems that share what they need."""
+"""A group of systems that share what they need, such as a loaded encoder."""

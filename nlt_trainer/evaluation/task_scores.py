@@ -1,7 +1,7 @@
-"""One system on one task: what it ranks, what trec_eval and mteb say of that, and the results that are kept.
+"""Evaluate one system on one task: rank its documents, score the rankings with trec_eval and mteb, keep the result.
 
-A result is kept under a hash of the system's content, the task's data and the versions of the libraries that took
-part, so that it is never taken for that of another checkpoint, and a killed evaluation goes on where it stopped.
+A result is kept under a hash of the system's content, the task's data and the versions of the libraries. It is
+therefore never taken for the result of another checkpoint, and a killed evaluation continues where it stopped.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from nlt_trainer.files import read_json, write_json
 
 LIBRARIES = ("mteb", "sentence-transformers", "transformers", "torch", "bm25s", "pytrec_eval-terrier")
 FORMAT = 1
-"""Raised when what is kept means something else than before."""
+"""Version of the files that are kept. It must be raised when their content changes its meaning."""
 
 TaskRankings = dict[Part, Rankings]
 
 
 @dataclass(frozen=True)
 class TaskScores:
-    """What one system scores on one task.
+    """The scores of one system on one task.
 
     Args:
-        queries: part of the task, as `split/subset`, -> ids of its judged queries.
-        values: the same part -> metric -> value of each of these queries, as trec_eval has it.
+        queries: part of the task, as `split/subset` -> ids of its judged queries.
+        values: part of the task -> metric -> value of each of these queries by trec_eval.
         mteb: mteb's result, in its own format.
     """
 
@@ -53,7 +53,7 @@ class TaskScores:
 
     @property
     def ndcg_at_10(self) -> float:
-        """Mean over the parts of the mean over their queries."""
+        """Mean over the parts of the task; the value of a part is the mean over its queries."""
         return float(np.mean([np.mean(values[METRICS[0]]) for values in self.values.values()]))
 
 
@@ -70,7 +70,7 @@ def rank_bm25(entry: EvaluationTask) -> TaskRankings:
 
 
 def _query_text(text: Any) -> str:
-    """A query's words; mteb has conversations as lists of turns."""
+    """The text of a query; mteb represents a conversation as a list of turns."""
     if isinstance(text, str):
         return text
     return "; ".join(turn if isinstance(turn, str) else turn["content"] for turn in text)
@@ -84,14 +84,14 @@ def rank_encoder(
     truncate_dim: int | None = None,
     precision: Precision | None = None,
 ) -> TaskRankings:
-    """An encoder's rankings of a loaded task, found by mteb's own search with mteb's choice of prompts.
+    """An encoder's rankings of a loaded task, found by mteb's own search with the prompts that mteb chooses.
 
     Args:
         entry: the task.
-        encoder: the encoder, whose embeddings are kept.
+        encoder: the encoder, whose embeddings are kept on disk.
         batch_size: texts encoded at once.
-        truncate_dim: dimensions that are kept of an embedding; `None` keeps all.
-        precision: of documents, see `CompressedEncoder`.
+        truncate_dim: number of dimensions that are kept of an embedding; `None` keeps all.
+        precision: precision of the documents' embeddings, see `CompressedEncoder`.
 
     Raises:
         NLTError: a weight of the encoder is not finite.
@@ -124,10 +124,10 @@ def fuse(first: TaskRankings, second: TaskRankings) -> TaskRankings:
 
 
 def score(entry: EvaluationTask, rankings: TaskRankings) -> TaskScores:
-    """Score rankings of a loaded task, query by query with trec_eval's code, and as a whole with mteb.
+    """Score rankings of a loaded task: each query with trec_eval's code, and the whole task with mteb.
 
     Raises:
-        NLTError: the two disagree.
+        NLTError: trec_eval and mteb disagree.
     """
     found = run_mteb(FixedRankings(rankings), entry.task, batch_size=1)
     queries, values = {}, {}
@@ -149,7 +149,7 @@ def score(entry: EvaluationTask, rankings: TaskRankings) -> TaskScores:
 
 
 def _as_mteb_scores(entry: EvaluationTask, query_id: str, ranking: Mapping[str, float]) -> dict[str, float]:
-    """A ranking without what mteb leaves out of this task's: the query itself, or whatever comes first."""
+    """A ranking without the documents that mteb leaves out in this task: the query itself, or the first document."""
     kept = best(ranking, max(entry.task.k_values))
     if entry.task.ignore_identical_ids:
         kept.pop(query_id, None)
@@ -157,10 +157,10 @@ def _as_mteb_scores(entry: EvaluationTask, query_id: str, ranking: Mapping[str, 
 
 
 class TaskScoreCache:
-    """A folder of results, one file a system and task.
+    """A folder of results, with one file for each system and task.
 
     Args:
-        folder: created when something is stored; any file in it can be removed.
+        folder: the folder, which is created when a result is stored; any file in it can be removed.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -168,12 +168,12 @@ class TaskScoreCache:
         self.versions = {name: version(name) for name in LIBRARIES}
 
     def path(self, system: str, entry: EvaluationTask) -> Path:
-        """Where the result of a system, given by its fingerprint, on a task is kept."""
+        """The file for the result of a system, which is given by its fingerprint, on a task."""
         content = json.dumps([FORMAT, system, entry.fingerprint, self.versions], sort_keys=True)
         return self.folder / f"{hashlib.blake2b(content.encode(), digest_size=16).hexdigest()}.json"
 
     def get(self, system: str, entry: EvaluationTask) -> TaskScores | None:
-        """The result, `None` where there is none.
+        """The stored result; `None` if there is none.
 
         Raises:
             DataError: the file is damaged.
@@ -187,5 +187,5 @@ class TaskScoreCache:
             raise DataError(path, f"is not a result ({error}); remove the file to compute it again") from error
 
     def put(self, system: str, entry: EvaluationTask, scores: TaskScores) -> None:
-        """Keep a result."""
+        """Store a result."""
         write_json(self.path(system, entry), asdict(scores))

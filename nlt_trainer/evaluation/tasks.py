@@ -1,4 +1,4 @@
-"""What is evaluated on: folders, and tasks and benchmarks of mteb by name; where their data comes from."""
+"""The tasks of an evaluation: find them by folder or by mteb's name, and load their data."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from nlt_trainer.hub_calls import download_command, explain, hub_answers
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """A task and what a table calls it.
+    """A task and its name in a table.
 
     Args:
-        task: of mteb; its data may not be here yet.
+        task: mteb's task; its data may not have been loaded yet.
         collection: name of the task, or of the folder.
-        split: what is evaluated of it.
-        fingerprint: of all that a result on it depends on.
+        split: the split that is evaluated, or how many splits there are.
+        fingerprint: identifies everything in the task on which a result depends.
     """
 
     task: AbsTaskRetrieval
@@ -40,9 +40,9 @@ class EvaluationTask:
 
     @classmethod
     def of(cls, task: AbsTaskRetrieval) -> EvaluationTask:
-        """The entry of a task."""
+        """Make the entry of a task."""
         if isinstance(task, BEIRFolderRetrieval):
-            content = f"{task.metadata.name} {task.metadata.dataset['revision']}"  # wherever the folder lies
+            content = f"{task.metadata.name} {task.metadata.dataset['revision']}"  # independent of the folder's place
             return cls(task, task.collection.name, task.split, content)
         described = [task.metadata.name, task.metadata.dataset, list(task.eval_splits), list(task.hf_subsets)]
         splits = list(task.eval_splits)
@@ -55,7 +55,7 @@ class EvaluationTask:
         return f"{self.collection} {self.split}"
 
     def parts(self) -> list[Part]:
-        """Split and subset of each part of a loaded task; a task's figure is the mean of its parts'."""
+        """Split and subset of each part of a loaded task; the figure of a task is the mean over its parts."""
         return [
             (split, subset)
             for split in self.task.eval_splits
@@ -69,10 +69,10 @@ class TaskList:
     """The tasks of an evaluation.
 
     Args:
-        tasks: each once, in the order in which they were named.
-        averages: name of a benchmark, or of a task that is the mean of others -> what it is the mean of: titles of
-            tasks, or names of other averages.
-        left_out: benchmark -> names of its tasks that are not evaluated, with the reason.
+        tasks: every task once, in the order in which tasks were named.
+        averages: name of a benchmark, or of a task that is the mean of others -> what the mean is taken over: titles
+            of tasks, or names of other averages.
+        left_out: benchmark -> names of its tasks that are not evaluated, each with the reason.
     """
 
     tasks: list[EvaluationTask] = field(default_factory=list)
@@ -80,10 +80,10 @@ class TaskList:
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, task: AbsTask) -> str:
-        """Add a task, or the tasks that it is the mean of; returns what averages call it.
+        """Add a task, or the tasks over which it is the mean; returns its name in `averages`.
 
         Raises:
-            NLTError: another task has its title.
+            NLTError: another task has the same title.
         """
         if isinstance(task, AbsTaskAggregate):
             self.averages[task.metadata.name] = [self.add(part) for part in task.metadata.tasks]
@@ -99,15 +99,16 @@ class TaskList:
 
 
 def resolve_tasks(names: Iterable[str]) -> TaskList:
-    """Find the tasks that names stand for.
+    """Find the tasks that a user names.
 
     Args:
-        names: FOLDER:SPLIT of a BEIR or TREC folder, or the name of a task or benchmark of mteb. Of a benchmark the
-            public tasks are taken that retrieve text by text.
+        names: each is FOLDER:SPLIT of a BEIR or TREC folder, or the name of a task or benchmark of mteb. From a
+            benchmark only the public tasks that retrieve texts by a text are taken.
 
     Raises:
-        DataError: a malformed folder.
-        NLTError: no such folder, task or benchmark (names the nearest), or a task of another kind.
+        DataError: a folder is malformed.
+        NLTError: there is no such folder, task or benchmark (the message names the nearest), or a task is of another
+            kind.
     """
     found = TaskList()
     for name in names:
@@ -141,7 +142,7 @@ def _add_benchmark(found: TaskList, benchmark: Any) -> None:
 
 
 def _unfit(task: AbsTask) -> str:
-    """Why a task is not one of retrieval of text by text that anybody can run; empty where it is."""
+    """Why a task is not a public one that retrieves texts by a text; empty if it is."""
     if task.metadata.type != "Retrieval":
         return f"is of type {task.metadata.type}"
     if list(task.metadata.modalities) != ["text"]:
@@ -162,10 +163,10 @@ def _get_task(name: str, benchmarks: Sequence[str]) -> AbsTask:
 
 
 def check_data(entries: Sequence[EvaluationTask]) -> None:
-    """See that the data of all tasks can be had, before any of them is evaluated.
+    """Check that the data of all tasks is available, before any task is evaluated.
 
     Raises:
-        NLTError: the Hub is out of reach, and data is not on this machine; says of all of it what to place where.
+        NLTError: the Hub is out of reach and some data is not on this machine; the message says what to place where.
     """
     remote = [entry for entry in entries if not isinstance(entry.task, BEIRFolderRetrieval)]
     if not remote or hub_answers():
@@ -182,10 +183,10 @@ def check_data(entries: Sequence[EvaluationTask]) -> None:
 
 
 def load_task(entry: EvaluationTask) -> None:
-    """Load a task's data: from its folder, from the Hub, or from the Hub's cache where the Hub is out of reach.
+    """Load a task's data: from its folder, from the Hub, or from the Hub's cache if the Hub is out of reach.
 
     Raises:
-        NLTError: the data is not on this machine and cannot be had; says what to place where.
+        NLTError: the data is not on this machine and cannot be fetched; the message says what to place where.
     """
     task = entry.task
     if task.data_loaded:
@@ -195,11 +196,11 @@ def load_task(entry: EvaluationTask) -> None:
         return
     dataset = task.metadata.dataset
     if not hub_answers() and (folder := _snapshot(dataset)):
-        # `datasets` does not look into the Hub's own cache when it is offline, but reads any folder
+        # When it is offline, `datasets` does not look into the Hub's own cache, but it can read any folder.
         task.metadata = task.metadata.model_copy(update={"dataset": {**dataset, "path": folder}})
     try:
         task.load_data()
-    except Exception as error:  # half a file, a missing split, a script: `datasets` has no common base for them
+    except Exception as error:  # errors of `datasets` (half a file, no such split, a script) share no base
         task.metadata = task.metadata.model_copy(update={"dataset": dataset})
         said = explain(error, dataset["path"], repo_type="dataset", revision=dataset["revision"])
         raise NLTError(f"{_missing([entry])}\n({type(error).__name__}: {said})") from error
