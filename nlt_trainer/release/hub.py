@@ -1,4 +1,4 @@
-"""Releases on the Hub: what is sent, in one commit with a tag, and how it comes back."""
+"""Send a release to the Hub in one commit with a tag, list its files, and fetch it again."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ STALE = (
     "onnx/*",
     "openvino/*",
 )
-"""Files of an encoder that another form of it must not find beside its own."""
+"""Files of an encoder that must not remain beside those of a later release, because they change how it is loaded."""
 UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.py")
 """Files that can run code when they are loaded; they are not fetched."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """What a push has left on the Hub.
+    """A release that a push has made or found on the Hub.
 
     Args:
         repo: Hub id.
-        tag: of the release.
-        private: whether the repository is.
-        is_new: whether anything had changed.
+        tag: tag of the release.
+        private: whether the repository is private.
+        is_new: whether anything had changed since the last release.
     """
 
     repo: str
@@ -49,14 +49,14 @@ class Release:
 
 
 def folder_files(folder: Path) -> dict[str, Path | bytes]:
-    """Path in the repository -> file, for all that a folder holds, without hidden files."""
+    """Path in the repository -> file, for all files of a folder except hidden ones."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     named = {path.relative_to(folder).as_posix(): path for path in paths}
     return {name: path for name, path in named.items() if not any(p.startswith(".") for p in name.split("/"))}
 
 
 def size(content: Path | bytes) -> int:
-    """Bytes of a file that is to be sent."""
+    """Size of a file that will be sent, bytes."""
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
@@ -69,17 +69,17 @@ def push(
     private: bool = True,
     repo_type: str = "model",
 ) -> Release:
-    """Make a repository have these files, in one commit, and tag it.
+    """Put files into a repository in one commit, and tag this commit.
 
-    Large files go first and are not sent again when they are there already, so that a push that was cut goes on. A
-    file of an earlier release that would change how the encoder is loaded is removed; others stay.
+    Large files are sent first, and those that the Hub already has are not sent again, so an interrupted push can be
+    continued. Files of an earlier release are removed if they would change how the encoder is loaded; others stay.
 
     Args:
-        api: client; its token is that of HF_TOKEN or of `hf auth login`.
-        repo: Hub id; the repository is created where there is none.
+        api: the Hub's client; its token is that of HF_TOKEN or of `hf auth login`.
+        repo: Hub id; the repository is created if it does not exist.
         files: path in the repository -> file or content.
-        tag: of the release; default the next of v1, v2, ...
-        private: of a new repository; an old one stays as it is.
+        tag: tag of the release; the default is the next of v1, v2, ...
+        private: whether a new repository is private; an existing one stays as it is.
         repo_type: `model` or `dataset`.
 
     Raises:
@@ -93,7 +93,7 @@ def push(
 def _send(
     api: HfApi, repo: str, files: Mapping[str, Path | bytes], *, tag: str | None, private: bool, repo_type: str
 ) -> Release:
-    """One attempt; the next one finds what it has done."""
+    """Make one attempt to push. A later attempt continues from what this one has done."""
     api.create_repo(repo, private=private, repo_type=repo_type, exist_ok=True)
     before = api.repo_info(repo, repo_type=repo_type)
     tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo, repo_type=repo_type).tags}
@@ -124,7 +124,7 @@ def _next_tag(tags: Mapping[str, str]) -> str:
 def listing(
     api: HfApi, repo: str, *, revision: str | None = None, repo_type: str = "model"
 ) -> tuple[str, dict[str, int]]:
-    """The commit of a revision, and path -> bytes of its files but those that can run code.
+    """The commit of a revision, and path -> size in bytes of its files, without those that can run code.
 
     Raises:
         NLTError: the Hub refuses.
@@ -140,24 +140,24 @@ def listing(
 
 
 def pull(api: HfApi, repo: str, folder: Path, *, revision: str | None = None, repo_type: str = "model") -> str:
-    """Fetch a release into a folder, which is there when it is whole; a pull that was cut goes on.
+    """Fetch a release into a folder, which appears when it is complete. An interrupted pull can be continued.
 
     Args:
-        api: client.
+        api: the Hub's client.
         repo: Hub id.
-        folder: where it goes; a folder that an earlier pull has written is replaced.
-        revision: tag, branch or commit; default the newest.
+        folder: the folder to write; a folder that an earlier pull has written is replaced.
+        revision: tag, branch or commit; the default is the newest.
         repo_type: `model` or `dataset`.
 
     Returns:
         The commit.
 
     Raises:
-        NLTError: the Hub refuses, a file does not come whole, or the folder holds something else.
+        NLTError: the Hub refuses, a file is incomplete, or the folder holds something else.
     """
     check_folder(folder)
     commit, files = listing(api, repo, revision=revision, repo_type=repo_type)
-    partial = folder.with_name(f".{folder.name}.{commit[:12]}.partial")  # the same again after a cut
+    partial = folder.with_name(f".{folder.name}.{commit[:12]}.partial")  # an interrupted pull finds it again
     with atomic_folder(folder) as whole:
         with explained(repo, repo_type=repo_type, revision=revision):
             patiently(
@@ -172,7 +172,7 @@ def pull(api: HfApi, repo: str, folder: Path, *, revision: str | None = None, re
                 )
             )
         missing = [name for name, n in files.items() if _size_of(partial / name) != n]
-        if missing:  # the client takes a folder that it has begun for whole where the Hub does not answer
+        if missing:  # if the Hub does not answer, the client takes an incomplete folder for complete
             raise NLTError(
                 f"{repo}: {len(missing)} files did not come whole, e.g. {missing[0]}; run again, it goes on"
             )

@@ -1,4 +1,4 @@
-"""What one or two encoders find for a query, side by side: scores, and how far documents moved."""
+"""Compare what one or two encoders find for a query: scores, and how far documents moved between the rankings."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Hit:
 
     Args:
         document: the document.
-        rank: from 1, in the whole corpus.
+        rank: rank of the document in the whole corpus, from 1.
         score: similarity of its embedding with the query's.
-        other_rank: its rank, in the whole corpus too, by the other encoder; `None` where there is no other.
+        other_rank: its rank in the whole corpus by the other encoder; `None` if there is no other encoder.
     """
 
     document: Document
@@ -34,25 +34,28 @@ class Hit:
 
     @property
     def moved(self) -> int:
-        """Places above its rank by the other encoder; below it where negative, 0 without another encoder."""
+        """Places by which the document ranks higher than by the other encoder; negative if it ranks lower.
+
+        It is 0 if there is no other encoder.
+        """
         return 0 if self.other_rank is None else self.other_rank - self.rank
 
     @property
     def move(self) -> str:
-        """The same in a few characters: `▲ 12`, `▼ 3`, `=`; empty without another encoder."""
+        """The value of `moved` in a few characters: `▲ 12`, `▼ 3` or `=`; empty if there is no other encoder."""
         if self.other_rank is None:
             return ""
         return f"{'▲' if self.moved > 0 else '▼'} {abs(self.moved):,}" if self.moved else "="
 
 
 class SearchIndex:
-    """A corpus as one encoder embeds it; the whole of it is compared with each query.
+    """A corpus that one encoder has embedded. Each query is compared with all of its documents.
 
     Args:
-        name: of the encoder, as people know it.
+        name: name of the encoder for readers.
         encoder: the encoder; its own similarity function (cosine unless it says otherwise) ranks the documents.
         corpus: document id -> document.
-        cache: folder of the embeddings on disk; `None` means the user's cache.
+        cache: folder in which the embeddings are kept on disk; `None` means the user's cache.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class SearchIndex:
         self.embeddings = torch.from_numpy(EmbeddingCache(encoder, cache).encode_document(contents))  # (N, H)
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:
-        """Similarity of each query with each document, as `nearest` has it: `(B, N)` float32."""
+        """Similarity of each query with each document, computed as in `nearest`: `(B, N)` float32."""
         with torch.inference_mode():
             embedded = self.encoder.encode_query(list(queries), convert_to_tensor=True, show_progress_bar=False)
         parts, compare = self.embeddings.split(PART), self.encoder.similarity
@@ -78,7 +81,7 @@ class SearchIndex:
 
 
 def ranks(scores: np.ndarray) -> np.ndarray:
-    """Ranks from 1 of `(N,)` scores, the highest first; of equal ones the first in the corpus."""
+    """Ranks of `(N,)` scores from 1; the highest score has rank 1, and equal scores rank in corpus order."""
     return rankdata(-scores, method="ordinal")
 
 
@@ -87,8 +90,8 @@ def side_by_side(query: str, indexes: Sequence[SearchIndex], *, top_k: int = 10)
 
     Args:
         query: what to search for.
-        indexes: one, or two over the same corpus.
-        top_k: documents for each.
+        indexes: one index, or two over the same corpus.
+        top_k: number of documents for each index.
     """
     scores = [index.scores([query])[0] for index in indexes]  # (N,) each
     places = [ranks(row) for row in scores]

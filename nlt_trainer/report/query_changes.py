@@ -1,4 +1,4 @@
-"""Query by query: what an encoder finds after training that it did not find before, and the reverse."""
+"""Compare an encoder before and after training, query by query: which queries training has improved or harmed."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from nlt_trainer.report.comparison import SearchIndex, ranks
 from nlt_trainer.run.folder import Run
 
 QUERY_CHUNK = 32
-"""Queries whose similarities to the whole corpus are held at once."""
+"""Number of queries whose similarities to the whole corpus are in memory at once."""
 
 TOP_K = 10
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an encoder makes of one query.
+    """How well an encoder ranks the documents for one query.
 
     Args:
         ndcg: nDCG@10.
-        rank: of the best relevant document in the whole corpus, from 1; `None` where none is judged relevant.
-        first: the document that it puts first.
+        rank: rank of the best relevant document in the whole corpus, from 1; `None` if none is judged relevant.
+        first: the document that the encoder ranks first.
     """
 
     ndcg: float
@@ -44,9 +44,9 @@ class QueryChange:
 
     Args:
         query: the query.
-        relevant: a document with its highest grade; `None` where none is judged relevant.
-        before: what the start makes of it.
-        after: what the trained encoder makes of it.
+        relevant: a document with the query's highest grade; `None` if none is judged relevant.
+        before: outcome with the encoder before training.
+        after: outcome with the trained encoder.
     """
 
     query: Query
@@ -61,14 +61,15 @@ class QueryChange:
 
 
 def outcomes(index: SearchIndex, collection: Collection, split: str) -> dict[str, Outcome]:
-    """What an encoder makes of each query of a split: query id -> outcome.
+    """Compute the outcome of each query of a split: query id -> outcome.
 
-    nDCG is trec_eval's, as everywhere in this project: of equal scores the document with the greater id stands first.
+    As everywhere in this project, nDCG is that of trec_eval: among equal scores the document with the greater id comes
+    first.
 
     Args:
-        index: the encoder over the collection's corpus.
+        index: the collection's corpus, embedded by the encoder.
         collection: the collection, with the qrels of the split.
-        split: whose queries are asked.
+        split: the split whose queries are searched for.
 
     Raises:
         DataError: the collection has no such split.
@@ -82,7 +83,7 @@ def outcomes(index: SearchIndex, collection: Collection, split: str) -> dict[str
         chunk = queries[start : start + QUERY_CHUNK]
         for query, scores in zip(chunk, index.scores([query.text for query in chunk]), strict=True):  # (N,)
             place = ranks(scores)
-            last = scores[place <= TOP_K].min()  # whatever scores as much may stand among the first for trec_eval
+            last = scores[place <= TOP_K].min()  # trec_eval may put any document with this score among the first
             run = {index.documents[i].id: float(scores[i]) for i in np.flatnonzero(scores >= last)}
             relevant = [numbers[document_id] for document_id, grade in qrels[query.id].items() if grade > 0]
             found[query.id] = Outcome(
@@ -94,7 +95,7 @@ def outcomes(index: SearchIndex, collection: Collection, split: str) -> dict[str
 
 
 def query_changes(before: SearchIndex, after: SearchIndex, collection: Collection, split: str) -> list[QueryChange]:
-    """Every query of a split before and after training, the most improved first; equal ones in the collection's order.
+    """Every query of a split before and after training, the most improved first; ties are in the collection's order.
 
     Raises:
         DataError: the collection has no such split.
@@ -119,10 +120,10 @@ class RunChange:
 
     Args:
         run: the run.
-        split: whose queries are compared; `None` where no queries are judged.
-        changes: every query of it, the most improved first; none where they could not be compared.
-        note: why they could not.
-        start_ndcg: nDCG@10 of the start on the dev queries; `None` where it is not known.
+        split: the split whose queries are compared; `None` if no queries are judged.
+        changes: every query of the split, the most improved first; empty if they could not be compared.
+        note: the reason why they could not be compared.
+        start_ndcg: nDCG@10 of the encoder before training on the dev queries; `None` if it is not known.
     """
 
     run: Run
@@ -133,19 +134,19 @@ class RunChange:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many queries became better, stayed as they were, or became worse."""
+        """Number of queries that improved, stayed the same, or became worse."""
         signs = np.sign([change.difference for change in self.changes])
         return {name: int((signs == sign).sum()) for name, sign in (("improved", 1), ("unchanged", 0), ("harmed", -1))}
 
     @property
     def means(self) -> tuple[float, float]:
-        """nDCG@10 before and after, over all queries."""
+        """Mean nDCG@10 over all queries, before and after training."""
         before, after = np.mean([(change.before.ndcg, change.after.ndcg) for change in self.changes], axis=0)
         return float(before), float(after)
 
 
 class RunComparer:
-    """Compares runs with their starts; what several of them share is read and embedded once.
+    """Compares the encoders of runs before and after training. What several runs share is read and embedded once.
 
     Args:
         embeddings: folder in which embeddings are kept; `None` means the user's cache.
@@ -157,9 +158,9 @@ class RunComparer:
         self._starts: dict[str, SearchIndex] = {}
 
     def compare(self, run: Run) -> RunChange:
-        """Compare on the split that `evaluate` reports on, else on the dev split.
+        """Compare on the split on which `evaluate` reports, or else on the dev split.
 
-        Where the collection or an encoder is gone, a note says so.
+        If the collection or an encoder no longer exists, the result only has a note that says so.
         """
         data = run.settings["data"]
         dev, split = data["dev_split"], data["eval_split"] or data["dev_split"]
@@ -181,7 +182,7 @@ class RunComparer:
             return RunChange(run, split, [], f"Not compared: {error}")
 
     def _start(self, model: dict[str, Any], collection: Collection) -> SearchIndex:
-        """What the run started from, over the collection's corpus."""
+        """The collection's corpus, embedded by the encoder from which the run started."""
         name, options = (
             model["encoder"],
             {
