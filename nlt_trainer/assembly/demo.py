@@ -1,4 +1,4 @@
-"""The demo: an encoder learns from a frozen LLM to search Python's standard library, stage by stage."""
+"""Run the demo stage by stage: an encoder learns from a frozen LLM to search Python's standard library."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Stage:
     """One step of the demo.
 
     Args:
-        name: of its stamp.
-        run: the stage, given the recipe's blocks.
-        recipe: YAML file.
-        output: what exists when it is done.
-        checkpoints: folder in which a killed run goes on; removed when the recipe has changed.
+        name: name of the stage and of its stamp.
+        run: function that runs the stage, given the recipe's blocks.
+        recipe: YAML file of the recipe.
+        output: file or folder that exists when the stage is done.
+        checkpoints: folder from which a killed run continues; it is removed if the recipe has changed.
     """
 
     name: str
@@ -52,9 +52,10 @@ class Stage:
 
 
 def run_demo(recipes: Path) -> None:
-    """Run all stages, then write the report, show the table, check the export, say what to do next.
+    """Run all stages, then write the report, show the table, check the export, and say what to do next.
 
-    Every stage leaves a stamp of its recipe; a second call repeats only what is missing or whose recipe has changed.
+    Every stage leaves a stamp of its recipe. A second call repeats only stages whose output is missing or whose recipe
+    has changed.
 
     Args:
         recipes: folder with `likelihood_gain.yaml` and `dream.yaml`.
@@ -65,7 +66,7 @@ def run_demo(recipes: Path) -> None:
     model, data, gain_args = parse_recipe(RECIPE_BLOCKS, ["--config", str(gain)])
     dream_model, _, dream_args = parse_recipe(RECIPE_BLOCKS, ["--config", str(dream)])
     runs = [Run(gain_args.output_dir), Run(dream_args.output_dir)]
-    group = Run(runs[0].folder.parent)  # its table and its page are those of both runs
+    group = Run(runs[0].folder.parent)  # its table and its page show both runs
     folder = group.folder
     stages = [
         Stage("build_stdlib", build_stdlib, gain, Path(data.collection)),
@@ -92,12 +93,15 @@ def run_demo(recipes: Path) -> None:
 
 
 def evaluate_recipe(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
-    """Evaluate with the defaults; the demo shows one table of both runs in the end."""
+    """Evaluate with the defaults, without a table; the demo shows one table of both runs at the end."""
     evaluate(model, data, args, EvaluationArguments(), show_table=False)
 
 
 def run_stage(stage: Stage, stamps: Path, *, earlier: str, place: str) -> str:
-    """Run a stage unless its stamp says that it was done with this recipe after the same stages; returns its key."""
+    """Run a stage and return its key.
+
+    The stage is skipped if its stamp says that it was done with this recipe after the same earlier stages.
+    """
     content = f"{earlier}\n{stage.name}\n{sys.version}\n{stage.recipe.read_text(encoding='utf-8')}"
     key = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
     path = stamps / f"{stage.name}.json"
@@ -106,7 +110,7 @@ def run_stage(stage: Stage, stamps: Path, *, earlier: str, place: str) -> str:
         say(f"[{place}] {stage.name}: done before")
         return key
     if stamp["key"] != key and stage.checkpoints is not None:
-        shutil.rmtree(stage.checkpoints, ignore_errors=True)  # of another recipe; this one starts anew
+        shutil.rmtree(stage.checkpoints, ignore_errors=True)  # they belong to another recipe
     say(f"[{place}] {stage.name} ...")
     write_json(path, {"key": key, "done": False})
     model, data, args = parse_recipe(RECIPE_BLOCKS, ["--config", str(stage.recipe)])
@@ -116,19 +120,19 @@ def run_stage(stage: Stage, stamps: Path, *, earlier: str, place: str) -> str:
 
 
 def collect(runs: list[Run]) -> list[Result]:
-    """BM25 and the start once, then the trained encoders."""
+    """The results of BM25, the start and the trained encoders; rows that the runs share stand once."""
     rows = [row for run in runs for row in read_results(run.results_file)]
     return list({(row.name, row.collection): row for row in rows}.values())
 
 
 def best_run(runs: list[Run], results: list[Result]) -> Run:
-    """The run whose encoder has the highest nDCG@10 of the table, the first of equal ones."""
+    """The run whose encoder has the highest nDCG@10 in the table; the first one if several are equal."""
     found = {row.name: row.ndcg_at_10 for row in results}
     return max(runs, key=lambda run: found[run.report["objective"]])
 
 
 def print_table(group: Run, results: list[Result], *, seconds: float) -> None:
-    """Print the table, what it took, and where the report is."""
+    """Print the table, the time and memory that the demo took, and where the report is."""
     say(f"\n{results_table(results)}\n")
     for name in dict.fromkeys(row.name for row in results if row.seed is not None):
         for sentence in verdicts(results, name):

@@ -1,4 +1,4 @@
-"""A recipe's encoder and other systems on its collections or on named tasks, with mteb."""
+"""The stage `evaluate`: score a recipe's encoder and other systems on its collections or on named tasks, with mteb."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def evaluate(
     *,
     show_table: bool = True,
 ) -> None:
-    """Write results, card and the files of the evaluation; says each result, then the table and what was gained."""
+    """Write results, card and the files of the evaluation; prints each result, then the table and the verdicts."""
     state, run = processes(args), Run(str(args.output_dir))
     tasks = find_tasks(data, evaluation)
     if not run.is_finished and not evaluation.checkpoints and not evaluation.run_files:
@@ -68,10 +68,10 @@ def evaluate(
 
 
 def find_tasks(data: DataArguments, evaluation: EvaluationArguments) -> TaskList:
-    """The tasks that were named, or those of the recipe.
+    """The tasks that the user named, or else those of the recipe.
 
     Raises:
-        NLTError: there are none, or several for a run file.
+        NLTError: there are no tasks, or there are several although a run file is given.
     """
     if evaluation.tasks:
         tasks = resolve_tasks(evaluation.tasks)
@@ -88,17 +88,17 @@ def find_tasks(data: DataArguments, evaluation: EvaluationArguments) -> TaskList
 
 
 def reported(data: DataArguments) -> list[tuple[str, str]]:
-    """Collections of the recipe and splits of theirs that are reported on, each once."""
+    """The collections and splits on which the recipe reports, each pair once."""
     own = [(data.collection, data.eval_split)] if data.eval_split else []
     named = [*own, *map(folder_and_split, data.eval_collections)]
     return list({(Path(folder).resolve(), split): (folder, split) for folder, split in named}.values())
 
 
 def folder_and_split(entry: str) -> tuple[str, str]:
-    """Split an entry of `eval_collections`.
+    """Divide an entry of `eval_collections` into folder and split.
 
     Raises:
-        NLTError: it is not FOLDER:SPLIT.
+        NLTError: the entry is not FOLDER:SPLIT.
     """
     folder, _, split = entry.rpartition(":")
     if not folder or not split:
@@ -107,7 +107,7 @@ def folder_and_split(entry: str) -> tuple[str, str]:
 
 
 def checkpoints_of(run: Run, model: ModelArguments) -> list[Checkpoint]:
-    """The encoder that training started from, and the one that it made."""
+    """The encoder from which training started, and the trained encoder."""
     loading = {
         "revision": model.encoder_revision,
         "prompts": model.encoder_prompts,
@@ -123,7 +123,7 @@ def checkpoints_of(run: Run, model: ModelArguments) -> list[Checkpoint]:
 def find_families(
     checkpoints: list[Checkpoint], evaluation: EvaluationArguments, *, state: PartialState, show_progress: bool
 ) -> list[Family]:
-    """BM25, the encoders and the run files, in the table's order."""
+    """BM25, the encoders and the run files, in the order of the table."""
     bm25 = BM25(keep=evaluation.fused)
     encoders = [
         EncoderSystems(
@@ -142,10 +142,10 @@ def find_families(
 
 
 def check_systems(systems: list[System], against: str | None) -> str | None:
-    """The row that the others are compared with: the one that is named, or the first encoder's.
+    """The name of the row with which the others are compared: the one in `against`, or else the first encoder's.
 
     Raises:
-        NLTError: two rows have one name, or names whose files would be the same, or none has the name that is given.
+        NLTError: two rows have the same name or would have the same file, or no row has the name in `against`.
     """
     names = [system.name for system in systems]
     if doubled := [name for name in names if names.count(name) > 1]:
@@ -165,13 +165,13 @@ def check_systems(systems: list[System], against: str | None) -> str | None:
 def score_systems(
     tasks: TaskList, families: list[Family], cache: TaskScoreCache, *, state: PartialState
 ) -> dict[tuple[str, str], TaskScores]:
-    """Evaluate each system on each task, unless the cache has it; all but the main process only help to embed."""
+    """Evaluate each system on each task, unless the cache has the result. Other processes only help to embed."""
     rows = {id(family): family.systems() for family in families}
     grid = [(family, entry, system) for family in families for entry in tasks.tasks for system in rows[id(family)]]
     names = {system.name for _, _, system in grid}
     kept = {(system.name, entry.title): cache.get(system.fingerprint, entry) for _, entry, system in grid}
     check_data([entry for entry in tasks.tasks if any(kept[name, entry.title] is None for name in names)])
-    state.wait_for_everyone()  # nobody writes a result before all have looked for theirs
+    state.wait_for_everyone()  # no process may write a result before all have read the cache
     if state.is_main_process:
         for name, left_out in tasks.left_out.items():
             say(f"{name}: left out are {', '.join(left_out)}")
@@ -191,7 +191,7 @@ def score_systems(
 
 
 def score_system(entry: EvaluationTask, system: System, *, is_main: bool) -> TaskScores | None:
-    """Evaluate a system on a task; a process that is not the main one embeds its share and finds nothing."""
+    """Evaluate a system on a task. A process other than the main one embeds its share and returns `None`."""
     if is_main:
         load_task(entry)
         return score(entry, system.rank(entry))

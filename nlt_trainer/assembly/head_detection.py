@@ -1,4 +1,4 @@
-"""The attention heads of a recipe's frozen LLM that turn to the right document because of the query."""
+"""The stage `detect_heads`: find the LLM's attention heads that turn to the right document because of the query."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from nlt_trainer.training_arguments import NLTTrainingArguments
 
 @dataclass(frozen=True)
 class HeadTask:
-    """What heads are tried on.
+    """The queries and documents on which heads are tested.
 
     Args:
         queries: B texts.
         documents: B lists of K texts.
         relevant: `(B, K)`, as `detect_query_focused_heads` takes it.
-        gold: where `relevant` comes from.
+        gold: the source of `relevant`, in words.
     """
 
     queries: list[str]
@@ -49,7 +49,7 @@ def detect_heads(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
 
 
 def detect(model: ModelArguments, data: DataArguments, *, seed: int) -> HeadSet:
-    """Score all heads by the recipe's method."""
+    """Score all heads by the recipe's method and select the best."""
     start = time.monotonic()
     collection = load_training_collection(data)
     task = head_task(collection, data, seed=seed)
@@ -72,7 +72,7 @@ def detect(model: ModelArguments, data: DataArguments, *, seed: int) -> HeadSet:
 
 
 def head_task(collection: Collection, data: DataArguments, *, seed: int) -> HeadTask:
-    """What the recipe tries heads on: at most `head_queries` of the queries that tell their documents apart."""
+    """Draw at most `head_queries` queries of the recipe's method whose documents are not all equally relevant."""
     needle = data.head_method == "needle"
     task = needle_task(collection, data, seed=seed) if needle else candidate_task(collection, data)
     drawn = np.random.default_rng(seed).permutation(np.flatnonzero(tells_apart(task.relevant)))[: data.head_queries]
@@ -81,7 +81,7 @@ def head_task(collection: Collection, data: DataArguments, *, seed: int) -> Head
 
 
 def candidate_task(collection: Collection, data: DataArguments) -> HeadTask:
-    """The training queries with their candidates, known by gain or by judgements."""
+    """The training queries with their candidates; gains or judgements say which candidates are relevant."""
     candidates = load_candidates(data, collection)
     if data.head_method == "qrels":
         split = str(data.head_qrels)
@@ -96,7 +96,7 @@ def candidate_task(collection: Collection, data: DataArguments) -> HeadTask:
 
 
 def needle_task(collection: Collection, data: DataArguments, *, seed: int) -> HeadTask:
-    """Sentences cut out of documents of the corpus."""
+    """Sentences as queries, each cut out of the document of the corpus that counts as relevant."""
     needles = cut_needles(
         collection,
         data.head_queries,

@@ -1,4 +1,7 @@
-"""From a recipe to its objective, in this process or in one of its own: `BUILDERS` has a small function a name."""
+"""Build the objective and the collator of a recipe; `BUILDERS` has a small function for each objective's name.
+
+An objective that reads the LLM can also be built in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ from nlt_trainer.training_arguments import NLTTrainingArguments
 
 @dataclass(frozen=True)
 class Parts:
-    """What a builder puts an objective together from; the LLM is loaded once, when the first objective asks for it."""
+    """What a builder needs to make an objective. The LLM is loaded once, when the first objective asks for it."""
 
     encoder: SentenceTransformer
     model: ModelArguments
@@ -47,7 +50,7 @@ class Parts:
     args: NLTTrainingArguments
     candidates: list[QueryCandidates]
     backbone: FrozenLM | None = None
-    """The LLM where it is in memory already, as when the encoder shares its weights."""
+    """The LLM if it is in memory already, for example because the encoder shares its weights."""
 
     @cached_property
     def lm(self) -> FrozenLM:
@@ -55,11 +58,11 @@ class Parts:
 
     @property
     def rows(self) -> list[dict[str, str | None]]:
-        """Queries and answers of all candidates: the target and the contrast targets depend on them."""
+        """Queries and answers of all candidates; the target and the contrast targets depend on them."""
         return [{"query": c.query, "answer": c.answer} for c in self.candidates]
 
     def text_settings(self, texts: LLMTexts) -> dict[str, Any]:
-        """The recipe's settings of the texts that the LLM reads, as far as these depend on them."""
+        """Those settings of the recipe that have an effect on the texts that the LLM reads."""
         if not texts.settings:
             return {}
         settings = {
@@ -72,7 +75,10 @@ class Parts:
         return {name: settings[name] for name in texts.settings}
 
     def builders(self, frame: PromptFrame | None) -> tuple[PromptBuilder | None, ChunkBuilder | None]:
-        """What builds the LLM's texts for the recipe's objectives, before one is made or an LLM loaded."""
+        """Make the builders of the LLM's texts for the recipe's objectives, before any objective exists.
+
+        `frame` is that of the recipe's LLM, whose weights nothing needs here.
+        """
         texts = LLMTexts()
         for name in READERS.keys() & self.args.objectives.keys():
             if frame is not None:
@@ -172,11 +178,11 @@ READERS: dict[str, type[LLMObjective]] = {
     "adist": ADistLoss,
     "revela": RevelaLoss,
 }
-"""Those that read the LLM at every step."""
+"""Objectives that read the LLM at every step."""
 
 
 def make_term(name: str, parts: Parts, temperature: float) -> Objective:
-    """One objective; where the recipe says so and it reads the LLM, in a process that has the LLM."""
+    """Make one objective; if it reads the LLM and the recipe says so, it runs in a separate process with the LLM."""
     if name not in LLM_OBJECTIVES or not parts.model.llm_process:
         return BUILDERS[name](parts, temperature)
     device = parts.model.llm_device or str(parts.args.device)
@@ -195,13 +201,13 @@ def make_term(name: str, parts: Parts, temperature: float) -> Objective:
 def build_apart(
     encoder: Any, *, name: str, temperature: float, model: ModelArguments, data: DataArguments, own: dict[str, Any]
 ) -> Objective:
-    """What the LLM's process builds: the same objective, from the trainer's arguments that objectives read."""
+    """Build the same objective in the LLM's process, from those of the trainer's arguments that objectives read."""
     args = NLTTrainingArguments(output_dir="", use_cpu=True, report_to="none", **own)
     return BUILDERS[name](Parts(encoder, model, data, args, []), temperature)
 
 
 def make_loss(parts: Parts) -> Objective:
-    """The recipe's objective."""
+    """Make the recipe's objective."""
     args = parts.args
     temperatures = args.temperatures or {}
     terms = [make_term(name, parts, temperatures.get(name, args.temperature)) for name in args.objectives]
@@ -213,6 +219,6 @@ def make_loss(parts: Parts) -> Objective:
 
 
 def make_collator(parts: Parts, loss: Objective) -> NLTCollator:
-    """The collator that the recipe's objective needs."""
+    """Make the collator that the recipe's objective needs."""
     settings = parts.text_settings(loss.llm_texts)
     return loss.collator(parts.rows, max_length=parts.model.train_max_length, seed=parts.args.seed, **settings)

@@ -1,4 +1,4 @@
-"""Candidate documents for every training query, by BM25, by an encoder, or by both; no label is read."""
+"""The stage `mine`: find candidate documents for every training query by BM25, an encoder or both, without labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
 def mine(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
-    """Write the recipe's `candidates` file; several processes share the corpus where an encoder mines."""
+    """Write the recipe's `candidates` file. If an encoder mines, several processes share the corpus."""
     state = processes(args)
     collection = load_training_collection(data)
     queries = chosen_queries(collection, data, seed=args.seed)
@@ -54,7 +54,7 @@ def rank_by_encoder(
     folder: Path,
     state: PartialState,
 ) -> list[list[int]] | None:
-    """For each query the corpus' best by the recipe's encoder; `None` in all processes but the main one."""
+    """The best documents for each query by the recipe's encoder; `None` in all processes except the main one."""
     encoder = load_untrained(model)
     contents = [document.content for document in collection.corpus.values()]
     files = EmbeddingCache(encoder, folder, processes=state, progress="embedding").document_files(contents)

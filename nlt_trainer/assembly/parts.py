@@ -1,4 +1,4 @@
-"""From a recipe's arguments to the objects that several stages need."""
+"""Make the objects that several stages need from a recipe's arguments: collection, candidates, LLM and others."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 
 
 def processes(args: TrainingArguments) -> PartialState:
-    """The processes that `accelerate launch` or `torchrun` started; waiting for one another ends after `ddp_timeout`.
+    """The processes that `accelerate launch` or `torchrun` started; they wait for each other up to `ddp_timeout`.
 
     Raises:
-        NLTError: several were started and do not know of each other, as on a CPU without `use_cpu`.
+        NLTError: several processes were started but do not know of each other, as on a CPU without `use_cpu`.
     """
     set_tqdm_hook(late_bar)
-    _ = args.device  # sets accelerate's state up as the trainer wants it
+    _ = args.device  # sets up accelerate's state as the trainer needs it
     state = PartialState()
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != state.num_processes:
@@ -50,17 +50,17 @@ def processes(args: TrainingArguments) -> PartialState:
 
 
 def resident_peak() -> int:
-    """Most memory that this process has held since its program was started, bytes."""
-    if sys.platform == "linux":  # where ru_maxrss begins at what the process held that started this one
+    """The most memory that this process has held since its program was started, bytes."""
+    if sys.platform == "linux":  # there ru_maxrss starts at the memory of the parent process
         lines = Path("/proc/self/status").read_text().splitlines()
-        if found := [line.split()[1] for line in lines if line.startswith("VmHWM:")]:  # not in every sandbox
+        if found := [line.split()[1] for line in lines if line.startswith("VmHWM:")]:  # some sandboxes leave it out
             return int(found[0]) << 10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak << 10  # bytes there, else KiB
+    return peak if sys.platform == "darwin" else peak << 10  # bytes on macOS, else KiB
 
 
 def peak_memory() -> dict[str, float]:
-    """Most memory that this process has had since it was started, GiB; also on the accelerator, where there is one."""
+    """The most memory that this process has held since it was started, GiB; also that of an accelerator."""
     peak = {"peak_memory_gib": resident_peak() / 2**30}
     if torch.cuda.is_available():
         peak["peak_accelerator_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -68,10 +68,10 @@ def peak_memory() -> dict[str, float]:
 
 
 def check_batches(rows: int, args: TrainingArguments) -> int:
-    """How many rows each epoch leaves out, because they do not fill a batch of all processes.
+    """Number of rows that each epoch leaves out because they do not fill a batch of all processes.
 
     Raises:
-        NLTError: all of them.
+        NLTError: all rows would be left out.
     """
     batch = args.train_batch_size * args.world_size
     if not args.dataloader_drop_last:
@@ -87,13 +87,13 @@ def check_batches(rows: int, args: TrainingArguments) -> int:
 
 
 def load_training_collection(data: DataArguments) -> Collection:
-    """The collection, with the qrels that the recipe names and no others."""
+    """Load the collection with only those qrels that the recipe names."""
     named = {data.train_split, data.head_qrels}
     return load_collection(data.collection, splits=sorted(split for split in named if split))
 
 
 def chosen_queries(collection: Collection, data: DataArguments, *, seed: int) -> list[Query]:
-    """The training queries, `max_queries` of them drawn by seed, in the collection's order."""
+    """The training queries in the collection's order; if there are more than `max_queries`, so many are drawn."""
     queries = training_queries(collection, data.train_split)
     if data.max_queries is None or data.max_queries >= len(queries):
         return queries
@@ -102,12 +102,12 @@ def chosen_queries(collection: Collection, data: DataArguments, *, seed: int) ->
 
 
 def load_candidates(data: DataArguments, collection: Collection) -> list[QueryCandidates]:
-    """The recipe's candidates.
+    """Read the recipe's candidates.
 
     Raises:
         DataError: the file is not what `mine` writes, or has another number of candidates than the recipe.
-        NLTError: it has more queries than the recipe, one that the recipe does not train on, or one whose text or
-            answer the collection has otherwise.
+        NLTError: the file has more queries than the recipe allows, or a query on which the recipe does not train, or a
+            query whose text or answer in the collection is different.
     """
     candidates = read_candidates(data.candidates, collection, num_candidates=data.num_candidates)
     _check_queries(candidates, collection, data)
@@ -120,7 +120,7 @@ def load_candidates(data: DataArguments, collection: Collection) -> list[QueryCa
 
 
 def _check_queries(candidates: list[QueryCandidates], collection: Collection, data: DataArguments) -> None:
-    """Raise `NLTError` for queries that are held out of training, unknown, or not what they were when mined."""
+    """Raise `NLTError` for queries that are held out of training, are unknown or have changed since mining."""
     known = {query.id: (query.text, query.answer) for query in training_queries(collection, data.train_split)}
     source = data.collection if data.train_split is None else f"split {data.train_split!r} of {data.collection}"
     foreign = [c.query_id for c in candidates if c.query_id not in known]
@@ -138,7 +138,7 @@ def _check_queries(candidates: list[QueryCandidates], collection: Collection, da
 
 
 def load_untrained(model: ModelArguments) -> SentenceTransformer:
-    """The recipe's encoder as it stands, in float32, without what training would add."""
+    """Load the recipe's encoder in float32, without what training would add, such as an adapter."""
     return load_encoder(
         model.encoder,
         revision=model.encoder_revision,
@@ -149,7 +149,7 @@ def load_untrained(model: ModelArguments) -> SentenceTransformer:
 
 
 def load_llm(model: ModelArguments) -> FrozenLM:
-    """The frozen LLM of a recipe."""
+    """Load the frozen LLM of a recipe."""
     return FrozenLM.from_pretrained(
         model.llm,
         revision=model.llm_revision,
@@ -160,7 +160,7 @@ def load_llm(model: ModelArguments) -> FrozenLM:
 
 
 def target_of(data: DataArguments, candidates: list[QueryCandidates]) -> TargetKind:
-    """The recipe's target; where it has none, joint if every query has an answer, else query.
+    """The recipe's target. If the recipe names none, it is joint if every query has an answer, else query.
 
     Raises:
         NLTError: the recipe's target needs answers, and a query has none.
@@ -183,12 +183,12 @@ def target_of(data: DataArguments, candidates: list[QueryCandidates]) -> TargetK
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, data: DataArguments) -> PromptTokens:
-    """The tokeniser of a recipe's prompts."""
+    """Make the tokeniser of a recipe's prompts."""
     return PromptTokens(tokenizer, data.template, max_document_tokens=data.max_document_tokens)
 
 
 def make_scorer(lm: FrozenLM, data: DataArguments, *, target: TargetKind) -> LikelihoodScorer:
-    """The scorer of a recipe, with its cache."""
+    """Make the scorer of a recipe, with its cache."""
     return LikelihoodScorer(
         lm,
         target=target,

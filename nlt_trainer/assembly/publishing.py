@@ -1,4 +1,4 @@
-"""A run's encoder and gains on their way to the Hub and back: exported, checked, listed, sent, fetched."""
+"""The stages `export`, `push` and `pull`: export and check a run's encoder, send it to the Hub, fetch a release."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
 def export_run(run: Run, form: ExportForm) -> tuple[Path, list[str]]:
-    """Export a run's encoder with card, recipe and record in the folder; returns the folder and what was found equal.
+    """Export a run's encoder into a folder that also holds its card, recipe and record.
+
+    Returns:
+        The folder, and the ways of loading that gave equal embeddings.
 
     Raises:
         NLTError: as `nlt_trainer.release.export.export`.
@@ -38,7 +41,7 @@ def export_run(run: Run, form: ExportForm) -> tuple[Path, list[str]]:
 
 
 def export_and_say(args: NLTTrainingArguments, form: ExportForm) -> Path | None:
-    """Export the recipe's run and print what was checked; `None` in all processes but the main one."""
+    """Export the recipe's run and print what was checked; returns `None` in all processes except the main one."""
     if not processes(args).is_main_process:
         return None
     folder, equal = export_run(Run(str(args.output_dir)), form)
@@ -47,7 +50,7 @@ def export_and_say(args: NLTTrainingArguments, form: ExportForm) -> Path | None:
 
 
 def push_run(data: DataArguments, args: NLTTrainingArguments, export: ExportArguments, to: PushArguments) -> None:
-    """Check, then send; prints where it is."""
+    """Export and check the encoder, then send it; prints each file that is sent and the release."""
     folder = export_and_say(args, export.form)
     if folder is None:
         return
@@ -65,16 +68,16 @@ def push_run(data: DataArguments, args: NLTTrainingArguments, export: ExportArgu
 
 
 def said(release: Release) -> str:
-    """What a push has done, in words."""
+    """Say in words what a push has done."""
     news = "new release" if release.is_new else "nothing has changed since release"
     return f"{release.repo}: {news} {release.tag}, {'private' if release.private else 'public'}"
 
 
 def encoder_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
-    """What the encoder's repository gets; its card loads the encoder from there.
+    """The files of the encoder's repository; the card in it shows how to load the encoder from there.
 
     Raises:
-        NLTError: an adapter names a base that only this machine has.
+        NLTError: the encoder is an adapter on a base that only this machine has.
     """
     base = adapter_base_of(folder)
     if base is not None and not is_hub_id(base):
@@ -84,13 +87,13 @@ def encoder_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
 
 
 def mteb_files(run: Run) -> dict[str, Path | bytes]:
-    """mteb's own results of the run's encoder, where `nlt evaluate` has left some."""
+    """mteb's own results of the run's encoder, if `nlt evaluate` has written any."""
     results = sorted((run.mteb / file_name(run.report["objective"])).glob("*.json"))
     return {f"mteb/{path.name}": path for path in results}
 
 
 def gains_files(data: DataArguments) -> dict[str, Path | bytes]:
-    """What the gains' repository gets.
+    """The files of the repository for the gains.
 
     Raises:
         NLTError: a file is missing.
@@ -108,7 +111,7 @@ def gains_files(data: DataArguments) -> dict[str, Path | bytes]:
 
 
 def pull_release(of: PullArguments) -> None:
-    """Fetch a release, or list its files; prints where it is."""
+    """Fetch a release, or in a dry run list its files; prints its folder and commit."""
     api = HfApi(library_name="nlt_trainer")
     if of.dry_run:
         commit, files = listing(api, of.repo, revision=of.revision, repo_type=of.repo_type)

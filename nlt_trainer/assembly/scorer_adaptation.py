@@ -1,4 +1,4 @@
-"""A LoRA adapter of the scoring LLM, fitted to a collection by plain next-token prediction."""
+"""The stage `adapt_scorer`: fit a LoRA adapter of the scoring LLM to a collection by plain next-token prediction."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
 def adapt_scorer(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
-    """Train and save the adapter; prints where it is and what it does to held-out documents."""
+    """Train and save the adapter; prints its folder and how it changes the loss of held-out documents."""
     processes(args)
     if model.adapter is not None:
         raise NLTError(f"adapter is {model.adapter!r}; an adapter is fitted to the plain LLM, leave `adapter` out")
@@ -100,7 +100,7 @@ def make_rows(
     texts: AdaptationTexts,
     candidates: list[QueryCandidates],
 ) -> tuple[Dataset, Dataset]:
-    """Rows to train on and held-out rows."""
+    """Make the training rows and the held-out rows."""
 
     def rows(chosen: list[tuple[str, Any]]) -> Dataset:
         contents = [(collection.corpus[document_id].content, asked) for document_id, asked in chosen]
@@ -112,7 +112,7 @@ def make_rows(
 
 
 def add_adapter(lm: FrozenLM, model: ModelArguments) -> PeftModel:
-    """The LLM with a fresh adapter, whose configuration names the LLM so that `FrozenLM` accepts it.
+    """Give the LLM a new adapter, whose configuration names the LLM so that `FrozenLM` accepts it.
 
     Raises:
         NLTError: `adapter_lora` does not fit the LLM.
@@ -141,7 +141,7 @@ def mean_loss(model: PeftModel, rows: Dataset) -> float:
 
 
 def save_adapter(folder: Path, adapted: PeftModel) -> None:
-    """Write a PEFT folder, whole or not at all.
+    """Write a PEFT folder. It appears complete or not at all.
 
     Raises:
         NLTError: a weight is not finite.
@@ -150,5 +150,5 @@ def save_adapter(folder: Path, adapted: PeftModel) -> None:
         if parameter.requires_grad and not parameter.isfinite().all():
             raise NLTError(f"training has made {name} infinite or NaN, nothing is saved; lower learning_rate")
     with atomic_folder(folder) as partial:
-        # the LLM's own embeddings are never part of an adapter; "auto" would ask the Hub about them
+        # An adapter never contains the LLM's own embeddings; the value "auto" would ask the Hub about them.
         adapted.save_pretrained(str(partial), save_embedding_layers=False)

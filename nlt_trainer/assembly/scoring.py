@@ -1,4 +1,4 @@
-"""How much each candidate raises the likelihood of its query's target, computed and audited."""
+"""The stage `score`: compute how much each candidate raises the likelihood of its query's target, and audit this."""
 
 from __future__ import annotations
 
@@ -31,18 +31,22 @@ from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
 SCORER_KEYS = ("llm", "llm_revision", "adapter", "llm_dtype")
-"""Keys of a recipe that say which LLM gains are scored with."""
+"""Keys of a recipe that say which LLM computes the gains."""
 
 READ_QUERIES = 1024
-"""Queries of whose candidates single tokens are read at once."""
+"""Number of queries for which log-likelihoods of single tokens are in memory at once."""
 
 
 def check_scorer(model: ModelArguments, data: DataArguments, target: TargetKind) -> dict[str, Any] | None:
-    """What the recipe's gains were scored with, as the audit beside them says; `None` where there is no audit.
+    """Check that the recipe's gains were computed with the recipe's prompt and LLM.
+
+    The audit beside the gains says how they were computed. Entries that an older audit does not have are not compared.
+
+    Returns:
+        The audit's description of the scorer; `None` if there is no audit.
 
     Raises:
-        NLTError: with another prompt or LLM than the recipe's; names what differs. What an older audit does not hold
-            is not compared.
+        NLTError: the gains were computed with another prompt or LLM; the message names what differs.
     """
     path = audit_file(data.gains)
     if not path.is_file():
@@ -62,14 +66,14 @@ def check_scorer(model: ModelArguments, data: DataArguments, target: TargetKind)
 
 
 def score(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
-    """Write the recipe's `gains` file and the audit beside it; several processes share the work."""
+    """Write the recipe's `gains` file and the audit beside it. Several processes share the work."""
     state = processes(args)
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection)
-    contents = {d: collection.corpus[d].content for c in candidates for d in c.document_ids}  # one text a document
+    contents = {d: collection.corpus[d].content for c in candidates for d in c.document_ids}  # one copy of each text
     texts = [[contents[d] for d in c.document_ids] for c in candidates]
     scorer = make_scorer(load_llm(model), data, target=target_of(data, candidates))
-    # Also finds what cannot be scored, before the first score.
+    # Counting also finds texts that cannot be scored, before any score is computed.
     tokens = scorer.count_tokens(pairs_of(candidates, texts)) + scorer.count_tokens(pairs_of(candidates))
     start = time.monotonic()
     with state.split_between_processes(list(range(len(candidates)))) as share:
@@ -91,7 +95,7 @@ def score(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
 
 
 def pairs_of(candidates: Sequence[QueryCandidates], texts: Sequence[Sequence[str]] | None = None) -> CandidatePairs:
-    """Each query with each of its texts, or alone."""
+    """Pairs of each query with each of its texts; without texts, each query alone."""
     documents = [[None]] * len(candidates) if texts is None else texts
     return CandidatePairs([c.query for c in candidates], documents, [c.answer for c in candidates])
 
@@ -107,10 +111,10 @@ def write_results(
     seconds: float,
     relevant: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Write gains and audit, which says how the recipe named the LLM; everything comes out of the cache by now.
+    """Write the gains and the audit, which also holds the LLM's name in the recipe; returns the audit.
 
-    Where a part was in the cache already, the seconds of this call are scaled up to all tokens. Judgements of the
-    candidates, `(B, K)` bool, go into the audit and nowhere else.
+    All scores are in the cache by now. If a part of them was there before this call, the seconds of this call are
+    scaled up to all tokens. Judgements of the candidates, `(B, K)` bool, are used only for the audit.
     """
     computed = scorer.lm_tokens
     with_document = scorer.log_likelihood(pairs_of(candidates, texts))
@@ -141,7 +145,7 @@ def write_results(
 def token_rows(
     scorer: LikelihoodScorer, candidates: list[QueryCandidates], texts: list[list[str]]
 ) -> Iterator[list[np.ndarray]]:
-    """Log-likelihoods of single tokens with each of a query's candidates; of some queries at a time in memory."""
+    """Yield for each query the log-likelihoods of single tokens with each candidate; few queries are in memory."""
     for begin in range(0, len(candidates), READ_QUERIES):
         some = slice(begin, begin + READ_QUERIES)
         values = iter(scorer.token_log_likelihoods(pairs_of(candidates[some], texts[some])))
@@ -149,7 +153,7 @@ def token_rows(
 
 
 def summary(report: dict[str, Any]) -> str:
-    """The audit as a few lines for people; the whole of it stands in the audit file."""
+    """The most important facts of the audit in a few lines; the audit file has all of them."""
     temperatures = ", ".join(
         f"{t['teacher_temperature']}: {t['effective_candidates']:.1f}" for t in report["temperatures"]
     )
@@ -164,7 +168,7 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def gold_line(*, queries: int, mrr_by_gain: float, mrr_by_bm25: float) -> str:
-    """What the audit says of judged candidates, where there are some."""
+    """The line of the summary on candidates that are judged relevant."""
     return (
         f"\nGold among the candidates of {queries} queries: mean reciprocal rank {mrr_by_gain:.3f} by gain, "
         f"{mrr_by_bm25:.3f} by BM25 (a report; no judgement reaches training)"

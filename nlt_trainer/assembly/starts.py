@@ -1,4 +1,4 @@
-"""Where a recipe begins: the standard library as a collection, and an encoder that was never trained."""
+"""The stages `build_stdlib` and `make_encoder`, which write a collection and an untrained encoder to start from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def make_encoder(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     """Write the Sentence-Transformers folder that the recipe's `encoder` names, from the recipe's `llm`.
 
     Raises:
-        NLTError: `encoder` names no folder but a model in a package or, it seems, on the Hub.
+        NLTError: `encoder` names a model in a package, or a name that looks like one on the Hub, and not a folder.
     """
     if not processes(args).is_main_process:
         return

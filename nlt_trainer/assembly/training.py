@@ -1,4 +1,4 @@
-"""Training an encoder with a recipe's objective, from its start to `<output_dir>/encoder`."""
+"""The stage `train`: train an encoder with a recipe's objective and save it as `<output_dir>/encoder`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
 def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
-    """Train and save; prints where the encoder is."""
+    """Train the encoder and save it; prints its folder."""
     processes(args)
     run = Run(str(args.output_dir))
     check_folder(run.encoder)
@@ -71,7 +71,7 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     trainer, collator = make_trainer(
         Parts(encoder, model, data, args, candidates, backbone), dataset, checkpoint=checkpoint
     )
-    truncated = collator.truncated_documents(dataset)  # also finds prompts that do not fit, now
+    truncated = collator.truncated_documents(dataset)  # also finds prompts that do not fit, before training
     left_out = check_batches(len(dataset), args)
     if trainer.is_world_process_zero():
         write_json(run.settings_file, settings)
@@ -110,20 +110,23 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
 
 
 def was_finished(run: Run, checkpoint: str | None, *, steps: int) -> bool:
-    """Whether a run only read its last checkpoint, so that its report, which knows the whole cost, still holds."""
+    """Whether all steps were done before, so that this run only read the last checkpoint.
+
+    The earlier report, which has the whole cost, is then still correct.
+    """
     done = checkpoint is not None and Path(checkpoint) == run.folder / f"checkpoint-{steps}"
     return done and run.training_file.is_file()
 
 
 def forget_results(run: Run) -> None:
-    """Remove what `evaluate` has written of an encoder that is about to be replaced by another."""
+    """Remove the results that `evaluate` has written for an encoder that is about to be replaced."""
     if run.encoder.is_dir():
         run.results_file.unlink(missing_ok=True)
         shutil.rmtree(run.evaluation, ignore_errors=True)
 
 
 def make_trainer(parts: Parts, dataset: Dataset, *, checkpoint: str | None = None) -> tuple[NLTTrainer, NLTCollator]:
-    """The recipe's trainer, which will go on from `checkpoint`, and its collator."""
+    """Make the recipe's trainer, which will continue from `checkpoint`, and its collator."""
     encoder, args = parts.encoder, parts.args
     prepare_card(encoder, name=f"{Path(str(args.output_dir)).name} encoder")
     loss = make_loss(parts)
@@ -141,10 +144,10 @@ def make_trainer(parts: Parts, dataset: Dataset, *, checkpoint: str | None = Non
 
 
 def check_options(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
-    """Refuse options of an LLM that training does not read or train, and options that contradict each other.
+    """Refuse options for an LLM that training does not use, and options that contradict each other.
 
     Raises:
-        NLTError: names the option.
+        NLTError: an option is refused; the message names it.
     """
     if model.llm_lora is not None and "revela" not in args.objectives:
         raise NLTError(f"llm_lora: objective {args.objective!r} trains no LLM, only revela does; leave llm_lora out")
@@ -171,7 +174,7 @@ def check_options(model: ModelArguments, data: DataArguments, args: NLTTrainingA
 
 
 def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> SentenceTransformer:
-    """The encoder to train, on the LLM's weights where they are shared.
+    """Load the encoder to train; if the backbone is shared, it uses the LLM's weights.
 
     Raises:
         NLTError: `train_max_length` is set for an encoder that reads whole texts, or bfloat16 weights would be
@@ -200,14 +203,14 @@ def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> Sente
 
 
 def dev_evaluator(data: DataArguments) -> RetrievalEvaluator | None:
-    """Evaluates on the judged queries of `dev_split` while training goes on; they never reach the objective."""
+    """Make the evaluator for the judged queries of `dev_split`; the objective never sees them."""
     if data.dev_split is None:
         return None
     return RetrievalEvaluator(load_collection(data.collection, splits=[data.dev_split]), split=data.dev_split)
 
 
 def cost_before_training(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> dict[str, Any]:
-    """Seconds and LLM tokens of the stages before: adaptation, scoring, head detection; 0 where nothing is known."""
+    """Seconds and LLM tokens of the earlier stages adaptation, scoring and head detection; unknown costs count 0."""
     cost = {"seconds": 0.0, "lm_tokens": 0}
     sources = []
     reads_heads = "dream" in args.objectives
@@ -226,7 +229,7 @@ def cost_before_training(model: ModelArguments, data: DataArguments, args: NLTTr
 def make_dataset(
     collection: Collection, data: DataArguments, args: NLTTrainingArguments, *, candidates: list[QueryCandidates]
 ) -> Dataset:
-    """The objective's training rows: gains only where it reads them, labels only where the recipe asks for them."""
+    """Make the training rows, with gains only if the objective reads them, and labels only if the recipe says so."""
     labelled = args.reads_labels(data)
     if labelled and data.train_split is None:
         raise NLTError("labels: true takes positives from qrels/<train_split>.tsv; set train_split")

@@ -4,9 +4,10 @@
 accelerate launch -m nlt_trainer.scripts.adapt_scorer --config recipes/adapt_scorer/adapt_scorer.yaml
 ```
 
-`<output_dir>/adapter` is a PEFT folder, whole or absent, that `adapter:` of any recipe names; its content is part of
-the score cache's key. Documents are read alone; with `adapt_pairs: true` also queries after their candidate of the
-highest gain. No label is read. A killed run goes on from its last whole checkpoint.
+The adapter is written to `<output_dir>/adapter`, a PEFT folder that appears complete or not at all. To score with it,
+name this folder under `adapter:` in a recipe; scores with and without it are cached separately. The LLM learns to
+predict the documents of the collection. With `adapt_pairs: true` it also learns to predict each query after its
+candidate of the highest gain. No label is read. A killed run continues from its last complete checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from nlt_trainer.recipe.parsing import parse_recipe
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train and save the adapter; prints where it is and what it does to held-out documents."""
+    """Train and save the adapter; prints its folder and how it changes the loss of held-out documents."""
     model, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__))
     from nlt_trainer.assembly.scorer_adaptation import adapt_scorer
 

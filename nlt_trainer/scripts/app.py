@@ -1,4 +1,4 @@
-"""Serve a web page that compares two encoders on a corpus, for people on this machine.
+"""Serve a web page on this machine that compares two encoders on a corpus.
 
 ```bash
 pip install 'nlt_trainer[app]'
@@ -6,8 +6,8 @@ nlt app --encoder runs/demo/dream/encoder --against runs/demo/start --corpus run
   --document_prefix "Function: " --query_prefix "Description:"
 ```
 
-Nothing leaves the machine: the page listens on 127.0.0.1 and loads nothing from another host. `recipes/space/` serves
-the same page as a Space of the Hub.
+Nothing leaves the machine: the server listens on 127.0.0.1, and the page loads nothing from another host.
+`recipes/space/` serves the same page as a Space of the Hub.
 """
 
 from __future__ import annotations

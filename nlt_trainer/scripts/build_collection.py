@@ -5,8 +5,8 @@ nlt build_collection --config recipes/collections/hotpotqa.yaml
 nlt build_collection --folder data/scifact --beir mteb/scifact --beir_revision d56462d0e63a25450459c4f213e49ffdb866f7f9
 ```
 
-A local folder with the same layout works in place of an id. `<folder>/source.json` says what came from where, and
-what was left out.
+In place of a Hub id you can give a local folder with the same layout. `<folder>/source.json` says where the documents
+and queries come from and what was left out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nlt_trainer.recipe.parsing import parse_recipe
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the BEIR folder; prints what is in it."""
+    """Write the BEIR folder; prints what it contains."""
     (c,) = parse_recipe(COLLECTION_BLOCKS, argv, description=shown(__doc__))
     from nlt_trainer.data.hub_collection import BEIRSource, QuestionSource, build_hub_collection
     from nlt_trainer.data.questions import Columns

@@ -3,6 +3,8 @@
 ```bash
 nlt build_stdlib --config recipes/demo/likelihood_gain.yaml
 ```
+
+The recipe's `collection` names the BEIR folder to write.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""All stages under one name.
+"""The program `nlt`, which runs every stage by its name.
 
 ```bash
 nlt train --config recipes/demo/dream.yaml
@@ -34,7 +34,7 @@ STAGES = {
     "app": "the same search as a web page, with the LLM's gain of each document",
     "demo": "run everything on the embedded default",
 }
-"""Each stage with what it does; the program of a stage is the module of its name in this folder."""
+"""Each stage with what it does. The program of a stage is the module of the same name in this folder."""
 
 
 def usage() -> str:
@@ -49,7 +49,7 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the stage that the first argument names; its module is imported only then."""
+    """Run the stage that the first argument names, whose module is imported only now."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())

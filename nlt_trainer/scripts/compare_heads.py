@@ -3,6 +3,9 @@
 ```bash
 nlt compare_heads runs/seed1/heads.json runs/seed2/heads.json --num_heads 16 --heat_maps runs/figures
 ```
+
+For each pair of files the Jaccard index is printed: the number of heads that both have, divided by the number that at
+least one has.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from nlt_trainer.program import run_main, shown
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print the Jaccard index of the heads of each two files."""
+    """Print the Jaccard index of the heads of each pair of files."""
     parser = argparse.ArgumentParser(description=shown(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="HEADS.json", help="two or more head files")
     parser.add_argument(

@@ -1,10 +1,11 @@
-"""The main job on the embedded default: an encoder learns from a frozen LLM to search Python's standard library.
+"""Run every stage on a small example: an encoder learns from a frozen LLM to search Python's standard library.
 
 ```bash
 make demo
 ```
 
-Every stage leaves a stamp of its recipe; a second call repeats only what is missing or whose recipe has changed.
+LLM and data come with installed packages, so no network is needed. A second call repeats only stages whose output is
+missing or whose recipe has changed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from nlt_trainer.program import run_main, shown
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run all stages, then write the report, show the table, check the export, say what to do next."""
+    """Run all stages, then write the report, show the table, check the export, and say what to do next."""
     parser = argparse.ArgumentParser(description=shown(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", type=Path, default=Path("recipes/demo"), help="folder with the two recipes")
     args = parser.parse_args(argv)

@@ -1,11 +1,12 @@
-"""Find the attention heads of the frozen LLM that turn to the right document because of the query.
+"""Find the frozen LLM's attention heads that turn to the right document because of the query.
 
 ```bash
 nlt detect_heads --config recipes/demo/dream.yaml
 ```
 
-Which document is right is known from the gains (`score` comes first), from sentences cut out of documents, or from
-judgements: `head_method`. Heads for a control come from the same scores without another look at the LLM:
+The option `head_method` says how the right document is known: from the gains (run `nlt score` first), from sentences
+that are cut out of documents, or from judgements. For a control experiment, random or worst heads can be selected by
+the same scores without running the LLM again:
 
 ```bash
 nlt detect_heads --config recipes/demo/dream.yaml --head_scores runs/demo/heads.json \\

@@ -5,10 +5,13 @@ nlt evaluate --config recipes/demo/likelihood_gain.yaml
 nlt evaluate --tasks NanoBEIR data/scifact:test --checkpoints ORG/MODEL runs/mine --fused true --output_dir runs/table
 ```
 
-Evaluates on `tasks`; without them on the recipe's `collection` and `eval_split`, then on each of `eval_collections`,
-on none twice; in float32. Writes `<output_dir>/results.json`, puts the results into the model card of the run, and
-writes table, comparisons, values of every query and mteb's own files into `<output_dir>/evaluation`. Several processes
-share the embedding. What was evaluated is kept: a killed evaluation goes on, a second one reads.
+The encoders are evaluated on `tasks`. Without `tasks` they are evaluated on the recipe's `collection` and
+`eval_split`, and on each of `eval_collections`; nothing is evaluated twice. Encoders run in float32, and several
+processes share the embedding.
+
+The stage writes `<output_dir>/results.json` and puts the results into the model card of the run. The folder
+`<output_dir>/evaluation` gets the table, comparisons, the values of every query and mteb's own files. Results are
+kept, so a killed evaluation continues where it stopped, and a second one only reads them.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ nlt export --config recipes/demo/likelihood_gain.yaml
 nlt export --config recipes/qwen2.5-0.5b/dream.yaml --form adapter
 ```
 
-Sentence-Transformers and mteb load what is exported and embed probe texts with both prompts, on the CPU in float32;
-where a number differs from the trainer's by more than 1e-5, the stage fails and names the first layer that differs.
+For the check, Sentence-Transformers and mteb load the exported encoder and embed probe texts with both prompts, on the
+CPU in float32. If a number differs from the trained encoder's by more than 1e-5, the stage fails and names the first
+layer that differs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from nlt_trainer.recipe.parsing import parse_recipe
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Export and check; prints the folder."""
+    """Export and check the encoder; prints its folder."""
     *_, args, export = parse_recipe(EXPORT_BLOCKS, argv, description=shown(__doc__))
     from nlt_trainer.assembly.publishing import export_and_say
 

@@ -3,6 +3,8 @@
 ```bash
 nlt make_encoder --config recipes/demo/likelihood_gain.yaml
 ```
+
+The recipe's `llm` names the LLM, and its `encoder` names the Sentence-Transformers folder to write.
 """
 
 from __future__ import annotations

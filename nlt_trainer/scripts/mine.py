@@ -1,12 +1,13 @@
-"""Find candidate documents for every training query; no label is read.
+"""Find candidate documents for every training query, without reading a label.
 
 ```bash
 nlt mine --config recipes/demo/likelihood_gain.yaml
 ```
 
-With `--miner encoder --encoder <output_dir>/encoder` the encoder of an earlier round chooses them, or with `--miner
-fused` it and BM25. Several processes (`accelerate launch -m nlt_trainer.scripts.mine`) share the corpus; embeddings
-stand in `<candidates>.embeddings` until the candidates are written, so that a killed run goes on where it stopped.
+By default BM25 chooses the candidates. With `--miner encoder --encoder <output_dir>/encoder` the encoder of an earlier
+round chooses them, and with `--miner fused` this encoder and BM25 together. Several processes, which
+`accelerate launch -m nlt_trainer.scripts.mine` starts, share the corpus. Embeddings are kept in
+`<candidates>.embeddings` until the candidates are written, so a killed run continues where it stopped.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 nlt pull --repo ORG/NAME --revision v1 --folder encoders/name
 ```
 
-The folder is there when all of it has come; a pull that was cut goes on. Files that can run code are left out.
+The folder appears when all files have arrived. If a pull was interrupted, run the same command again to continue it.
+Files that can run code are not fetched.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from nlt_trainer.recipe.parsing import parse_recipe
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Fetch; prints where it is."""
+    """Fetch the release; prints its folder and commit."""
     (of,) = parse_recipe(PULL_BLOCKS, argv, description=shown(__doc__))
     from nlt_trainer.assembly.publishing import pull_release
 

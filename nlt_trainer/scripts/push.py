@@ -1,12 +1,13 @@
-"""Publish a run's encoder on the Hub, with card, recipe and results, in one commit with a tag.
+"""Publish a run's encoder on the Hub with its card, recipe and results, in one commit with a tag.
 
 ```bash
 nlt push --config recipes/demo/likelihood_gain.yaml --repo ORG/NAME --dry_run true
 nlt push --config recipes/demo/likelihood_gain.yaml --repo ORG/NAME
 ```
 
-Nothing is sent unless the export passes its check (`nlt export`). The token is that of HF_TOKEN or of `hf auth
-login`. A new repository is private; its owner makes it public on its page.
+The first command only lists the files, and the second one sends them. The encoder is exported and checked first (see
+`nlt export`), and nothing is sent if the check fails. The token is that of HF_TOKEN or of `hf auth login`. A new
+repository is private; its owner can make it public on its page.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from nlt_trainer.recipe.parsing import parse_recipe
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Check, then send; prints where it is."""
+    """Export and check the encoder, then send it; prints each file that is sent and the release."""
     _, data, args, export, to = parse_recipe(PUSH_BLOCKS, argv, description=shown(__doc__))
     from nlt_trainer.assembly.publishing import push_run
 

@@ -1,13 +1,13 @@
-"""Write one self-contained HTML page on a training run, or on all runs of a folder, and its pictures as PNG.
+"""Write one self-contained HTML page on a training run, or on all runs in a folder, and its pictures as PNG files.
 
 ```bash
 nlt report runs/demo
 nlt report runs/demo/dream --examples 20
 ```
 
-It shows results, learning curves, the queries that training has changed most, the audit of the teacher, the heads,
-time and memory, and the settings that differ from the defaults. Call it where the run was trained: the paths in its
-settings are taken as they stand.
+The page shows results, learning curves, the queries that training has changed most, the audit of the teacher, the
+heads, time and memory, and the settings that differ from the defaults. Call it in the working directory in which the
+run was trained, because the paths in the run's settings may be relative to it.
 """
 
 from __future__ import annotations

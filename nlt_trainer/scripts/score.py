@@ -4,8 +4,8 @@
 accelerate launch -m nlt_trainer.scripts.score --config recipes/demo/likelihood_gain.yaml
 ```
 
-Scores go into the cache batch by batch, so that a killed run goes on where it stopped; several processes share the
-work.
+The stage writes the recipe's `gains` file and an audit beside it. Scores are stored in a cache batch by batch, so a
+killed run continues where it stopped. Several processes share the work.
 """
 
 from __future__ import annotations

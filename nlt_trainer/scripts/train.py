@@ -4,8 +4,8 @@
 accelerate launch -m nlt_trainer.scripts.train --config recipes/demo/dream.yaml
 ```
 
-`<output_dir>/encoder` is a Sentence-Transformers folder; checkpoints stand beside it, and a killed run goes on from
-the last whole one.
+The trained encoder is written to `<output_dir>/encoder`, a Sentence-Transformers folder. Checkpoints stand beside it,
+and a killed run continues from the last complete one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nlt_trainer.recipe.parsing import parse_recipe
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train and save; prints where the encoder is."""
+    """Train the encoder and save it; prints its folder."""
     model, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__))
     from nlt_trainer.assembly.training import train
 
