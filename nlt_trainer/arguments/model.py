@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from nlt_trainer.arguments.option import check_words, option
 from nlt_trainer.choices import EncoderDtype, HeadSelection, LLMDtype, PoolingMode
@@ -155,3 +157,16 @@ class ModelArguments:
         """Whether the encoder's adapter can be saved alone. A saved adapter only names its base, so this needs a base
         that has neither a revision nor an adapter of its own."""
         return bool(self.lora) and not (self.encoder_revision or (self.shared_backbone and self.adapter))
+
+
+def start_options(model: Mapping[str, Any]) -> dict[str, Any]:
+    """How the encoder from which training starts is loaded.
+
+    Args:
+        model: the model block of a recipe, as `vars(model)` or as read from the settings of a run.
+
+    Returns:
+        Keyword arguments of `load_encoder`.
+    """
+    prefixed = {key: model[f"encoder_{key}"] for key in ("revision", "prompts")}
+    return prefixed | {key: model[key] for key in ("max_seq_length", "pooling")}

@@ -9,7 +9,7 @@ from accelerate import PartialState
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.evaluation import EvaluationArguments
-from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.model import ModelArguments, start_options
 from nlt_trainer.assembly.parts import processes
 from nlt_trainer.encoder.embedding_cache import trim
 from nlt_trainer.errors import NLTError
@@ -108,14 +108,8 @@ def folder_and_split(entry: str) -> tuple[str, str]:
 
 def checkpoints_of(run: Run, model: ModelArguments) -> list[Checkpoint]:
     """The encoder from which training started, and the trained encoder."""
-    loading = {
-        "revision": model.encoder_revision,
-        "prompts": model.encoder_prompts,
-        "max_seq_length": model.max_seq_length,
-        "pooling": model.pooling,
-    }
     return [
-        Checkpoint("start", model.encoder, loading),
+        Checkpoint("start", model.encoder, start_options(vars(model))),
         Checkpoint(run.report["objective"], str(run.encoder), cost=run.cost),
     ]
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils.logging import set_tqdm_hook
 
 from nlt_trainer.arguments.data import DataArguments
-from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.model import ModelArguments, start_options
 from nlt_trainer.choices import TargetKind
 from nlt_trainer.data.beir import Collection, Query, load_collection, training_queries
 from nlt_trainer.data.candidates import QueryCandidates, read_candidates
@@ -139,13 +139,7 @@ def _check_queries(candidates: list[QueryCandidates], collection: Collection, da
 
 def load_untrained(model: ModelArguments) -> SentenceTransformer:
     """Load the recipe's encoder in float32, without what training would add, such as an adapter."""
-    return load_encoder(
-        model.encoder,
-        revision=model.encoder_revision,
-        prompts=model.encoder_prompts,
-        max_seq_length=model.max_seq_length,
-        pooling=model.pooling,
-    )
+    return load_encoder(model.encoder, **start_options(vars(model)))
 
 
 def load_llm(model: ModelArguments) -> FrozenLM:

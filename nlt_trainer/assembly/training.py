@@ -12,7 +12,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from transformers import IntervalStrategy, set_seed
 
 from nlt_trainer.arguments.data import DataArguments
-from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.model import ModelArguments, start_options
 from nlt_trainer.assembly.losses import Parts, make_collator, make_loss
 from nlt_trainer.assembly.parts import (
     check_batches,
@@ -185,14 +185,7 @@ def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> Sente
             "encoder_dtype bfloat16 rounds small steps of its weights away; set lora, or float32 with bf16: true"
         )
     encoder = load_encoder(
-        model.encoder,
-        revision=model.encoder_revision,
-        dtype=model.encoder_dtype,
-        prompts=model.encoder_prompts,
-        max_seq_length=model.max_seq_length,
-        pooling=model.pooling,
-        lora=model.lora,
-        backbone=backbone,
+        model.encoder, dtype=model.encoder_dtype, lora=model.lora, backbone=backbone, **start_options(vars(model))
     )
     if model.train_max_length is not None and isinstance(encoder[0], StaticEmbedding):
         raise NLTError(

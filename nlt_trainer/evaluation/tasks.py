@@ -224,8 +224,8 @@ def _missing(entries: Sequence[EvaluationTask]) -> str:
     commands = [download_command(d["path"], repo_type="dataset", revision=d["revision"]) for d in datasets]
     return "\n".join(
         [
-            f"{entries[0].collection}{others} data that is not on this machine, or not whole, and the Hub does not "
-            "give it. Where there is a network, run",
+            f"{entries[0].collection}{others} data that cannot be loaded: it is not on this machine or not whole, and "
+            "the Hub does not give it, or it has no such split. Where there is a network, run",
             *(f"  {command}" for command in dict.fromkeys(commands)),
             "and copy the folders datasets--ORG--NAME from the Hub's cache there (~/.cache/huggingface/hub) to "
             f"{constants.HF_HUB_CACHE} here",

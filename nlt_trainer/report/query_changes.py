@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytrec_eval
 
+from nlt_trainer.arguments.model import start_options
 from nlt_trainer.data.beir import Collection, Document, Query, load_collection
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import NLTError
@@ -183,15 +184,7 @@ class RunComparer:
 
     def _start(self, model: dict[str, Any], collection: Collection) -> SearchIndex:
         """The collection's corpus, embedded by the encoder from which the run started."""
-        name, options = (
-            model["encoder"],
-            {
-                "revision": model["encoder_revision"],
-                "prompts": model["encoder_prompts"],
-                "max_seq_length": model["max_seq_length"],
-                "pooling": model["pooling"],
-            },
-        )
+        name, options = model["encoder"], start_options(model)
         key = json.dumps([str(collection.folder), name, options])
         if key not in self._starts:
             encoder = load_encoder(name, **options)
