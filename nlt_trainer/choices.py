@@ -33,7 +33,6 @@ HeadSelection = Literal["best", "random", "worst"]
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "margin_mse", "listwise"]
 Prior = Literal["bm25", "order"]
 """What is mixed into gains: BM25's scores of the candidates, or the places that the miner gave them."""
-QueryWeight = Literal["none", "positive", "gain"]
 MarginalLevel = Literal["sequence", "token"]
 """What EMDR2 marginalises over the candidates: the whole target's likelihood, or each token's."""
 

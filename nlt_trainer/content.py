@@ -74,12 +74,14 @@ def _module_folders(folder: Path) -> set[str]:
     return {part for path in paths for part in Path(path).parts[:1]}
 
 
-def model_content(name: str, *, revision: str | None = None) -> str:
+def model_content(name: str, *, revision: str | None = None, base: bool = True) -> str:
     """Identify a model by its content: the hash of a folder, or Hub id and commit; for an adapter also its base.
 
     Args:
         name: anything that `resolve_model` takes.
         revision: of a Hub model.
+        base: whether the base that an adapter names counts. An LLM's adapter is put on an LLM that has a hash of its
+            own, so its base does not count.
 
     Raises:
         NLTError: the model cannot be found.
@@ -93,7 +95,7 @@ def model_content(name: str, *, revision: str | None = None) -> str:
             small = ["config.json", ADAPTER_CONFIG]  # enough to learn the commit to which the revision points
             folder = Path(snapshot_download(location, revision=revision, allow_patterns=small))
         content = f"{location}@{folder.name}"
-    if not (folder / ADAPTER_CONFIG).is_file():
+    if not base or not (folder / ADAPTER_CONFIG).is_file():
         return content
     adapter = read_json(folder / ADAPTER_CONFIG)
     return f"{content} on {model_content(adapter['base_model_name_or_path'], revision=adapter.get('revision'))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -317,12 +318,12 @@ def make_checkpoint(folder: Path, step: int) -> Path:
     return checkpoint
 
 
-def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
+def test_a_run_with_other_settings_is_refused(tiny_encoder_folder: Path, tmp_path: Path) -> None:
     """Reference: what decides the trajectory differs; where to report does not matter."""
 
     def settings(*, data: dict[str, Any] | None = None, **trainer: Any) -> dict[str, Any]:
         args = NLTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **trainer)
-        return run_settings(ModelArguments(), DataArguments(**(data or {})), args)
+        return run_settings(ModelArguments(encoder=str(tiny_encoder_folder)), DataArguments(**(data or {})), args)
 
     write_json(tmp_path / "settings.json", settings(learning_rate=1e-3))
     check_settings(tmp_path, settings(learning_rate=1e-4))  # no checkpoint yet, nothing to mix
@@ -337,14 +338,42 @@ def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "settings.json", settings(learning_rate=1e-3, data={"gains": str(gains)}))
     check_settings(tmp_path, settings(learning_rate=1e-3, data={"gains": str(gains)}))
     gains.write_text("b")
-    with pytest.raises(NLTError, match=r"content of .*gains.jsonl: '\w+' there, '\w+' now"):
+    with pytest.raises(NLTError, match=r"content of gains: '\w+' there, '\w+' now"):
         check_settings(tmp_path, settings(learning_rate=1e-3, data={"gains": str(gains)}))
+    moved = gains.rename(tmp_path / "moved.jsonl")
+    moved.write_text("a")
+    check_settings(tmp_path, settings(learning_rate=1e-3, data={"gains": str(moved)}))
 
 
-def test_a_run_with_other_heads_is_refused(tmp_path: Path) -> None:
+def test_a_run_with_another_llm_or_adapter_is_refused(
+    tiny_encoder_folder: Path, tiny_llm_folder: Path, tmp_path: Path
+) -> None:
+    """Reference: the folders' content, rewritten in place; an objective that does not read the LLM does not mind."""
+    llm, adapter = tmp_path / "llm", tmp_path / "adapter"
+    shutil.copytree(tiny_llm_folder, llm)
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "another/place"}')
+    (adapter / "adapter_model.safetensors").write_bytes(b"a")
+    model = ModelArguments(encoder=str(tiny_encoder_folder), llm=str(llm), adapter=str(adapter))
+    make_checkpoint(tmp_path, 2)
+    for name, file in (("llm", llm / "config.json"), ("adapter", adapter / "adapter_model.safetensors")):
+        for objective in ("dream", "likelihood_gain"):
+            args = NLTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, objective=objective)
+            write_json(tmp_path / "settings.json", run_settings(model, DataArguments(), args))
+            check_settings(tmp_path, run_settings(model, DataArguments(), args))
+            file.write_bytes(file.read_bytes() + b" ")
+            if objective == "dream":
+                with pytest.raises(NLTError, match=rf"content of {name}: '\w+' there, '\w+' now"):
+                    check_settings(tmp_path, run_settings(model, DataArguments(), args))
+            else:
+                check_settings(tmp_path, run_settings(model, DataArguments(), args))
+
+
+def test_a_run_with_other_heads_is_refused(tiny_encoder_folder: Path, tiny_llm_folder: Path, tmp_path: Path) -> None:
     """Reference: other heads differ; another time that finding the same ones took does not."""
     args = NLTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, objective="dream")
-    model = ModelArguments(heads=str(tmp_path / "heads.json"))
+    encoder, llm = str(tiny_encoder_folder), str(tiny_llm_folder)
+    model = ModelArguments(encoder=encoder, llm=llm, heads=str(tmp_path / "heads.json"))
 
     def settings(*heads: tuple[int, int], seconds: float) -> dict[str, Any]:
         scores = ((0.5, 0.25), (0.125, seconds))
@@ -358,20 +387,20 @@ def test_a_run_with_other_heads_is_refused(tmp_path: Path) -> None:
         check_settings(tmp_path, settings((0, 0), (1, 0), seconds=3.0))
 
 
-def test_a_run_with_other_labels_is_refused(tmp_path: Path) -> None:
+def test_a_run_with_other_labels_is_refused(tiny_encoder_folder: Path, tmp_path: Path) -> None:
     """Reference: the file that changed, in the message; judgements that the objective does not read may change."""
-    qrels = tmp_path / "qrels" / "train.tsv"
+    qrels, model = tmp_path / "qrels" / "train.tsv", ModelArguments(encoder=str(tiny_encoder_folder))
     qrels.parent.mkdir()
     make_checkpoint(tmp_path, 2)
     for labels in (True, False):
         data = DataArguments(collection=str(tmp_path), train_split="train", labels=labels)
         args = NLTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, objective="info_nce")
         qrels.write_text("a")
-        write_json(tmp_path / "settings.json", run_settings(ModelArguments(), data, args))
+        write_json(tmp_path / "settings.json", run_settings(model, data, args))
         qrels.write_text("b")
-        changed = run_settings(ModelArguments(), data, args)
+        changed = run_settings(model, data, args)
         if labels:
-            with pytest.raises(NLTError, match=r"content of .*train.tsv: '\w+' there, '\w+' now"):
+            with pytest.raises(NLTError, match=r"content of qrels: '\w+' there, '\w+' now"):
                 check_settings(tmp_path, changed)
         else:
             check_settings(tmp_path, changed)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.option import check_words, option
-from nlt_trainer.choices import Divergence, DocumentMass, InjectedRows, MarginalLevel, Prior, QueryWeight
+from nlt_trainer.choices import Divergence, DocumentMass, InjectedRows, MarginalLevel, Prior
 from nlt_trainer.errors import NLTError
 
 OBJECTIVES = ("likelihood_gain", "dream", "emdr2", "loop", "adist", "revela", "info_nce")
@@ -64,14 +64,8 @@ class TrainerArguments:
         default=0.0,
         decides="training",
         help=(
-            "Weight of the prior beside the gains, both standardised over a query's candidates; 0.2 to 0.3 helps "
-            "where the LLM is small."
+            "Weight of the prior beside the gains, both standardised over a query's candidates; 0: the gains alone."
         ),
-    )
-    query_weight: QueryWeight = option(
-        default="none",
-        decides="training",
-        help="How a query is weighted by its best gain: none, positive or gain (likelihood_gain).",
     )
     emdr2_level: MarginalLevel = option(
         default="sequence",

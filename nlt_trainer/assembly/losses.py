@@ -93,7 +93,6 @@ def likelihood_gain(parts: Parts, temperature: float) -> LikelihoodGainLoss:
         temperature=temperature,
         teacher_temperature=args.teacher_temperature,
         divergence=args.divergence,
-        query_weight=args.query_weight,
         in_batch_candidates=args.in_batch_candidates,
     )
 

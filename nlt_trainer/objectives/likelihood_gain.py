@@ -9,9 +9,9 @@ from math import log
 
 import torch
 from sentence_transformers import SentenceTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
-from nlt_trainer.choices import Divergence, QueryWeight, check_choice
+from nlt_trainer.choices import Divergence, check_choice
 from nlt_trainer.encoder.similarity import all_cosines, documents_of_batch, gain_of, label_of
 from nlt_trainer.errors import NLTError
 from nlt_trainer.objectives.objective import Objective
@@ -22,7 +22,7 @@ class LikelihoodGainLoss(Objective):
 
     With :math:`t_{bk} = g_{bk} / \tau_T` the likelihood gain of candidate k over the teacher's temperature,
     :math:`s_{bk} = \cos(e(q_b), e(d_{bk})) / \tau`, :math:`p = \mathrm{softmax}_k(t_b)` and
-    :math:`w = \mathrm{softmax}_k(s_b)`, the loss is :math:`\frac{1}{B} \sum_b u_b D(t_b, s_b)` with D one of
+    :math:`w = \mathrm{softmax}_k(s_b)`, the loss is :math:`\frac{1}{B} \sum_b D(t_b, s_b)` with D one of
 
     - `forward_kl`: :math:`\mathrm{KL}(p \| w)`
     - `reverse_kl`: :math:`\mathrm{KL}(w \| p)`
@@ -39,8 +39,7 @@ class LikelihoodGainLoss(Objective):
     other queries' candidates.
 
     Adding a constant to all gains of a query, or to all its scores, changes none of these divergences. The `listwise`
-    divergence uses only the order of the gains, so the teacher's temperature has an effect on it only through
-    `query_weight="gain"`.
+    divergence uses only the order of the gains, so the teacher's temperature has no effect on it.
 
     Inputs:
         | Texts              | Labels                                     |
@@ -53,8 +52,6 @@ class LikelihoodGainLoss(Objective):
         temperature: of the encoder's cosines.
         teacher_temperature: of the gains, nats per target token.
         divergence: D above.
-        query_weight: u above. `none`: every query counts 1; `positive`: 0 where no candidate has a positive gain, else
-            1; `gain`: the teacher's probability that some candidate is better than none.
         in_batch_candidates: whether a query's candidates compete with those of all queries of the global batch. This
             works with `forward_kl` only, because the other divergences need the teacher's gain of every document.
 
@@ -80,14 +77,12 @@ class LikelihoodGainLoss(Objective):
         temperature: float = 0.05,
         teacher_temperature: float = 0.2,
         divergence: Divergence = "forward_kl",
-        query_weight: QueryWeight = "none",
         in_batch_candidates: bool = False,
     ) -> None:
         super().__init__(model, temperature=temperature)
         if teacher_temperature <= 0:
             raise NLTError(f"teacher_temperature is {teacher_temperature}; it must be greater than 0")
         check_choice("divergence", divergence, Divergence)
-        check_choice("query_weight", query_weight, QueryWeight)
         if in_batch_candidates and divergence != "forward_kl":
             raise NLTError(
                 f"in_batch_candidates: divergence {divergence!r} needs gains of other queries' candidates, which are "
@@ -95,7 +90,6 @@ class LikelihoodGainLoss(Objective):
             )
         self.teacher_temperature = teacher_temperature
         self.divergence = divergence
-        self.query_weight = query_weight
         self.in_batch_candidates = in_batch_candidates
 
     def compute_loss_from_embeddings(
@@ -119,17 +113,9 @@ class LikelihoodGainLoss(Objective):
         """
         teacher = gain.to(scores) / self.teacher_temperature
         if own is None:
-            return (self._weight(teacher) * DIVERGENCES[self.divergence](teacher, scores)).mean()
+            return DIVERGENCES[self.divergence](teacher, scores).mean()
         log_p, log_w = teacher.log_softmax(-1), scores.log_softmax(-1).gather(1, own)
-        return (self._weight(teacher) * (log_p.exp() * (log_p - log_w)).sum(-1)).mean()
-
-    def _weight(self, teacher: Tensor) -> Tensor:
-        """Weight of each query, `(B,)`, between 0 and 1; it does not depend on the rest of the batch."""
-        if self.query_weight == "positive":
-            return (teacher.max(-1).values > 0).to(teacher)
-        if self.query_weight == "gain":
-            return 1 - nn.functional.pad(teacher, (0, 1)).softmax(-1)[:, -1]
-        return torch.ones_like(teacher[:, 0])
+        return (log_p.exp() * (log_p - log_w)).sum(-1).mean()
 
 
 # Each divergence takes the logits of teacher and student, both `(B, K)`, and returns one value a query, `(B,)`.

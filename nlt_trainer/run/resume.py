@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,15 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     Each option's declaration says whether it decides the trajectory, see `nlt_trainer.arguments.option.Decides`. Files
     count by their content, so that a run whose gains, candidates or start have changed is not taken for the same.
     """
-    files = [data.candidates, str(Path(data.collection, "corpus.jsonl"))]
+    files: dict[str, str | Path] = {"candidates": data.candidates, "corpus": Path(data.collection, "corpus.jsonl")}
     if args.reads_gains(data):
-        files.append(data.gains)
+        files["gains"] = data.gains
     if args.reads_labels(data):
-        files.append(str(Path(data.collection, "qrels", f"{data.train_split}.tsv")))
+        files["qrels"] = Path(data.collection, "qrels", f"{data.train_split}.tsv")
     decides: tuple[Decides, ...] = ("start", "training", "llm") if args.reads_llm else ("start", "training")
     trajectory = _decisive(model, *decides) | _decisive(data, *decides) | trainer_settings(args)
-    trajectory |= _numbers(model) if args.reads_llm else {}
-    trajectory |= {"processes": args.world_size} | {f"content of {file}": _file_hash(file) for file in files}
+    trajectory |= _llm_content(model) if args.reads_llm else {}
+    trajectory |= {"processes": args.world_size} | _file_contents(files)
     if "dream" in args.objectives and Path(model.heads).is_file():
         heads = HeadSet.load(model.heads).heads  # the file also says how long it took to find them
         trajectory["heads"] = [list(pair) for pair in heads]
@@ -60,11 +61,13 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
 
 def adaptation_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> dict[str, Any]:
     """The trajectory of a run of `adapt_scorer`, which has no encoder and no objective."""
-    files = [str(Path(data.collection, "corpus.jsonl")), *([data.candidates, data.gains] if data.adapt_pairs else [])]
+    files: dict[str, str | Path] = {"corpus": Path(data.collection, "corpus.jsonl")}
+    if data.adapt_pairs:
+        files |= {"candidates": data.candidates, "gains": data.gains}
     values = args.to_dict()
     trajectory = {key: values[key] for key in sorted(DECIDING) if key in values}
-    trajectory |= _decisive(model, "llm", "adaptation") | _decisive(data, "llm", "adaptation") | _numbers(model)
-    trajectory |= {f"content of {file}": _file_hash(file) for file in files}
+    trajectory |= _decisive(model, "llm", "adaptation") | _decisive(data, "llm", "adaptation") | _llm_content(model)
+    trajectory |= _file_contents(files)
     return {"trajectory": trajectory}
 
 
@@ -75,20 +78,28 @@ def trainer_settings(args: NLTTrainingArguments) -> dict[str, Any]:
     return {name: values[name] for name in names if name in values}
 
 
-def _numbers(model: ModelArguments) -> dict[str, str]:
-    """The dtype that `auto` means on this machine: on another one a run would go on in other numbers."""
-    return {"llm_dtype": resolved_dtype(model.llm_dtype, model.llm_device)}
+def _llm_content(model: ModelArguments) -> dict[str, str]:
+    """What the LLM is, its adapter, and the dtype that `auto` means on this machine."""
+    content = {
+        "llm_dtype": resolved_dtype(model.llm_dtype, model.llm_device),
+        "content of llm": model_content(model.llm, revision=model.llm_revision),
+    }
+    return content | ({"content of adapter": model_content(model.adapter, base=False)} if model.adapter else {})
 
 
 def _decisive(arguments: Any, *what: Decides) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in options_deciding(*what, of=type(arguments))}
 
 
-def _file_hash(path: str) -> str | None:
-    """Hash of a file's content; `None` for a missing file, which is reported where it is read."""
-    if not Path(path).is_file():
+def _file_contents(files: Mapping[str, str | Path]) -> dict[str, str | None]:
+    """Hash of what a file of each role holds; `None` for a missing file, which is reported where it is read."""
+    return {f"content of {role}": _file_hash(Path(file)) for role, file in files.items()}
+
+
+def _file_hash(path: Path) -> str | None:
+    if not path.is_file():
         return None
-    with Path(path).open("rb") as handle:
+    with path.open("rb") as handle:
         return hashlib.file_digest(handle, "blake2b").hexdigest()[:16]
 
 

@@ -57,10 +57,9 @@ def test_every_name_has_a_builder() -> None:
     [
         (
             {"objective": "likelihood_gain", "temperature": 0.1, "teacher_temperature": 0.3,
-             "divergence": "margin_mse", "query_weight": "gain"},
+             "divergence": "margin_mse"},
             LikelihoodGainLoss,
-            {"temperature": 0.1, "teacher_temperature": 0.3, "divergence": "margin_mse",
-             "query_weight": "gain"},
+            {"temperature": 0.1, "teacher_temperature": 0.3, "divergence": "margin_mse"},
         ),
         ({"objective": "emdr2", "emdr2_level": "token"}, EMDR2Loss, {"level": "token", "temperature": 0.05}),
         (

@@ -117,7 +117,9 @@ def test_what_hf_download_brings_is_enough_offline(tmp_path: Path, monkeypatch: 
     (snapshot / "corpus.jsonl").unlink()
     (snapshot / "corpus.jsonl").write_text('{"_id": "d0", "title"')  # half a file
     (entry,) = resolve_tasks(["SciFact"]).tasks
-    with pytest.raises(NLTError, match=r"(?s)^SciFact has data that cannot be loaded: it is not on this machine or not whole.*Error"):
+    with pytest.raises(
+        NLTError, match=r"(?s)^SciFact has data that cannot be loaded: it is not on this machine or not whole.*Error"
+    ):
         load_task(entry)
     (snapshot / "qrels" / "test.jsonl").unlink()
     (entry,) = resolve_tasks(["SciFact"]).tasks
@@ -145,7 +147,9 @@ def test_all_that_is_missing_is_named_before_anything_runs(tmp_path: Path, monke
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     hub_cache(tmp_path / "hub")
     tasks = resolve_tasks(["NanoBEIR", "SciFact"]).tasks
-    with pytest.raises(NLTError, match=r"^NanoArguAnaRetrieval and 12 others have data that cannot be loaded") as error:
+    with pytest.raises(
+        NLTError, match=r"^NanoArguAnaRetrieval and 12 others have data that cannot be loaded"
+    ) as error:
         check_data(tasks)
     assert str(error.value).count("\n  hf download mteb/Nano") == 13
     assert "mteb/scifact" not in str(error.value)

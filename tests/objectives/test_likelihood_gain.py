@@ -11,7 +11,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from nlt_trainer.choices import Divergence, QueryWeight
+from nlt_trainer.choices import Divergence
 from nlt_trainer.errors import NLTError
 from nlt_trainer.objectives.likelihood_gain import DIVERGENCES, LikelihoodGainLoss
 
@@ -49,14 +49,10 @@ def numpy_loss(
     gain: np.ndarray,
     *,
     divergence: str = "forward_kl",
-    query_weight: str,
     temperature: float = 0.2,
 ) -> float:
-    """The reference: the divergence of gain / temperature and scores, weighted, mean over queries."""
-    column = np.zeros((len(gain), 1))
-    better = 1 - softmax(np.hstack([gain / temperature, column]))[:, -1]
-    weight = {"none": np.ones(len(gain)), "positive": (gain.max(1) > 0) * 1.0, "gain": better}[query_weight]
-    return float((weight * numpy_divergence(divergence, gain / temperature, scores)).mean())
+    """The reference: the divergence of gain / temperature and scores, mean over queries."""
+    return float(numpy_divergence(divergence, gain / temperature, scores).mean())
 
 
 @pytest.fixture
@@ -69,25 +65,18 @@ def numbers() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-@pytest.mark.parametrize("query_weight", ["none", "positive", "gain"])
 def test_the_loss_is_the_formula(
     tiny_static_encoder: SentenceTransformer,
     numbers: tuple[Tensor, Tensor],
     divergence: Divergence,
-    query_weight: QueryWeight,
 ) -> None:
     """Reference: numpy in float64."""
-    loss = LikelihoodGainLoss(
-        tiny_static_encoder,
-        divergence=divergence,
-        query_weight=query_weight,
-    )
+    loss = LikelihoodGainLoss(tiny_static_encoder, divergence=divergence)
     scores, gain = numbers
     expected = numpy_loss(
         scores.double().numpy(),
         gain.double().numpy(),
         divergence=divergence,
-        query_weight=query_weight,
     )
     assert float(loss.compute_loss_from_scores(scores, gain)) == pytest.approx(expected, rel=1e-5)
     assert expected > 0.05
@@ -100,7 +89,7 @@ def test_gradients_against_finite_differences(
     divergence: Divergence,
 ) -> None:
     """Reference: `torch.autograd.gradcheck` on scores in float64."""
-    loss = LikelihoodGainLoss(tiny_static_encoder, divergence=divergence, query_weight="gain")
+    loss = LikelihoodGainLoss(tiny_static_encoder, divergence=divergence)
     scores, gain = numbers[0].double().requires_grad_(), numbers[1].double()
     assert torch.autograd.gradcheck(lambda s: loss.compute_loss_from_scores(s, gain), scores)
 
@@ -194,16 +183,13 @@ def test_a_constant_changes_nothing(
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("query_weight", ["none", "gain"])
-def test_candidates_of_the_batch_are_the_formula(
-    tiny_static_encoder: SentenceTransformer, query_weight: QueryWeight
-) -> None:
+def test_candidates_of_the_batch_are_the_formula(tiny_static_encoder: SentenceTransformer) -> None:
     """Reference: numpy; "b" stands twice and is one document, "a" twice among one query's own and is read twice."""
     embeddings = torch.nn.functional.normalize(torch.randn(2, 4, 8), dim=-1)
     queries, documents = embeddings[:, 0], embeddings[:, 1:].clone()
     keys, gain = torch.tensor([[7, 2, 7], [2, 9, 4]]), torch.tensor([[0.3, 0.0, 0.1], [0.2, -0.1, 0.05]])
     documents[0, 2], documents[1, 0] = documents[0, 0], documents[0, 1]  # equal texts have equal embeddings
-    loss = LikelihoodGainLoss(tiny_static_encoder, query_weight=query_weight, in_batch_candidates=True)
+    loss = LikelihoodGainLoss(tiny_static_encoder, in_batch_candidates=True)
     found = loss.compute_loss_from_embeddings(queries, documents, {"gain": gain, "candidate_keys": keys})
     different = {7: documents[0, 0], 2: documents[0, 1], 9: documents[1, 1], 4: documents[1, 2]}
     expected = []
@@ -212,11 +198,8 @@ def test_candidates_of_the_batch_are_the_formula(
         total = np.log(np.sum(np.exp([*scores.values()])))
         teacher = gain[b : b + 1].double().numpy() / 0.2
         p = softmax(teacher)[0]
-        weight = 1.0
-        if query_weight == "gain":
-            weight = 1 - softmax(np.append(teacher, [[0.0]], axis=1))[0, -1]
         log_w = np.array([scores[int(key)] - total for key in keys[b]])
-        expected.append(weight * float((p * (np.log(p) - log_w)).sum()))
+        expected.append(float((p * (np.log(p) - log_w)).sum()))
     assert float(found["likelihood_gain"]) == pytest.approx(np.mean(expected), rel=1e-4)
 
 
@@ -233,13 +216,12 @@ def test_one_query_alone_has_no_candidates_of_others(tiny_static_encoder: Senten
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("query_weight", ["none", "positive", "gain"])
 def test_a_batch_is_the_mean_of_its_queries(
-    tiny_static_encoder: SentenceTransformer, numbers: tuple[Tensor, Tensor], query_weight: QueryWeight
+    tiny_static_encoder: SentenceTransformer, numbers: tuple[Tensor, Tensor]
 ) -> None:
     """Reference: each query alone; hence any split of a global batch over processes has the same mean."""
     scores, gain = numbers
-    loss = LikelihoodGainLoss(tiny_static_encoder, query_weight=query_weight)
+    loss = LikelihoodGainLoss(tiny_static_encoder)
     alone = [loss.compute_loss_from_scores(scores[b : b + 1], gain[b : b + 1]) for b in range(4)]
     torch.testing.assert_close(loss.compute_loss_from_scores(scores, gain), torch.stack(alone).mean())
 
@@ -268,7 +250,6 @@ def test_forward_takes_cosines(tiny_static_encoder: SentenceTransformer) -> None
             {"in_batch_candidates": True, "divergence": "listwise"},
             "in_batch_candidates: divergence 'listwise' needs gains of other queries' candidates",
         ),
-        ({"query_weight": "best"}, "query_weight 'best' is unknown; choose one of none, positive, gain"),
         ({"divergence": "kl"}, "divergence 'kl' is unknown; choose one of forward_kl, reverse_kl, jensen_shannon, "),
     ],
 )

@@ -73,13 +73,13 @@ def train(objective: str, encoder_folder: str, *, llm_folder: str, output: Path,
     trained = None
     if objective == "revela_trained":
         trained = add_llm_lora(lm, {"r": 2, "target_modules": "all-linear"}, seed=args.seed)
-    gain = LikelihoodGainLoss(encoder, query_weight="gain")
+    gain = LikelihoodGainLoss(encoder)
     dream = DREAMLoss(encoder, lm, heads=heads, temperature=0.3, micro_batch_size=1)
     info_nce = InfoNCELoss(encoder, false_negative_margin=0.25)
     revela = RevelaLoss(encoder, lm, temperature=0.3, micro_batch_size=1, trained=trained)
     loss: dict[str, Objective] = {
         "likelihood_gain": gain,
-        "likelihood_gain_in_batch": LikelihoodGainLoss(encoder, query_weight="gain", in_batch_candidates=True),
+        "likelihood_gain_in_batch": LikelihoodGainLoss(encoder, in_batch_candidates=True),
         "dream": dream,
         "dream_in_batch": DREAMLoss(
             encoder, lm, heads=heads, temperature=0.3, micro_batch_size=1, in_batch_candidates=True
