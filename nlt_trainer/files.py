@@ -18,6 +18,8 @@ from nlt_trainer.errors import DataError, NLTError
 FOLDER_MARK = ".nlt_trainer"
 RECORD_FILE = "record.json"
 """File in an encoder's folder from which its card is made. It is no part of the model; each evaluation rewrites it."""
+SIZES_FILE = "checkpoint_files.json"
+"""File in a checkpoint that lists its other files with their sizes, so that a half-written checkpoint is known."""
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character, which is valid only if the other half follows
 
 

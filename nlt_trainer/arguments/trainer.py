@@ -185,7 +185,8 @@ def parse_objective(text: str) -> dict[str, float]:
         if name not in OBJECTIVES:
             near = difflib.get_close_matches(name, OBJECTIVES, n=1)
             remedy = f"did you mean {near[0]}?" if near else f"choose of {', '.join(OBJECTIVES)}"
-            raise NLTError(f"objective {name!r} in {text!r} is unknown; {remedy}")
+            place = "" if name == text else f" in {text!r}"
+            raise NLTError(f"objective {name!r}{place} is unknown; {remedy}")
         if name in weights:
             raise NLTError(f"objective {name!r} stands twice in {text!r}; add its weights")
         try:

@@ -114,7 +114,7 @@ def was_finished(run: Run, checkpoint: str | None, *, steps: int) -> bool:
 
     The earlier report, which has the whole cost, is then still correct.
     """
-    done = checkpoint is not None and Path(checkpoint) == run.folder / f"checkpoint-{steps}"
+    done = checkpoint is not None and Path(checkpoint) == run.checkpoint(steps)
     return done and run.training_file.is_file()
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -30,6 +30,9 @@ from nlt_trainer.recipe.command_line import config_of, make_parser, with_undersc
 from nlt_trainer.recipe.keys import Block, Blocks, KnownKeys, default_of, field_hints
 from nlt_trainer.recipe.values import NULL, Unread, coerce, expand_home, from_text, read
 from nlt_trainer.recipe.yaml_files import read_mapping
+
+Builder = Callable[[KnownKeys, Mapping[str, Any]], dict[str, Any]]
+"""Makes the instances of blocks from values."""
 
 
 def parse_recipe(blocks: Blocks, argv: Sequence[str] | None = None, *, description: str | None = None) -> Any:
@@ -65,21 +68,24 @@ def parse_recipe(blocks: Blocks, argv: Sequence[str] | None = None, *, descripti
     for key in flags.keys() & known.refused.keys():
         raise NLTError(f"argument --{key}: {known.refused[key]}")
     flags = {key: _from_words(key, value, known) for key, value in flags.items()}
-    try:
-        return _build(known, {**recipe, **flags})
-    except ValueError as error:
-        place = "" if config is None else f"{_origin(known, recipe, config, error)}: "
-        raise NLTError(f"{place}{error}") from error
+    for build in (_build_own, _build):  # the former needs no library, so that its errors appear at once
+        try:
+            built = build(known, {**recipe, **flags})
+        except ValueError as error:
+            named = config is None or str(error).startswith("argument --")
+            place = "" if named else f"{_origin(build, known, recipe, config, error)}: "
+            raise NLTError(f"{place}{error}") from error
+    return tuple(built.values())
 
 
-def _build(known: KnownKeys, values: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Make the instances. Options that need no library come first, so that their errors appear at once.
+def _build(known: KnownKeys, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the instance of each block.
 
     Raises:
         ValueError: a required key is missing, or a dataclass refuses its values.
     """
+    built = _build_own(known, values)
     values = {key: expand_home(value) for key, value in values.items()}
-    built = {name: _instance(own, known, name, values) for name, own in known.own.items()}
     for name, block in known.blocks.items():
         if isinstance(block, Block):
             full = block.full_class
@@ -88,7 +94,13 @@ def _build(known: KnownKeys, values: Mapping[str, Any]) -> tuple[Any, ...]:
                 key: read(value, hints[key]) if isinstance(value, Unread) else value for key, value in own.items()
             }
             built[name] = full(**{key: expand_home(value) for key, value in given.items()})
-    return tuple(built.values())
+    return built
+
+
+def _build_own(known: KnownKeys, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The instances of the blocks' own dataclasses, which need no library."""
+    values = {key: expand_home(value) for key, value in values.items()}
+    return {name: _instance(own, known, name, values) for name, own in known.own.items()}
 
 
 def _instance(own: type, known: KnownKeys, name: str, values: Mapping[str, Any]) -> Any:
@@ -100,13 +112,13 @@ def _instance(own: type, known: KnownKeys, name: str, values: Mapping[str, Any])
     return own(**given)
 
 
-def _origin(known: KnownKeys, recipe: Mapping[str, Any], config: str, error: ValueError) -> str:
+def _origin(build: Builder, known: KnownKeys, recipe: Mapping[str, Any], config: object, error: ValueError) -> str:
     """Where refused values come from: the recipe, if it alone raises the same error, else the command line."""
     try:
-        _build(known, recipe)
+        build(known, recipe)
     except ValueError as alone:
         if str(alone) == str(error):
-            return config
+            return str(config)
     return "command line"
 
 
@@ -193,6 +205,6 @@ def _unknown_flag_message(unknown: Sequence[str], known: KnownKeys) -> str:
     if not flags:
         return f"unexpected argument {unknown[0]!r}; give values as --key value"
     key = flags[0].split("=")[0].lstrip("-")
-    nearest = difflib.get_close_matches(key, list(known.block_of), n=1)
+    nearest = difflib.get_close_matches(key, ["config", "help", "help_all", *known.block_of], n=1)
     remedy = f", did you mean --{nearest[0]}?" if nearest else "; --help lists the known ones"
     return f"unknown flag --{key}{remedy}"

@@ -10,29 +10,20 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import read_json, write_json
+from nlt_trainer.files import SIZES_FILE, read_json, write_json
+from nlt_trainer.run.folder import Run
 
 logger = logging.getLogger(__name__)
-
-SIZES_FILE = "checkpoint_files.json"
 
 
 def last_checkpoint(folder: Path) -> str | None:
     """The last checkpoint whose files are all complete. Later ones are ignored, with a warning that names them."""
-    for checkpoint in sorted(_checkpoints(folder), key=_step, reverse=True):
+    for _, checkpoint in sorted(Run(folder).checkpoints().items(), reverse=True):
         fault = checkpoint_fault(checkpoint)
         if fault is None:
             return str(checkpoint)
         logger.warning("%s is half-written and ignored: %s; remove it, or copy it again", checkpoint, fault)
     return None
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
 
 
 def checkpoint_fault(checkpoint: Path) -> str | None:
@@ -69,13 +60,13 @@ class CheckpointFiles(TrainerCallback):
         They come from an earlier attempt. A kill while they are written anew would mix the files of both attempts.
         """
         if state.is_world_process_zero:
-            for checkpoint in _checkpoints(Path(str(args.output_dir))):
-                if _step(checkpoint) > state.global_step:
+            for step, checkpoint in Run(str(args.output_dir)).checkpoints().items():
+                if step > state.global_step:
                     (checkpoint / SIZES_FILE).unlink(missing_ok=True)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
-            folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+            folder = Run(str(args.output_dir)).checkpoint(state.global_step)
             files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SIZES_FILE)
             write_json(folder / SIZES_FILE, {f.relative_to(folder).as_posix(): f.stat().st_size for f in files})

@@ -17,12 +17,17 @@ from nlt_trainer.files import read_json
 from nlt_trainer.recipe.keys import Block
 from nlt_trainer.run.results import Result, read_results
 
+CHECKPOINT = "checkpoint-"
+"""Prefix of the folders in which the trainer keeps its state; the number of the step follows."""
+
 REPORT_KEYS = {"objective", "seed", "steps", "queries", "log", "train_seconds", "lm_tokens"}
 """Keys that the `training.json` of a finished run has."""
 
 
 class Run:
-    """The folder of a run, which may still be empty. The names of its files are written down only here.
+    """The folder of a run, which may still be empty. The names of its files and folders are written down only here.
+
+    What lies inside an encoder or a checkpoint is named by the module that writes it.
 
     Args:
         folder: `output_dir` of the recipe.
@@ -51,6 +56,15 @@ class Run:
         self.query_values_file = self.evaluation / "queries.jsonl"
         self.mteb = self.evaluation / "mteb"
         """mteb's own results, with a folder for each system and a file for each task."""
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the trainer's state after a step."""
+        return self.folder / f"{CHECKPOINT}{step}"
+
+    def checkpoints(self) -> dict[int, Path]:
+        """Folders of the trainer's states, by step; they may be half-written."""
+        steps = {path: path.name.removeprefix(CHECKPOINT) for path in self.folder.glob(f"{CHECKPOINT}*")}
+        return {int(step): path for path, step in sorted(steps.items()) if step.isdigit()}
 
     @property
     def name(self) -> str:

@@ -48,11 +48,12 @@ class TrainingProgress(ProgressCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Write how far training is, and the loss that was logged last."""
+        """Write how far training is, and the mean of the losses that were logged in this epoch."""
         if not state.is_world_process_zero:
             return
-        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-        loss = f", loss {losses[-1]:.3f}" if losses else ""
+        begin = (state.epoch or 0) - 1
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry and entry["epoch"] > begin]
+        loss = f", loss {sum(losses) / len(losses):.3f}" if losses else ""
         epoch = f"epoch {state.epoch or 0:.0f} of {state.num_train_epochs}"
         say(f"{epoch}: step {state.global_step} of {state.max_steps}{loss}")
 

@@ -28,6 +28,7 @@ from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
 from nlt_trainer.objectives.loop import LOOPLoss
 from nlt_trainer.objectives.mixture import MixtureLoss
 from nlt_trainer.objectives.revela import RevelaLoss
+from nlt_trainer.release.card_rendering import PAPERS
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
 CANDIDATES = [QueryCandidates("q1", "which animal is the largest of all", None, ("d02", "d01"), (1.0, 0.0))]
@@ -46,9 +47,9 @@ def parts(tiny_encoder: SentenceTransformer, tiny_llm_folder: Path, tiny_lm: Fro
     return build
 
 
-def test_every_name_has_a_builder() -> None:
+def test_every_name_has_a_builder_and_a_paper() -> None:
     """Reference: the names that a recipe may use."""
-    assert tuple(BUILDERS) == OBJECTIVES
+    assert tuple(BUILDERS) == tuple(PAPERS) == OBJECTIVES
     assert set(READERS) == LLM_OBJECTIVES
 
 

@@ -10,10 +10,11 @@ import pytest
 import nlt_trainer
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import write_json
-from nlt_trainer.run.folder import REPORT_KEYS, Run, find_runs
+from nlt_trainer.run.folder import CHECKPOINT, REPORT_KEYS, Run, find_runs
 
 PACKAGE = Path(str(nlt_trainer.__file__)).parent
-FILES = {path.name for path in vars(Run("run")).values() if path.suffix}
+NAMES = {path.name for path in vars(Run("run")).values()} - {"run"}
+FILES = {name for name in NAMES if "." in name} | {CHECKPOINT}
 
 
 def literals(path: Path) -> set[str]:
@@ -24,13 +25,25 @@ def literals(path: Path) -> set[str]:
     return {node.value for node in found if isinstance(node.value, str)}
 
 
+def joined(path: Path) -> set[str]:
+    """The texts that a module joins to a path, as in `folder / "encoder"`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = (node.right for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div))
+    return {node.value for node in found if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
 def test_the_names_of_a_runs_files_stand_in_one_module() -> None:
-    """Reference: every other module; a template and a file of BEIR folders have names of the same kind."""
+    """Reference: every other module; a template, BEIR folders and an example in a message have such names too."""
     own = {PACKAGE / "run" / "folder.py"}
-    others = {PACKAGE / "report" / "page.py": {"report.html"}, PACKAGE / "data" / "beir.py": {"queries.jsonl"}}
+    others = {
+        PACKAGE / "report" / "page.py": {"report.html"},
+        PACKAGE / "data" / "beir.py": {"queries.jsonl"},
+        PACKAGE / "files.py": {"encoder"},
+    }
     assert {"settings.json", "training.json", "results.json", "probe.safetensors", "table.md"} <= FILES
     for path in sorted(set(PACKAGE.rglob("*.py")) - own):
         assert literals(path) & FILES <= others.get(path, set()), path
+        assert joined(path) & NAMES <= others.get(path, set()), path
 
 
 def test_a_run_is_finished_when_it_has_an_encoder_and_a_report(tmp_path: Path) -> None:
@@ -40,6 +53,10 @@ def test_a_run_is_finished_when_it_has_an_encoder_and_a_report(tmp_path: Path) -
         found.append(run.is_finished)
         write()
     assert [*found, run.is_finished] == [False, False, True]
+    run.checkpoint(12).mkdir()
+    run.checkpoint(2).mkdir()
+    (tmp_path / "checkpoint-x").mkdir()
+    assert run.checkpoints() == {2: tmp_path / "checkpoint-2", 12: tmp_path / "checkpoint-12"}
     assert (run.exported("adapter"), run.exported("onnx")) == (run.adapter, tmp_path / "onnx")
 
 

@@ -20,9 +20,9 @@ def state_at(step: int, log: list[dict[str, Any]]) -> TrainerState:
 
 
 def test_an_epoch_and_an_evaluation_are_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Reference: the lines; the best so far is named only where it is better; other metrics are left to the log."""
+    """Reference: the lines; an epoch's loss is its mean; the best so far is named only where it is better."""
     progress, args = TrainingProgress(), TrainingArguments(output_dir=str(tmp_path), disable_tqdm=True)
-    log: list[dict[str, Any]] = [{"loss": 1.5, "step": 10}]
+    log: list[dict[str, Any]] = [{"loss": 1.0, "step": 5, "epoch": 0.5}, {"loss": 2.0, "step": 10, "epoch": 1.0}]
     progress.on_train_begin(args, state_at(0, []), CONTROL)
     progress.on_log(args, state_at(10, log), CONTROL, logs=log[-1])
     progress.on_epoch_end(args, state_at(10, log), CONTROL)
@@ -32,11 +32,14 @@ def test_an_epoch_and_an_evaluation_are_a_line_each(tmp_path: Path, capsys: pyte
     found = {"eval_dev_ndcg_at_10": 0.35}
     log.append({**found, "step": 20})
     progress.on_evaluate(args, state_at(20, log), CONTROL, metrics=found)
+    log.append({"loss": 0.25, "step": 20, "epoch": 2.0})
+    progress.on_epoch_end(args, state_at(20, log), CONTROL)
     progress.on_train_end(args, state_at(20, log), CONTROL)
     assert capsys.readouterr().out.splitlines() == [
         "epoch 1 of 3: step 10 of 30, loss 1.500",
         "step 10 of 30: nDCG@10 on dev 0.400",
         "step 20 of 30: nDCG@10 on dev 0.350, best so far 0.400 at step 10",
+        "epoch 2 of 3: step 20 of 30, loss 0.250",
     ]
 
 
