@@ -22,7 +22,6 @@ from nlt_trainer.assembly.publishing import export_run
 from nlt_trainer.assembly.scoring import score
 from nlt_trainer.assembly.starts import build_stdlib, make_encoder
 from nlt_trainer.assembly.training import train
-from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json, write_json
 from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.report.page import write_report
@@ -51,18 +50,16 @@ class Stage:
     checkpoints: Path | None = None
 
 
-def run_demo(recipes: Path) -> None:
+def run_demo(gain: Path, dream: Path) -> None:
     """Run all stages, then write the report, show the table, check the export, and say what to do next.
 
     Every stage leaves a stamp of its recipe. A second call repeats only stages whose output is missing or whose recipe
     has changed.
 
     Args:
-        recipes: folder with `likelihood_gain.yaml` and `dream.yaml`.
+        gain: recipe of the likelihood gain.
+        dream: recipe of DREAM, on the same collection.
     """
-    gain, dream = recipes / "likelihood_gain.yaml", recipes / "dream.yaml"
-    if not (gain.is_file() and dream.is_file()):
-        raise NLTError(f"{recipes} has no demo recipes; run in the repository's root or give their folder: --recipes")
     model, data, gain_args = parse_recipe(RECIPE_BLOCKS, ["--config", str(gain)])
     dream_model, _, dream_args = parse_recipe(RECIPE_BLOCKS, ["--config", str(dream)])
     runs = [Run(gain_args.output_dir), Run(dream_args.output_dir)]

@@ -177,6 +177,15 @@ def write_qrels(folder: Path, qrels: Mapping[str, Mapping[str, Mapping[str, int]
                 handle.writelines(f"{query_id}\t{document_id}\t{grade}\n" for document_id, grade in grades.items())
 
 
+def check_corpus(folder: str | Path) -> None:
+    """Refuse a folder without a corpus; a script calls this before it imports any large library.
+
+    Raises:
+        DataError: `corpus.jsonl` is missing.
+    """
+    _check_there(Path(folder) / CORPUS_FILE)
+
+
 def load_corpus(folder: str | Path) -> dict[str, Document]:
     """Read and check the documents of a BEIR folder alone: document id -> document, in file order.
 
@@ -210,9 +219,13 @@ def _read_queries(path: Path) -> dict[str, Query]:
 
 
 def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    _check_there(path)
+    return read_jsonl(path)
+
+
+def _check_there(path: Path) -> None:
     if not path.is_file():
         raise DataError(path, f"file not found; a collection is a folder with {CORPUS_FILE} and {QUERIES_FILE}")
-    return read_jsonl(path)
 
 
 def _new_id(row: dict[str, Any], known: Mapping[str, object], *, path: Path, line: int) -> str:

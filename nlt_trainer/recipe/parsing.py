@@ -31,17 +31,25 @@ from nlt_trainer.recipe.keys import Block, Blocks, KnownKeys, default_of, field_
 from nlt_trainer.recipe.values import NULL, Unread, coerce, expand_home, from_text, read
 from nlt_trainer.recipe.yaml_files import read_mapping
 
-Builder = Callable[[KnownKeys, Mapping[str, Any]], dict[str, Any]]
-"""Makes the instances of blocks from values."""
+Build = Callable[[KnownKeys, Mapping[str, Any]], tuple[Any, ...]]
+"""Makes the instances of the blocks from the values of their keys."""
 
 
-def parse_recipe(blocks: Blocks, argv: Sequence[str] | None = None, *, description: str | None = None) -> Any:
+def parse_recipe(
+    blocks: Blocks,
+    argv: Sequence[str] | None = None,
+    *,
+    description: str | None = None,
+    check: Callable[..., None] | None = None,
+) -> Any:
     """Build one instance of each argument dataclass from `--config FILE.yaml` and the rest of the command line.
 
     Args:
         blocks: dataclass of each block, for example `{"model": ModelArguments, "data": DataArguments}`.
         argv: the command line without the program's name; `None` reads `sys.argv`.
         description: what the help says before the keys.
+        check: refuses what the stage cannot work on, such as a missing file, by an `NLTError`. It gets an instance of
+            each block's own dataclass, in the order of `blocks`, before the class of any library is imported.
 
     Returns:
         The instances, in the order of `blocks`.
@@ -68,24 +76,46 @@ def parse_recipe(blocks: Blocks, argv: Sequence[str] | None = None, *, descripti
     for key in flags.keys() & known.refused.keys():
         raise NLTError(f"argument --{key}: {known.refused[key]}")
     flags = {key: _from_words(key, value, known) for key, value in flags.items()}
-    for build in (_build_own, _build):  # the former needs no library, so that its errors appear at once
-        try:
-            built = build(known, {**recipe, **flags})
-        except ValueError as error:
-            named = config is None or str(error).startswith("argument --")
-            place = "" if named else f"{_origin(build, known, recipe, config, error)}: "
-            raise NLTError(f"{place}{error}") from error
-    return tuple(built.values())
+    own = _placed(_own, known, recipe, flags, config=config)
+    if check is not None:
+        check(*own)
+    return _placed(_whole, known, recipe, flags, config=config)
 
 
-def _build(known: KnownKeys, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the instance of each block.
+def _placed(
+    build: Build, known: KnownKeys, recipe: Mapping[str, Any], flags: Mapping[str, Any], *, config: str | None
+) -> tuple[Any, ...]:
+    """Make the instances with `build`.
+
+    Raises:
+        NLTError: as `build`, and says whether the values stand in the recipe or on the command line.
+    """
+    try:
+        return build(known, {**recipe, **flags})
+    except ValueError as error:
+        named = config is None or str(error).startswith("argument --")
+        place = "" if named else f"{_origin(build, known, recipe, str(config), error)}: "
+        raise NLTError(f"{place}{error}") from error
+
+
+def _own(known: KnownKeys, values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Make an instance of each dataclass of this package, which needs no library.
 
     Raises:
         ValueError: a required key is missing, or a dataclass refuses its values.
     """
-    built = _build_own(known, values)
     values = {key: expand_home(value) for key, value in values.items()}
+    return tuple(_instance(own, known, name, values) for name, own in known.own.items())
+
+
+def _whole(known: KnownKeys, values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Make the instances, with the library's options where a block has such.
+
+    Raises:
+        ValueError: a required key is missing, or a dataclass refuses its values.
+    """
+    values = {key: expand_home(value) for key, value in values.items()}
+    built = dict(zip(known.own, _own(known, values), strict=True))
     for name, block in known.blocks.items():
         if isinstance(block, Block):
             full = block.full_class
@@ -94,13 +124,7 @@ def _build(known: KnownKeys, values: Mapping[str, Any]) -> dict[str, Any]:
                 key: read(value, hints[key]) if isinstance(value, Unread) else value for key, value in own.items()
             }
             built[name] = full(**{key: expand_home(value) for key, value in given.items()})
-    return built
-
-
-def _build_own(known: KnownKeys, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The instances of the blocks' own dataclasses, which need no library."""
-    values = {key: expand_home(value) for key, value in values.items()}
-    return {name: _instance(own, known, name, values) for name, own in known.own.items()}
+    return tuple(built.values())
 
 
 def _instance(own: type, known: KnownKeys, name: str, values: Mapping[str, Any]) -> Any:
@@ -112,13 +136,13 @@ def _instance(own: type, known: KnownKeys, name: str, values: Mapping[str, Any])
     return own(**given)
 
 
-def _origin(build: Builder, known: KnownKeys, recipe: Mapping[str, Any], config: object, error: ValueError) -> str:
+def _origin(build: Build, known: KnownKeys, recipe: Mapping[str, Any], config: str, error: ValueError) -> str:
     """Where refused values come from: the recipe, if it alone raises the same error, else the command line."""
     try:
         build(known, recipe)
     except ValueError as alone:
         if str(alone) == str(error):
-            return str(config)
+            return config
     return "command line"
 
 

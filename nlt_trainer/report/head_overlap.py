@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.report.plots import head_heat_map, save_png
 from nlt_trainer.terminal import say
@@ -23,10 +22,8 @@ def compare_heads(files: Sequence[Path], *, num_heads: int, heat_maps: Path | No
         heat_maps: folder for a heat map of each file's scores; `None` draws none.
 
     Raises:
-        NLTError: a single file, or files of different LLMs.
+        NLTError: the files are of different LLMs.
     """
-    if len(files) < 2:
-        raise NLTError(f"only {files[0]} was given; name two head files or more")
     heads = [HeadSet.load(path) for path in files]
     say(overlap_table(heads, num_heads))
     for number, (path, found) in enumerate(zip(files, heads, strict=True), start=1):

@@ -13,6 +13,7 @@ Nothing leaves the machine: the server listens on 127.0.0.1, and the page loads 
 from __future__ import annotations
 
 from nlt_trainer.arguments.stages import APP_BLOCKS
+from nlt_trainer.data.beir import check_corpus
 from nlt_trainer.program import run_main, shown
 from nlt_trainer.recipe.parsing import parse_recipe
 
@@ -20,6 +21,7 @@ from nlt_trainer.recipe.parsing import parse_recipe
 def main(argv: list[str] | None = None) -> None:
     """Serve the page until the process is stopped; prints its address."""
     (args,) = parse_recipe(APP_BLOCKS, argv, description=shown(__doc__))
+    check_corpus(args.corpus)
     from nlt_trainer.report.serving import run_app
 
     run_app(args)

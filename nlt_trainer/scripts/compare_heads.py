@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nlt_trainer.errors import NLTError
 from nlt_trainer.program import run_main, shown
 
 
@@ -28,6 +29,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--heat_maps", type=Path, metavar="FOLDER", help="also draw the scores as FOLDER/1.png, ...")
     args = parser.parse_args(argv)
+    if len(args.files) < 2:
+        raise NLTError(f"only {args.files[0]} was given; name two head files or more")
     from nlt_trainer.report.head_overlap import compare_heads
 
     compare_heads(args.files, num_heads=args.num_heads, heat_maps=args.heat_maps)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nlt_trainer.errors import NLTError
 from nlt_trainer.program import run_main, shown
 
 
@@ -20,10 +21,13 @@ def main(argv: list[str] | None = None) -> None:
     """Run all stages, then write the report, show the table, check the export, and say what to do next."""
     parser = argparse.ArgumentParser(description=shown(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", type=Path, default=Path("recipes/demo"), help="folder with the two recipes")
-    args = parser.parse_args(argv)
+    folder = parser.parse_args(argv).recipes
+    gain, dream = folder / "likelihood_gain.yaml", folder / "dream.yaml"
+    if not (gain.is_file() and dream.is_file()):
+        raise NLTError(f"{folder} has no demo recipes; run in the repository's root or give their folder: --recipes")
     from nlt_trainer.assembly.demo import run_demo
 
-    run_demo(args.recipes)
+    run_demo(gain, dream)
 
 
 if __name__ == "__main__":

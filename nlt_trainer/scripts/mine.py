@@ -13,13 +13,16 @@ round chooses them, and with `--miner fused` this encoder and BM25 together. Sev
 from __future__ import annotations
 
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
+from nlt_trainer.data.beir import check_corpus
 from nlt_trainer.program import run_main, shown
 from nlt_trainer.recipe.parsing import parse_recipe
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write the recipe's `candidates` file."""
-    model, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__))
+    model, data, args = parse_recipe(
+        RECIPE_BLOCKS, argv, description=shown(__doc__), check=lambda _, data, __: check_corpus(data.collection)
+    )
     from nlt_trainer.assembly.mining import mine
 
     mine(model, data, args)

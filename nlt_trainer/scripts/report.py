@@ -16,6 +16,7 @@ import argparse
 from pathlib import Path
 
 from nlt_trainer.program import run_main, shown
+from nlt_trainer.run.folder import find_runs
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--examples", type=int, default=5, help="queries shown of the most improved and most harmed")
     parser.add_argument("--embeddings", type=Path, help="folder in which embeddings are kept; unset: the user's cache")
     args = parser.parse_args(argv)
+    find_runs(args.run)  # refuses a folder without a run before the libraries of the page are imported
     from nlt_trainer.report.page import write_report
 
     page, *pictures = write_report(args.run, examples=args.examples, embeddings=args.embeddings)

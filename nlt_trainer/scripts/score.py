@@ -11,13 +11,16 @@ killed run continues where it stopped. Several processes share the work.
 from __future__ import annotations
 
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
+from nlt_trainer.data.beir import check_corpus
 from nlt_trainer.program import run_main, shown
 from nlt_trainer.recipe.parsing import parse_recipe
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write the recipe's `gains` file and the audit beside it."""
-    model, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__))
+    model, data, args = parse_recipe(
+        RECIPE_BLOCKS, argv, description=shown(__doc__), check=lambda _, data, __: check_corpus(data.collection)
+    )
     from nlt_trainer.assembly.scoring import score
 
     score(model, data, args)

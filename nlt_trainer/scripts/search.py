@@ -12,6 +12,7 @@ each line. Embeddings are kept on disk, so later starts only read them.
 from __future__ import annotations
 
 from nlt_trainer.arguments.stages import SEARCH_BLOCKS
+from nlt_trainer.data.beir import check_corpus
 from nlt_trainer.program import run_main, shown
 from nlt_trainer.recipe.parsing import parse_recipe
 
@@ -19,6 +20,7 @@ from nlt_trainer.recipe.parsing import parse_recipe
 def main(argv: list[str] | None = None) -> None:
     """Print the documents that are found for each query."""
     (args,) = parse_recipe(SEARCH_BLOCKS, argv, description=shown(__doc__))
+    check_corpus(args.corpus)
     from nlt_trainer.report.search_terminal import search
 
     search(args)

@@ -63,6 +63,35 @@ def test_help_a_typo_and_a_missing_recipe_import_nothing_heavy(stage: str) -> No
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("report no/such", "no/such has no training.json"),
+        ("compare_heads one.json", "only one.json was given; name two head files or more"),
+        ("demo --recipes no/such", "no/such has no demo recipes"),
+        ("train", "collection/corpus.jsonl: file not found"),
+        ("mine --collection no/such", "no/such/corpus.jsonl: file not found"),
+        ("score --collection no/such", "no/such/corpus.jsonl: file not found"),
+        ("train --num_candidates 0", "num_candidates is 0"),
+        ("search", "encoder is not set and has no default"),
+        ("search --encoder a --corpus no/such", "no/such/corpus.jsonl: file not found"),
+        ("app --encoder a --corpus no/such", "no/such/corpus.jsonl: file not found"),
+    ],
+)
+def test_a_plain_mistake_imports_nothing_heavy(words: str, message: str, tmp_path: Path) -> None:
+    """Reference: `sys.modules` of a fresh process in an empty folder, its exit code and its one line of error."""
+    code = (
+        f"import sys\nfrom nlt_trainer.scripts import cli\ntry:\n    cli.main({words.split()})\n"
+        f"finally:\n    print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert (result.returncode, result.stdout) == (2, "[]\n")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("stage", ["search", "app"])
 def test_help_lists_a_stages_own_options_first(stage: str) -> None:
     """Reference: the options that a search cannot do without."""
