@@ -14,8 +14,10 @@ from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.inherited import DECIDING, OTHER, REFUSED
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.option import Decides
+from nlt_trainer.arguments.stages import RECIPE_BLOCKS
 from nlt_trainer.arguments.trainer import LLM_OBJECTIVES, OBJECTIVES, TrainerArguments, parse_objective
 from nlt_trainer.errors import NLTError
+from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
@@ -164,6 +166,19 @@ def test_every_option_of_the_librarys_trainer_is_known() -> None:
     assert len(known) == len(set(known))
     assert installed - set(known) == set()
     assert set(known) - installed <= {"warmup_ratio"}, "no longer there; remove it"
+
+
+@pytest.mark.parametrize(
+    "name",
+    """
+    neftune_noise_alpha auto_find_batch_size ignore_data_skip accelerator_config dataloader_in_order
+    restore_callback_states_from_checkpoint use_liger_kernel
+    """.split(),
+)
+def test_an_option_that_changes_training_unseen_is_refused(name: str) -> None:
+    """Reference: the option and its remedy in the message; nothing of it would stand among the settings of a run."""
+    with pytest.raises(NLTError, match=rf"argument --{name}: .*; (leave it out|set per_device_train_batch_size)"):
+        parse_recipe(RECIPE_BLOCKS, [f"--{name}", "1"])
 
 
 def test_those_that_read_the_llm_are_objectives() -> None:

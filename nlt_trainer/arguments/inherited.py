@@ -11,26 +11,24 @@ DECIDING = frozenset(
     adam_beta1 adam_beta2 adam_epsilon batch_sampler bf16 data_seed dataloader_drop_last fp16
     gradient_accumulation_steps learning_rate learning_rate_mapping lr_scheduler_kwargs lr_scheduler_type max_grad_norm
     max_steps num_train_epochs optim optim_args optim_target_modules per_device_train_batch_size seed
-    train_sampling_strategy warmup_ratio warmup_steps weight_decay
+    tf32 train_sampling_strategy warmup_ratio warmup_steps weight_decay
     """.split()
 )
 """Options that decide the trajectory of training. A run that resumes from a checkpoint must share them."""
 
 OTHER = frozenset(
     """
-    accelerator_config activation_checkpointing activation_checkpointing_kwargs auto_find_batch_size bf16_full_eval
-    dataloader_in_order dataloader_multiprocessing_context dataloader_num_workers dataloader_persistent_workers
-    dataloader_pin_memory dataloader_prefetch_factor ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb
-    ddp_find_unused_parameters ddp_static_graph ddp_timeout debug deepspeed disable_tqdm enable_jit_checkpoint
-    eval_delay eval_on_start eval_steps eval_strategy fp16_full_eval fsdp fsdp_config full_determinism
-    gradient_checkpointing gradient_checkpointing_kwargs greater_is_better ignore_data_skip liger_kernel_config
-    load_best_model_at_end local_rank log_level log_level_replica log_on_each_node logging_first_step
-    logging_nan_inf_filter logging_steps logging_strategy metric_for_best_model neftune_noise_alpha output_dir
-    parallelism_config per_device_eval_batch_size project remove_unused_columns report_to
-    restore_callback_states_from_checkpoint resume_from_checkpoint run_name save_on_each_node save_only_model
-    save_steps save_strategy save_total_limit skip_memory_metrics tf32 torch_compile torch_compile_backend
-    torch_compile_mode torch_empty_cache_steps trackio_bucket_id trackio_space_id trackio_static_space_id use_cpu
-    use_liger_kernel average_tokens_across_devices include_num_input_tokens_seen
+    activation_checkpointing activation_checkpointing_kwargs average_tokens_across_devices bf16_full_eval
+    dataloader_multiprocessing_context dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory
+    dataloader_prefetch_factor ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters
+    ddp_static_graph ddp_timeout debug deepspeed disable_tqdm enable_jit_checkpoint eval_delay eval_on_start
+    eval_steps eval_strategy fp16_full_eval fsdp fsdp_config full_determinism gradient_checkpointing
+    gradient_checkpointing_kwargs greater_is_better include_num_input_tokens_seen load_best_model_at_end local_rank
+    log_level log_level_replica log_on_each_node logging_first_step logging_nan_inf_filter logging_steps
+    logging_strategy metric_for_best_model output_dir parallelism_config per_device_eval_batch_size project
+    remove_unused_columns report_to resume_from_checkpoint run_name save_on_each_node save_only_model save_steps
+    save_strategy save_total_limit skip_memory_metrics torch_compile torch_compile_backend torch_compile_mode
+    torch_empty_cache_steps trackio_bucket_id trackio_space_id trackio_static_space_id use_cpu
     """.split()
 )
 """Options that do not decide it: those of files, logs, speed, memory and evaluation."""
@@ -39,6 +37,7 @@ _NO_DATASET = (
     "training evaluates by searching the collection of dev_split, without an evaluation dataset; leave it out"
 )
 _PUBLISH = "a run is published when it is finished; leave it out and run `nlt push`"
+_LIGER = "its kernels are for models that predict tokens and would leave the encoder as it is; leave it out"
 _ONE_DATASET = "a recipe trains on one dataset with one encoder; leave it out"
 
 REFUSED = {
@@ -48,6 +47,21 @@ REFUSED = {
     "label_names": _ONE_DATASET,
     "length_column_name": "train_sampling_strategy: group_by_length measures the texts by itself; leave it out",
     "label_smoothing_factor": "no objective here has class labels to smooth; leave it out",
+    "neftune_noise_alpha": "the library cannot add this noise to an encoder's embeddings and fails; leave it out",
+    "auto_find_batch_size": (
+        "a batch that shrinks to fit the memory trains another encoder; set per_device_train_batch_size"
+    ),
+    "ignore_data_skip": "a resumed run would train again on rows that it has had in the epoch; leave it out",
+    "accelerator_config": (
+        "it would change which rows form a batch; set per_device_train_batch_size and gradient_accumulation_steps"
+    ),
+    "dataloader_in_order": "batches that come as they are ready would make training a matter of chance; leave it out",
+    "restore_callback_states_from_checkpoint": (
+        "a resumed run reads the costs of its checkpoint by itself, and this would end the count of LLM tokens; "
+        "leave it out"
+    ),
+    "use_liger_kernel": _LIGER,
+    "liger_kernel_config": _LIGER,
     "use_cache": "an encoder generates nothing; leave it out",
     "prediction_loss_only": _NO_DATASET,
     "include_for_metrics": _NO_DATASET,
@@ -66,4 +80,4 @@ REFUSED = {
     "hub_always_push": _PUBLISH,
     "hub_revision": _PUBLISH,
 }
-"""Option that would do nothing here, or do harm -> what to do instead."""
+"""Option that would do nothing here, or do harm, such as other training than DECIDING says -> what to do instead."""
