@@ -1,4 +1,4 @@
-"""Read a TREC collection from a folder of documents, topics and qrels, and read and write runs of trec_eval.
+"""Read a TREC collection from a folder of documents, topics and qrels, and read runs of trec_eval.
 
 The files are found by name, where `SPLIT` is the split that is asked for:
 
@@ -35,7 +35,7 @@ from nlt_trainer.data.beir import (
     load_collection,
 )
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import atomic_write, read_jsonl, read_lines
+from nlt_trainer.files import read_jsonl, read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -116,14 +116,6 @@ def read_run(path: str | Path) -> dict[str, dict[str, float]]:
     if not rankings:
         raise DataError(path, "holds no ranking")
     return rankings
-
-
-def write_run(path: str | Path, rankings: Mapping[str, Mapping[str, float]], *, tag: str) -> None:
-    """Write rankings as a run of trec_eval, best first, with equal scores in trec_eval's order; whole or absent."""
-    with atomic_write(path) as handle:
-        for query_id, ranking in rankings.items():
-            best = sorted(ranking.items(), key=lambda item: (item[1], item[0]), reverse=True)
-            handle.writelines(f"{query_id} Q0 {d} {rank} {s!r} {tag}\n" for rank, (d, s) in enumerate(best, start=1))
 
 
 def _files(folder: Path, stems: Sequence[str], split: str) -> list[Path]:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import pytrec_eval
+from trec_runs import write_run
 
 from nlt_trainer.data.beir import Collection
-from nlt_trainer.data.trec import load_folder, load_trec, read_run, write_run
+from nlt_trainer.data.trec import load_folder, load_trec, read_run
 from nlt_trainer.errors import DataError
 from nlt_trainer.evaluation.folder_task import BEIRFolderRetrieval
 

@@ -18,10 +18,11 @@ import pytrec_eval
 from datasets import Dataset
 from mteb.models.hybrid_wrappers import fuse_rrf
 from sentence_transformers import SentenceTransformer
+from trec_runs import write_run
 
 from nlt_trainer.data.beir import Collection, Document, Query, load_collection, write_collection
 from nlt_trainer.data.candidates import STOP_WORDS, tokenize
-from nlt_trainer.data.trec import read_run, write_run
+from nlt_trainer.data.trec import read_run
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.evaluation import task_scores

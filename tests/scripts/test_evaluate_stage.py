@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from trec_runs import write_run
 
 from nlt_trainer.assembly import evaluation
 from nlt_trainer.data.beir import Document, Query, write_collection
-from nlt_trainer.data.trec import write_run
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.evaluator import evaluate_bm25, evaluate_encoder
 from nlt_trainer.files import read_json, read_jsonl, write_json
