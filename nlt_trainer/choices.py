@@ -13,12 +13,12 @@ TargetKind = Literal["answer", "query", "joint"]
 """The text whose likelihood counts: the answer, the query, or the query followed by the answer."""
 
 DocumentLayout = Literal["sequential", "independent"]
-"""`sequential`: a document sees those before it. `independent`: it sees the start of the prompt and itself alone, at
-positions that begin behind that start, so that its keys and values are the same in every prompt."""
+"""`sequential`: a document sees those before it. `independent`: it sees only itself and the start of the prompt. Its
+positions begin behind that start, so that its keys and values are the same in every prompt."""
 
 EncoderDtype = Literal["float32", "bfloat16"]
 LLMDtype = Literal["auto", "float32", "bfloat16", "float16"]
-"""Numbers that an LLM is read in; `auto` is bfloat16 where the machine multiplies it, else float32."""
+"""The dtype of an LLM. `auto` is bfloat16 on a machine that multiplies in bfloat16, and float32 on any other."""
 PoolingMode = Literal["mean", "cls", "lasttoken"]
 
 Miner = Literal["bm25", "encoder", "fused"]

@@ -56,7 +56,7 @@ class PushArguments:
 
     def __post_init__(self) -> None:
         if self.tag is not None and not re.fullmatch(r"[A-Za-z0-9](\.?[\w+-])*", self.tag):
-            raise NLTError(f"tag {self.tag!r} is none; use letters, digits, '.', '-', '_' and '+', e.g. v1.2")
+            raise NLTError(f"tag {self.tag!r} cannot be used; give letters, digits, '.', '-', '_' and '+', e.g. v1.2")
 
 
 @dataclass

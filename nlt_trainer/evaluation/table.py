@@ -1,4 +1,4 @@
-"""What systems score on tasks, as the rows of a table, as comparisons and as files."""
+"""Collect the scores of systems on tasks, compare the systems, and write both as tables and files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Check whether a model gives the same hidden states when it is read in another way.
 
-The check also needs the errors by which a model shows that it cannot be read in that way.
+If the model cannot be read in that way at all, it raises one of `FORWARD_ERRORS`.
 """
 
 from __future__ import annotations

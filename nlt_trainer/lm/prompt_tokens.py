@@ -14,7 +14,7 @@ from nlt_trainer.prompts import PromptTemplate
 
 @dataclass(frozen=True)
 class PromptFrame:
-    """What of an LLM the texts that it reads are built with; it can be sent to a process that has no weights.
+    """The parts of an LLM that its prompts are built with. They can be sent to a process without its weights.
 
     Args:
         name: of the LLM.

@@ -167,7 +167,7 @@ def _attempt(function: Callable[..., Any], *arguments: Any) -> tuple[str | None,
 
 
 def _build(build: Callable[[nn.Module], Objective]) -> tuple[Objective, LLMTexts]:
-    """The objective, and what its LLM reads of a batch, which is built in the process that trains."""
+    """Build the objective. The training process needs its `LLMTexts` to build what the LLM reads of a batch."""
     objective = build(nn.Identity())
     if names := [name for name, _ in objective.named_parameters()]:
         raise NLTError(f"the objective trains {names[0]}, which no optimizer reaches there; set llm_process: false")

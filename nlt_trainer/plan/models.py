@@ -1,4 +1,4 @@
-"""A recipe's models as far as they are on this machine, what reading costs them, and how long a step takes."""
+"""Load the LLM and the encoder of a recipe, count the FLOPs of reading a text, and time a training step."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ TIMED_ALONE: dict[str, Any] = dict.fromkeys(("eval_strategy", "save_strategy", "
     "report_to": "none", "disable_tqdm": True, "load_best_model_at_end": False, "push_to_hub": False,
     "gradient_accumulation_steps": 1, "document_cache_gib": 0.0, "temperatures": None,
 }  # fmt: skip
-"""Settings of a trainer that is only timed."""
+"""Settings of a trainer that runs only to be timed."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Tokens that a model reads, without padding, and the FLOPs that they cost."""
+    """The tokens that a model reads, without padding, and the FLOPs that they cost."""
 
     tokens: float = 0.0
     flops: float = 0.0
@@ -55,7 +55,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Model:
-    """The recipe's LLM or encoder, `loaded` where its weights are here; a table of embeddings has no transformer."""
+    """The LLM or the encoder. `loaded` is unset without its weights, `transformer` for a table of embeddings."""
 
     transformer: Any
     tokenizer: Any = None
@@ -64,23 +64,23 @@ class Model:
 
     @property
     def frame(self) -> PromptFrame:
-        """What the texts that an LLM reads are built with."""
+        """The tokenizer and the context length of an LLM, with which its prompts are built."""
         name = self.transformer.name_or_path
         return PromptFrame(name, self.tokenizer, None, context_length(self.transformer.config, name))
 
     @cached_property
     def multiplied(self) -> int:
-        """Weights that each token is multiplied with: all but the embedding table and the vocabulary projection."""
+        """Count the weights that multiply each token: all but the embedding table and the vocabulary projection."""
         ends = [self.transformer.get_input_embeddings(), self.transformer.get_output_embeddings()]
         tables = {id(end.weight) for end in ends if end is not None}
         return sum(p.numel() for p in self.transformer.parameters() if id(p) not in tables)
 
     def read(self, tokens: int, *, after: int = 0, targets: int = 0, gradients: int = 0) -> Work:
-        """Reading a text whose tokens see those before them and `after` earlier ones; `targets` of it are predicted.
+        """Return the work of reading a text behind `after` tokens that it sees; `targets` of its tokens are predicted.
 
-        A multiplication with a weight is 2 FLOPs forward, 2 for the gradient of what goes in, 2 for that of the
-        weight; a pair of positions costs 4 a layer and unit of width forward (scores, values) and 8 backward.
-        `gradients` is how many of the gradients are computed: none, 1 or 2.
+        A weight costs each token 2 FLOPs forward, 2 for the gradient of its input and 2 for its own gradient.
+        `gradients` is 0 without gradients, 1 with those of inputs and 2 with those of weights too. In attention
+        each pair of positions costs 4 FLOPs forward and 8 backward, for every layer and every unit of its width.
         """
         if self.transformer is None:
             return Work()
@@ -93,7 +93,7 @@ class Model:
         return Work(tokens, (1 + gradients) * 2 * self.multiplied * tokens + more)
 
     def read_all(self, texts: Iterable[Sequence[int]]) -> Work:
-        """Reading texts of token ids, each alone."""
+        """Return the work of reading texts of token ids, each alone."""
         return sum((self.read(len(text)) for text in texts), Work())
 
     @property
@@ -101,17 +101,17 @@ class Model:
         return sum(p.numel() * p.element_size() for p in (self.transformer or self.loaded).parameters())
 
     def training_bytes(self, tokens: float) -> float:
-        """About what training keeps beside the weights: Adam's numbers of trained ones, what a graph has of tokens."""
+        """Estimate the bytes that training adds to weights: Adam's state and the activations of `tokens` tokens."""
         weights = (self.transformer or self.loaded).parameters() if self.loaded else ()
-        adam = 16 * sum(p.numel() for p in weights if p.requires_grad)  # gradient, moments, a step's result: float32
+        adam = 16 * sum(p.numel() for p in weights if p.requires_grad)  # float32: gradient, 2 moments, update
         if self.transformer is None:
             return adam
-        rows = self.multiplied / self.transformer.config.get_text_config().hidden_size  # each makes about two numbers
+        rows = self.multiplied / self.transformer.config.get_text_config().hidden_size  # 2 numbers per row and token
         return adam + 2 * rows * tokens * self.transformer.dtype.itemsize
 
 
 def find_model(what: str, model: ModelArguments, load: Callable[..., Any], *, notes: list[str]) -> Model | None:
-    """Load the `llm` or the `encoder` or, where its weights are not here, its configuration and tokenizer."""
+    """Load the `llm` or the `encoder`. If its weights are missing, load only its configuration and tokenizer."""
     name, revision, dtype = (vars(model)[key] for key in (what, f"{what}_revision", f"{what}_dtype"))
     try:
         loaded, seconds = timed(lambda: load(model))
@@ -129,7 +129,7 @@ def find_model(what: str, model: ModelArguments, load: Callable[..., Any], *, no
 
 
 def timed(call: Callable[[], T]) -> tuple[T, float]:
-    """What a call returns, and its seconds; an accelerator has finished its work by then."""
+    """Return a call's result and its seconds, which include the work of the accelerator."""
     begin = time.monotonic()
     result = call()
     if torch.cuda.is_available():
@@ -138,12 +138,12 @@ def timed(call: Callable[[], T]) -> tuple[T, float]:
 
 
 def time_step(parts: Parts, rows: Sequence[QueryCandidates], collection: Collection, *, steps: int) -> float:
-    """Seconds of a step of the recipe's trainer on these rows; no document is kept from step to step.
+    """Return the seconds of one training step on these rows. Each step reads its documents anew.
 
-    Objectives that read no LLM cost alike: one stands for all. Gains are made up, and DREAM's heads drawn.
+    Objectives that read no LLM cost the same, so one stands for all. Gains and DREAM's heads are drawn at random.
     """
     names = LLM_OBJECTIVES & set(parts.args.objectives)
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):  # the trainer prints its sums
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):  # the trainer prints its metrics
         model = dataclasses.replace(parts.model, heads=f"{folder}/heads.json")
         if names:
             heads = HeadSet((), ((0.0,) * parts.lm.num_heads,) * parts.lm.num_layers, "", parts.lm.fingerprint, {})

@@ -1,4 +1,4 @@
-"""What each stage of a recipe costs."""
+"""Estimate the LLM tokens, FLOPs, seconds and memory that each stage of a recipe will cost."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from nlt_trainer.plan.models import Model, Work, find_model, time_step, timed
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
 COUNTED_QUERIES, MINED_DOCUMENTS = 2_000, 5_000
-"""Queries that are counted, and documents that candidates are mined from; of more a sample stands for all."""
+"""The most queries that are counted, and the most documents that are mined. If there are more, a sample is used."""
 
 PROBE_FLOPS = 2e13 if torch.cuda.is_available() else 1e11
-"""Work of scoring and of a training step that is timed: some seconds of each."""
+"""The FLOPs of the scoring and of the training step that are timed. Each of them takes some seconds."""
 
 
 class Planner:
-    """Plans the stages of a recipe, whose three blocks it takes; what several of them need is loaded once."""
+    """Plans the stages of a recipe from its three blocks. What several stages need is loaded once."""
 
     def __init__(self, model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
         imports, self.notes = time.process_time(), list[str]()
         # A merged adapter costs nothing, and the LLM costs the same in a process of its own.
         self.model, self.data, self.args = dataclasses.replace(model, adapter=None, llm_process=False), data, args
         self.collection, reading = timed(lambda: shared.load_training_collection(data))
-        self.begin = imports + reading  # seconds that every stage takes first
+        self.begin = imports + reading  # seconds before the work of any stage
         self.base = 0.0 if torch.cuda.is_available() else float(shared.resident_peak())  # memory without a model
         self.queries, corpus = shared.chosen_queries(self.collection, data, seed=args.seed), self.collection.corpus
         share = min(1.0, MINED_DOCUMENTS / len(corpus), COUNTED_QUERIES / len(self.queries))
@@ -58,11 +58,11 @@ class Planner:
         lm = self.llm.loaded if self.llm else None
         backbone = lm if model.shared_backbone else None
         self.encoder = find_model("encoder", self.model, lambda m: load_start(m, backbone), notes=self.notes)
-        self.parts = Parts(self.encoder and self.encoder.loaded, self.model, data, args, self.candidates, lm)  # type: ignore[arg-type]  # a missing one is not run
-        self.scoring_rate = self.training_rate = math.nan  # seconds a FLOP
+        self.parts = Parts(self.encoder and self.encoder.loaded, self.model, data, args, self.candidates, lm)  # type: ignore[arg-type]  # a missing encoder is never run
+        self.scoring_rate = self.training_rate = math.nan  # seconds per FLOP
 
     def _candidates(self) -> tuple[list[QueryCandidates], float]:
-        """Those that are counted, and how many queries of the recipe each of them stands for."""
+        """Return the candidates of the counted queries, and how many queries of the recipe each stands for."""
         data, file, part = self.data, self.data.candidates, self.part.corpus
         if there := Path(file).is_file():
             found = shared.load_candidates(data, self.collection)
@@ -76,28 +76,28 @@ class Planner:
         return some, count / len(some)
 
     def drawn(self, items: Sequence[Any], count: int) -> list[Any]:
-        """At most `count` of the items, in their order."""
+        """Draw at most `count` of the items at random, and keep their order."""
         chosen = random.Random(self.args.seed).sample(range(len(items)), min(count, len(items)))
         return [items[i] for i in sorted(chosen)]
 
     def row(self, c: QueryCandidates) -> dict[str, Any]:
-        """A query with the texts of its documents, as the builders of prompts take it."""
+        """Return a query with the texts of its documents, in the form that the builders of prompts take."""
         documents = [self.collection.corpus[d].content for d in c.document_ids]
         return {"query": c.query, "documents": documents, "answer": c.answer}
 
     def stages(self) -> list[dict[str, Any]]:
-        """What the plan says of each stage that the recipe needs."""
+        """Return one row of the plan for each stage that the recipe needs."""
         self.notes.append("Time and memory are estimates without checkpoints, dev_split, metrics, absent collections.")
-        scoring = [self.score()] if self.scores or self.detects else []  # heads are detected at its speed
+        scoring = [self.score()] if self.scores or self.detects else []  # heads are detected at the speed of scoring
         stages = [self.mine(), *(scoring if self.scores else []), *([self.detect_heads()] if self.detects else [])]
         return [*stages, self.train(), *([self.evaluate()] if reported(self.data) else [])]
 
     def stage(
         self, name: str, work: Work, *models: Model, rate: float = 0.0, other: float = 0.0, memory: float = 0.0
     ) -> dict[str, Any]:
-        """What the plan says of a stage that loads these models; NaN is what is not known.
+        """Return the row of the plan for a stage that loads these models. NaN stands for a value that is not known.
 
-        `rate` is seconds a FLOP. No accelerator changes `other` seconds: imports, loading, BM25, looking up in tables.
+        `rate` is seconds per FLOP. `other` are seconds that no accelerator changes, such as imports, loading and BM25.
         """
         other += self.begin + sum(model.seconds for model in models)
         return {
@@ -110,7 +110,7 @@ class Planner:
         }
 
     def mine(self) -> dict[str, Any]:
-        """BM25 over the corpus."""
+        """Plan `mine`, which searches the corpus by BM25."""
         if self.data.miner != "bm25":
             self.notes.append("mine is without the encoder, which embeds the corpus.")
         index, building = timed(lambda: BM25Index(self.part))
@@ -119,7 +119,7 @@ class Planner:
         return self.stage("mine", Work(), other=seconds * len(self.collection.corpus) / len(self.part.corpus))
 
     def score(self) -> dict[str, Any]:
-        """Each document once for all its queries, and each query without a document."""
+        """Plan `score`: the LLM reads each document once for all its queries, and each query without a document."""
         llm, data, candidates = self.llm, self.data, self.candidates
         if llm is None:
             return self.stage("score", Work(math.nan, math.nan))
@@ -138,18 +138,18 @@ class Planner:
         if llm.loaded is not None:
             scorer = shared.make_scorer(llm.loaded, dataclasses.replace(data, score_cache=None), target=target)  # type: ignore[arg-type]
             read = scorer.count_tokens(pairs_of(candidates, texts)) + scorer.count_tokens(pairs_of(candidates))
-            some = sorted(works, key=lambda text: works[text].flops)[len(works) // 2 :]  # alike, as in batches
+            some = sorted(works, key=lambda text: works[text].flops)[len(works) // 2 :]  # of like cost, as in a batch
             some = some[: max(1, int(PROBE_FLOPS / works[some[0]].flops))]
-            with packed_weights(llm.transformer):  # as for many pairs
-                scorer.log_likelihood(groups[some[0]])  # warms up
+            with packed_weights(llm.transformer):  # as the stage itself does
+                scorer.log_likelihood(groups[some[0]])  # the first call is slower
                 _, took = timed(lambda: scorer.log_likelihood([pair for text in some for pair in groups[text]]))
             self.scoring_rate = took / sum(works[text].flops for text in some)
             work = Work(read, work.flops)
-        packed = 4 * llm.multiplied if self.base and llm.transformer.dtype == torch.float32 else 0  # copies on a CPU
+        packed = 4 * llm.multiplied if self.base and llm.transformer.dtype == torch.float32 else 0  # copies for a CPU
         return self.stage("score", work * self.factor, llm, rate=self.scoring_rate, memory=packed)
 
     def detect_heads(self) -> dict[str, Any]:
-        """The prompts of some queries, each with the null query behind it too, at the speed of scoring."""
+        """Plan `detect_heads`: each prompt is read with its query and with the null query, at the speed of scoring."""
         llm, data, work = self.llm, self.data, Work()
         if llm is None:
             return self.stage("detect_heads", Work(math.nan, math.nan))
@@ -162,30 +162,30 @@ class Planner:
         return self.stage("detect_heads", work, llm, rate=self.scoring_rate)
 
     def encoder_work(self, texts: Sequence[str], *, length: int | None, gradients: int = 0) -> Work:
-        """Encoding texts, without prompts of their own; `gradients` as for `Model.read`."""
+        """Return the work of encoding texts, without the encoder's prompts. `gradients` is that of `Model.read`."""
         if self.encoder is None or self.encoder.transformer is None:
             return Work()
         ids = self.encoder.tokenizer(texts, truncation=True, max_length=length)["input_ids"]
         return sum((self.encoder.read(len(own), gradients=gradients) for own in ids), Work())
 
     def row_work(self, c: QueryCandidates, prompts: Any, chunks: Any) -> tuple[list[Any], Work, Work]:
-        """A training row, once: texts that the LLM reads of documents; all that it reads; what the encoder does."""
+        """Return the document texts that the LLM reads for a training row, its work, and the work of the encoder."""
         row, texts, work, llm, model = self.row(c), list[Any](), Work(), cast(Model, self.llm), self.model
         all_texts, gradients = [c.query, *row["documents"]], 1 if model.lora else 2
         own = self.encoder_work(all_texts, length=model.train_max_length or model.max_seq_length, gradients=gradients)
         for name in PROMPT_OBJECTIVES & set(self.args.objectives):
-            times = len(c.document_ids) if name == "loop" else 1  # LOOP reads the query without each document
+            times = len(c.document_ids) if name == "loop" else 1  # LOOP leaves out one document at a time
             read, cost = prompt_work(llm, prompts([row]), times=times, gradients=int(name == "dream"))
             texts, work = texts + read, work + cost
         if chunks is not None:
             groups, gradients = chunks([row]), int(model.llm_lora is not None)
             work += llm.read(0, targets=int(groups.chunk_target.sum()), gradients=1)
-            for n in groups.chunk_mask[0].sum(-1).tolist():  # once for keys and values, once to predict
+            for n in groups.chunk_mask[0].sum(-1).tolist():  # read for keys and values, then to predict
                 work += llm.read(n, gradients=gradients) + llm.read(n, gradients=1)
         return texts, work, own
 
     def train(self) -> dict[str, Any]:
-        """Steps of the encoder, and what the LLM reads for them."""
+        """Plan `train`: the steps of the encoder, and what the LLM reads for them."""
         args, encoder, llm = self.args, self.encoder, self.llm if self.args.reads_llm else None
         if args.reads_llm and llm is None:
             return self.stage("train", Work(math.nan, math.nan))
@@ -211,7 +211,7 @@ class Planner:
         return self.stage("train", work, *models, rate=self.training_rate, other=other, memory=memory)
 
     def saved(self, llm: Model, texts: list[tuple[int, ...]], times: float) -> Work:
-        """Negative work: what is not read again, where documents do not see each other and are kept."""
+        """Return, as negative work, the reading that is saved if documents do not see each other and are kept."""
         independent = self.data.document_layout == "independent"
         if independent and self.args.document_cache_gib and PROMPT_OBJECTIVES & set(self.args.objectives) == {"dream"}:
             self.notes.append("train: LLM tokens if document_cache_gib holds all documents, memory if it is full.")
@@ -221,7 +221,7 @@ class Planner:
         return Work()
 
     def time_training(self, flops: list[float]) -> float:
-        """Time a step on middling rows for seconds a FLOP; return seconds a row of a table, which has no FLOPs."""
+        """Time a step on median rows and set the seconds per FLOP. Without FLOPs, return the seconds per row."""
         if not self.parts.encoder or (self.args.reads_llm and not self.parts.backbone):
             return 0.0
         middle, batch = sorted(flops)[len(flops) // 2], min(self.args.train_batch_size, len(flops))
@@ -233,7 +233,7 @@ class Planner:
         return 0.0 if middle else took / size
 
     def evaluate(self) -> dict[str, Any]:
-        """Documents as long as the corpus' encoded before and after training, at the speed of training."""
+        """Plan `evaluate`: a sample stands for all documents, which are encoded twice, at the speed of training."""
         if self.encoder is None:
             return self.stage("evaluate", Work(0.0, math.nan))
         documents = sum(len(load_corpus(folder)) for folder, _ in reported(self.data) if Path(folder).is_dir())
@@ -243,9 +243,9 @@ class Planner:
 
 
 def prompt_work(llm: Model, prompts: DocumentPrompts, *, times: int = 1, gradients: int = 0) -> tuple[Any, Work]:
-    """Texts that are read of one prompt's documents; the work of these and of its suffixes, so many times.
+    """Return the document texts of one prompt, and the work of reading these once and its suffixes `times` times.
 
-    Documents are one text or, where they do not see each other, each a text behind the start of the prompt.
+    Documents that see each other are one text. Otherwise each document is a text of its own behind the prompt's start.
     """
     ids, segments = prompts.prompt_ids[0], prompts.prompt_segments[0]
     start = tuple(ids[segments == 0].tolist())

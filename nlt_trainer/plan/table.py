@@ -1,4 +1,4 @@
-"""The plan of a recipe as a table."""
+"""Print the plan of a recipe as a table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
 def plan_recipe(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments, plan: PlanArguments) -> None:
-    """Print what each stage of a recipe costs, and write it where `plan_file` says so.
+    """Print what each stage of a recipe costs, and write it to `plan_file` if that is set.
 
     Raises:
         NLTError: several processes were started.
@@ -29,7 +29,7 @@ def plan_recipe(model: ModelArguments, data: DataArguments, args: NLTTrainingArg
     planner, speed = Planner(model, data, args), plan.flops_a_second or math.nan
     rows = [row | {"accelerator_seconds": row["other_seconds"] + row["flops"] / speed} for row in planner.stages()]
     total = {key: sum(row[key] for row in rows) for key in rows[0] if key != "stage"}
-    total["memory"] = max(row["memory"] for row in rows) + 0 * total["memory"]  # NaN where one is
+    total["memory"] = max(row["memory"] for row in rows) + 0 * total["memory"]  # NaN if one row has it
     rows.append({"stage": "total"} | total)
     say("\n".join([table(rows, plan.accelerator and plan.title), *(f"- {note}" for note in planner.notes)]))
     if plan.plan_file is not None:
@@ -38,7 +38,7 @@ def plan_recipe(model: ModelArguments, data: DataArguments, args: NLTTrainingArg
 
 
 def table(rows: Sequence[Mapping[str, Any]], accelerator: str | None) -> str:
-    """The rows in Markdown, with aligned columns; `?` is what is not known."""
+    """Return the rows as a Markdown table with aligned columns. A `?` stands for a value that is not known."""
 
     def time(seconds: float) -> str:
         return str(timedelta(seconds=round(seconds)))

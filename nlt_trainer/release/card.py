@@ -49,7 +49,6 @@ CHECKPOINT_TEMPLATE = Path(__file__).parent / "checkpoint_card.md"
 def prepare_card(encoder: SentenceTransformer, *, name: str) -> None:
     """Prepare an encoder for training, so that its checkpoints do not have the card it came with.
 
-
     Args:
         encoder: as it was loaded.
         name: title of the cards of checkpoints.

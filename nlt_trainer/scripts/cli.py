@@ -26,7 +26,7 @@ STAGES = {
     "compare_heads": "say how far several head files agree",
     "train": "train an encoder",
     "evaluate": "score encoders on collections and on tasks of mteb",
-    "export": "have a trained encoder in another form, checked against the trainer's",
+    "export": "write a trained encoder in another form, and check it against the original",
     "push": "publish an encoder on the Hub",
     "pull": "fetch a published encoder or published gains",
     "report": "write one page on a run: curves, changed queries, teacher, heads, cost",

@@ -182,7 +182,7 @@ def test_nothing_is_sent_that_is_not_what_was_trained(hub: Hub, recipe: str, tmp
     """Reference: the Hub has seen nothing; an adapter on a base that nobody else has is no use to anyone either."""
     with pytest.raises(NLTError, match=r"is an adapter on /.*, which only this machine has; push --form merged"):
         push.main(["--config", recipe, "--repo", "org/name", "--form", "adapter"])
-    with pytest.raises(NLTError, match=r"tag 'v 1' is none; use letters, digits"):
+    with pytest.raises(NLTError, match=r"tag 'v 1' cannot be used; give letters, digits"):
         push.main(["--config", recipe, "--repo", "org/name", "--tag", "v 1"])
     (tmp_path / "gains.jsonl").unlink()
     with pytest.raises(
