@@ -23,7 +23,7 @@ import difflib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.recipe.command_line import config_of, make_parser, with_underscores
@@ -174,25 +174,18 @@ def read_recipe(path: str | Path, known: KnownKeys) -> dict[str, Any]:
     return values
 
 
-def _from_words(key: str, words: Sequence[str], known: KnownKeys) -> Any:
-    """The value of an option from the words after its flag.
+def _from_words(key: str, words: str | list[str], known: KnownKeys) -> Any:
+    """The value of an option from the word or the list of words after its flag.
 
     Raises:
         NLTError: the words do not fit the option's type; names the flag.
     """
     hint = known.own_hint(key)
     if hint is None:  # only the library's class knows whether it is a switch, a text or several texts
-        text = words[0] if len(words) == 1 else list(words) or "true"
+        text = words[0] if len(words) == 1 else words or "true"
         return Unread(text, f"argument --{key}:", is_text=True)
-    is_list = any(get_origin(part) is list for part in (hint, *get_args(hint)))
-    is_switch = bool in (hint, *get_args(hint))
-    if not words and not is_list and not is_switch:
-        raise NLTError(f"argument --{key}: expected a value")
-    if len(words) > 1 and not is_list:
-        raise NLTError(f"argument --{key}: takes one value, found {' '.join(words)!r}")
-    given: Any = list(words) if is_list and list(words) != [NULL] else words[0] if words else "true"
     try:
-        return from_text(given, hint)
+        return from_text(NULL if words == [NULL] else words, hint)
     except ValueError as error:
         raise NLTError(f"argument --{key}: {error}") from error
 
@@ -227,7 +220,7 @@ def _unknown_flag_message(unknown: Sequence[str], known: KnownKeys) -> str:
     """Say which flag is meant by the first argument that nothing takes."""
     flags = [argument for argument in unknown if argument.startswith("-")]
     if not flags:
-        return f"unexpected argument {unknown[0]!r}; give values as --key value"
+        return f"unexpected argument {unknown[0]!r}; give values as --key value, and put several words in quotes"
     key = flags[0].split("=")[0].lstrip("-")
     nearest = difflib.get_close_matches(key, ["config", "help", "help_all", *known.block_of], n=1)
     remedy = f", did you mean --{nearest[0]}?" if nearest else "; --help lists the known ones"

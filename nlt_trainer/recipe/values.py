@@ -50,7 +50,10 @@ def coerce(value: Any, hint: Any) -> Any:
         found = adapter.validate_python(value, strict=True if isinstance(value, bool) else None)
     except ValidationError as error:
         remedy = "; put a word such as no, off or yes in quotes" if isinstance(value, bool) else ""
-        raise ValueError(f"is {value!r}, expected {_type_name(hint)}{remedy}") from error
+        shown = repr(value)
+        if value is None:
+            shown, remedy = NULL, "; this key cannot be unset, leave it out for its default"
+        raise ValueError(f"is {shown}, expected {_type_name(hint)}{remedy}") from error
     if isinstance(found, float) and not math.isfinite(found):
         raise ValueError(f"is {value!r}, expected a finite number")
     return found
