@@ -10,13 +10,16 @@ from typing import Any, get_args
 import pytest
 from sentence_transformers import SentenceTransformerTrainingArguments
 
+from nlt_trainer.arguments import stages
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.inherited import DECIDING, OTHER, REFUSED
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.option import Decides
+from nlt_trainer.arguments.search import AppArguments
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
-from nlt_trainer.arguments.trainer import LLM_OBJECTIVES, OBJECTIVES, TrainerArguments, parse_objective
+from nlt_trainer.arguments.trainer import LLM_OBJECTIVES, OBJECTIVES, parse_objective
 from nlt_trainer.errors import NLTError
+from nlt_trainer.recipe.keys import KnownKeys
 from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
@@ -151,12 +154,28 @@ def test_a_number_that_trains_nothing_is_refused(name: str, value: float, tmp_pa
         arguments(tmp_path, **{name: value})
 
 
-@pytest.mark.parametrize("block", [ModelArguments, DataArguments, TrainerArguments])
+BLOCKS = [blocks for name, blocks in vars(stages).items() if name.endswith("_BLOCKS")]
+OWN: dict[str, type] = {own.__name__: own for blocks in BLOCKS for own in KnownKeys(blocks).own.values()}
+"""Name of every dataclass whose options a stage takes -> the dataclass."""
+
+
+@pytest.mark.parametrize("block", OWN.values(), ids=OWN)
 def test_every_option_says_what_it_decides(block: type) -> None:
     """Reference: the words of `Decides`; an option that lacks one would be left out of resuming in silence."""
     options = dataclasses.fields(block)
     assert {field.name for field in options if field.metadata.get("decides") not in get_args(Decides)} == set()
     assert all(field.metadata.get("help") for field in options)
+
+
+def test_the_app_reads_the_llm_as_a_recipe_does() -> None:
+    """Reference: the options of a recipe, by their default and their help."""
+    app, *recipe = (
+        {f.name: f for f in dataclasses.fields(own)} for own in (AppArguments, ModelArguments, DataArguments)
+    )
+    for name in ("llm", "llm_dtype", "document_prefix", "query_prefix"):
+        (declared,) = (block[name] for block in recipe if name in block)
+        assert (app[name].default, app[name].metadata["help"]) == (declared.default, declared.metadata["help"])
+        assert app[name].metadata["decides"] == "nothing"
 
 
 def test_every_option_of_the_librarys_trainer_is_known() -> None:

@@ -39,6 +39,12 @@ def option(
     return field(default=default, default_factory=default_factory, metadata=metadata)
 
 
+def same_as(name: str, *, of: type) -> dict[str, Any]:
+    """The help and the default of another dataclass's option, for an `option` that means the same."""
+    (found,) = (f for f in dataclasses.fields(of) if f.name == name)
+    return {"help": found.metadata["help"], "default": found.default}
+
+
 def options_deciding(*what: Decides, of: type) -> list[str]:
     """The options of a dataclass that decide one of the given parts, in their order."""
     return [f.name for f in dataclasses.fields(of) if f.metadata.get("decides") in what]

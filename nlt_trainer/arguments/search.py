@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nlt_trainer.arguments.option import check_words, option
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.option import check_words, option, same_as
 from nlt_trainer.choices import LLMDtype
 from nlt_trainer.errors import NLTError
-from nlt_trainer.prompts import PromptTemplate
 
 
 @dataclass
@@ -63,28 +64,12 @@ class SearchArguments(IndexArguments):
 class AppArguments(IndexArguments):
     """Parameters that control the page."""
 
-    llm: str = option(
-        default="HuggingFaceTB/SmolLM2-135M-Instruct",
-        decides="nothing",
-        help="Frozen LLM whose gain is shown: Hub id, folder, .gguf file, or package:<module>/<path>.",
-    )
-    llm_dtype: LLMDtype = option(
-        default="auto",
-        decides="nothing",
-        help="Dtype of the LLM: float32, bfloat16, float16, or auto: bfloat16 where the machine multiplies it.",
-    )
-    document_prefix: str = option(
-        default=PromptTemplate.document_prefix,
-        decides="nothing",
-        help="Text before the document in the LLM's prompt.",
-    )
-    query_prefix: str = option(
-        default=PromptTemplate.query_prefix,
-        decides="nothing",
-        help="Text before the query in the LLM's prompt.",
-    )
+    llm: str = option(decides="nothing", **same_as("llm", of=ModelArguments))
+    llm_dtype: LLMDtype = option(decides="nothing", **same_as("llm_dtype", of=ModelArguments))
+    document_prefix: str = option(decides="nothing", **same_as("document_prefix", of=DataArguments))
+    query_prefix: str = option(decides="nothing", **same_as("query_prefix", of=DataArguments))
     max_document_tokens: int = option(
-        default=192,
+        default=DataArguments.max_document_tokens,
         decides="nothing",
         help="The most tokens of a document that the LLM reads.",
     )
