@@ -51,7 +51,7 @@ class Stage:
 
 
 def run_demo(gain: Path, dream: Path) -> None:
-    """Run all stages, then write the report, show the table, check the export, and say what to do next.
+    """Run all stages, write the report, check the export, and say what to do next and what was gained.
 
     Every stage leaves a stamp of its recipe. A second call repeats only stages whose output is missing or whose recipe
     has changed.
@@ -87,6 +87,7 @@ def run_demo(gain: Path, dream: Path) -> None:
     exported, equal = export_run(best, "merged")
     say(f"Encoder {exported}, the same as in the trainer when loaded by {' and by '.join(equal)}\n")
     print_next(best.encoder, start=model.encoder, collection=data.collection)
+    print_verdicts(results)
 
 
 def evaluate_recipe(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
@@ -131,9 +132,6 @@ def best_run(runs: list[Run], results: list[Result]) -> Run:
 def print_table(group: Run, results: list[Result], *, seconds: float) -> None:
     """Print the table, the time and memory that the demo took, and where the report is."""
     say(f"\n{results_table(results)}\n")
-    for name in dict.fromkeys(row.name for row in results if row.seed is not None):
-        for sentence in verdicts(results, name):
-            say(f"{name}: {sentence}")
     peak = peak_memory()["peak_memory_gib"]
     say(f"This call took {seconds / 60:.1f} minutes and at most {peak:.1f} GiB of memory.")
     say(f"Report {group.page_file} (open it in a browser), results {group.results_file}\n")
@@ -148,3 +146,11 @@ def print_next(encoder: Path, *, start: str, collection: str) -> None:
     say(f"  search:       nlt search --encoder {encoder} --against {start} --corpus {collection}")
     say("  your own data: copy recipes/minilm/likelihood_gain.yaml and change the keys that README.md names under")
     say("                'Your own data', then: nlt mine, nlt score, nlt train, each with --config your.yaml")
+
+
+def print_verdicts(results: list[Result]) -> None:
+    """Print what each trained encoder gains over the start, and whether BM25 is ahead."""
+    say()
+    for name in dict.fromkeys(row.name for row in results if row.seed is not None):
+        for sentence in verdicts(results, name):
+            say(f"{name}: {sentence}")

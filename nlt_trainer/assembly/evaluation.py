@@ -20,7 +20,7 @@ from nlt_trainer.evaluation.task_scores import TaskScoreCache, TaskScores, score
 from nlt_trainer.evaluation.tasks import EvaluationTask, TaskList, check_data, load_task, resolve_tasks
 from nlt_trainer.release.card import write_card
 from nlt_trainer.run.folder import Run
-from nlt_trainer.run.results import verdicts, write_results
+from nlt_trainer.run.results import Result, verdicts, write_results
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
@@ -35,7 +35,7 @@ def evaluate(
     *,
     show_table: bool = True,
 ) -> None:
-    """Write results, card and the files of the evaluation; prints each result, then the table and the verdicts."""
+    """Write results, card and the files of the evaluation; prints what is done, then the table and the verdicts."""
     state, run = processes(args), Run(str(args.output_dir))
     tasks = find_tasks(data, evaluation)
     if not run.is_finished and not evaluation.checkpoints and not evaluation.run_files:
@@ -63,8 +63,20 @@ def evaluate(
     if not show_table:
         return
     say(f"\n{table}")
-    if sentences := verdicts(results, run.report["objective"] if run.is_finished else ""):
-        say("\n" + "\n".join(f"{run.report['objective']}: {sentence}" for sentence in sentences))
+    if sentences := gained(results, [checkpoint.name for checkpoint in checkpoints], is_trained=run.is_finished):
+        say("\n" + "\n".join(sentences))
+
+
+def gained(results: list[Result], names: list[str], *, is_trained: bool) -> list[str]:
+    """What encoders gain over the first one, and whether BM25 is ahead: a line for each encoder and collection.
+
+    Args:
+        results: rows of the table.
+        names: the encoders, the one that the others are compared with first. If there is no other, it has the lines.
+        is_trained: whether the second is the recipe's own; the lines are then about it alone.
+    """
+    about = names[1:2] if is_trained else names[1:] or names
+    return [f"{name}: {sentence}" for name in about for sentence in verdicts(results, name, start=names[0])]
 
 
 def find_tasks(data: DataArguments, evaluation: EvaluationArguments) -> TaskList:
@@ -177,8 +189,7 @@ def score_systems(
             if earlier is None:
                 cache.put(system.fingerprint, entry, found)
             scores[system.name, entry.title] = found
-            figure = f"nDCG@10 {found.ndcg_at_10:.3f}" + ("" if earlier is None else ", kept")
-            say(f"[{number}/{len(grid)}] {entry.title}: {system.name} {figure}")
+            say(f"[{number}/{len(grid)}] {entry.title}: {system.name} is done" + (", kept" if earlier else ""))
         if number == len(grid) or grid[number][0] is not family:
             family.release()
     return scores

@@ -39,6 +39,7 @@ from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.release.card import encoder_facts, prepare_card, write_card
 from nlt_trainer.release.export import save_trained
 from nlt_trainer.run.folder import Run
+from nlt_trainer.run.progress import dev_gain
 from nlt_trainer.run.resume import (
     AdapterCallback,
     CostCallback,
@@ -106,7 +107,12 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
         write_card(run)
         if truncated:
             say(f"{truncated:.0%} of the documents were cut to {data.max_document_tokens} tokens for the LLM")
-        say(f"{run.encoder}: trained with {args.objective}; `nlt evaluate` with the same recipe says what was gained")
+        step = trainer.state.best_global_step if args.load_best_model_at_end else trainer.state.global_step
+        dev = dev_gain(trainer.state, data.dev_split, step=step or 0)
+        say(
+            f"{run.encoder}: trained with {args.objective}; {dev and dev + '; '}"
+            "`nlt evaluate` with the same recipe says what was gained"
+        )
 
 
 def was_finished(run: Run, checkpoint: str | None, *, steps: int) -> bool:

@@ -13,6 +13,15 @@ METRIC = "_ndcg_at_10"
 """End of the name of the metric that a line shows. The name begins with `eval_` and the evaluator's name."""
 
 
+def dev_gain(state: TrainerState, dev_split: str | None, *, step: int) -> str:
+    """Say what nDCG@10 on dev queries was before training and at a step; empty where the log lacks one of the two."""
+    name = f"eval_{dev_split}{METRIC}"
+    values = {entry["step"]: entry[name] for entry in state.log_history if name in entry}
+    if not {0, step} <= values.keys():
+        return ""
+    return f"nDCG@10 on {dev_split} was {values[0]:.3f} before and is {values[step]:.3f} now"
+
+
 class TrainingProgress(ProgressCallback):
     """Shows a bar named `training`, and writes lines where the trainer would print its raw dictionaries."""
 

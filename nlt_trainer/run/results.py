@@ -74,12 +74,13 @@ def results_table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def verdicts(results: Sequence[Result], name: str) -> list[str]:
+def verdicts(results: Sequence[Result], name: str, *, start: str = "start") -> list[str]:
     """Write one sentence for each collection: what a system gains over the start, and whether BM25 is ahead.
 
     Args:
         results: rows of a table.
         name: of the system that the sentences are about.
+        start: name of the encoder with which it is compared.
 
     Returns:
         The sentences. A collection that has neither the start nor BM25 to compare with gets none.
@@ -87,12 +88,14 @@ def verdicts(results: Sequence[Result], name: str) -> list[str]:
     rows = {(row.collection, row.split, row.name): row.ndcg_at_10 for row in results}
     sentences = []
     for (collection, split, system), value in rows.items():
-        start, bm25 = (rows.get((collection, split, other)) for other in ("start", "bm25"))
-        if system != name or (start is None and bm25 is None):
+        before = rows.get((collection, split, start)) if name != start else None
+        bm25 = rows.get((collection, split, "bm25"))
+        if system != name or (before is None and bm25 is None):
             continue
         parts = [f"On {collection} {split} its nDCG@10 is {value:.3f}"]
-        if start is not None:
-            parts.append(f"{abs(value - start):.3f} {'above' if value >= start else 'below'} the start")
+        if before is not None:
+            other = "the start" if start == "start" else start
+            parts.append(f"{abs(value - before):.3f} {'above' if value >= before else 'below'} {other}")
         if bm25 is not None:
             ahead = f"BM25 is still ahead by {bm25 - value:.3f}" if bm25 > value else f"{value - bm25:.3f} above BM25"
             parts.append(ahead)

@@ -18,7 +18,7 @@ from nlt_trainer.program import run_main, shown
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run all stages, then write the report, show the table, check the export, and say what to do next."""
+    """Run all stages, write the report, check the export; says what to do next and what was gained."""
     parser = argparse.ArgumentParser(description=shown(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", type=Path, default=Path("recipes/demo"), help="folder with the two recipes")
     folder = parser.parse_args(argv).recipes

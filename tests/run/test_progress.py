@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import PrinterCallback, ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
-from nlt_trainer.run.progress import TrainingProgress, show_progress
+from nlt_trainer.run.progress import TrainingProgress, dev_gain, show_progress
 from nlt_trainer.run.results import Result, verdicts
 from nlt_trainer.terminal import late_bar, say
 
@@ -92,6 +92,21 @@ def test_what_was_gained_is_said_in_words() -> None:
         "On python test its nDCG@10 is 0.300, 0.100 below the start."
     ]
     assert verdicts(rows, "loop") == []
+    named = [row("bm25", 0.5), row("a", 0.3), row("b", 0.35)]
+    assert verdicts(named, "b", start="a") == [
+        "On python test its nDCG@10 is 0.350, 0.050 above a, BM25 is still ahead by 0.150."
+    ]
+    assert verdicts(named, "a", start="a") == ["On python test its nDCG@10 is 0.300, BM25 is still ahead by 0.200."]
+
+
+def test_what_the_dev_queries_gained_is_said_where_the_log_has_both() -> None:
+    """Reference: the entries of the log; no entry of step 0, or of the step in question, says nothing."""
+    log = [{"step": step, "eval_dev_ndcg_at_10": value} for step, value in ((0, 0.3), (2, 0.5), (4, 0.4))]
+    state = TrainerState(log_history=[{"step": 0, "loss": 1.0}, *log])
+    assert dev_gain(state, "dev", step=4) == "nDCG@10 on dev was 0.300 before and is 0.400 now"
+    assert dev_gain(state, "dev", step=2).endswith("is 0.500 now")
+    assert dev_gain(state, "dev", step=3) == dev_gain(state, "other", step=4) == dev_gain(state, None, step=4) == ""
+    assert dev_gain(TrainerState(log_history=log[1:]), "dev", step=4) == ""
 
 
 def test_short_work_shows_no_bar(capsys: pytest.CaptureFixture[str]) -> None:

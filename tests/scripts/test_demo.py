@@ -58,6 +58,11 @@ def test_the_demo_runs_once_and_repeats_only_what_changed(
     assert "done before" not in first
     assert "the same as in the trainer when loaded by SentenceTransformer and by mteb\n" in first
     assert "use it:       from sentence_transformers import SentenceTransformer\n" in first
+    last = first.splitlines()[-3:]
+    assert (last[0], [line[: line.index(" is ")] for line in last[1:]]) == (
+        "",
+        [f"{name}: On collection test its nDCG@10" for name in ("likelihood_gain", "dream")],
+    )
     rows = json.loads((tmp_path / "run" / "results.json").read_text())
     assert [row["name"] for row in rows] == ["bm25", "start", "likelihood_gain", "dream"]
     needed = {"name", "ndcg_at_10", "mrr_at_10", "recall_at_100", "train_seconds", "lm_tokens", "seed"}

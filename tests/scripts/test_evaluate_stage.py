@@ -89,8 +89,14 @@ def test_rows_of_several_checkpoints_and_tasks(
         assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-5)
         assert row["ndcg_at_10_low"] < row["ndcg_at_10"] < row["ndcg_at_10_high"]
     printed = capsys.readouterr().out
-    assert "[10/10] random test: " in printed
-    assert (output / "evaluation" / "table.md").read_text().strip() in printed
+    assert f"[10/10] random test: {second} + bm25 is done\n" in printed
+    table = (output / "evaluation" / "table.md").read_text().strip()
+    assert table in printed
+    assert "nDCG@10" not in printed[: printed.index(table)]
+    last = printed.splitlines()[-2:]
+    for line, split in zip(last, ("dev", "test"), strict=True):
+        assert line.startswith(f"{second}: On random {split} its nDCG@10 is ")
+        assert f" {first}, " in line
     assert len(list((output / "evaluation" / "mteb").rglob("*.json"))) == 10
 
 

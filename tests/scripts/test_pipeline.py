@@ -546,8 +546,17 @@ def test_rows_that_do_not_fill_a_batch(project: Project, capsys: pytest.CaptureF
         project.run(train, "likelihood_gain", *flags, "5")
     project.run(train, "likelihood_gain", *flags, "3")
     assert "Each epoch leaves out 1 of 4 rows" in capsys.readouterr().out
-    project.run(train, "info_nce", "--per_device_train_batch_size", "5")
-    assert "leaves out" not in capsys.readouterr().out
+    project.run(train, "info_nce", "--per_device_train_batch_size", "5", "--eval_on_start", "true")
+    printed = capsys.readouterr().out
+    assert "leaves out" not in printed
+    assert_dev_gain(printed.splitlines()[-1], project.root / "info_nce" / "training.json")
+
+
+def assert_dev_gain(line: str, report: Path) -> None:
+    """The last line says what the dev queries' nDCG@10 was before and after; reference: the log."""
+    log = json.loads(report.read_text())["log"]
+    values = {entry["step"]: entry["eval_dev_ndcg_at_10"] for entry in log if "eval_dev_ndcg_at_10" in entry}
+    assert f"nDCG@10 on dev was {values[0]:.3f} before and is {values[4]:.3f} now; `nlt evaluate`" in line
 
 
 def test_another_number_of_heads_than_the_file_has_is_refused(project: Project) -> None:
