@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from transformers import IntervalStrategy, set_seed
+from transformers import IntervalStrategy, TrainerState, set_seed
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments, start_options
@@ -107,12 +107,18 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
         write_card(run)
         if truncated:
             say(f"{truncated:.0%} of the documents were cut to {data.max_document_tokens} tokens for the LLM")
-        step = trainer.state.best_global_step if args.load_best_model_at_end else trainer.state.global_step
-        dev = dev_gain(trainer.state, data.dev_split, step=step or 0)
-        say(
-            f"{run.encoder}: trained with {args.objective}; {dev and dev + '; '}"
-            "`nlt evaluate` with the same recipe says what was gained"
-        )
+        say(last_line(run, trainer.state, data, args))
+
+
+def last_line(run: Run, state: TrainerState, data: DataArguments, args: NLTTrainingArguments) -> str:
+    """Say what was trained, what the dev queries gained where the log knows it, and what to run next."""
+    step = state.best_global_step if args.load_best_model_at_end else state.global_step
+    parts = [
+        f"{run.encoder}: trained with {args.objective}",
+        dev_gain(state, data.dev_split, step=step or 0),
+        "`nlt evaluate` with the same recipe says what was gained",
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def was_finished(run: Run, checkpoint: str | None, *, steps: int) -> bool:
