@@ -225,7 +225,9 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
 
 def _check_there(path: Path) -> None:
     if not path.is_file():
-        raise DataError(path, f"file not found; a collection is a folder with {CORPUS_FILE} and {QUERIES_FILE}")
+        files = f"{CORPUS_FILE} and {QUERIES_FILE}"
+        remedy = "write them, or run `nlt build_stdlib` or `nlt build_collection`"
+        raise DataError(path, f"file not found; a collection is a folder with {files}: {remedy}")
 
 
 def _new_id(row: dict[str, Any], known: Mapping[str, object], *, path: Path, line: int) -> str:

@@ -51,7 +51,7 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the stage that the first argument names, whose module is imported only now."""
     arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if arguments else 2
     if arguments[0] == "--version":

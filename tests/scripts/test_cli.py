@@ -107,6 +107,13 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == f"nlt_trainer {importlib.metadata.version('nlt_trainer')}\n"
 
 
+def test_help_is_also_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    """Reference: the flag."""
+    assert (cli.main(["help"]), cli.main(["--help"])) == (0, 0)
+    printed = capsys.readouterr().out
+    assert printed[: len(printed) // 2] == printed[len(printed) // 2 :] != ""
+
+
 def test_no_stage_prints_the_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     assert capsys.readouterr().out.startswith("usage: nlt STAGE")
