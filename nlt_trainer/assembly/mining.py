@@ -14,6 +14,7 @@ from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.assembly.parts import chosen_queries, load_training_collection, load_untrained, processes
 from nlt_trainer.data.beir import Collection, Query
+from nlt_trainer.data.bm25 import unmatched_line
 from nlt_trainer.data.candidates import mine_candidates, ranking_depth, write_candidates
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.encoder.search import nearest
@@ -43,6 +44,9 @@ def mine(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments)
     write_candidates(data.candidates, candidates)
     shutil.rmtree(folder, ignore_errors=True)
     say(f"{data.candidates}: {len(candidates)} queries with {data.num_candidates} candidates each ({data.miner})")
+    if (unmatched := sum(not any(row.bm25) for row in candidates)) and data.miner != "encoder":
+        whose = "random documents" if data.miner == "bm25" else "the encoder's"
+        say(f"{unmatched_line(unmatched, len(candidates))}. Their candidates are {whose}")
 
 
 def rank_by_encoder(
