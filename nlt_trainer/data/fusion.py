@@ -56,23 +56,14 @@ def weighted_fusion(encoder: Mapping[Key, float], bm25: Mapping[Key, float], *, 
     Raises:
         NLTError: the weight is not between 0 and 1.
     """
-    check_weight("weight", weight)
+    if not 0 <= weight <= 1:
+        raise NLTError(f"weight is {weight}; it must be between 0 (the encoder alone) and 1 (BM25 alone)")
     of_encoder, of_bm25 = _scaled(encoder), _scaled(bm25)
     fused = {
         document: (1 - weight) * of_encoder.get(document, 0.0) + weight * of_bm25.get(document, 0.0)
         for document in of_encoder | of_bm25
     }
     return dict(sorted(fused.items(), key=lambda item: -item[1]))
-
-
-def check_weight(name: str, weight: float) -> None:
-    """Refuse a weight that is not a share.
-
-    Raises:
-        NLTError: names the option and the value.
-    """
-    if not 0 <= weight <= 1:
-        raise NLTError(f"{name} is {weight}; it must be between 0 (the encoder alone) and 1 (BM25 alone)")
 
 
 def _scaled(ranking: Mapping[Key, float]) -> dict[Key, float]:
