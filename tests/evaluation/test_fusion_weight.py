@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import pytest
 
-from nlt_trainer.data.fusion import weighted_fusion
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.fusion_weight import fit_weight
 
@@ -30,13 +29,17 @@ def test_the_best_weight_is_found(encoder: Ranking, bm25: Ranking, relevant: str
     assert fit_weight({"q": encoder}, {"q": bm25}, {"q": {relevant: 1}}) == weight
 
 
-def test_all_queries_decide_together() -> None:
-    """Reference: two queries that BM25 serves and one that the encoder serves; one without any ranking."""
+@pytest.mark.parametrize(("served", "weight"), [(20, 0.7), (2, 0.5)])
+def test_all_queries_decide_together(served: int, weight: float) -> None:
+    """Reference: queries that BM25 serves against one that the encoder serves, and one without any ranking.
+
+    The weights from 0.5 on are better for 20 queries to 1. For 2 to 1 no weight is better by a standard error.
+    """
     forth, back = {"a": 1.0, "b": 0.0}, {"b": 1.0, "a": 0.0}
-    encoder, bm25 = dict.fromkeys("xyz", forth), dict.fromkeys("xyz", back)
-    qrels = {"x": {"b": 1}, "y": {"b": 1}, "z": {"a": 1}, "none": {"a": 1}}
-    weight = fit_weight(encoder, bm25, qrels)
-    assert next(iter(weighted_fusion(forth, back, weight=weight))) == "b"
+    queries = [f"q{i}" for i in range(served)]
+    encoder, bm25 = dict.fromkeys([*queries, "other"], forth), dict.fromkeys([*queries, "other"], back)
+    qrels = {**dict.fromkeys(queries, {"b": 1}), "other": {"a": 1}, "none": {"a": 1}}
+    assert fit_weight(encoder, bm25, qrels) == weight
 
 
 def test_without_judgements_no_weight_is_fitted() -> None:
