@@ -14,7 +14,7 @@ from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.assembly.parts import chosen_queries, load_training_collection, load_untrained, processes
 from nlt_trainer.data.beir import Collection, Query
-from nlt_trainer.data.candidates import mine_candidates, ranking_depth, write_candidates
+from nlt_trainer.data.candidates import QueryCandidates, mine_candidates, ranking_depth, write_candidates
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.encoder.search import nearest
 from nlt_trainer.terminal import say
@@ -27,22 +27,38 @@ def mine(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments)
     collection = load_training_collection(data)
     queries = chosen_queries(collection, data, seed=args.seed)
     folder = Path(f"{data.candidates}.embeddings")
+    candidates = find_candidates(model, data, collection, queries, folder=folder, state=state, seed=args.seed)
+    if not state.is_main_process:
+        return
+    write_candidates(data.candidates, candidates)
+    shutil.rmtree(folder, ignore_errors=True)
+    say(f"{data.candidates}: {len(candidates)} queries with {data.num_candidates} candidates each ({data.miner})")
+
+
+def find_candidates(
+    model: ModelArguments,
+    data: DataArguments,
+    collection: Collection,
+    queries: Sequence[Query],
+    *,
+    folder: Path,
+    state: PartialState,
+    seed: int,
+) -> list[QueryCandidates]:
+    """Find candidates as the recipe's `miner` and `num_candidates` say; nothing in all processes but the main one."""
     rankings = None
     if data.miner != "bm25":
         rankings = rank_by_encoder(model, data, collection, queries, folder=folder, state=state)
     if not state.is_main_process:
-        return
-    candidates = mine_candidates(
+        return []
+    return mine_candidates(
         collection,
         queries,
         num_candidates=data.num_candidates,
-        seed=args.seed,
+        seed=seed,
         encoder_rankings=rankings,
         fused=data.miner == "fused",
     )
-    write_candidates(data.candidates, candidates)
-    shutil.rmtree(folder, ignore_errors=True)
-    say(f"{data.candidates}: {len(candidates)} queries with {data.num_candidates} candidates each ({data.miner})")
 
 
 def rank_by_encoder(

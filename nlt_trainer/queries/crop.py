@@ -82,7 +82,7 @@ def find_holders(cuts: Iterable[str], corpus: Mapping[str, Document]) -> dict[st
 
 
 def _preferred(offer: list[Excerpt], holders: Mapping[str, list[str]], draw: random.Random) -> list[Excerpt]:
-    """The excerpts in a random order: half of the time the title first, and sentences of few passages before others."""
+    """The excerpts in a random order: in half of the passages the title first, and sentences of few passages first."""
     usable = [e for e in offer if len(holders.get(e.cut, ())) <= MAX_HOLDERS]
     draw.shuffle(usable)
     title_first = draw.random() < 0.5
