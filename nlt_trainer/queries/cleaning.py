@@ -10,7 +10,7 @@ from nlt_trainer.queries.prompts import BEFORE, EXAMPLES, KINDS
 MIN_QUERY_WORDS = 3
 AROUND = re.compile(r"^(?:[\s\"'“”*#>•-]+|\d{1,2}[.)]\s)+|[\s\"'“”*#]+$")
 """White space, quotation marks, and the marks of lists and headings."""
-LABELS = tuple(label.casefold().rstrip(":") for label in (BEFORE, *KINDS.values()))
+LABELS = tuple(label.casefold() for label in (BEFORE, *KINDS.values(), *(f"{kind}:" for kind in KINDS)))
 SHOWN = frozenset(example[kind].casefold() for example in EXAMPLES for kind in KINDS)
 
 

@@ -58,8 +58,8 @@ def split_by_source(sources: Mapping[str, str], *, held_out_share: float = 0.15,
         raise NLTError(f"held_out_share is {held_out_share}; it must be between 0 and 1")
     if len(sources) < MIN_QUERIES:
         raise NLTError(
-            f"{len(sources)} queries could be made, of {len(set(sources.values()))} usable passages, and {MIN_QUERIES} "
-            "are needed to train and to decide; give more documents or longer passages, or set kind: both"
+            f"{len(sources)} queries could be made, of {len(set(sources.values()))} usable passages, and "
+            f"{MIN_QUERIES} are needed to train and to decide; give more documents or longer passages, or set kind: both"
         )
     groups: dict[str, list[str]] = defaultdict(list)
     single = len({document_of(passage) for passage in sources.values()}) == 1
