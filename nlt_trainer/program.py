@@ -11,6 +11,7 @@ from typing import NoReturn
 from nlt_trainer.errors import NLTError
 
 GOES_ON = {
+    "make_queries": "the queries that the LLM has written",
     "mine": "the embeddings that it has on disk, where an encoder mines",
     "score": "the scores that it has in its cache",
     "train": "the last whole checkpoint, if there is one",

@@ -26,6 +26,7 @@ ORDER = (
     {"encoder"},
     {"injection"},
     {"data"},
+    {"queries"},
     {"objectives"},
     {"run"},
     {"trainer"},

@@ -22,6 +22,7 @@ from nlt_trainer.arguments.stages import (
     PLAN_BLOCKS,
     PULL_BLOCKS,
     PUSH_BLOCKS,
+    QUERIES_BLOCKS,
     RECIPE_BLOCKS,
     SEARCH_BLOCKS,
 )
@@ -39,6 +40,7 @@ BLOCKS = {
     "build_collection": COLLECTION_BLOCKS,
     "evaluate": EVALUATION_BLOCKS,
     "export": EXPORT_BLOCKS,
+    "make_queries": QUERIES_BLOCKS,
     "plan": PLAN_BLOCKS,
     "pull": PULL_BLOCKS,
     "push": PUSH_BLOCKS,

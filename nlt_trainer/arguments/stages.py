@@ -8,6 +8,7 @@ from nlt_trainer.arguments.evaluation import EvaluationArguments
 from nlt_trainer.arguments.inherited import DECIDING, OTHER, REFUSED
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.plan import PlanArguments
+from nlt_trainer.arguments.queries import QueriesArguments
 from nlt_trainer.arguments.release import ExportArguments, PullArguments, PushArguments
 from nlt_trainer.arguments.search import AppArguments, SearchArguments
 from nlt_trainer.arguments.trainer import TrainerArguments
@@ -30,3 +31,4 @@ SEARCH_BLOCKS: Blocks = {"search": SearchArguments}
 APP_BLOCKS: Blocks = {"app": AppArguments}
 PLAN_BLOCKS: Blocks = {**RECIPE_BLOCKS, "plan": PlanArguments}
 COLLECTION_BLOCKS: Blocks = {"collection": CollectionArguments}
+QUERIES_BLOCKS: Blocks = {**RECIPE_BLOCKS, "queries": QueriesArguments}

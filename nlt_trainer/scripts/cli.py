@@ -18,6 +18,7 @@ STAGES = {
     "plan": "say what a recipe will cost before anything runs",
     "build_stdlib": "write Python's standard library as a BEIR folder",
     "build_collection": "write data sets of the Hub as a BEIR folder",
+    "make_queries": "make queries of documents that have none",
     "make_encoder": "make an encoder that was never trained for retrieval",
     "mine": "find candidate documents for each query",
     "adapt_scorer": "fit an adapter of the frozen LLM to a collection",
