@@ -19,17 +19,15 @@ from nlt_trainer.assembly.parts import (
     load_candidates,
     load_llm,
     load_training_collection,
+    make_dataset,
     peak_memory,
     processes,
     target_of,
 )
 from nlt_trainer.assembly.scoring import check_scorer
-from nlt_trainer.data.beir import Collection, load_collection
-from nlt_trainer.data.candidates import QueryCandidates
+from nlt_trainer.data.beir import load_collection
 from nlt_trainer.data.collator import NLTCollator
-from nlt_trainer.data.gains import audit_file, read_gains, read_likelihoods
-from nlt_trainer.data.prior import with_prior
-from nlt_trainer.data.training import training_dataset
+from nlt_trainer.data.gains import audit_file
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.evaluator import RetrievalEvaluator
@@ -229,22 +227,3 @@ def cost_before_training(model: ModelArguments, data: DataArguments, args: NLTTr
         cost["seconds"] += source.get("seconds", 0.0)
         cost["lm_tokens"] += source.get("lm_tokens", 0)
     return cost
-
-
-def make_dataset(
-    collection: Collection, data: DataArguments, args: NLTTrainingArguments, *, candidates: list[QueryCandidates]
-) -> Dataset:
-    """Make the training rows, with gains only if the objective reads them, and labels only if the recipe says so."""
-    labelled = args.reads_labels(data)
-    if labelled and data.train_split is None:
-        raise NLTError("labels: true takes positives from qrels/<train_split>.tsv; set train_split")
-    names, gain = args.reads_likelihoods, None
-    if args.reads_gains(data):
-        gain = with_prior(read_gains(data.gains, candidates), candidates, prior=args.prior, weight=args.prior_weight)
-    return training_dataset(
-        collection,
-        candidates,
-        gain=gain,
-        likelihoods=read_likelihoods(data.gains, candidates, names) if names else None,
-        qrels=collection.split_qrels(str(data.train_split)) if labelled else None,
-    )
