@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import shutil
 from collections.abc import Callable
@@ -192,7 +193,7 @@ def test_modes_and_random_states_stay(tiny_encoder: SentenceTransformer) -> None
     modes = [module.training for module in tiny_encoder.modules()]
 
     def states() -> list[Any]:
-        return [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]  # type: ignore[union-attr]
+        return [torch.get_rng_state().tolist(), random.getstate(), pickle.dumps(np.random.get_state())]
 
     before = states()
     with undisturbed(tiny_encoder):
