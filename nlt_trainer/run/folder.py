@@ -57,6 +57,14 @@ class Run:
         self.mteb = self.evaluation / "mteb"
         """mteb's own results, with a folder for each system and a file for each task."""
 
+    def refreshed_candidates(self, step: int) -> Path:
+        """The candidates that a refresh after a step has mined."""
+        return self.folder / f"candidates-{step}.jsonl"
+
+    def refreshed_gains(self, step: int) -> Path:
+        """The gains of these candidates; the audit stands beside them."""
+        return self.folder / f"gains-{step}.jsonl"
+
     def checkpoint(self, step: int) -> Path:
         """The folder of the trainer's state after a step."""
         return self.folder / f"{CHECKPOINT}{step}"
