@@ -59,7 +59,7 @@ def split_by_source(sources: Mapping[str, str], *, held_out_share: float = 0.15,
     if len(sources) < MIN_QUERIES:
         raise NLTError(
             f"{len(sources)} queries could be made, of {len(set(sources.values()))} usable passages, and "
-            f"{MIN_QUERIES} are needed to train and to decide; give more documents or longer passages, or set kind: both"
+            f"{MIN_QUERIES} are needed to train and to decide; give more documents, longer passages, or set kind: both"
         )
     groups: dict[str, list[str]] = defaultdict(list)
     single = len({document_of(passage) for passage in sources.values()}) == 1
