@@ -26,6 +26,7 @@ ORDER = (
     {"encoder"},
     {"injection"},
     {"data"},
+    {"documents"},
     {"queries"},
     {"objectives"},
     {"run"},

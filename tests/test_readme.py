@@ -17,6 +17,7 @@ import nlt_trainer
 from nlt_trainer.arguments.stages import (
     APP_BLOCKS,
     COLLECTION_BLOCKS,
+    CORPUS_BLOCKS,
     EVALUATION_BLOCKS,
     EXPORT_BLOCKS,
     PLAN_BLOCKS,
@@ -38,6 +39,7 @@ TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding=
 BLOCKS = {
     "app": APP_BLOCKS,
     "build_collection": COLLECTION_BLOCKS,
+    "build_corpus": CORPUS_BLOCKS,
     "evaluate": EVALUATION_BLOCKS,
     "export": EXPORT_BLOCKS,
     "make_queries": QUERIES_BLOCKS,

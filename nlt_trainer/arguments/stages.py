@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nlt_trainer.arguments.collection import CollectionArguments
 from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.documents import DocumentArguments
 from nlt_trainer.arguments.evaluation import EvaluationArguments
 from nlt_trainer.arguments.inherited import DECIDING, OTHER, REFUSED
 from nlt_trainer.arguments.model import ModelArguments
@@ -30,5 +31,6 @@ PULL_BLOCKS: Blocks = {"pull": PullArguments}
 SEARCH_BLOCKS: Blocks = {"search": SearchArguments}
 APP_BLOCKS: Blocks = {"app": AppArguments}
 PLAN_BLOCKS: Blocks = {**RECIPE_BLOCKS, "plan": PlanArguments}
+CORPUS_BLOCKS: Blocks = {"documents": DocumentArguments}
 COLLECTION_BLOCKS: Blocks = {"collection": CollectionArguments}
 QUERIES_BLOCKS: Blocks = {**RECIPE_BLOCKS, "queries": QueriesArguments}

@@ -16,6 +16,7 @@ from nlt_trainer.program import run_main
 
 STAGES = {
     "plan": "say what a recipe will cost before anything runs",
+    "build_corpus": "write a folder of your own documents as the corpus of a BEIR folder",
     "build_stdlib": "write Python's standard library as a BEIR folder",
     "build_collection": "write data sets of the Hub as a BEIR folder",
     "make_queries": "make queries of documents that have none",
