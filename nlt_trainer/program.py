@@ -19,6 +19,7 @@ GOES_ON = {
     "evaluate": "what it has embedded and scored",
     "push": "what the Hub has",
     "pull": "what has come",
+    "adapt": "the stage that was under way",
     "demo": "the stage that was under way",
 }
 """Stage that resumes where it stopped -> what it resumes from."""

@@ -35,7 +35,7 @@ ORDER = (
     {"release"},
     {"report"},
     {"assembly"},
-    {"plan"},
+    {"plan", "adapt"},
     {"scripts"},
 )
 """From the ground up: folders, and modules of the package's root."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nlt_trainer.arguments.adapt import AdaptArguments
 from nlt_trainer.arguments.collection import CollectionArguments
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.documents import DocumentArguments
@@ -32,5 +33,6 @@ SEARCH_BLOCKS: Blocks = {"search": SearchArguments}
 APP_BLOCKS: Blocks = {"app": AppArguments}
 PLAN_BLOCKS: Blocks = {**RECIPE_BLOCKS, "plan": PlanArguments}
 CORPUS_BLOCKS: Blocks = {"documents": DocumentArguments}
+ADAPT_BLOCKS: Blocks = {**RECIPE_BLOCKS, "adapt": AdaptArguments}
 COLLECTION_BLOCKS: Blocks = {"collection": CollectionArguments}
 QUERIES_BLOCKS: Blocks = {**RECIPE_BLOCKS, "queries": QueriesArguments}

@@ -26,6 +26,8 @@ class Result:
         split: of its qrels; `mean of N` for a mean.
         ndcg_at_10_low: lower bound of the 95 % bootstrap interval of nDCG@10 over queries; `None` where none was made.
         ndcg_at_10_high: its upper bound.
+        p_against_start: two-sided p-value of its difference from the start in nDCG@10; `None` where none was computed.
+        kept: whether this is the encoder that `nlt adapt` has kept; `None` where there was nothing to decide.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Result:
     split: str
     ndcg_at_10_low: float | None = None
     ndcg_at_10_high: float | None = None
+    p_against_start: float | None = None
+    kept: bool | None = None
 
 
 def write_results(path: str | Path, results: Sequence[Result]) -> None:

@@ -15,6 +15,7 @@ import sys
 from nlt_trainer.program import run_main
 
 STAGES = {
+    "adapt": "adapt an encoder to a folder of documents, and keep it only if it gained",
     "plan": "say what a recipe will cost before anything runs",
     "build_corpus": "write a folder of your own documents as the corpus of a BEIR folder",
     "build_stdlib": "write Python's standard library as a BEIR folder",

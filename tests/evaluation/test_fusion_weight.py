@@ -38,7 +38,7 @@ def test_all_queries_decide_together(served: int, weight: float) -> None:
     forth, back = {"a": 1.0, "b": 0.0}, {"b": 1.0, "a": 0.0}
     queries = [f"q{i}" for i in range(served)]
     encoder, bm25 = dict.fromkeys([*queries, "other"], forth), dict.fromkeys([*queries, "other"], back)
-    qrels = {**dict.fromkeys(queries, {"b": 1}), "other": {"a": 1}, "none": {"a": 1}}
+    qrels = {**{key: {"b": 1} for key in queries}, "other": {"a": 1}, "none": {"a": 1}}
     assert fit_weight(encoder, bm25, qrels) == weight
 
 
