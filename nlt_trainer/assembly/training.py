@@ -15,7 +15,6 @@ from transformers import IntervalStrategy, TrainerState, set_seed
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments, start_options
-from nlt_trainer.assembly.averaging import average_with_start, share_line
 from nlt_trainer.assembly.losses import Parts, make_collator, make_loss
 from nlt_trainer.assembly.parts import (
     check_batches,
@@ -27,6 +26,7 @@ from nlt_trainer.assembly.parts import (
     target_of,
 )
 from nlt_trainer.assembly.scoring import check_scorer
+from nlt_trainer.assembly.start_share import average_with_start, share_line
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.collator import NLTCollator
