@@ -17,8 +17,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from nlt_trainer.data.current_rows import CurrentRows
 from nlt_trainer.errors import NLTError
 from nlt_trainer.run.checkpoints import CheckpointFiles, last_checkpoint
+from nlt_trainer.run.early_stopping import no_step_is_left
 from nlt_trainer.run.progress import show_progress
-from nlt_trainer.training_arguments import NLTTrainingArguments
+from nlt_trainer.training_arguments import MAIN_METRIC, NLTTrainingArguments
 
 ENCODER_INPUTS = ("query_", "document_")
 OBJECTIVE_FILE = "objective.safetensors"
@@ -177,4 +178,20 @@ class NLTTrainer(SentenceTransformerTrainer):
             tensors = load_file(file)
             for name, parameter in parameters.items():
                 parameter.data.copy_(tensors[name])
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        self._name_best_metric()
+        length = self.args.max_steps, self.args.num_train_epochs
+        if isinstance(resume_from_checkpoint, str) and no_step_is_left(
+            Path(resume_from_checkpoint), patience=self.args.early_stopping_patience
+        ):
+            self.args.max_steps, self.args.num_train_epochs = -1, 0  # the library makes a step before it stops
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self.args.max_steps, self.args.num_train_epochs = length
+
+    def _name_best_metric(self) -> None:
+        """Give `MAIN_METRIC` its full name: the evaluator's main metric, or the loss where there is no evaluator."""
+        if self.args.metric_for_best_model == MAIN_METRIC:
+            main = None if self.evaluator is None else self.evaluator.primary_metric
+            self.args.metric_for_best_model = f"eval_{main}" if main else "eval_loss"
+            self.args.greater_is_better = main is not None

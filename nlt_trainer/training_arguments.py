@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 
 from nlt_trainer.arguments.trainer import TrainerArguments
 from nlt_trainer.errors import NLTError
+
+MAIN_METRIC = "ndcg_at_10"
+"""The metric by which the best checkpoint is found where a recipe names none."""
 
 
 @dataclass
@@ -26,6 +30,10 @@ class NLTTrainingArguments(TrainerArguments, SentenceTransformerTrainingArgument
     def __post_init__(self) -> None:
         TrainerArguments.__post_init__(self)
         self._check_numbers()
+        if self.early_stopping_patience is not None:
+            self._stop_early()
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = MAIN_METRIC  # the library would take the loss of an evaluation dataset
         # Sentence-Transformers would set this for several processes, and every one of them would warn.
         self.dataloader_drop_last |= int(os.environ.get("WORLD_SIZE", "1")) > 1
         SentenceTransformerTrainingArguments.__post_init__(self)
@@ -33,6 +41,23 @@ class NLTTrainingArguments(TrainerArguments, SentenceTransformerTrainingArgument
         self.dataloader_pin_memory &= torch.cuda.is_available()
         # torch refuses persistent workers where there are no workers
         self.dataloader_persistent_workers &= self.dataloader_num_workers > 0
+
+    def _stop_early(self) -> None:
+        """Set what early stopping needs: the best checkpoint in the end, and a checkpoint at each evaluation.
+
+        Raises:
+            NLTError: nothing is evaluated.
+        """
+        if self.eval_strategy == "no":
+            raise NLTError(
+                f"early_stopping_patience is {self.early_stopping_patience}, and training evaluates nothing; set "
+                "dev_split, and eval_strategy: epoch or steps"
+            )
+        self.load_best_model_at_end = True
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        if self.save_strategy == defaults["save_strategy"] and self.save_steps == defaults["save_steps"]:
+            self.save_strategy = self.eval_strategy
+            self.save_steps = self.eval_steps or self.logging_steps
 
     def _check_numbers(self) -> None:
         """Raise `NLTError` for numbers that fail late in the trainer, or train nothing."""

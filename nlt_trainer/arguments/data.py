@@ -149,8 +149,17 @@ class DataArguments:
     )
     dev_split: str | None = option(
         default=None,
-        decides="nothing",
+        decides="result",
         help="Split to evaluate on during training, as often as eval_strategy says.",
+    )
+    dev_documents: int | None = option(
+        default=None,
+        decides="result",
+        help=(
+            "Number of documents that are searched for the queries of dev_split during training: the judged ones, "
+            "then BM25's best ten of each query, then documents drawn by seed. Figures are higher than with all "
+            "documents. Unset: all."
+        ),
     )
     eval_split: str | None = option(
         default="test",
@@ -170,7 +179,8 @@ class DataArguments:
                 f"head_method is {self.head_method!r} and head_qrels {self.head_qrels!r}; judgements are read where "
                 "head_method is qrels and head_qrels names their split"
             )
-        for name in ("max_queries", "max_document_tokens", "batch_tokens", "adapt_documents", "head_queries"):
+        limits = ("max_queries", "max_document_tokens", "batch_tokens", "adapt_documents", "dev_documents")
+        for name in (*limits, "head_queries"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise NLTError(f"{name} is {number}; it must be at least 1")
         if self.num_candidates < 2:

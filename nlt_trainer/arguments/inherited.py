@@ -1,6 +1,6 @@
-"""The options of Sentence Transformers' trainer: those that decide a run, those that do not, and those refused here.
+"""Sentence Transformers' options: those that decide a run, choose what it saves, do neither, or are refused here.
 
-Each field of `SentenceTransformerTrainingArguments` is in exactly one of the three. A test compares them with the
+Each field of `SentenceTransformerTrainingArguments` is in exactly one of the four. A test compares them with the
 installed version.
 """
 
@@ -16,19 +16,23 @@ DECIDING = frozenset(
 )
 """Options that decide the trajectory of training. A run that resumes from a checkpoint must share them."""
 
+CHOOSING = (
+    "eval_strategy", "eval_steps", "save_strategy", "save_steps", "load_best_model_at_end", "metric_for_best_model",
+)  # fmt: skip
+"""Options that choose the checkpoint that is saved, where `load_best_model_at_end` is set."""
+
 OTHER = frozenset(
     """
     activation_checkpointing activation_checkpointing_kwargs average_tokens_across_devices bf16_full_eval
     dataloader_multiprocessing_context dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory
     dataloader_prefetch_factor ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters
     ddp_static_graph ddp_timeout debug deepspeed disable_tqdm enable_jit_checkpoint eval_delay eval_on_start
-    eval_steps eval_strategy fp16_full_eval fsdp fsdp_config full_determinism gradient_checkpointing
-    gradient_checkpointing_kwargs greater_is_better include_num_input_tokens_seen load_best_model_at_end local_rank
-    log_level log_level_replica log_on_each_node logging_first_step logging_nan_inf_filter logging_steps
-    logging_strategy metric_for_best_model output_dir parallelism_config per_device_eval_batch_size project
-    remove_unused_columns report_to resume_from_checkpoint run_name save_on_each_node save_only_model save_steps
-    save_strategy save_total_limit skip_memory_metrics torch_compile torch_compile_backend torch_compile_mode
-    torch_empty_cache_steps trackio_bucket_id trackio_space_id trackio_static_space_id use_cpu
+    fp16_full_eval fsdp fsdp_config full_determinism gradient_checkpointing gradient_checkpointing_kwargs
+    greater_is_better include_num_input_tokens_seen local_rank log_level log_level_replica log_on_each_node
+    logging_first_step logging_nan_inf_filter logging_steps logging_strategy output_dir parallelism_config
+    per_device_eval_batch_size project remove_unused_columns report_to resume_from_checkpoint run_name
+    save_on_each_node save_only_model save_total_limit skip_memory_metrics torch_compile torch_compile_backend
+    torch_compile_mode torch_empty_cache_steps trackio_bucket_id trackio_space_id trackio_static_space_id use_cpu
     """.split()
 )
 """Options that do not decide it: those of files, logs, speed, memory and evaluation."""

@@ -9,13 +9,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nlt_trainer.choices import check_choice
 
-Decides = Literal["start", "llm", "training", "adaptation", "nothing"]
-"""What part of a run an option decides. A run that resumes from a checkpoint must share all but the last kind:
+Decides = Literal["start", "llm", "training", "adaptation", "result", "nothing"]
+"""What part of a run an option decides. A run that resumes from a checkpoint must share all but the last two kinds:
 
 - `start`: the encoder that training begins with, and what it reads of a text;
 - `llm`: the frozen LLM and its prompt, which matter where training reads the LLM, and to `nlt adapt_scorer`;
 - `training`: the objective, the batches and the optimizer;
 - `adaptation`: what `nlt adapt_scorer` fits;
+- `result`: what is saved of a training, which may be decided anew when its steps are done;
 - `nothing`: where files lie (their content is compared instead), speed and memory, or another stage.
 """
 
@@ -62,7 +63,7 @@ def check_words(arguments: Any) -> None:
     for name, hint in get_type_hints(type(arguments)).items():
         for part in (hint, *get_args(hint)):
             value = getattr(arguments, name, None)
-            if get_origin(part) is Literal and value is not None and not isinstance(value, list):
+            if get_origin(part) is Literal and isinstance(value, str):
                 check_choice(name, value, part)
             elif isinstance(value, list) and get_origin(part) is Literal:
                 for word in value:

@@ -7,7 +7,7 @@ from nlt_trainer.arguments.collection import CollectionArguments
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.documents import DocumentArguments
 from nlt_trainer.arguments.evaluation import EvaluationArguments
-from nlt_trainer.arguments.inherited import DECIDING, OTHER, REFUSED
+from nlt_trainer.arguments.inherited import CHOOSING, DECIDING, OTHER, REFUSED
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.plan import PlanArguments
 from nlt_trainer.arguments.queries import QueriesArguments
@@ -19,7 +19,7 @@ from nlt_trainer.recipe.keys import Block, Blocks
 _TRAINER = Block(
     own=TrainerArguments,
     full="nlt_trainer.training_arguments:NLTTrainingArguments",
-    inherited=DECIDING | OTHER,
+    inherited=DECIDING | {*CHOOSING} | OTHER,
     refused=REFUSED,
     documentation="https://sbert.net/docs/package_reference/sentence_transformer/training_args.html",
 )

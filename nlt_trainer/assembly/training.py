@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from torch import Tensor
 from transformers import IntervalStrategy, TrainerState, set_seed
 
 from nlt_trainer.arguments.data import DataArguments
@@ -26,18 +28,23 @@ from nlt_trainer.assembly.parts import (
 )
 from nlt_trainer.assembly.refresh import Refresh
 from nlt_trainer.assembly.scoring import check_scorer
+from nlt_trainer.assembly.start_share import average_with_start, share_line
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.collator import NLTCollator
 from nlt_trainer.data.current_rows import CurrentRows
+from nlt_trainer.data.fewer_documents import with_fewer_documents
 from nlt_trainer.data.gains import audit_file
+from nlt_trainer.encoder.averaging import start_weights
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.evaluator import RetrievalEvaluator
+from nlt_trainer.evaluation.folder_task import METRICS
 from nlt_trainer.files import check_folder, read_json, write_json
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.release.card import encoder_facts, prepare_card, write_card
 from nlt_trainer.release.export import save_trained
+from nlt_trainer.run.early_stopping import EarlyStopping
 from nlt_trainer.run.folder import Run
 from nlt_trainer.run.progress import dev_gain
 from nlt_trainer.run.resume import (
@@ -68,6 +75,7 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     set_seed(args.seed)  # the random start of an adapter
     backbone = load_llm(model) if model.shared_backbone else None
     encoder = load_start(model, backbone)
+    start = start_weights(encoder) if args.average_with_start else {}
     dataset = make_dataset(collection, data, args, candidates=candidates)
     trainer, collator = make_trainer(
         Parts(encoder, model, data, args, candidates, backbone),
@@ -83,7 +91,10 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
             say(f"Each epoch leaves out {left_out} of {len(dataset)} rows, which do not fill a batch")
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
-        finished = was_finished(run, checkpoint, steps=trainer.state.global_step)
+        # with bf16 the trainer lets the encoder compute in bfloat16, in which evaluations would go on
+        trainer.accelerator.unwrap_model(encoder, keep_fp32_wrapper=False)
+        saved = choose_weights(trainer, start)
+        finished = was_finished(run, checkpoint, steps=trainer.state.global_step, saved=saved)
         if not finished:
             forget_results(run)
         save_trained(run, encoder, merge=model.merge_lora, keep_adapter=model.keep_adapter)
@@ -104,33 +115,60 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
             **peak_memory(),
             **({"truncated_documents": round(truncated, 4)} if args.reads_llm else {}),
             "encoder": encoder_facts(encoder),
+            **saved,
             "log": trainer.state.log_history,
         }
         write_json(run.training_file, report)
         write_card(run)
         if truncated:
             say(f"{truncated:.0%} of the documents were cut to {data.max_document_tokens} tokens for the LLM")
-        say(last_line(run, trainer.state, data, args))
+        say(last_line(run, trainer.state, data))
 
 
-def last_line(run: Run, state: TrainerState, data: DataArguments, args: NLTTrainingArguments) -> str:
+def choose_weights(trainer: NLTTrainer, start: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Average the trained encoder with its start where the recipe says so.
+
+    Args:
+        trainer: after training, with the best weights where the recipe asks for them.
+        start: the weights before training; empty where nothing is averaged.
+
+    Returns:
+        `best_step`, whose weights were taken if the best ones were, and `average`, as `average_with_start` returns it.
+    """
+    args, evaluator = trainer.args, trainer.evaluator
+    best = trainer.state.best_global_step if args.load_best_model_at_end else None
+    if not start:
+        return {"best_step": best, "average": None}
+    assert isinstance(evaluator, RetrievalEvaluator | None)
+    average = average_with_start(trainer.model, start, args.average_with_start, evaluator=evaluator)
+    say(share_line(average, evaluator.split if evaluator else None))
+    return {"best_step": best, "average": average}
+
+
+def last_line(run: Run, state: TrainerState, data: DataArguments) -> str:
     """Say what was trained, what the dev queries gained where the log knows it, and what to run next."""
-    step = state.best_global_step if args.load_best_model_at_end else state.global_step
+    step, average = run.report["best_step"] or state.global_step, run.report["average"] or {"dev": []}
+    now = next((row["ndcg_at_10"] for row in average["dev"] if row["share"] == average["share"]), None)
     parts = [
-        f"{run.encoder}: trained with {args.objective}",
-        dev_gain(state, data.dev_split, step=step or 0),
+        f"{run.encoder}: trained with {run.report['objective']}",
+        dev_gain(state, data.dev_split, step=step, now=now),
         "`nlt evaluate` with the same recipe says what was gained",
     ]
     return "; ".join(part for part in parts if part)
 
 
-def was_finished(run: Run, checkpoint: str | None, *, steps: int) -> bool:
-    """Whether all steps were done before, so that this run only read the last checkpoint.
+def was_finished(run: Run, checkpoint: str | None, *, steps: int, saved: Mapping[str, Any]) -> bool:
+    """Whether all steps were done before, so that this run only read the last checkpoint, and saves the same weights.
 
     The earlier report, which has the whole cost, is then still correct.
     """
     done = checkpoint is not None and Path(checkpoint) == run.checkpoint(steps)
-    return done and run.training_file.is_file()
+    return done and run.training_file.is_file() and _which(run.report) == _which(saved)
+
+
+def _which(saved: Mapping[str, Any]) -> tuple[int | None, float]:
+    """Best step and share of the start in a report; one of an earlier version has neither."""
+    return saved.get("best_step"), (saved.get("average") or {"share": 0.0})["share"]
 
 
 def forget_results(run: Run) -> None:
@@ -159,8 +197,13 @@ def make_trainer(
         train_dataset=rows.numbered() if refreshes else dataset,
         loss=loss,
         data_collator=rows if refreshes else collator,  # type: ignore[arg-type]  # any callable
-        evaluator=dev_evaluator(parts.data),
-        callbacks=[*refreshes, CostCallback(loss, *refreshes), AdapterCallback(encoder, checkpoint)],
+        evaluator=dev_evaluator(parts.data, seed=args.seed),
+        callbacks=[
+            *refreshes,
+            CostCallback(loss, *refreshes),
+            AdapterCallback(encoder, checkpoint, loads_best=args.load_best_model_at_end),
+            *([EarlyStopping(args.early_stopping_patience)] if args.early_stopping_patience else []),
+        ],
     )
     return trainer, collator
 
@@ -188,6 +231,12 @@ def check_options(model: ModelArguments, data: DataArguments, args: NLTTrainingA
             f"refresh {args.refresh!r}: miner is bm25, which finds the same candidates whatever the encoder has "
             "learned; set miner to encoder or fused, or leave refresh out"
         )
+    if args.average_with_start == "auto" and data.dev_split is None:
+        raise NLTError(
+            "average_with_start: auto chooses the share on dev queries; set dev_split, or a share from 0 to 1"
+        )
+    if args.load_best_model_at_end:
+        args.metric_for_best_model = best_metric(args.metric_for_best_model, data.dev_split)
     if args.in_batch_candidates and "dream" in args.objectives and data.document_layout != "independent":
         raise NLTError(
             f"in_batch_candidates: dream needs documents that do not see each other, and document_layout is "
@@ -198,6 +247,18 @@ def check_options(model: ModelArguments, data: DataArguments, args: NLTTrainingA
             "in_batch_candidates: each of the LLM's processes would know its own documents alone; set llm_process: "
             "false or train in one process"
         )
+
+
+def best_metric(name: str | None, dev_split: str | None) -> str:
+    """The full name of the metric that finds the best checkpoint; `eval_` and the split may be left out.
+
+    Raises:
+        NLTError: training has no such metric; names those that it has.
+    """
+    for metric in METRICS:
+        if name in (metric, f"{dev_split}_{metric}", f"eval_{dev_split}_{metric}"):
+            return f"eval_{dev_split}_{metric}"
+    raise NLTError(f"metric_for_best_model {name!r} is unknown; choose one of {', '.join(METRICS)}, all on dev_split")
 
 
 def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> SentenceTransformer:
@@ -222,11 +283,20 @@ def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> Sente
     return encoder
 
 
-def dev_evaluator(data: DataArguments) -> RetrievalEvaluator | None:
-    """Make the evaluator for the judged queries of `dev_split`; the objective never sees them."""
-    if data.dev_split is None:
+def dev_evaluator(data: DataArguments, *, seed: int) -> RetrievalEvaluator | None:
+    """Make the evaluator for the judged queries of `dev_split`; the objective never sees them.
+
+    Args:
+        data: block `data:`; with `dev_documents` so many documents are searched.
+        seed: of the documents that are drawn.
+    """
+    split = data.dev_split
+    if split is None:
         return None
-    return RetrievalEvaluator(load_collection(data.collection, splits=[data.dev_split]), split=data.dev_split)
+    collection = load_collection(data.collection, splits=[split])
+    if data.dev_documents is not None:
+        collection = with_fewer_documents(collection, split=split, num_documents=data.dev_documents, seed=seed)
+    return RetrievalEvaluator(collection, split=split)
 
 
 def cost_before_training(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> dict[str, Any]:

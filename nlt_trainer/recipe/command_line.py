@@ -109,10 +109,11 @@ def _metavar(hint: Any) -> str:
     """What the help calls one value: the words that it is chosen from, or its kind."""
     parts = (hint, *get_args(hint))
     choices = [str(choice) for part in parts if get_origin(part) is Literal for choice in get_args(part)]
-    if choices and str not in parts:
+    if choices and not {str, int, float} & {*parts}:
         return f"{{{','.join(choices)}}}"
     kinds = [get_origin(part) or part for part in parts]
-    return next((metavar for kind, metavar in METAVARS.items() if kind in kinds), "TEXT")
+    kind = next((metavar for kind, metavar in METAVARS.items() if kind in kinds), "TEXT")
+    return "|".join([kind, *(choices if str not in parts else ())])
 
 
 def _help_of(f: dataclasses.Field[Any], recipe: Mapping[str, Any]) -> str:

@@ -6,7 +6,8 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -87,8 +88,9 @@ def _type_name(hint: Any) -> str:
     """A type as people say it: `int`, `one of mean, last`, `list[int] or null`."""
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
-    if type(None) in get_args(hint):
-        return " or ".join([_type_name(part) for part in get_args(hint) if part is not type(None)] + [NULL])
+    if get_origin(hint) in (Union, UnionType):
+        parts = [_type_name(part) for part in get_args(hint) if part is not type(None)]
+        return " or ".join(parts + [NULL] * (type(None) in get_args(hint)))
     if get_origin(hint) is list:
         return f"list[{_type_name(get_args(hint)[0])}]"
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")

@@ -112,10 +112,15 @@ def _facts(training: Mapping[str, Any], model: ModelArguments, data: DataArgumen
         facts["heads"] = f"{model.num_heads} of the LLM's, found by `{data.head_method}`"
     if training.get("reads_gains"):
         facts["gains scored with"] = _scorer(training["scorer"])
+    if average := training.get("average"):
+        facts["weights"] = f"{average['share']:g} of the start's and {1 - average['share']:g} of the trained"
+        if len(average["dev"]) > 1:
+            facts["weights"] += f", chosen on the queries of {data.dev_split}"
+    best = training.get("best_step")
     return facts | {
         "collection": f"`{data.collection}`",
         "training queries": f"{training['queries']}, {data.num_candidates} candidates each",
-        "optimizer steps": str(training["steps"]),
+        "optimizer steps": f"{training['steps']}" + (f"; the best is saved, that of step {best}" if best else ""),
         "LLM tokens": f"{training['lm_tokens']:,}",
         "seconds, LLM included": f"{training['train_seconds']:,.0f}",
     }

@@ -13,13 +13,21 @@ METRIC = "_ndcg_at_10"
 """End of the name of the metric that a line shows. The name begins with `eval_` and the evaluator's name."""
 
 
-def dev_gain(state: TrainerState, dev_split: str | None, *, step: int) -> str:
-    """Say what nDCG@10 on dev queries was before training and at a step; empty where the log lacks one of the two."""
+def dev_gain(state: TrainerState, dev_split: str | None, *, step: int, now: float | None = None) -> str:
+    """Say what nDCG@10 on dev queries was before training and is in the end; empty where one of the two is not known.
+
+    Args:
+        state: has the log.
+        dev_split: name of the dev queries.
+        step: the step whose value in the log is that of the end.
+        now: the value of the end, where it is not that of a step.
+    """
     name = f"eval_{dev_split}{METRIC}"
     values = {entry["step"]: entry[name] for entry in state.log_history if name in entry}
-    if not {0, step} <= values.keys():
+    now = values.get(step) if now is None else now
+    if now is None or 0 not in values:
         return ""
-    return f"nDCG@10 on {dev_split} was {values[0]:.3f} before and is {values[step]:.3f} now"
+    return f"nDCG@10 on {dev_split} was {values[0]:.3f} before and is {now:.3f} now"
 
 
 class TrainingProgress(ProgressCallback):

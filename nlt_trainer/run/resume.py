@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from nlt_trainer.arguments.data import DataArguments
-from nlt_trainer.arguments.inherited import DECIDING
+from nlt_trainer.arguments.inherited import CHOOSING, DECIDING
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.option import Decides, options_deciding
 from nlt_trainer.arguments.trainer import TrainerArguments
@@ -46,7 +46,7 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
         files["qrels"] = Path(data.collection, "qrels", f"{data.train_split}.tsv")
     reads_llm = args.reads_llm or (args.refresh is not None and args.reads_gains(data))
     decides: tuple[Decides, ...] = ("start", "training", "llm") if reads_llm else ("start", "training")
-    trajectory = _decisive(model, *decides) | _decisive(data, *decides) | trainer_settings(args)
+    trajectory = _decisive(model, *decides) | _decisive(data, *decides) | trainer_settings(args, "training")
     trajectory |= _llm_content(model) if reads_llm else {}
     trajectory |= {} if args.refresh is None else {"miner": data.miner}
     trajectory |= {"processes": args.world_size} | _file_contents(files)
@@ -57,7 +57,7 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     return {
         "model": dataclasses.asdict(model),
         "data": dataclasses.asdict(data),
-        "trainer": trainer_settings(args),
+        "trainer": trainer_settings(args, "training", "result"),
         "trajectory": trajectory,
     }
 
@@ -74,10 +74,12 @@ def adaptation_settings(model: ModelArguments, data: DataArguments, args: NLTTra
     return {"trajectory": trajectory}
 
 
-def trainer_settings(args: NLTTrainingArguments) -> dict[str, Any]:
-    """The options of the block `trainer:` that decide the trajectory, the objective's first."""
+def trainer_settings(args: NLTTrainingArguments, *what: Decides) -> dict[str, Any]:
+    """The options of the block `trainer:` that decide the trajectory or what is saved of it, the objective's first."""
     values = args.to_dict()
-    names = [*options_deciding("training", of=TrainerArguments), *sorted(DECIDING)]
+    names = [*options_deciding(*what, of=TrainerArguments), *sorted(DECIDING)]
+    if "result" in what and args.load_best_model_at_end:
+        names += CHOOSING
     return {name: values[name] for name in names if name in values}
 
 
@@ -209,32 +211,45 @@ class CostCallback(TrainerCallback, ExportableState):
 
 
 class AdapterCallback(TrainerCallback):
-    """Lets a LoRA run resume with the weights that it had.
+    """Gives a LoRA run the weights of a checkpoint, when it resumes from one and when it ends with the best one.
 
     From a checkpoint the trainer reads the base as the Hub's main branch has it, which may be another revision. It
     reads the adapter in the base's dtype, which may round it to bfloat16. This callback puts both right.
 
     Args:
-        encoder: the encoder that is trained, as it was loaded.
-        checkpoint: the checkpoint that the run resumes from. With `None`, or if it has no adapter, nothing happens.
+        encoder: the encoder that is trained, as it was loaded. Without an adapter nothing happens.
+        checkpoint: the checkpoint that the run resumes from; `None` where it begins anew.
+        loads_best: whether the trainer reads the best checkpoint in the end.
     """
 
-    def __init__(self, encoder: SentenceTransformer, checkpoint: str | None) -> None:
-        self.encoder = encoder
-        self.checkpoint = checkpoint if checkpoint and Path(checkpoint, ADAPTER_WEIGHTS).is_file() else None
-        frozen = encoder.named_parameters() if self.checkpoint else ()
+    def __init__(self, encoder: SentenceTransformer, checkpoint: str | None, *, loads_best: bool = False) -> None:
+        self.encoder, self.checkpoint, self.loads_best = encoder, checkpoint, loads_best
+        resumes = checkpoint is not None and Path(checkpoint, ADAPTER_WEIGHTS).is_file()
+        reads = resumes or (loads_best and any("lora_" in name for name, _ in encoder.named_parameters()))
+        frozen = encoder.named_parameters() if reads else ()
         self.base = {name: p.detach().cpu().clone() for name, p in frozen if not p.requires_grad}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.checkpoint is None:
+        self._restore(self.checkpoint)
+        if not self.loads_best:
+            self.base.clear()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.loads_best:
+            self._restore(state.best_model_checkpoint)
+            self.base.clear()
+
+    def _restore(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not Path(checkpoint, ADAPTER_WEIGHTS).is_file():
             return
         for name, parameter in self.encoder.named_parameters():
             if name in self.base:
                 parameter.data.copy_(self.base[name])
-        load_lora(self.encoder, self.checkpoint)
-        self.base.clear()
+        load_lora(self.encoder, checkpoint)
 
 
 def logged_cost(state: TrainerState, name: str) -> float:
