@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nlt_trainer.files import read_json, write_json
 from nlt_trainer.terminal import say
@@ -57,7 +58,7 @@ def _run(stage: Stage, stamps: Path, *, earlier: str, place: str) -> tuple[str, 
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "blake2b").digest())
     key, path = digest.hexdigest(), stamps / f"{stage.name}.json"
-    stamp = read_json(path) if path.is_file() else {"key": key, "done": False}
+    stamp: dict[str, Any] = read_json(path) if path.is_file() else {"key": key, "done": False}
     if stamp.get("key") == key and stamp.get("done") and stage.output.exists():
         say(f"{place} {stage.name}: done before")
         return key, float(stamp.get("seconds", 0))
