@@ -66,24 +66,25 @@ def decide(
     difference = np.array(values["adapted"][METRICS[0]]) - start
     p = randomisation_test([difference], [1.0])
     kept = "adapted" if difference.mean() >= ENOUGH and p <= SURE else "start"
-    free = {"train_seconds": 0.0, "lm_tokens": 0, "seed": None}
     rows = []
     for name, found in values.items():
         ndcg = np.array(found[METRICS[0]])
         low, high = bootstrap_interval([ndcg], [1.0]) or (None, None)
-        rows.append(
-            Result(
-                name,
-                **{metric: float(np.mean(found[metric])) for metric in METRICS},
-                **(cost if name.startswith("adapted") else free),
-                collection=collection,
-                split=split,
-                ndcg_at_10_low=low,
-                ndcg_at_10_high=high,
-                p_against_start=None if name == "start" else randomisation_test([ndcg - start], [1.0]),
-                kept=name == kept,
-            )
+        is_trained = name.startswith("adapted")
+        row = Result(
+            name,
+            *(float(np.mean(found[metric])) for metric in METRICS),
+            train_seconds=cost["train_seconds"] if is_trained else 0.0,
+            lm_tokens=cost["lm_tokens"] if is_trained else 0,
+            seed=cost["seed"] if is_trained else None,
+            collection=collection,
+            split=split,
+            ndcg_at_10_low=low,
+            ndcg_at_10_high=high,
+            p_against_start=None if name == "start" else randomisation_test([ndcg - start], [1.0]),
+            kept=name == kept,
         )
+        rows.append(row)
     weight = fit_weight(rankings[kept], rankings["bm25"], qrels)
     return Decision(rows, kept, sentence(rows, kept, p=p, bm25_weight=weight), weight)
 

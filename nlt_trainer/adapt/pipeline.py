@@ -24,6 +24,7 @@ from nlt_trainer.assembly.parts import load_untrained, processes
 from nlt_trainer.assembly.queries import make_queries
 from nlt_trainer.assembly.scoring import score
 from nlt_trainer.assembly.training import train
+from nlt_trainer.choices import QueryOrigin
 from nlt_trainer.data.beir import CORPUS_FILE, Collection, Query, load_collection, load_corpus
 from nlt_trainer.data.bm25 import bm25_rankings
 from nlt_trainer.data.query_file import read_query_file
@@ -83,8 +84,13 @@ class Adaptation:
     @property
     def judging(self) -> DataArguments:
         """The data block with which the held-out queries get candidates and gains."""
-        names = {key: f"{self.run.folder / HELD_OUT}.{key}.jsonl" for key in ("candidates", "gains")}
-        return dataclasses.replace(self.data, train_split=HELD_OUT, **names)
+        folder = self.run.folder / HELD_OUT
+        return dataclasses.replace(
+            self.data,
+            train_split=HELD_OUT,
+            candidates=str(folder / "candidates.jsonl"),
+            gains=str(folder / "gains.jsonl"),
+        )
 
 
 def adapt(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments, options: AdaptArguments) -> int:
@@ -128,11 +134,11 @@ def prepared(
         raise NLTError(f"{given[0]} is set, and adapt writes its own files into {options.output}; leave it out")
     folder = Path(options.output)
     args.output_dir = str(folder)
-    files = {key: str(folder / f"{key}.jsonl") for key in ("candidates", "gains")}
     data = dataclasses.replace(
         data,
-        **files,
         collection=str(folder / "collection"),
+        candidates=str(folder / "candidates.jsonl"),
+        gains=str(folder / "gains.jsonl"),
         score_cache=str(folder / "scores"),
         train_split=TRAIN,
         dev_split=HELD_OUT,
@@ -180,10 +186,9 @@ def write_collection_of(work: Adaptation) -> None:
     options = work.options
     if options.makes_queries:
         number = options.num_queries
+        kind: QueryOrigin = options.queries  # type: ignore[assignment]  # makes_queries has checked the word
         share = options.held_out / number
-        made = QueriesArguments(
-            corpus=str(work.documents), kind=options.queries, num_queries=number, held_out_share=share
-        )
+        made = QueriesArguments(str(work.documents), kind=kind, num_queries=number, held_out_share=share)
         make_queries(*blocks(work), made)
         return
     write_query_collection(
