@@ -70,10 +70,13 @@ def decide(
     for name, found in values.items():
         ndcg = np.array(found[METRICS[0]])
         low, high = bootstrap_interval([ndcg], [1.0]) or (None, None)
+        mean_ndcg, mean_mrr, mean_recall = (float(np.mean(found[metric])) for metric in METRICS)
         is_trained = name.startswith("adapted")
         row = Result(
             name,
-            *(float(np.mean(found[metric])) for metric in METRICS),
+            mean_ndcg,
+            mean_mrr,
+            mean_recall,
             train_seconds=cost["train_seconds"] if is_trained else 0.0,
             lm_tokens=cost["lm_tokens"] if is_trained else 0,
             seed=cost["seed"] if is_trained else None,
