@@ -173,6 +173,17 @@ def test_new_candidates_are_read_from_the_next_step_on(
     assert run.refreshed_gains(3).exists() == reads_gains
 
 
+def test_an_adapter_that_is_trained_does_not_score(project: Project) -> None:
+    """Reference: the stage `score` on the same candidates, with a cache of its own."""
+    lora = ("--llm_lora", '{"r": 2, "lora_alpha": 64, "target_modules": "all-linear"}')
+    run = project.train("run", "--objective", "likelihood_gain + revela", *lora, "--learning_rate", "0.1")
+    own = project.root / "own.gains.jsonl"
+    files = ("--candidates", str(run.refreshed_candidates(5)), "--gains", str(own))
+    project.stage(score, *files, "--score_cache", f"{project.root}/own")
+    for found, expected in zip(rows_of(run.refreshed_gains(5)), rows_of(own), strict=True):
+        assert found["gain"] == pytest.approx(expected["gain"], abs=1e-4)
+
+
 def test_a_refresh_changes_nothing_but_the_candidates(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reference: the weights of a run without a refresh, whose encoder has the same dropout; and the run with it."""
     recipe = yaml.safe_load(project.recipe.read_text())
