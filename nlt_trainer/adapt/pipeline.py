@@ -16,8 +16,11 @@ from nlt_trainer.adapt.decision import decide
 from nlt_trainer.arguments.adapt import AdaptArguments
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.documents import DocumentArguments
+from nlt_trainer.arguments.inherited import DECIDING
 from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.option import options_deciding
 from nlt_trainer.arguments.queries import QueriesArguments
+from nlt_trainer.arguments.trainer import TrainerArguments
 from nlt_trainer.assembly.corpus import corpus
 from nlt_trainer.assembly.mining import mine
 from nlt_trainer.assembly.parts import load_untrained, processes
@@ -49,6 +52,9 @@ NO_GAIN = 3
 
 OWN_KEYS = ("collection", "train_split", "candidates", "gains", "score_cache", "dev_split", "max_queries")
 """Keys of the data block that `nlt adapt` sets itself."""
+
+FURTHER_KEYS = ("output_dir", "use_cpu", "eval_strategy", "logging_steps", "save_strategy", "save_total_limit")
+"""Keys of the library in the trainer block that the written recipe has beside those that decide the training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,14 +159,13 @@ def blocks(work: Adaptation) -> tuple[ModelArguments, DataArguments, NLTTraining
 
 
 def write_recipe(work: Adaptation) -> str:
-    """Write the recipe with which each stage can be run alone, and return it.
-
-    What the objective has nothing to do with, such as options that only change speed, is part of it too.
-    """
+    """Write the recipe with which each stage can be run alone, and return it."""
+    values = work.args.to_dict()
+    names = [*options_deciding("training", "nothing", of=TrainerArguments), *sorted(DECIDING), *FURTHER_KEYS]
     settings = {
         "model": dataclasses.asdict(work.model),
         "data": dataclasses.asdict(work.data),
-        "trainer": work.args.to_dict(),
+        "trainer": {name: values[name] for name in names if name in values},
     }
     changed = changed_settings(settings)
     recipe = {block: {k: v for k, v in values.items() if k in changed} for block, values in settings.items()}
