@@ -22,8 +22,8 @@ def cleaned(written: str, passage: str) -> str | None:
         passage: content of the passage that it had read.
 
     Returns:
-        One line of 3 to 40 words that is neither copied from the passage nor from the prompt. Fewer than a third of its
-        words are repetitions.
+        One line of 3 to 40 words that is neither copied from the passage nor from the prompt. Fewer than a third of
+        its words are repetitions.
     """
     line, end, _ = written.partition("\n")
     query = AROUND.sub("", " ".join(line.split()))
