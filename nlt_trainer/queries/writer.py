@@ -181,6 +181,6 @@ class QueryWriter:
     def _line(self, written: list[int]) -> str:
         """The first line of the written tokens, with its line feed where they end it."""
         end = next((i for i, token in enumerate(written) if token in self._ends), None)
-        text = self.lm.tokenizer.decode(written[:end], skip_special_tokens=True)
+        text = str(self.lm.tokenizer.decode(written[:end], skip_special_tokens=True))
         line, ended, _ = text.partition("\n")
         return line + "\n" if ended or end is not None else line

@@ -48,7 +48,7 @@ def test_the_prompt_is_the_examples_the_passage_and_the_label(lm: FrozenLM) -> N
         probabilities[order[values.cumsum(0) - values >= TOP_P]] = 0
         noise = torch.empty(len(probabilities)).exponential_(generator=generator)
         written.append(int((probabilities / noise).argmax()))
-    expected = lm.tokenizer.decode(written)
+    expected = str(lm.tokenizer.decode(written))
     (found,) = writer.write([job])
     assert found.rstrip("\n") == expected.partition("\n")[0]
     assert found.endswith("\n") == ("\n" in expected)
