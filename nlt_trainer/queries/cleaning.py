@@ -22,12 +22,16 @@ def cleaned(written: str, passage: str) -> str | None:
         passage: content of the passage that it had read.
 
     Returns:
-        One line of 3 to 40 words that is neither copied from the passage nor from the prompt.
+        One line of 3 to 40 words that is neither copied from the passage nor from the prompt. Fewer than a third of
+        its words are repetitions.
     """
     line, end, _ = written.partition("\n")
     query = AROUND.sub("", " ".join(line.split()))
     known = query.casefold()
     if not end or not MIN_QUERY_WORDS <= count_words(query) <= MAX_WORDS:
+        return None
+    words = known.split()
+    if len(words) >= MIN_QUERY_WORDS and 3 * len(set(words)) <= 2 * len(words):
         return None
     if known.startswith(LABELS) or known in SHOWN or known.rstrip(".?!") in " ".join(passage.split()).casefold():
         return None

@@ -43,6 +43,8 @@ def keep_all(queries: Sequence[Query], sources: Sequence[str]) -> list[bool]:
         (' "Bees and  their pollen"\nPassage: more', "Bees and their pollen"),
         ("1. What do bees carry?\n", "What do bees carry?"),
         ("what do bees car", None),
+        ("bees pollen pollen\n", None),
+        ("how do you know what you know\n", "how do you know what you know"),
         ("two words\n", None),
         ("\n", None),
         ("word " * 41 + "\n", None),
