@@ -106,12 +106,15 @@ def test_dream(run: Any, tiny_llm_folder: Path, tiny_collection_folder: Path) ->
 
 
 def test_training(run: Any, tiny_encoder_folder: Path, tiny_collection_folder: Path) -> None:
-    """Reference: sentence-transformers' loss, which is ours times the squared temperature."""
+    """Reference: sentence-transformers' loss, which is ours times the squared temperature; that of float32."""
     results = run(
         "training_speed", "--encoder", str(tiny_encoder_folder), "--collection", str(tiny_collection_folder),
-        "--steps", "2", "--batch_size", "2", "--candidates", "3", "--max_length", "16",
+        "--steps", "2", "--batch_size", "2", "--candidates", "3", "--max_length", "16", "--bf16",
     )  # fmt: skip
     losses = results["details"]["training"]["losses"]
+    assert losses["whole batch, bf16"] == pytest.approx(losses["whole batch"], rel=0.1)
+    assert losses["whole batch, bf16"] != losses["whole batch"] != losses["ours"]
+    assert results["train_bf16_vs_float32"] > 0
     assert losses["sentence-transformers"] == pytest.approx([0.05**2 * loss for loss in losses["ours"]], rel=1e-2)
     assert results["train_vs_sentence_transformers"] > 0
 

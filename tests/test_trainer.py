@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -308,6 +309,39 @@ def test_a_run_that_diverges_is_refused(tiny_encoder: SentenceTransformer, tiny_
     next(tiny_encoder.parameters()).data.fill_(float("nan"))
     with pytest.raises(NLTError, match="the loss is nan after 0 steps; lower learning_rate"):
         make_trainer(tiny_encoder, "likelihood_gain", tmp_path, lm=tiny_lm).train()
+
+
+def test_bfloat16_ends_at_the_embeddings(
+    tiny_encoder: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: what a layer puts out, what the softmax over the whole batch reads, and the loss in float32."""
+    seen: dict[str, set[torch.dtype]] = {"layer": set(), "softmax": set()}
+    log_softmax = torch.Tensor.log_softmax
+
+    def watched(scores: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        seen["softmax"] |= {scores.dtype}
+        return log_softmax(scores, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "log_softmax", watched)
+    layer = next(module for module in tiny_encoder.modules() if isinstance(module, torch.nn.Linear))
+    layer.register_forward_hook(lambda module, inputs, output: seen["layer"].add(output.dtype))
+    found = {}
+    for bf16 in (True, False):
+        encoder = copy.deepcopy(tiny_encoder)
+        loss = LikelihoodGainLoss(encoder, in_batch_candidates=True)
+        args = NLTTrainingArguments(
+            output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=4, logging_steps=1, bf16=bf16,
+            save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
+        collator: Any = loss.collator()
+        trainer = NLTTrainer(encoder, args, train_dataset=Dataset.from_list(ROWS), loss=loss, data_collator=collator)
+        trainer.train()
+        found[bf16] = losses(trainer)
+        assert seen["softmax"] == {torch.float32}
+        assert seen["layer"] == {torch.bfloat16 if bf16 else torch.float32}
+        seen["layer"].clear()
+    assert found[True] != found[False]
+    assert found[True] == pytest.approx(found[False], rel=0.05)
 
 
 def make_checkpoint(folder: Path, step: int) -> Path:

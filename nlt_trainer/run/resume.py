@@ -46,7 +46,7 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
         files["qrels"] = Path(data.collection, "qrels", f"{data.train_split}.tsv")
     reads_llm = args.reads_llm or (args.refresh is not None and args.reads_gains(data))
     decides: tuple[Decides, ...] = ("start", "training", "llm") if reads_llm else ("start", "training")
-    trajectory = _decisive(model, *decides) | _decisive(data, *decides) | trainer_settings(args, "training")
+    trajectory = _decisive(model, *decides) | _decisive(data, *decides) | trainer_settings(args, ("training",))
     trajectory |= _llm_content(model) if reads_llm else {}
     trajectory |= {} if args.refresh is None else {"miner": data.miner}
     trajectory |= {"processes": args.world_size} | _file_contents(files)
@@ -57,7 +57,7 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     return {
         "model": dataclasses.asdict(model),
         "data": dataclasses.asdict(data),
-        "trainer": trainer_settings(args, "training", "result"),
+        "trainer": trainer_settings(args),
         "trajectory": trajectory,
     }
 
@@ -74,11 +74,13 @@ def adaptation_settings(model: ModelArguments, data: DataArguments, args: NLTTra
     return {"trajectory": trajectory}
 
 
-def trainer_settings(args: NLTTrainingArguments, *what: Decides) -> dict[str, Any]:
+def trainer_settings(
+    args: NLTTrainingArguments, decides: tuple[Decides, ...] = ("training", "result")
+) -> dict[str, Any]:
     """The options of the block `trainer:` that decide the trajectory or what is saved of it, the objective's first."""
     values = args.to_dict()
-    names = [*options_deciding(*what, of=TrainerArguments), *sorted(DECIDING)]
-    if "result" in what and args.load_best_model_at_end:
+    names = [*options_deciding(*decides, of=TrainerArguments), *sorted(DECIDING)]
+    if "result" in decides and args.load_best_model_at_end:
         names += CHOOSING
     return {name: values[name] for name in names if name in values}
 

@@ -5,7 +5,8 @@ python tests/benchmarks/training_speed.py --collection data/nq_gold
 ```
 
 Both train the same encoder on the same queries, candidates, labels, batch and length. The labels are random numbers: a
-step costs the same whatever they say.
+step costs the same whatever they say. With `--bf16` ours also trains with the option `bf16` and with the candidates of
+the whole batch, with and without that option, which a processor that multiplies bfloat16 is for.
 """
 
 from __future__ import annotations
@@ -71,14 +72,21 @@ def encoder_of(options: Any) -> SentenceTransformer:
     return load_encoder(options.encoder, max_seq_length=options.max_length, device="cpu")
 
 
-def ours(rows: list[dict[str, Any]], options: Any, folder: str) -> Callable[[int], tuple[float, float]]:
+def ours(
+    rows: list[dict[str, Any]], options: Any, folder: str, *, whole_batch: bool = False, bf16: bool = False
+) -> Callable[[int], tuple[float, float]]:
     """A run of ours: its steps a second and its loss."""
     encoder = encoder_of(options)
 
     def run(steps: int) -> tuple[float, float]:
-        loss = LikelihoodGainLoss(encoder, temperature=TEMPERATURE, teacher_temperature=TEACHER_TEMPERATURE)
+        loss = LikelihoodGainLoss(
+            encoder,
+            temperature=TEMPERATURE,
+            teacher_temperature=TEACHER_TEMPERATURE,
+            in_batch_candidates=whole_batch,
+        )
         collator: Any = NLTCollator(encoder)
-        args = NLTTrainingArguments(**settings(options, folder, steps))
+        args = NLTTrainingArguments(**settings(options, folder, steps), bf16=bf16)
         return measured(
             NLTTrainer(encoder, args, train_dataset=Dataset.from_list(rows), loss=loss, data_collator=collator)
         )
@@ -122,29 +130,36 @@ def main(argv: list[str] | None = None) -> None:
     flags.add_argument("--batch_size", type=int, default=8)
     flags.add_argument("--candidates", type=int, default=8)
     flags.add_argument("--max_length", type=int, default=128)
+    flags.add_argument("--bf16", action="store_true", help="compare float32 and bfloat16 too")
     options = flags.parse_args(argv)
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     rows = rows_of(options)
     with tempfile.TemporaryDirectory() as folder:
         cases = {"ours": ours(rows, options, folder), "sentence-transformers": theirs(rows, options, folder)}
+        if options.bf16:
+            cases["whole batch"] = ours(rows, options, folder, whole_batch=True)
+            cases["whole batch, bf16"] = ours(rows, options, folder, whole_batch=True, bf16=True)
         for case in cases.values():
             case(1)
         _, values = in_turn({name: partial(case, options.steps) for name, case in cases.items()}, runs=options.runs)
     rates = {name: [rate for rate, _ in runs] for name, runs in values.items()}
-    against = ratio(rates["ours"], rates["sentence-transformers"])
+    against = {"sentence-transformers": ratio(rates["ours"], rates["sentence-transformers"])}
+    figures = {"train_vs_sentence_transformers": against["sentence-transformers"]["ratio"]}
+    if options.bf16:
+        against["whole batch"] = ratio(rates["whole batch, bf16"], rates["whole batch"])
+        figures["train_bf16_vs_float32"] = against["whole batch"]["ratio"]
     show(
         [
             {
                 "case": name,
-                "steps/s": statistics.median(rate),
-                "ours against it": against["ratio"] if name != "ours" else None,
-                "lowest": against["lowest"] if name != "ours" else None,
-                "highest": against["highest"] if name != "ours" else None,
+                "s/step": 1 / statistics.median(rate),
+                "ours, or bf16, against it": against.get(name, {}).get("ratio"),
+                "lowest": against.get(name, {}).get("lowest"),
+                "highest": against.get(name, {}).get("highest"),
             }
             for name, rate in rates.items()
         ]
     )
-    figures = {"train_vs_sentence_transformers": against["ratio"]}
     print(json.dumps(figures))
     # their loss is ours times the squared temperature, as their docstring says
     losses = {name: [loss for _, loss in runs] for name, runs in values.items()}
