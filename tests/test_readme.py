@@ -15,6 +15,7 @@ from test_layers import LEVELS
 
 import nlt_trainer
 from nlt_trainer.arguments.stages import (
+    ADAPT_BLOCKS,
     APP_BLOCKS,
     COLLECTION_BLOCKS,
     CORPUS_BLOCKS,
@@ -29,6 +30,7 @@ from nlt_trainer.arguments.stages import (
 )
 from nlt_trainer.assembly.losses import BUILDERS
 from nlt_trainer.recipe.parsing import parse_recipe
+from nlt_trainer.scripts.adapt import with_flags
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -37,6 +39,7 @@ READMES = [README, *(path for folder in FOLDERS for path in sorted((ROOT / folde
 RECIPES = [p for p in sorted((ROOT / "recipes").rglob("*.yaml")) if p.parent.name != "accelerate_configs"]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
 BLOCKS = {
+    "adapt": ADAPT_BLOCKS,
     "app": APP_BLOCKS,
     "build_collection": COLLECTION_BLOCKS,
     "build_corpus": CORPUS_BLOCKS,
@@ -117,6 +120,8 @@ SHOWN = [
 
 def parse(module: str, arguments: list[str]) -> None:
     """Parse a recipe as the stage does; a recipe for GPUs parses here too, where there may be none."""
+    if module.endswith(".adapt"):
+        arguments = with_flags(arguments)
     blocks = BLOCKS.get(module.rpartition(".")[2], RECIPE_BLOCKS)
     on_cpu = ["--use_cpu", "true"] if "trainer" in blocks else []
     parse_recipe(blocks, [*arguments, *on_cpu])

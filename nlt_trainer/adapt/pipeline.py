@@ -161,7 +161,7 @@ def blocks(work: Adaptation) -> tuple[ModelArguments, DataArguments, NLTTraining
 def write_recipe(work: Adaptation) -> str:
     """Write the recipe with which each stage can be run alone, and return it."""
     values = work.args.to_dict()
-    names = [*options_deciding("training", "nothing", of=TrainerArguments), *sorted(DECIDING), *FURTHER_KEYS]
+    names = [*options_deciding("training", "result", "nothing", of=TrainerArguments), *sorted(DECIDING), *FURTHER_KEYS]
     settings = {
         "model": dataclasses.asdict(work.model),
         "data": dataclasses.asdict(work.data),

@@ -50,7 +50,16 @@ class AdaptArguments:
             raise NLTError(f"held_out is {self.held_out} of num_queries {self.num_queries}; leave some to train on")
         if self.held_out < 20:
             raise NLTError(f"held_out is {self.held_out}; fewer than 20 queries decide nothing")
-        if not self.makes_queries and not Path(self.queries).expanduser().is_file():
+
+    def check_files(self) -> None:
+        """Refuse input that is not there; a script calls this before it imports any large library.
+
+        Raises:
+            NLTError: the documents or the file of queries are missing.
+        """
+        if not Path(self.documents).exists():
+            raise NLTError(f"documents is {self.documents!r}, and there is no such folder or file; name yours")
+        if not self.makes_queries and not Path(self.queries).is_file():
             raise NLTError(
                 f"queries is {self.queries!r}, and there is no such file; name a file, or one of "
                 f"{', '.join(get_args(QueryOrigin))}"

@@ -15,6 +15,7 @@ Each stage is skipped if it is done, so a killed run continues where it stopped.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from nlt_trainer.arguments.stages import ADAPT_BLOCKS
@@ -25,14 +26,21 @@ DEFAULTS = Path(__file__).parents[1] / "adapt" / "defaults.yaml"
 """The settings that the command begins with, a recipe like any other."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run all stages; returns 0, or 3 where the encoder was not better than before."""
-    words = list(sys.argv[1:] if argv is None else argv)
+def with_flags(argv: Sequence[str]) -> list[str]:
+    """The command line with a flag before the documents, which may stand first, and with a recipe."""
+    words = list(argv)
     if words and not words[0].startswith("-"):
         words.insert(0, "--documents")
-    if not any(word == "--config" or word.startswith("--config=") for word in words):
-        words += ["--config", str(DEFAULTS)]
-    model, data, args, options = parse_recipe(ADAPT_BLOCKS, words, description=shown(__doc__))
+    has_recipe = any(word.partition("=")[0] == "--config" for word in words)
+    return words if has_recipe else [*words, "--config", str(DEFAULTS)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run all stages; returns 0, or 3 where the encoder was not better than before."""
+    words = with_flags(sys.argv[1:] if argv is None else argv)
+    model, data, args, options = parse_recipe(
+        ADAPT_BLOCKS, words, description=shown(__doc__), check=lambda *blocks: blocks[-1].check_files()
+    )
     from nlt_trainer.adapt.pipeline import adapt
 
     return adapt(model, data, args, options)
