@@ -34,7 +34,7 @@ class Figures(BaseEvaluator):
         super().__init__()
         self.primary_metric = "dev_ndcg_at_10"
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
         return {"dev_ndcg_at_10": FIGURES.get(steps, 0.0)}
