@@ -24,6 +24,9 @@ PoolingMode = Literal["mean", "cls", "lasttoken"]
 Miner = Literal["bm25", "encoder", "fused"]
 """What chooses a query's candidates: BM25, the encoder, or both by reciprocal rank fusion."""
 
+QueryOrigin = Literal["crop", "llm", "both"]
+"""What makes queries of passages: cutting sentences out, the LLM, or both."""
+
 HeadMethod = Literal["gain", "correlation", "needle", "qrels"]
 """How head detection knows which document a head should attend to."""
 HeadScore = Literal["reciprocal_rank", "correlation"]

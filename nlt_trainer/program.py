@@ -11,6 +11,7 @@ from typing import NoReturn
 from nlt_trainer.errors import NLTError
 
 GOES_ON = {
+    "make_queries": "the queries that the LLM has written",
     "mine": "the embeddings that it has on disk, where an encoder mines",
     "score": "the scores that it has in its cache",
     "train": "the last whole checkpoint, if there is one",
@@ -18,6 +19,7 @@ GOES_ON = {
     "evaluate": "what it has embedded and scored",
     "push": "what the Hub has",
     "pull": "what has come",
+    "adapt": "the stage that was under way",
     "demo": "the stage that was under way",
 }
 """Stage that resumes where it stopped -> what it resumes from."""

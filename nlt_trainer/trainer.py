@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from nlt_trainer.data.current_rows import CurrentRows
 from nlt_trainer.errors import NLTError
 from nlt_trainer.run.checkpoints import CheckpointFiles, last_checkpoint
 from nlt_trainer.run.early_stopping import no_step_is_left
@@ -36,7 +37,7 @@ class NLTTrainer(SentenceTransformerTrainer):
     batch.
 
     Args are those of `SentenceTransformerTrainer`; `loss` is one of `nlt_trainer.objectives`, and `data_collator` the
-    one that its `collator` makes.
+    one that its `collator` makes, or a `CurrentRows` around it.
 
     Example:
         ```python
@@ -121,6 +122,12 @@ class NLTTrainer(SentenceTransformerTrainer):
         lengths = [len(row["query"]) + sum(map(len, row["documents"])) for row in dataset]
         rows = LengthGroupedSampler(batch_size * self.args.world_size, lengths=lengths, generator=generator)
         return DefaultBatchSampler(rows, batch_size=batch_size, drop_last=drop_last)
+
+    def get_batch_samples(self, *args: Any) -> tuple[list[Any], Tensor | int | None]:
+        """The batches of the step that begins. Those of `CurrentRows` get their content only now."""
+        batches, items = super().get_batch_samples(*args)
+        rows: Any = self.data_collator
+        return [rows.collated(batch) for batch in batches] if isinstance(rows, CurrentRows) else batches, items
 
     def objective_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that the objective trains beside the encoder, by name."""

@@ -26,6 +26,8 @@ ORDER = (
     {"encoder"},
     {"injection"},
     {"data"},
+    {"documents"},
+    {"queries"},
     {"objectives"},
     {"run"},
     {"trainer"},
@@ -33,7 +35,7 @@ ORDER = (
     {"release"},
     {"report"},
     {"assembly"},
-    {"plan"},
+    {"plan", "adapt"},
     {"scripts"},
 )
 """From the ground up: folders, and modules of the package's root."""

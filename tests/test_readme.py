@@ -17,11 +17,13 @@ import nlt_trainer
 from nlt_trainer.arguments.stages import (
     APP_BLOCKS,
     COLLECTION_BLOCKS,
+    CORPUS_BLOCKS,
     EVALUATION_BLOCKS,
     EXPORT_BLOCKS,
     PLAN_BLOCKS,
     PULL_BLOCKS,
     PUSH_BLOCKS,
+    QUERIES_BLOCKS,
     RECIPE_BLOCKS,
     SEARCH_BLOCKS,
 )
@@ -37,8 +39,10 @@ TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding=
 BLOCKS = {
     "app": APP_BLOCKS,
     "build_collection": COLLECTION_BLOCKS,
+    "build_corpus": CORPUS_BLOCKS,
     "evaluate": EVALUATION_BLOCKS,
     "export": EXPORT_BLOCKS,
+    "make_queries": QUERIES_BLOCKS,
     "plan": PLAN_BLOCKS,
     "pull": PULL_BLOCKS,
     "push": PUSH_BLOCKS,

@@ -33,6 +33,11 @@ class IndexArguments:
         decides="nothing",
         help="Documents shown for each encoder.",
     )
+    bm25_weight: float = option(
+        default=0.0,
+        decides="nothing",
+        help="Share of BM25 in the scores, from 0 (the encoder alone) to 1; both are scaled to 0 to 1 before.",
+    )
     embeddings: str | None = option(
         default=None,
         decides="nothing",
@@ -42,6 +47,8 @@ class IndexArguments:
     def __post_init__(self) -> None:
         if self.top_k < 1:
             raise NLTError(f"top_k is {self.top_k}; it must be at least 1")
+        if not 0 <= self.bm25_weight <= 1:
+            raise NLTError(f"bm25_weight is {self.bm25_weight}; it must be between 0 (the encoder alone) and 1 (BM25)")
 
 
 @dataclass

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from nlt_trainer.arguments.adapt import AdaptArguments
 from nlt_trainer.arguments.collection import CollectionArguments
 from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.documents import DocumentArguments
 from nlt_trainer.arguments.evaluation import EvaluationArguments
 from nlt_trainer.arguments.inherited import CHOOSING, DECIDING, OTHER, REFUSED
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.plan import PlanArguments
+from nlt_trainer.arguments.queries import QueriesArguments
 from nlt_trainer.arguments.release import ExportArguments, PullArguments, PushArguments
 from nlt_trainer.arguments.search import AppArguments, SearchArguments
 from nlt_trainer.arguments.trainer import TrainerArguments
@@ -29,4 +32,7 @@ PULL_BLOCKS: Blocks = {"pull": PullArguments}
 SEARCH_BLOCKS: Blocks = {"search": SearchArguments}
 APP_BLOCKS: Blocks = {"app": AppArguments}
 PLAN_BLOCKS: Blocks = {**RECIPE_BLOCKS, "plan": PlanArguments}
+CORPUS_BLOCKS: Blocks = {"documents": DocumentArguments}
+ADAPT_BLOCKS: Blocks = {**RECIPE_BLOCKS, "adapt": AdaptArguments}
 COLLECTION_BLOCKS: Blocks = {"collection": CollectionArguments}
+QUERIES_BLOCKS: Blocks = {**RECIPE_BLOCKS, "queries": QueriesArguments}

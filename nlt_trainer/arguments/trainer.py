@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -125,6 +126,15 @@ class TrainerArguments:
             "token; unset: all are negatives but texts equal to the positive (info_nce)."
         ),
     )
+    refresh: str | None = option(
+        default=None,
+        decides="training",
+        help=(
+            "Steps after which the encoder, as it is then, mines new candidates by the recipe's miner, for example "
+            "0-1000:500,1000-10000:2000. A range from-to:every means from, from + every and so on below to, but 0. "
+            "If the objective reads gains, the LLM scores the new pairs. Unset: the candidates stay."
+        ),
+    )
     encoder_micro_batch_size: int | None = option(
         default=None,
         decides="nothing",
@@ -156,6 +166,7 @@ class TrainerArguments:
         check_words(self)
         if self.prior_weight < 0:
             raise NLTError(f"prior_weight is {self.prior_weight}; it must be at least 0, where nothing is mixed in")
+        _ = self.refresh_ranges  # refuses what is no schedule
         if not isinstance(self.average_with_start, str) and not 0 <= self.average_with_start <= 1:
             raise NLTError(f"average_with_start is {self.average_with_start}; it must be from 0 to 1, or auto")
         if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
@@ -170,6 +181,11 @@ class TrainerArguments:
     def objectives(self) -> dict[str, float]:
         """Weight of each objective."""
         return parse_objective(self.objective)
+
+    @property
+    def refresh_ranges(self) -> list[range]:
+        """The steps after which candidates are mined anew."""
+        return [] if self.refresh is None else parse_refresh(self.refresh)
 
     @property
     def reads_llm(self) -> bool:
@@ -219,3 +235,22 @@ def parse_objective(text: str) -> dict[str, float]:
         if not 0 < weights[name] < float("inf"):
             raise NLTError(f"weight {factor} in {text!r} is not a positive number; leave {name} out")
     return weights
+
+
+def parse_refresh(text: str) -> list[range]:
+    """The ranges of steps in `0-1000:500,1000-10000:2000`, which is the grammar of Atlas (Izacard et al. 2023).
+
+    Raises:
+        NLTError: a part is not `from-to:every`, its range is empty, or `every` is 0.
+    """
+    ranges = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)-(\d+):(\d+)\s*", part)
+        begin, end, every = map(int, found.groups()) if found else (0, 0, 0)
+        if begin >= end or not every:
+            raise NLTError(
+                f"refresh {text!r}: {part.strip()!r} is no range of steps; write from-to:every with from below to and "
+                "every at least 1, and a comma between ranges, for example 0-1000:500,1000-10000:2000"
+            )
+        ranges.append(range(begin, end, every))
+    return ranges

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from nlt_trainer.arguments.data import DataArguments
@@ -22,32 +19,13 @@ from nlt_trainer.assembly.publishing import export_run
 from nlt_trainer.assembly.scoring import score
 from nlt_trainer.assembly.starts import build_stdlib, make_encoder
 from nlt_trainer.assembly.training import train
-from nlt_trainer.files import read_json, write_json
 from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.report.page import write_report
 from nlt_trainer.run.folder import Run
 from nlt_trainer.run.results import Result, read_results, results_table, verdicts, write_results
+from nlt_trainer.run.stages import Stage, run_stages
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of the demo.
-
-    Args:
-        name: name of the stage and of its stamp.
-        run: function that runs the stage, given the recipe's blocks.
-        recipe: YAML file of the recipe.
-        output: file or folder that exists when the stage is done.
-        checkpoints: folder from which a killed run continues; it is removed if the recipe has changed.
-    """
-
-    name: str
-    run: Callable[[ModelArguments, DataArguments, NLTTrainingArguments], None]
-    recipe: Path
-    output: Path
-    checkpoints: Path | None = None
 
 
 def run_demo(gain: Path, dream: Path) -> None:
@@ -66,19 +44,18 @@ def run_demo(gain: Path, dream: Path) -> None:
     group = Run(runs[0].folder.parent)  # its table and its page show both runs
     folder = group.folder
     stages = [
-        Stage("build_stdlib", build_stdlib, gain, Path(data.collection)),
-        Stage("make_encoder", make_encoder, gain, Path(model.encoder)),
-        Stage("mine", mine, gain, Path(data.candidates)),
-        Stage("score", score, gain, Path(data.gains)),
-        Stage("train_likelihood_gain", train, gain, runs[0].encoder, runs[0].folder),
-        Stage("detect_heads", detect_heads, dream, Path(dream_model.heads)),
-        Stage("train_dream", train, dream, runs[1].encoder, runs[1].folder),
-        Stage("evaluate_likelihood_gain", evaluate_recipe, gain, runs[0].results_file),
-        Stage("evaluate_dream", evaluate_recipe, dream, runs[1].results_file),
+        stage_of("build_stdlib", build_stdlib, gain, data.collection),
+        stage_of("make_encoder", make_encoder, gain, model.encoder),
+        stage_of("mine", mine, gain, data.candidates),
+        stage_of("score", score, gain, data.gains),
+        stage_of("train_likelihood_gain", train, gain, runs[0].encoder, runs[0]),
+        stage_of("detect_heads", detect_heads, dream, dream_model.heads),
+        stage_of("train_dream", train, dream, runs[1].encoder, runs[1]),
+        stage_of("evaluate_likelihood_gain", evaluate_recipe, gain, runs[0].results_file),
+        stage_of("evaluate_dream", evaluate_recipe, dream, runs[1].results_file),
     ]
-    start, earlier = time.monotonic(), ""
-    for number, stage in enumerate(stages, start=1):
-        earlier = run_stage(stage, folder / "stamps", earlier=earlier, place=f"{number}/{len(stages)}")
+    start = time.monotonic()
+    run_stages(stages, folder / "stamps")
     results = collect(runs)
     write_results(group.results_file, results)
     write_report(folder, embeddings=folder / "embeddings")
@@ -95,26 +72,29 @@ def evaluate_recipe(model: ModelArguments, data: DataArguments, args: NLTTrainin
     evaluate(model, data, args, EvaluationArguments(), show_table=False)
 
 
-def run_stage(stage: Stage, stamps: Path, *, earlier: str, place: str) -> str:
-    """Run a stage and return its key.
+def stage_of(
+    name: str,
+    run: Callable[[ModelArguments, DataArguments, NLTTrainingArguments], None],
+    recipe: Path,
+    output: str | Path,
+    trained: Run | None = None,
+) -> Stage:
+    """A stage that runs with a recipe, which is read when the stage begins.
 
-    The stage is skipped if its stamp says that it was done with this recipe after the same earlier stages.
+    Args:
+        name: name of the stage.
+        run: takes the recipe's blocks.
+        recipe: YAML file of the recipe.
+        output: file or folder that exists when the stage is done.
+        trained: run of the stage, whose checkpoints are removed if the recipe has changed.
     """
-    content = f"{earlier}\n{stage.name}\n{sys.version}\n{stage.recipe.read_text(encoding='utf-8')}"
-    key = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
-    path = stamps / f"{stage.name}.json"
-    stamp = read_json(path) if path.is_file() else {"key": key, "done": False}
-    if stamp == {"key": key, "done": True} and stage.output.exists():
-        say(f"[{place}] {stage.name}: done before")
-        return key
-    if stamp["key"] != key and stage.checkpoints is not None:
-        shutil.rmtree(stage.checkpoints, ignore_errors=True)  # they belong to another recipe
-    say(f"[{place}] {stage.name} ...")
-    write_json(path, {"key": key, "done": False})
-    model, data, args = parse_recipe(RECIPE_BLOCKS, ["--config", str(stage.recipe)])
-    stage.run(model, data, args)
-    write_json(path, {"key": key, "done": True})
-    return key
+    return Stage(
+        name,
+        lambda: run(*parse_recipe(RECIPE_BLOCKS, ["--config", str(recipe)])),
+        Path(output),
+        inputs=[recipe],
+        forget=None if trained is None else lambda: shutil.rmtree(trained.folder, ignore_errors=True),
+    )
 
 
 def collect(runs: list[Run]) -> list[Result]:

@@ -9,59 +9,105 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
+from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.assembly.parts import chosen_queries, load_training_collection, load_untrained, processes
 from nlt_trainer.data.beir import Collection, Query
-from nlt_trainer.data.candidates import mine_candidates, ranking_depth, write_candidates
+from nlt_trainer.data.bm25 import unmatched_line
+from nlt_trainer.data.candidates import QueryCandidates, mine_candidates, ranking_depth, write_candidates
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.encoder.search import nearest
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
-def mine(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
-    """Write the recipe's `candidates` file. If an encoder mines, several processes share the corpus."""
+def mine(
+    model: ModelArguments, data: DataArguments, args: NLTTrainingArguments, *, embeddings: Path | None = None
+) -> None:
+    """Write the recipe's `candidates` file. If an encoder mines, several processes share the corpus.
+
+    Args:
+        model: names the encoder.
+        data: names the files.
+        args: has the seed.
+        embeddings: folder in which an encoder's embeddings stay; `None`: they are removed when the file is written.
+    """
     state = processes(args)
     collection = load_training_collection(data)
     queries = chosen_queries(collection, data, seed=args.seed)
-    folder = Path(f"{data.candidates}.embeddings")
-    rankings = None
-    if data.miner != "bm25":
-        rankings = rank_by_encoder(model, data, collection, queries, folder=folder, state=state)
-    if not state.is_main_process:
+    encoder = None if data.miner == "bm25" else load_untrained(model)
+    folder = embeddings or embeddings_folder(data)
+    candidates = mined(encoder, data, collection, queries, embeddings=folder, seed=args.seed, state=state)
+    if candidates is None:
         return
-    candidates = mine_candidates(
-        collection,
-        queries,
-        num_candidates=data.num_candidates,
-        seed=args.seed,
-        encoder_rankings=rankings,
-        fused=data.miner == "fused",
-    )
-    write_candidates(data.candidates, candidates)
-    shutil.rmtree(folder, ignore_errors=True)
+    write_mined(data, candidates)
     say(f"{data.candidates}: {len(candidates)} queries with {data.num_candidates} candidates each ({data.miner})")
+    if (unmatched := sum(not any(row.bm25) for row in candidates)) and data.miner != "encoder":
+        whose = "random documents" if data.miner == "bm25" else "the encoder's"
+        say(f"{unmatched_line(unmatched, len(candidates))}. Their candidates are {whose}")
 
 
-def rank_by_encoder(
-    model: ModelArguments,
+def mined(
+    encoder: SentenceTransformer | None,
     data: DataArguments,
     collection: Collection,
     queries: Sequence[Query],
     *,
-    folder: Path,
+    embeddings: Path,
+    seed: int,
     state: PartialState,
-) -> list[list[int]] | None:
-    """The best documents for each query by the recipe's encoder; `None` in all processes except the main one."""
-    encoder = load_untrained(model)
-    contents = [document.content for document in collection.corpus.values()]
-    files = EmbeddingCache(encoder, folder, processes=state, progress="embedding").document_files(contents)
+) -> list[QueryCandidates] | None:
+    """Find the candidates of queries by the recipe's miner, with `encoder` unless that is BM25 alone.
+
+    The encoder's embeddings of the corpus are kept in the folder `embeddings`.
+
+    Returns:
+        The candidates, in the order of the queries; `None` in all processes except the main one.
+    """
+    rankings = None
+    if encoder is not None:
+        rankings = rank_by_encoder(encoder, data, collection, queries, embeddings=embeddings, state=state)
     if not state.is_main_process:
         return None
-    fused = data.miner == "fused"
-    depth = ranking_depth(data.num_candidates, fused=fused)
+    return mine_candidates(
+        collection,
+        queries,
+        num_candidates=data.num_candidates,
+        seed=seed,
+        encoder_rankings=rankings,
+        fused=data.miner == "fused",
+    )
+
+
+def write_mined(data: DataArguments, candidates: Sequence[QueryCandidates]) -> None:
+    """Write the recipe's `candidates` file, and remove embeddings that nothing needs any more."""
+    write_candidates(data.candidates, candidates)
+    shutil.rmtree(embeddings_folder(data), ignore_errors=True)
+
+
+def embeddings_folder(data: DataArguments) -> Path:
+    """The folder in which embeddings are kept until the candidates are written."""
+    return Path(f"{data.candidates}.embeddings")
+
+
+def rank_by_encoder(
+    encoder: SentenceTransformer,
+    data: DataArguments,
+    collection: Collection,
+    queries: Sequence[Query],
+    *,
+    embeddings: Path,
+    state: PartialState,
+) -> list[list[int]] | None:
+    """The best documents for each query by an encoder; `None` in all processes except the main one."""
+    contents = [document.content for document in collection.corpus.values()]
+    cache = EmbeddingCache(encoder, embeddings, processes=state, progress="embedding")
+    files = cache.document_files(contents)
+    if not state.is_main_process:
+        return None
+    depth = ranking_depth(data.num_candidates, fused=data.miner == "fused")
     asked = encoder.encode_query([query.text for query in queries], convert_to_tensor=True)
     parts = (torch.from_numpy(np.load(file)) for file in files)
     return nearest(asked, parts, top_k=depth, similarity=encoder.similarity)[1].tolist()

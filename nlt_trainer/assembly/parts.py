@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils.logging import set_tqdm_hook
@@ -20,6 +21,9 @@ from nlt_trainer.arguments.model import ModelArguments, start_options
 from nlt_trainer.choices import TargetKind
 from nlt_trainer.data.beir import Collection, Query, load_collection, training_queries
 from nlt_trainer.data.candidates import QueryCandidates, read_candidates
+from nlt_trainer.data.gains import read_gains, read_likelihoods
+from nlt_trainer.data.prior import with_prior
+from nlt_trainer.data.training import training_dataset
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.frozen_lm import FrozenLM
@@ -27,6 +31,7 @@ from nlt_trainer.lm.prompt_tokens import PromptTokens
 from nlt_trainer.lm.scoring import LikelihoodScorer
 from nlt_trainer.prompts import default_target
 from nlt_trainer.terminal import late_bar
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +140,25 @@ def _check_queries(candidates: list[QueryCandidates], collection: Collection, da
             f"{data.candidates} has another text or answer than {data.collection} for {len(changed)} queries, e.g. "
             f"{changed[0]!r}; run nlt mine again"
         )
+
+
+def make_dataset(
+    collection: Collection, data: DataArguments, args: NLTTrainingArguments, *, candidates: list[QueryCandidates]
+) -> Dataset:
+    """Make the training rows, with gains only if the objective reads them, and labels only if the recipe says so."""
+    labelled = args.reads_labels(data)
+    if labelled and data.train_split is None:
+        raise NLTError("labels: true takes positives from qrels/<train_split>.tsv; set train_split")
+    names, gain = args.reads_likelihoods, None
+    if args.reads_gains(data):
+        gain = with_prior(read_gains(data.gains, candidates), candidates, prior=args.prior, weight=args.prior_weight)
+    return training_dataset(
+        collection,
+        candidates,
+        gain=gain,
+        likelihoods=read_likelihoods(data.gains, candidates, names) if names else None,
+        qrels=collection.split_qrels(str(data.train_split)) if labelled else None,
+    )
 
 
 def load_untrained(model: ModelArguments) -> SentenceTransformer:

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
@@ -20,6 +21,7 @@ from nlt_trainer.assembly.parts import (
     target_of,
 )
 from nlt_trainer.choices import TargetKind
+from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.gains import audit_file, audit_teacher, write_gains
 from nlt_trainer.data.training import relevance
@@ -70,28 +72,59 @@ def score(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     state = processes(args)
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection)
-    contents = {d: collection.corpus[d].content for c in candidates for d in c.document_ids}  # one copy of each text
-    texts = [[contents[d] for d in c.document_ids] for c in candidates]
+    texts = texts_of(candidates, collection)
     scorer = make_scorer(load_llm(model), data, target=target_of(data, candidates))
     # Counting also finds texts that cannot be scored, before any score is computed.
     tokens = scorer.count_tokens(pairs_of(candidates, texts)) + scorer.count_tokens(pairs_of(candidates))
-    start = time.monotonic()
+    report = score_candidates(scorer, candidates, model=model, data=data, collection=collection, tokens=tokens)
+    if state.is_main_process:
+        say(summary(report))
+        size = f"{report['queries']} queries x {report['candidates']} candidates"
+        say(f"{data.gains}: gains of {size}, target {report['target']}")
+
+
+def score_candidates(
+    scorer: LikelihoodScorer,
+    candidates: list[QueryCandidates],
+    *,
+    model: ModelArguments,
+    data: DataArguments,
+    collection: Collection,
+    tokens: int,
+) -> dict[str, Any]:
+    """Write the gains of candidates to `data.gains`, and the audit beside them. Several processes share the work.
+
+    Args:
+        scorer: the recipe's scorer, with its cache.
+        candidates: B queries with K candidates each.
+        model: names the LLM in the audit.
+        data: says where the gains are written and what they have beside the gain.
+        collection: has the documents, and the judgements that the audit reports on.
+        tokens: tokens that the LLM reads for all this if nothing is cached, which the audit has as the cost.
+
+    Returns:
+        The audit; an empty dict in all processes except the main one.
+    """
+    start, state, texts = time.monotonic(), PartialState(), texts_of(candidates, collection)
     with state.split_between_processes(list(range(len(candidates)))) as share:
         own = [candidates[i] for i in share]
         scorer.fill_cache(pairs_of(own, [texts[i] for i in share]), tokens=data.token_likelihoods)
         scorer.fill_cache(pairs_of(own))
     state.wait_for_everyone()
-    if state.is_main_process:
-        seconds = time.monotonic() - start
-        relevant = relevance(candidates, collection.split_qrels(data.train_split)) if data.train_split else None
-        seconds *= state.num_processes
-        named = {key: getattr(model, key) for key in SCORER_KEYS}
-        report = write_results(
-            scorer, data, candidates, texts, tokens=tokens, named=named, seconds=seconds, relevant=relevant
-        )
-        say(summary(report))
-        size = f"{report['queries']} queries x {report['candidates']} candidates"
-        say(f"{data.gains}: gains of {size}, target {report['target']}")
+    if not state.is_main_process:
+        return {}
+    seconds = (time.monotonic() - start) * state.num_processes
+    relevant = relevance(candidates, collection.split_qrels(data.train_split)) if data.train_split else None
+    named = {key: getattr(model, key) for key in SCORER_KEYS}
+    return write_results(
+        scorer, data, candidates, texts, tokens=tokens, named=named, seconds=seconds, relevant=relevant
+    )
+
+
+def texts_of(candidates: Sequence[QueryCandidates], collection: Collection) -> list[list[str]]:
+    """The text of each candidate of each query."""
+    contents = {d: collection.corpus[d].content for c in candidates for d in c.document_ids}  # one copy of each text
+    return [[contents[d] for d in c.document_ids] for c in candidates]
 
 
 def pairs_of(candidates: Sequence[QueryCandidates], texts: Sequence[Sequence[str]] | None = None) -> CandidatePairs:

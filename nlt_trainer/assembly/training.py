@@ -21,19 +21,19 @@ from nlt_trainer.assembly.parts import (
     load_candidates,
     load_llm,
     load_training_collection,
+    make_dataset,
     peak_memory,
     processes,
     target_of,
 )
+from nlt_trainer.assembly.refresh import Refresh
 from nlt_trainer.assembly.scoring import check_scorer
 from nlt_trainer.assembly.start_share import average_with_start, share_line
 from nlt_trainer.data.beir import Collection, load_collection
-from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.collator import NLTCollator
+from nlt_trainer.data.current_rows import CurrentRows
 from nlt_trainer.data.fewer_documents import with_fewer_documents
-from nlt_trainer.data.gains import audit_file, read_gains, read_likelihoods
-from nlt_trainer.data.prior import with_prior
-from nlt_trainer.data.training import training_dataset
+from nlt_trainer.data.gains import audit_file
 from nlt_trainer.encoder.averaging import start_weights
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import NLTError
@@ -78,7 +78,10 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     start = start_weights(encoder) if args.average_with_start else {}
     dataset = make_dataset(collection, data, args, candidates=candidates)
     trainer, collator = make_trainer(
-        Parts(encoder, model, data, args, candidates, backbone), dataset, checkpoint=checkpoint
+        Parts(encoder, model, data, args, candidates, backbone),
+        dataset,
+        checkpoint=checkpoint,
+        collection=collection,
     )
     truncated = collator.truncated_documents(dataset)  # also finds prompts that do not fit, before training
     left_out = check_batches(len(dataset), args)
@@ -175,21 +178,29 @@ def forget_results(run: Run) -> None:
         shutil.rmtree(run.evaluation, ignore_errors=True)
 
 
-def make_trainer(parts: Parts, dataset: Dataset, *, checkpoint: str | None = None) -> tuple[NLTTrainer, NLTCollator]:
-    """Make the recipe's trainer, which will continue from `checkpoint`, and its collator."""
+def make_trainer(
+    parts: Parts, dataset: Dataset, *, checkpoint: str | None = None, collection: Collection | None = None
+) -> tuple[NLTTrainer, NLTCollator]:
+    """Make the recipe's trainer, which will continue from `checkpoint`, and its collator.
+
+    Without the collection, in which new candidates are found, the candidates stay although the recipe has `refresh`.
+    """
     encoder, args = parts.encoder, parts.args
     prepare_card(encoder, name=f"{Path(str(args.output_dir)).name} encoder")
     loss = make_loss(parts)
     collator = make_collator(parts, loss)
+    rows = CurrentRows(collator, dataset)
+    refreshes = [Refresh(parts, collection, rows, checkpoint=checkpoint)] if args.refresh and collection else []
     trainer = NLTTrainer(
         encoder,
         args,
-        train_dataset=dataset,
+        train_dataset=rows.numbered() if refreshes else dataset,
         loss=loss,
-        data_collator=collator,  # type: ignore[arg-type]  # any callable
+        data_collator=rows if refreshes else collator,  # type: ignore[arg-type]  # any callable
         evaluator=dev_evaluator(parts.data, seed=args.seed),
         callbacks=[
-            CostCallback(loss),
+            *refreshes,
+            CostCallback(loss, *refreshes),
             AdapterCallback(encoder, checkpoint, loads_best=args.load_best_model_at_end),
             *([EarlyStopping(args.early_stopping_patience)] if args.early_stopping_patience else []),
         ],
@@ -214,6 +225,11 @@ def check_options(model: ModelArguments, data: DataArguments, args: NLTTrainingA
         raise NLTError(
             f"eval_strategy is {IntervalStrategy(args.eval_strategy).value} and there is nothing to evaluate on; set "
             "dev_split, or eval_strategy: 'no'"
+        )
+    if args.refresh is not None and data.miner == "bm25":
+        raise NLTError(
+            f"refresh {args.refresh!r}: miner is bm25, which finds the same candidates whatever the encoder has "
+            "learned; set miner to encoder or fused, or leave refresh out"
         )
     if args.average_with_start == "auto" and data.dev_split is None:
         raise NLTError(
@@ -298,22 +314,3 @@ def cost_before_training(model: ModelArguments, data: DataArguments, args: NLTTr
         cost["seconds"] += source.get("seconds", 0.0)
         cost["lm_tokens"] += source.get("lm_tokens", 0)
     return cost
-
-
-def make_dataset(
-    collection: Collection, data: DataArguments, args: NLTTrainingArguments, *, candidates: list[QueryCandidates]
-) -> Dataset:
-    """Make the training rows, with gains only if the objective reads them, and labels only if the recipe says so."""
-    labelled = args.reads_labels(data)
-    if labelled and data.train_split is None:
-        raise NLTError("labels: true takes positives from qrels/<train_split>.tsv; set train_split")
-    names, gain = args.reads_likelihoods, None
-    if args.reads_gains(data):
-        gain = with_prior(read_gains(data.gains, candidates), candidates, prior=args.prior, weight=args.prior_weight)
-    return training_dataset(
-        collection,
-        candidates,
-        gain=gain,
-        likelihoods=read_likelihoods(data.gains, candidates, names) if names else None,
-        qrels=collection.split_qrels(str(data.train_split)) if labelled else None,
-    )

@@ -1,40 +1,19 @@
-"""Find candidate documents for each query with BM25, an encoder's rankings or both. No label is read.
-
-BM25 reads a text as words of two and more characters, without English stop words and without stemming. An identifier
-counts as itself and as its parts: `readLines` gives `readlines`, `read`, `lines`, and `parse_http_date` gives
-`parse_http_date`, `parse`, `http`, `date`. Compared with whole words alone, the parts raise nDCG@10 from 0.350 to
-0.498 on the standard-library collection of Python 3.11 (test), and from 0.6617 to 0.6625 on BEIR's scifact.
-"""
+"""Find candidate documents for each query with BM25, an encoder's rankings or both. No label is read."""
 
 from __future__ import annotations
 
-import logging
 import random
-import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import bm25s
-import numpy as np
-from bm25s.stopwords import STOPWORDS_EN
-from bm25s.tokenization import Tokenized
+from typing import Any
 
 from nlt_trainer.data.beir import Collection, Query
+from nlt_trainer.data.bm25 import BM25Index, matching
+from nlt_trainer.data.bm25 import tokenize as tokenize  # callers find it here, too
+from nlt_trainer.data.fusion import FUSION_DEPTH, fuse
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import read_jsonl, write_jsonl
-
-logging.getLogger("bm25s").setLevel(logging.INFO)  # bm25s sets its logger to DEBUG when it is imported
-
-Key = TypeVar("Key", bound=Hashable)
-STOP_WORDS = frozenset(STOPWORDS_EN)
-WORD = re.compile(r"\b\w\w+\b")
-FUSION_CONSTANT = 60
-"""The constant k of reciprocal rank fusion, Cormack et al. 2009."""
-FUSION_DEPTH = 100
-"""Number of documents of each ranking that are fused."""
-PART_BOUNDARY = re.compile(r"_+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,66 +34,6 @@ class QueryCandidates:
     answer: str | None
     document_ids: tuple[str, ...]
     bm25: tuple[float, ...]
-
-
-def tokenize(text: str) -> list[str]:
-    """Return the lower-case words of a text and the parts of its identifiers, without English stop words."""
-    tokens: list[str] = []
-    for word in WORD.findall(text):
-        tokens.append(word.lower())
-        parts = PART_BOUNDARY.split(word)
-        if len(parts) > 1:
-            tokens.extend(part.lower() for part in parts if len(part) > 1)
-    return [token for token in tokens if token not in STOP_WORDS]
-
-
-class BM25Index:
-    """BM25 over the contents of a corpus (k1 = 1.5, b = 0.75, Lucene's formula)."""
-
-    def __init__(self, collection: Collection):
-        self.document_ids = list(collection.corpus)
-        self.vocabulary = {"": 0}
-        token_ids = [
-            [self.vocabulary.setdefault(token, len(self.vocabulary)) for token in tokenize(document.content)]
-            for document in collection.corpus.values()
-        ]
-        self.bm25 = bm25s.BM25()
-        self.bm25.index(Tokenized(ids=token_ids, vocab=self.vocabulary), show_progress=False)
-
-    def scores(self, text: str) -> np.ndarray:
-        """Return a score for every document, float32 of shape `(number of documents,)`; 0 if no token is shared."""
-        tokens = [token for token in tokenize(text) if token in self.vocabulary]
-        if not tokens:
-            return np.zeros(len(self.document_ids), dtype=np.float32)
-        return self.bm25.get_scores(tokens)
-
-
-def _ranking(scores: np.ndarray, top_k: int) -> list[int]:
-    """Return the indices of the `top_k` highest positive scores, best first; equal scores stay in corpus order."""
-    threshold = np.partition(scores, -top_k)[-top_k] if 0 < top_k < len(scores) else 0
-    matching = np.flatnonzero((scores >= threshold) & (scores > 0))  # few, while sorting all scores would cost N log N
-    return matching[np.argsort(-scores[matching], kind="stable")][:top_k].tolist()
-
-
-def bm25_rankings(
-    collection: Collection, queries: Sequence[Query], *, top_k: int = 100
-) -> dict[str, dict[str, float]]:
-    """Rank the corpus for each query.
-
-    Args:
-        collection: the corpus to search.
-        queries: the queries; their answers are not used.
-        top_k: documents for each query, or fewer if fewer share a token with it.
-
-    Returns:
-        query id -> document id -> score, best first; a run of trec_eval has the same form.
-    """
-    index = BM25Index(collection)
-    rankings = {}
-    for query in queries:
-        scores = index.scores(query.text)
-        rankings[query.id] = {index.document_ids[i]: float(scores[i]) for i in _ranking(scores, top_k)}
-    return rankings
 
 
 def mine_candidates(
@@ -148,14 +67,14 @@ def mine_candidates(
             f"num_candidates={num_candidates} with {len(collection.corpus)} documents in {collection.folder}; "
             "choose at most the number of documents"
         )
-    index = BM25Index(collection)
+    index = BM25Index(collection.corpus)
     mined = []
     for b, query in enumerate(queries):
         scores = index.scores(query.text)
         if encoder_rankings is None:
-            chosen = _ranking(scores, num_candidates)
+            chosen = matching(scores, num_candidates)
         elif fused:
-            chosen = fuse(_ranking(scores, ranking_depth(num_candidates, fused=True)), encoder_rankings[b])[
+            chosen = fuse(matching(scores, ranking_depth(num_candidates, fused=True)), encoder_rankings[b])[
                 :num_candidates
             ]
         else:
@@ -170,29 +89,6 @@ def mine_candidates(
 def ranking_depth(num_chosen: int, *, fused: bool) -> int:
     """How many documents of an encoder's ranking `mine_candidates` needs in order to choose `num_chosen`."""
     return max(num_chosen, FUSION_DEPTH) if fused else num_chosen
-
-
-def fuse(*rankings: Sequence[int]) -> list[int]:
-    """Join rankings: all their indices, best first by `reciprocal_ranks`; equal scores stay in corpus order.
-
-    Args:
-        rankings: indices into the corpus, best first.
-    """
-    scores = reciprocal_ranks(*rankings)
-    return sorted(scores, key=lambda index: (-scores[index], index))
-
-
-def reciprocal_ranks(*rankings: Iterable[Key]) -> dict[Key, float]:
-    """Reciprocal rank fusion: a document's score is the sum of 1 / (60 + rank) over the rankings that contain it.
-
-    Args:
-        rankings: rankings of documents, best first.
-    """
-    scores: dict[Key, float] = {}
-    for ranking in rankings:
-        for rank, document in enumerate(ranking, start=1):
-            scores[document] = scores.get(document, 0) + 1 / (FUSION_CONSTANT + rank)
-    return scores
 
 
 def _draw(num_documents: int, chosen: Sequence[int], *, count: int, key: str) -> list[int]:

@@ -7,7 +7,7 @@ import random
 from itertools import chain, zip_longest
 
 from nlt_trainer.data.beir import Collection
-from nlt_trainer.data.candidates import bm25_rankings
+from nlt_trainer.data.bm25 import bm25_rankings
 from nlt_trainer.errors import NLTError
 
 HARD_NEGATIVES = 10

@@ -4,15 +4,12 @@ which document a sentence came from."""
 from __future__ import annotations
 
 import random
-import re
 from dataclasses import dataclass, replace
 
 from nlt_trainer.data.beir import Collection, Document, Query
 from nlt_trainer.data.candidates import mine_candidates
+from nlt_trainer.data.sentences import LINE_END, MAX_WORDS, MIN_WORDS, count_words
 from nlt_trainer.errors import NLTError
-
-SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
-MIN_WORDS, MAX_WORDS = 5, 40  # words of a sentence that can be a query
 
 
 @dataclass(frozen=True)
@@ -70,10 +67,10 @@ def cut_needles(
 
 def _cut(document: Document, draw: random.Random, max_words: int) -> tuple[str, Document] | None:
     """A sentence of the document's text and the document without it; `None` where no sentence can be cut out."""
-    sentences = [sentence for sentence in SENTENCE_END.split(document.text) if sentence.strip()]
+    sentences = [sentence for sentence in LINE_END.split(document.text) if sentence.strip()]
     read, usable = 0, []
     for sentence in sentences:
-        words = len(sentence.split())
+        words = count_words(sentence)
         read += words
         once = document.text.count(sentence) == 1
         if MIN_WORDS <= words <= MAX_WORDS and read <= max_words and once:

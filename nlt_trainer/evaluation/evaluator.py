@@ -20,7 +20,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from nlt_trainer.data.beir import Collection, Query
-from nlt_trainer.data.candidates import bm25_rankings
+from nlt_trainer.data.bm25 import bm25_rankings
 from nlt_trainer.encoder.search import PART, nearest
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.folder_task import METRICS, TOP_K, BEIRFolderRetrieval, Part, as_collection

@@ -89,9 +89,12 @@ class Evaluation:
 
     def _row(self, system: System, title: str, collection: str, split: str) -> Result:
         low, high = bootstrap_interval(*self.values(system.name, title, METRICS[0])) or (None, None)
+        ndcg, mrr, recall = (weighted_mean(*self.values(system.name, title, name)) for name in METRICS)
         return Result(
             system.name,
-            **{name: weighted_mean(*self.values(system.name, title, name)) for name in METRICS},
+            ndcg,
+            mrr,
+            recall,
             train_seconds=system.train_seconds,
             lm_tokens=system.lm_tokens,
             seed=system.seed,

@@ -20,7 +20,8 @@ from mteb.models import SearchEncoderWrapper, SentenceTransformerEncoderWrapper
 
 from nlt_trainer.choices import Precision
 from nlt_trainer.data.beir import Collection, Document, Query
-from nlt_trainer.data.candidates import bm25_rankings, reciprocal_ranks
+from nlt_trainer.data.bm25 import bm25_rankings
+from nlt_trainer.data.fusion import reciprocal_ranks
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.evaluation.compression import CompressedEncoder

@@ -21,7 +21,8 @@ from nlt_trainer.assembly.losses import Parts
 from nlt_trainer.assembly.scoring import pairs_of
 from nlt_trainer.assembly.training import load_start
 from nlt_trainer.data.beir import load_corpus
-from nlt_trainer.data.candidates import BM25Index, QueryCandidates, mine_candidates
+from nlt_trainer.data.bm25 import BM25Index
+from nlt_trainer.data.candidates import QueryCandidates, mine_candidates
 from nlt_trainer.data.collator import PromptBuilder
 from nlt_trainer.injection.document_prompts import DocumentPrompts
 from nlt_trainer.lm.cpu import packed_weights
@@ -113,7 +114,7 @@ class Planner:
         """Plan `mine`, which searches the corpus by BM25."""
         if self.data.miner != "bm25":
             self.notes.append("mine is without the encoder, which embeds the corpus.")
-        index, building = timed(lambda: BM25Index(self.part))
+        index, building = timed(lambda: BM25Index(self.part.corpus))
         _, searching = timed(lambda: [index.scores(query.text) for query in self.asked])
         seconds = building + searching * len(self.queries) / len(self.asked)
         return self.stage("mine", Work(), other=seconds * len(self.collection.corpus) / len(self.part.corpus))

@@ -93,7 +93,9 @@ def write_card(run: Run, results: Sequence[Result] = ()) -> None:
     if "encoder" not in run.report:
         raise NLTError(f"{run.training_file} says nothing of the encoder, it is of an older version; train again")
     recipe = published_recipe(run.settings)
-    write_release(run.encoder, recipe, make_record(run.name, run.settings, run.report, results))
+    record = make_record(run.name, run.settings, run.report, results)
+    record["verdict"] = None if run.decision is None else run.decision["sentence"]
+    write_release(run.encoder, recipe, record)
 
 
 def published_recipe(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -57,6 +57,7 @@ def render_card(recipe: Mapping[str, Any], record: Mapping[str, Any], *, load_as
         log=[(entry["step"], f"{entry['ndcg_at_10']:.3f}") for entry in training["log"]],
         recipe=dump_recipe(recipe).rstrip(),
         results=results_table(results) if results else "",
+        verdict=record.get("verdict"),
         comparison=verdicts(results, training["objective"]),
         licences=record["licences"],
         papers=[*dict.fromkeys(PAPERS[name] for name in parse_objective(training["objective"])), LIBRARIES],

@@ -12,19 +12,24 @@ from scipy.stats import rankdata
 from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.data.beir import Document
+from nlt_trainer.data.bm25 import BM25Index, matching
+from nlt_trainer.data.fusion import FUSION_DEPTH, weighted_fusion
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.encoder.search import PART, similarities
+
+LEGEND = "▲ ▼ places above or below its rank in the other column, = the same rank"
+"""What the signs of `Hit.move` mean."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A document that an encoder found.
+    """A document that an encoder found, alone or with BM25.
 
     Args:
         document: the document.
         rank: rank of the document in the whole corpus, from 1.
-        score: similarity of its embedding with the query's.
-        other_rank: its rank in the whole corpus by the other encoder; `None` if there is no other encoder.
+        score: the index's score: similarity of its embedding with the query's, or see `HybridIndex`.
+        other_rank: its rank in the whole corpus in the other index; `None` if there is no other index.
     """
 
     document: Document
@@ -70,7 +75,8 @@ class SearchIndex:
         self.encoder = encoder
         self.documents = list(corpus.values())
         contents = [document.content for document in self.documents]
-        self.embeddings = torch.from_numpy(EmbeddingCache(encoder, cache).encode_document(contents))  # (N, H)
+        embedder = EmbeddingCache(encoder, cache, progress=f"embedding with {name}")
+        self.embeddings = torch.from_numpy(embedder.encode_document(contents))  # (N, H)
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:
         """Similarity of each query with each document, computed as in `nearest`: `(B, N)` float32."""
@@ -78,6 +84,51 @@ class SearchIndex:
             embedded = self.encoder.encode_query(list(queries), convert_to_tensor=True, show_progress_bar=False)
         parts, compare = self.embeddings.split(PART), self.encoder.similarity
         return torch.cat([similarities(embedded.cpu(), part, compare) for part in parts], 1).numpy()
+
+
+class HybridIndex(SearchIndex):
+    """A corpus that is searched by an encoder and by BM25 together.
+
+    The documents that are among the first 100 of either have their score of `weighted_fusion`, between 0 and 1. All
+    others rank behind them in the encoder's order and have scores below 0.
+
+    Args:
+        name: name of the encoder for readers.
+        encoder: the encoder.
+        corpus: document id -> document.
+        bm25: BM25's index of the same corpus.
+        weight: the share of BM25, from 0 to 1.
+        cache: see `SearchIndex`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        encoder: SentenceTransformer,
+        corpus: Mapping[str, Document],
+        *,
+        bm25: BM25Index,
+        weight: float,
+        cache: str | Path | None = None,
+    ) -> None:
+        super().__init__(name, encoder, corpus, cache=cache)
+        self.name = f"{name}, {weight:.0%} BM25"
+        self.bm25, self.weight = bm25, weight
+
+    def scores(self, queries: Sequence[str]) -> np.ndarray:
+        """Score of each document for each query: `(B, N)` float32."""
+        return np.stack([self._fused(*pair) for pair in zip(queries, super().scores(queries), strict=True)])
+
+    def _fused(self, query: str, similarity: np.ndarray) -> np.ndarray:
+        of_bm25, places = self.bm25.scores(query), ranks(similarity)  # (N,) each
+        first = [np.argsort(places)[:FUSION_DEPTH].tolist(), matching(of_bm25, FUSION_DEPTH)]
+        encoder, bm25 = (
+            {i: float(row[i]) for i in chosen} for chosen, row in zip(first, (similarity, of_bm25), strict=True)
+        )
+        scores = (-places / len(places)).astype(np.float32)
+        for i, score in weighted_fusion(encoder, bm25, weight=self.weight).items():
+            scores[i] = score
+        return scores
 
 
 def ranks(scores: np.ndarray) -> np.ndarray:

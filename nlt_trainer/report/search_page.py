@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.scoring import LikelihoodScorer, likelihood_gain
-from nlt_trainer.report.comparison import Hit, SearchIndex, side_by_side
+from nlt_trainer.report.comparison import LEGEND, Hit, SearchIndex, side_by_side
 from nlt_trainer.report.rendering import render
 
 
@@ -62,4 +62,4 @@ class SearchPage:
 
     def _view(self, query: str, found: list[list[Hit]], gains: Mapping[str, float]) -> str:
         columns = list(zip([index.name for index in self.indexes], found, strict=True))
-        return render("app_results.html", query=query, columns=columns, gains=gains)
+        return render("app_results.html", query=query, columns=columns, gains=gains, legend=LEGEND)

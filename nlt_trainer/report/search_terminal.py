@@ -13,9 +13,10 @@ from transformers.utils.logging import set_tqdm_hook
 
 from nlt_trainer.arguments.search import IndexArguments, SearchArguments
 from nlt_trainer.data.beir import load_corpus
+from nlt_trainer.data.bm25 import BM25Index
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import NLTError
-from nlt_trainer.report.comparison import Hit, SearchIndex, side_by_side
+from nlt_trainer.report.comparison import LEGEND, Hit, HybridIndex, SearchIndex, side_by_side
 from nlt_trainer.terminal import late_bar, say
 
 SNIPPET = 160
@@ -33,6 +34,8 @@ def search(args: SearchArguments) -> None:
 def load_indexes(args: IndexArguments) -> list[SearchIndex]:
     """Index the corpus with the encoder and, if one is given, with the encoder that it is compared with.
 
+    If BM25 has a weight, it is added to both.
+
     Raises:
         DataError: the corpus is missing or malformed.
         NLTError: an encoder cannot be loaded.
@@ -40,7 +43,13 @@ def load_indexes(args: IndexArguments) -> list[SearchIndex]:
     set_tqdm_hook(late_bar)
     corpus = load_corpus(args.corpus)
     names = [args.encoder] if args.against is None else [args.encoder, args.against]
-    return [SearchIndex(name, load_encoder(name), corpus, cache=args.embeddings) for name in names]
+    if args.bm25_weight == 0:
+        return [SearchIndex(name, load_encoder(name), corpus, cache=args.embeddings) for name in names]
+    bm25 = BM25Index(corpus)
+    return [
+        HybridIndex(name, load_encoder(name), corpus, bm25=bm25, weight=args.bm25_weight, cache=args.embeddings)
+        for name in names
+    ]
 
 
 def typed_queries(documents: int) -> Iterator[str]:
@@ -73,6 +82,8 @@ def results_view(query: str, indexes: Sequence[SearchIndex], *, top_k: int) -> T
     """A table with one row for each rank and one column for each encoder."""
     found = side_by_side(query, indexes, top_k=top_k)
     table = Table(title=Text(printable(query)), title_justify="left", show_lines=True, expand=True)
+    if len(indexes) == 2:
+        table.caption, table.caption_justify = LEGEND, "left"
     table.add_column("", justify="right", no_wrap=True)
     for index in indexes:
         table.add_column(Text(printable(index.name)), ratio=1, overflow="fold")

@@ -49,6 +49,8 @@ class Run:
         """Embeddings of the encoder as it was in the trainer, with which exports are compared."""
         self.results_file = self.folder / "results.json"
         """The table of results, a list of `Result`."""
+        self.decision_file = self.folder / "decision.json"
+        """What `nlt adapt` has decided: which encoder is kept, the verdict, and the weight of BM25 beside it."""
         self.page_file = self.folder / "report.html"
         self.evaluation = self.folder / "evaluation"
         self.table_file = self.evaluation / "table.md"
@@ -56,6 +58,14 @@ class Run:
         self.query_values_file = self.evaluation / "queries.jsonl"
         self.mteb = self.evaluation / "mteb"
         """mteb's own results, with a folder for each system and a file for each task."""
+
+    def refreshed_candidates(self, step: int) -> Path:
+        """The candidates that a refresh after a step has mined."""
+        return self.folder / f"candidates-{step}.jsonl"
+
+    def refreshed_gains(self, step: int) -> Path:
+        """The gains of these candidates; the audit stands beside them."""
+        return self.folder / f"gains-{step}.jsonl"
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the trainer's state after a step."""
@@ -102,6 +112,15 @@ class Run:
         if missing := sorted(keys - content.keys()):
             raise DataError(path, f"has no {', '.join(missing)}, as `nlt train` writes them; train again")
         return content
+
+    @cached_property
+    def decision(self) -> dict[str, Any] | None:
+        """What `nlt adapt` has decided: `kept`, `sentence` and `bm25_weight`; `None` where it had nothing to decide.
+
+        Raises:
+            DataError: the file is malformed.
+        """
+        return read_json(self.decision_file) if self.decision_file.is_file() else None
 
     @cached_property
     def results(self) -> list[Result]:

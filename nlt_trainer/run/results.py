@@ -26,6 +26,8 @@ class Result:
         split: of its qrels; `mean of N` for a mean.
         ndcg_at_10_low: lower bound of the 95 % bootstrap interval of nDCG@10 over queries; `None` where none was made.
         ndcg_at_10_high: its upper bound.
+        p_against_start: two-sided p-value of its difference from the start in nDCG@10; `None` where none was computed.
+        kept: whether this is the encoder that `nlt adapt` has kept; `None` where there was nothing to decide.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Result:
     split: str
     ndcg_at_10_low: float | None = None
     ndcg_at_10_high: float | None = None
+    p_against_start: float | None = None
+    kept: bool | None = None
 
 
 def write_results(path: str | Path, results: Sequence[Result]) -> None:
@@ -61,16 +65,18 @@ def read_results(path: str | Path) -> list[Result]:
 
 
 def results_table(results: Sequence[Result]) -> str:
-    """Render rows as a Markdown table."""
-    lines = [
-        "| collection | system | nDCG@10 | MRR@10 | Recall@100 | training seconds | LLM tokens | seed |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    """Render rows as a Markdown table, with columns for what `nlt adapt` has decided where it decided something."""
+    header = ["collection", "system", "nDCG@10", "MRR@10", "Recall@100", "training seconds", "LLM tokens", "seed"]
+    decided = any(row.kept is not None for row in results)
+    header += ["p against start", "kept"] if decided else []
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     for r in results:
         cost = (f"{r.train_seconds:,.0f}", f"{r.lm_tokens:,}", str(r.seed)) if r.seed is not None else ("", "", "")
         interval = "" if r.ndcg_at_10_low is None else f" [{r.ndcg_at_10_low:.3f}, {r.ndcg_at_10_high:.3f}]"
         metrics = (f"{r.ndcg_at_10:.3f}{interval}", f"{r.mrr_at_10:.3f}", f"{r.recall_at_100:.3f}")
-        lines.append(f"| {' | '.join((f'{r.collection} {r.split}', r.name, *metrics, *cost))} |")
+        p = "" if r.p_against_start is None else f"{r.p_against_start:.2g}"
+        decision = (p, "yes" if r.kept else "") if decided else ()
+        lines.append(f"| {' | '.join((f'{r.collection} {r.split}', r.name, *metrics, *cost, *decision))} |")
     return "\n".join(lines)
 
 

@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import reduce
@@ -26,7 +26,6 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.dtypes import resolved_dtype
-from nlt_trainer.objectives.objective import Objective
 from nlt_trainer.run.checkpoints import checkpoint_fault, last_checkpoint
 from nlt_trainer.run.folder import Run
 from nlt_trainer.training_arguments import NLTTrainingArguments
@@ -34,6 +33,8 @@ from nlt_trainer.training_arguments import NLTTrainingArguments
 
 def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> dict[str, Any]:
     """The settings of a run: its recipe, for the model card, and its trajectory, which a run that resumes must share.
+
+    The files of candidates and gains are those of the start; what a refresh writes follows from the trajectory.
 
     Each option's declaration says whether it decides the trajectory, see `nlt_trainer.arguments.option.Decides`. Files
     count by their content, so that a run whose gains, candidates or start have changed is not taken for the same.
@@ -43,9 +44,11 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
         files["gains"] = data.gains
     if args.reads_labels(data):
         files["qrels"] = Path(data.collection, "qrels", f"{data.train_split}.tsv")
-    decides: tuple[Decides, ...] = ("start", "training", "llm") if args.reads_llm else ("start", "training")
+    reads_llm = args.reads_llm or (args.refresh is not None and args.reads_gains(data))
+    decides: tuple[Decides, ...] = ("start", "training", "llm") if reads_llm else ("start", "training")
     trajectory = _decisive(model, *decides) | _decisive(data, *decides) | trainer_settings(args, ("training",))
-    trajectory |= _llm_content(model) if args.reads_llm else {}
+    trajectory |= _llm_content(model) if reads_llm else {}
+    trajectory |= {} if args.refresh is None else {"miner": data.miner}
     trajectory |= {"processes": args.world_size} | _file_contents(files)
     if "dream" in args.objectives and Path(model.heads).is_file():
         heads = HeadSet.load(model.heads).heads  # the file also says how long it took to find them
@@ -153,15 +156,22 @@ def start_checkpoint(args: TrainingArguments, settings: dict[str, Any]) -> str |
     return str(named)
 
 
+class Reader(Protocol):
+    """What reads the LLM in training: an objective, or a refresh of the candidates."""
+
+    @property
+    def lm_tokens(self) -> int: ...
+
+
 class CostCallback(TrainerCallback, ExportableState):
     """Counts the seconds and LLM tokens of training, also those before it resumed, and adds them to each log entry.
 
     Args:
-        objective: whose LLM tokens are counted, over all processes; `None` counts none.
+        *readers: whose LLM tokens are counted, over all processes.
     """
 
-    def __init__(self, objective: Objective | None = None) -> None:
-        self.objective = objective
+    def __init__(self, *readers: Reader) -> None:
+        self.readers = readers
         self.cost: dict[str, float] = {}
         self._earlier = self.cost
         self._begin = time.monotonic()
@@ -197,8 +207,8 @@ class CostCallback(TrainerCallback, ExportableState):
     def _count(self, args: TrainingArguments) -> None:
         seconds = self._earlier.get("train_seconds", 0) + time.monotonic() - self._begin
         self.cost = {"train_seconds": round(seconds, 1)}
-        if self.objective is not None:
-            own = torch.tensor(self.objective.lm_tokens, device=args.device)
+        if self.readers:
+            own = torch.tensor(sum(reader.lm_tokens for reader in self.readers), device=args.device)
             self.cost["lm_tokens"] = self._earlier.get("lm_tokens", 0) + int(reduce(own, reduction="sum"))
 
 

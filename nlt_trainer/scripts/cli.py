@@ -15,9 +15,12 @@ import sys
 from nlt_trainer.program import run_main
 
 STAGES = {
+    "adapt": "adapt an encoder to a folder of documents, and keep it only if it gained",
     "plan": "say what a recipe will cost before anything runs",
+    "build_corpus": "write a folder of your own documents as the corpus of a BEIR folder",
     "build_stdlib": "write Python's standard library as a BEIR folder",
     "build_collection": "write data sets of the Hub as a BEIR folder",
+    "make_queries": "make queries of documents that have none",
     "make_encoder": "make an encoder that was never trained for retrieval",
     "mine": "find candidate documents for each query",
     "adapt_scorer": "fit an adapter of the frozen LLM to a collection",

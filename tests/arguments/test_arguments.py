@@ -17,7 +17,7 @@ from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.option import Decides
 from nlt_trainer.arguments.search import AppArguments
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
-from nlt_trainer.arguments.trainer import LLM_OBJECTIVES, OBJECTIVES, parse_objective
+from nlt_trainer.arguments.trainer import LLM_OBJECTIVES, OBJECTIVES, parse_objective, parse_refresh
 from nlt_trainer.errors import NLTError
 from nlt_trainer.recipe.keys import KnownKeys
 from nlt_trainer.recipe.parsing import parse_recipe
@@ -63,6 +63,23 @@ def test_a_wrong_sum_is_refused(text: str, message: str, tmp_path: Path) -> None
     """Reference: the value and the remedy in each message, when the arguments are made."""
     with pytest.raises(NLTError, match=message):
         arguments(tmp_path, objective=text)
+
+
+def test_a_schedule_of_refreshes_is_read() -> None:
+    """Reference: the steps by hand, as Atlas refreshes its index."""
+    first, second = parse_refresh("0-1000:500, 1000-10000:2000")
+    assert list(first) == [0, 500]
+    assert list(second) == [1000, 3000, 5000, 7000, 9000]
+
+
+@pytest.mark.parametrize(
+    "part", ["500", "0-1000", "0:500", "1000-0:500", "5-5:1", "0-1000:0", "0-1000:-5", "a-b:c", ""]
+)
+def test_a_wrong_schedule_is_refused(part: str, tmp_path: Path) -> None:
+    """Reference: the value, the part and the grammar in the message, when the arguments are made."""
+    message = rf"^refresh '0-10:5,{part}': '{part}' is no range of steps; write from-to:every .* 0-1000:500,1000-10000"
+    with pytest.raises(NLTError, match=message):
+        arguments(tmp_path, refresh=f"0-10:5,{part}")
 
 
 def test_a_prior_that_would_be_subtracted_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Candidates: BM25 against its formula, random documents, and the file that holds them."""
+"""Candidates: those of BM25, random documents, and the file that holds them."""
 
 from __future__ import annotations
 
@@ -9,73 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from nlt_trainer.data.beir import Collection, Query, load_collection, training_queries, write_collection
-from nlt_trainer.data.candidates import (
-    BM25Index,
-    bm25_rankings,
-    mine_candidates,
-    read_candidates,
-    tokenize,
-    write_candidates,
-)
+from nlt_trainer.data.bm25 import bm25_rankings
+from nlt_trainer.data.candidates import mine_candidates, read_candidates, write_candidates
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.evaluation.retrieval_metric import RetrievalMetric
-
-SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 @pytest.fixture
 def collection(tiny_collection_folder: Path) -> Collection:
     """The twelve documents and eight queries of the tiny folder."""
     return load_collection(tiny_collection_folder)
-
-
-@pytest.mark.parametrize(
-    ("text", "tokens"),
-    [
-        ("The tides of the Sea", ["tides", "sea"]),
-        ("parse_http_date", ["parse_http_date", "parse", "http", "date"]),
-        ("readLines", ["readlines", "read", "lines"]),
-        ("HTTPServer.close", ["httpserver", "http", "server", "close"]),
-        ("__init__", ["__init__", "init"]),
-        ("self._x = IL-2, p53, mRNA", ["self", "_x", "il", "p53", "mrna", "rna"]),
-        ("größer, 北京大学 \U0001f600", ["größer", "北京大学"]),
-        ("a ! of the", []),
-    ],
-)
-def test_tokens_are_words_and_parts_of_identifiers(text: str, tokens: list[str]) -> None:
-    assert tokenize(text) == tokens
-
-
-def test_scores_are_those_of_lucenes_formula(collection: Collection) -> None:
-    """Reference: Robertson's formula as Lucene writes it, in numpy (k1 = 1.5, b = 0.75)."""
-    documents = [Counter(tokenize(document.content)) for document in collection.corpus.values()]
-    lengths = np.array([document.total() for document in documents])
-    expected = np.zeros(len(documents))
-    query = "Why does the earth turn the tea of the earth green?"
-    for token in tokenize(query):
-        tf = np.array([document[token] for document in documents])
-        idf = math.log(1 + (len(documents) - (tf > 0).sum() + 0.5) / ((tf > 0).sum() + 0.5))
-        expected += idf * tf / (tf + 1.5 * (1 - 0.75 + 0.75 * lengths / lengths.mean())) * (tf > 0)
-    assert (expected > 0).sum() >= 3
-    np.testing.assert_allclose(BM25Index(collection).scores(query), expected, rtol=1e-5)
-
-
-def test_rankings_hold_only_documents_that_share_a_token(collection: Collection) -> None:
-    rankings = bm25_rankings(collection, [Query("a", "the earth"), Query("b", "zzz"), Query("c", "of the")])
-    assert set(rankings["a"]) == {"d01", "d11"}
-    assert list(rankings["a"].values()) == sorted(rankings["a"].values(), reverse=True)
-    assert rankings["b"] == rankings["c"] == {}
-    assert len(bm25_rankings(collection, [Query("a", "the earth")], top_k=1)["a"]) == 1
-
-
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-def test_a_corpus_without_a_word_gives_empty_rankings(collection: Collection) -> None:
-    corpus = {key: replace(document, title="", text="of the !") for key, document in collection.corpus.items()}
-    assert bm25_rankings(replace(collection, corpus=corpus), [Query("a", "earth")]) == {"a": {}}
 
 
 def test_candidates_are_bm25s_best_and_then_random_ones(collection: Collection) -> None:
@@ -203,16 +148,3 @@ def test_an_unlabelled_folder_is_enough(collection: Collection, tmp_path: Path) 
     )
     bare = load_collection(folder)
     assert len(mine_candidates(bare, training_queries(bare, None), num_candidates=3)) == 8
-
-
-@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no real collections beside the repository")
-def test_scifact_has_the_known_figure() -> None:
-    """Reference: bm25s with its defaults (English stop words, no stemming, title and text) has nDCG@10 0.662."""
-    scifact = load_collection(SHARED_DATA / "scifact", splits=["test"])
-    rankings = bm25_rankings(scifact, scifact.split_queries("test"))
-    qrels = scifact.qrels["test"]
-    metrics = RetrievalMetric(keep_in_memory=True).compute(
-        predictions=[{"document_ids": list(row), "scores": list(row.values())} for row in rankings.values()],
-        references=[{"document_ids": list(qrels[q]), "grades": list(qrels[q].values())} for q in rankings],
-    )
-    assert metrics["ndcg_at_10"] == pytest.approx(0.662, abs=0.002)

@@ -13,7 +13,9 @@ import torch
 from sentence_transformers import SentenceTransformer, SimilarityFunction
 
 from nlt_trainer.data.beir import Collection, load_collection
-from nlt_trainer.data.candidates import bm25_rankings, fuse, mine_candidates, ranking_depth, read_candidates
+from nlt_trainer.data.bm25 import bm25_rankings
+from nlt_trainer.data.candidates import mine_candidates, ranking_depth, read_candidates
+from nlt_trainer.data.fusion import fuse
 from nlt_trainer.encoder.search import nearest
 from nlt_trainer.errors import NLTError
 from nlt_trainer.scripts import mine

@@ -19,7 +19,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from nlt_trainer.data.beir import Collection, Document, Query, load_collection, write_collection
-from nlt_trainer.data.candidates import bm25_rankings
+from nlt_trainer.data.bm25 import bm25_rankings
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.evaluation.evaluator import FixedRankings, RetrievalEvaluator, evaluate_bm25, evaluate_encoder, search
 from nlt_trainer.evaluation.folder_task import METRICS, BEIRFolderRetrieval

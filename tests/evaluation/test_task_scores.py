@@ -6,6 +6,7 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ import mteb
 import numpy as np
 import pytest
 import pytrec_eval
+import regex
+import Stemmer
 from datasets import Dataset
 from mteb.models.hybrid_wrappers import fuse_rrf
 from sentence_transformers import SentenceTransformer
 from trec_runs import write_run
 
 from nlt_trainer.data.beir import Collection, Document, Query, load_collection, write_collection
-from nlt_trainer.data.candidates import STOP_WORDS, tokenize
+from nlt_trainer.data.bm25 import LANGUAGE_SHARE, RUN, STOP_WORDS, _reader, tokenize
 from nlt_trainer.data.trec import read_run
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.errors import DataError, NLTError
@@ -42,6 +45,8 @@ from nlt_trainer.evaluation.tasks import EvaluationTask, load_task
 from nlt_trainer.files import read_json, write_json
 
 WORDS = "amber birch cedar dune ember fjord grove heath islet jetty knoll larch marsh notch oasis plain".split()
+STEMMER = Stemmer.Stemmer
+SCRIPTS = ("Han", "Hira", "Kana", "Hang", "Thai", "Laoo", "Khmr", "Mymr")
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
@@ -92,6 +97,21 @@ def test_bm25_scores_what_it_scores_alone(entry: EvaluationTask) -> None:
     """Reference: `evaluate_bm25`."""
     expected = evaluate_bm25(entry.task.collection, split="test")  # type: ignore[attr-defined]
     assert means(score(entry, rank_bm25(entry))) == pytest.approx(expected, abs=1e-5)
+
+
+def test_bm25_says_how_many_queries_match_nothing(
+    entry: EvaluationTask, collection: Collection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reference: no line where every query matches; one query whose text is in another script."""
+    BM25(keep=False).rank(entry)
+    assert not caplog.messages
+    strange = replace(next(iter(collection.split_queries("test"))), text="исток реки")
+    other = replace(collection, queries={**collection.queries, strange.id: strange})
+    foreign = EvaluationTask.of(BEIRFolderRetrieval(other, split="test"))
+    load_task(foreign)
+    BM25(keep=False).rank(foreign)
+    number = len(collection.split_queries("test"))
+    assert caplog.messages[0].startswith(f"{foreign.title}: 1 of {number} queries share no word with the corpus")
 
 
 def test_an_encoder_that_diverged_is_refused(
@@ -270,26 +290,35 @@ def test_a_result_is_kept_for_its_system_and_task_alone(
         cache.get("bm25", entry)
 
 
-def without_case(text: str) -> list[str]:
+def without_case(text: str, language: str) -> list[str]:
     return text.casefold().split()
+
+
+def stop_words(language: str, change: frozenset[str]) -> dict[str, frozenset[str]]:
+    """The stop words, of which those of one language that are in `change` are left out, and the others added."""
+    return {**STOP_WORDS, language: STOP_WORDS[language] ^ change}
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("STOP_WORDS", STOP_WORDS - {"which"} | {"more"}),
-        ("STOP_WORDS", STOP_WORDS - {"their"}),
+        ("STOP_WORDS", stop_words("english", frozenset({"more"}))),
+        ("STOP_WORDS", stop_words("english", frozenset({"their"}))),
+        ("STOP_WORDS", stop_words("german", frozenset({"nicht"}))),
+        ("LANGUAGE_SHARE", 10 * LANGUAGE_SHARE),
         ("WORD", re.compile(r"\w+")),
-        ("WORD", re.compile(r"[\w'-]{2,}")),
-        ("WORD", re.compile(r"(?a:\b\w\w+\b)")),
-        ("WORD", re.compile(r"[\u4e00-\u9fff]|\b\w\w+\b")),
-        ("WORD", re.compile(r"[\u0e00-\u0e7f]|\b\w\w+\b")),
-        ("WORD", re.compile(r"\b\w[\w\u093f-\u094d]+\b")),
+        ("WORD", re.compile(r"[\w'-]+")),
+        ("RUN", re.compile(r"(?P<unspaced>$)|\w\w+")),
+        *(("RUN", regex.compile(RUN.pattern.replace(rf"\p{{scx={script}}}", ""))) for script in SCRIPTS),
+        ("CHARACTER", re.compile(".")),
         ("PART_BOUNDARY", re.compile("_+")),
         ("PART_BOUNDARY", re.compile(r"_+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[a-z])(?=[0-9])")),
+        ("Stemmer.Stemmer", lambda language: STEMMER({"english": "porter"}.get(language, language))),
+        ("Stemmer.Stemmer", lambda language: STEMMER("english")),
         ("tokenize", without_case),
-        ("tokenize", lambda text: [token[:5] for token in tokenize(text)]),
-        ("tokenize", lambda text: tokenize(unicodedata.normalize("NFKC", text))),
+        ("tokenize", lambda text, language: [token[:5] for token in tokenize(text, language)]),
+        ("tokenize", lambda text, language: tokenize(unicodedata.normalize("NFKC", text), language)),
+        ("unicodedata.normalize", lambda form, text: text),
         ("bm25s.BM25", partial(bm25s.BM25, k1=1.2)),
         ("bm25s.BM25", partial(bm25s.BM25, b=0.5)),
         ("bm25s.BM25", partial(bm25s.BM25, method="bm25+")),
@@ -299,8 +328,12 @@ def test_bm25_is_known_by_how_it_ranks(name: str, value: object, monkeypatch: py
     """Reference: another tokeniser, other stop words or another formula, each with another fingerprint."""
     before = BM25(keep=False).fingerprint
     assert BM25(keep=True).fingerprint == before
-    monkeypatch.setattr(f"nlt_trainer.data.candidates.{name}", value)
-    assert BM25(keep=False).fingerprint != before
+    monkeypatch.setattr(f"nlt_trainer.data.bm25.{name}", value)
+    _reader.cache_clear()
+    changed = BM25(keep=False).fingerprint
+    monkeypatch.undo()
+    _reader.cache_clear()
+    assert changed != before
 
 
 def test_a_checkpoint_is_known_by_its_content(tiny_encoder_folder: Path, tmp_path: Path) -> None:

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from nlt_trainer.data.beir import Collection, Document, load_collection
+from nlt_trainer.data.beir import Collection, Document, Query, load_collection
+from nlt_trainer.data.bm25 import BM25Index, bm25_rankings
+from nlt_trainer.data.fusion import weighted_fusion
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.evaluator import search
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.scoring import LikelihoodScorer
-from nlt_trainer.report.comparison import Hit, SearchIndex, ranks, side_by_side
+from nlt_trainer.report.comparison import LEGEND, Hit, HybridIndex, SearchIndex, ranks, side_by_side
 from nlt_trainer.report.search_page import SearchPage
 
 
@@ -48,6 +50,46 @@ def test_results_are_those_of_the_evaluators_search(collection: Collection, inde
         assert [hit.other_rank for hit in hits] == [list(other).index(hit.document.id) + 1 for hit in hits]
 
 
+@pytest.mark.parametrize("weight", [0.3, 1.0])
+def test_a_hybrid_ranks_by_the_weighted_fusion(
+    collection: Collection, indexes: list[SearchIndex], tmp_path: Path, weight: float
+) -> None:
+    """Reference: the evaluator's search and BM25's rankings, fused; a query that no document shares a word with."""
+    corpus, bm25 = collection.corpus, BM25Index(collection.corpus)
+    hybrid = HybridIndex("trained", indexes[0].encoder, corpus, bm25=bm25, weight=weight, cache=tmp_path / "cache")
+    assert hybrid.name == f"trained, {weight:.0%} BM25"
+    for text in ("why does bread rise", "zzz"):
+        query = Query("q", text)
+        by_encoder = search(indexes[0].encoder, collection, [query], batch_size=4)["q"]
+        expected = weighted_fusion(by_encoder, bm25_rankings(collection, [query])["q"], weight=weight)
+        (hits,) = side_by_side(text, [hybrid], top_k=12)
+        assert {hit.document.id: hit.score for hit in hits} == pytest.approx(expected, abs=1e-5)
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_a_hybrid_leaves_other_documents_in_the_encoders_order(
+    tiny_static_encoder: SentenceTransformer, tmp_path: Path
+) -> None:
+    """Reference: the encoder's own order; only documents that neither has among its 100 best score below 0."""
+    corpus = {f"d{i}": Document(f"d{i}", "", f"text {i} {'whale ' * (i % 7)}") for i in range(400)}
+    plain = SearchIndex("plain", tiny_static_encoder, corpus, cache=tmp_path)
+    bm25 = BM25Index(corpus)
+    hybrid = HybridIndex("plain", tiny_static_encoder, corpus, bm25=bm25, weight=0.5, cache=tmp_path)
+    (similarity,), (scores,) = plain.scores(["whale 3"]), hybrid.scores(["whale 3"])
+    by_bm25 = np.argsort(-bm25.scores("whale 3"), kind="stable")[:100]
+    others = set(range(400)) - set(np.argsort(ranks(similarity))[:100]) - set(by_bm25)
+    assert 0 < len(others) == (scores < 0).sum()
+    assert sorted(others, key=lambda i: ranks(scores)[i]) == sorted(others, key=lambda i: ranks(similarity)[i])
+
+
+def test_embedding_names_the_encoder(
+    collection: Collection, tiny_encoder: SentenceTransformer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reference: the bar on stderr."""
+    SearchIndex("trained", tiny_encoder, collection.corpus, cache=tmp_path / "new")
+    assert "embedding with trained: documents" in capsys.readouterr().err
+
+
 def test_one_encoder_has_nothing_to_move_against(indexes: list[SearchIndex]) -> None:
     """Reference: no other rank; more documents are asked for than there are."""
     (hits,) = side_by_side("tea", indexes[:1], top_k=50)
@@ -76,6 +118,8 @@ def test_the_page_shows_both_results_and_asks_the_llm_document_by_document(
     assert (query, note) == ("why does bread rise", "Searched 12 documents.")
     assert view.count("<table>") == 2
     assert "<caption>trained</caption>" in view
+    assert LEGEND in view
+    assert LEGEND not in SearchPage(indexes[:1], scorer, top_k=2).results(query)[1]
     assert not loaded
     steps = list(page.gains(query))
     documents = {hit.document.id: hit.document for hits in side_by_side(query, indexes, top_k=2) for hit in hits}

@@ -15,6 +15,7 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.files import write_json
 from nlt_trainer.run.folder import REPORT_KEYS, Run
 from nlt_trainer.run.results import Result
+from nlt_trainer.run.stages import run_stages
 from nlt_trainer.scripts import demo
 
 
@@ -95,29 +96,28 @@ def test_the_better_run_is_shown(tmp_path: Path) -> None:
     assert (best(0.3, 0.4), best(0.4, 0.3), best(0.3, 0.3)) == (runs[1], runs[0], runs[0])
 
 
-def test_a_killed_stage_goes_on_and_is_not_taken_for_done(tmp_path: Path) -> None:
+def test_a_killed_training_keeps_its_checkpoints_until_the_recipe_changes(tmp_path: Path) -> None:
     """Against the calls of a stage that dies once."""
-    recipe, output, calls = tmp_path / "r.yaml", tmp_path / "out", []
+    recipe, output, calls, trained = tmp_path / "r.yaml", tmp_path / "out", [], Run(tmp_path / "run")
     recipe.write_text("data: {}")
-    checkpoints = tmp_path / "run"
-    checkpoints.mkdir()
+    trained.folder.mkdir()
 
     def run(*blocks: Any) -> None:
-        calls.append(checkpoints.exists())
+        calls.append(trained.folder.exists())
         if len(calls) == 1:
-            output.write_text("half")
             raise KeyboardInterrupt
         output.write_text("whole")
 
-    stage = assembly_demo.Stage("train", run, recipe, output, checkpoints)
+    def attempt() -> None:
+        run_stages([assembly_demo.stage_of("train", run, recipe, output, trained)], tmp_path / "stamps")
+
     with pytest.raises(KeyboardInterrupt):
-        assembly_demo.run_stage(stage, tmp_path / "stamps", earlier="", place="1/1")
-    assembly_demo.run_stage(stage, tmp_path / "stamps", earlier="", place="1/1")
-    assembly_demo.run_stage(stage, tmp_path / "stamps", earlier="", place="1/1")
+        attempt()
+    attempt()
+    attempt()
     assert calls == [True, True]
-    assert output.read_text() == "whole"
     recipe.write_text("data: {collection: other}")
-    assembly_demo.run_stage(stage, tmp_path / "stamps", earlier="", place="1/1")
+    attempt()
     assert calls == [True, True, False]
 
 

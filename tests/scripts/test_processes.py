@@ -33,8 +33,10 @@ from nlt_trainer.objectives.mixture import MixtureLoss
 from nlt_trainer.objectives.objective import Objective
 from nlt_trainer.objectives.revela import RevelaLoss
 from nlt_trainer.prompts import PromptTemplate
+from nlt_trainer.run.folder import Run
 from nlt_trainer.run.resume import CostCallback
 from nlt_trainer.scripts import mine, score
+from nlt_trainer.scripts import train as train_stage
 from nlt_trainer.trainer import NLTTrainer
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
@@ -122,11 +124,25 @@ def train(objective: str, encoder_folder: str, *, llm_folder: str, output: Path,
         save_file(weights, output / f"{objective}.safetensors")
 
 
+def refreshed(recipe: str, folder: Path, *, num_processes: int) -> None:
+    """Train by the recipe, with new candidates after the first step of three."""
+    given = {
+        "gains": folder / "gains.jsonl", "score_cache": folder / "scores", "output_dir": folder / "refreshed",
+        "miner": "encoder", "refresh": "1-3:5", "max_steps": STEPS, "learning_rate": 0.1, "optim": "sgd",
+        "per_device_train_batch_size": GLOBAL_BATCH // num_processes, "dataloader_drop_last": True,
+        "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
+    }  # fmt: skip
+    train_stage.main(
+        ["--config", recipe, *(text for key, value in given.items() for text in (f"--{key}", str(value)))]
+    )
+
+
 def work(encoder_folder: str, llm_folder: str, recipe: str, *, output: str, num_processes: int) -> None:
-    """Everything that is compared: scores, then each objective."""
+    """Everything that is compared: scores, a run with a refresh, then each objective."""
     folder = Path(output)
     folder.mkdir(exist_ok=True)
     score.main(["--config", recipe, "--gains", str(folder / "gains.jsonl"), "--score_cache", str(folder / "scores")])
+    refreshed(recipe, folder, num_processes=num_processes)
     for objective in OBJECTIVES:
         train(objective, encoder_folder, llm_folder=llm_folder, output=folder, num_processes=num_processes)
 
@@ -147,7 +163,7 @@ def runs(
     (collection / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
     recipe = root / "recipe.yaml"
     recipe.write_text(
-        f"model:\n  llm: {tiny_llm_folder}\n  llm_dtype: float32\n"
+        f"model:\n  encoder: {tiny_encoder_folder}\n  llm: {tiny_llm_folder}\n  llm_dtype: float32\n"
         f"data:\n  collection: {collection}\n  candidates: {root}/candidates.jsonl\n  num_candidates: 3\n"
         "  batch_tokens: 100\n"
         f"trainer:\n  output_dir: {root}/run\n  use_cpu: true\n"
@@ -214,6 +230,20 @@ def test_two_processes_score_as_one(runs: tuple[Path, Path]) -> None:
         assert b["gain"] == pytest.approx(a["gain"], abs=1e-4)
     audits = [json.loads((folder / "gains.audit.json").read_text()) for folder in runs]
     assert audits[0]["lm_tokens"] == audits[1]["lm_tokens"] > 0
+
+
+def test_two_processes_refresh_as_one(runs: tuple[Path, Path]) -> None:
+    """Reference: candidates, gains, LLM tokens and weights of one process; some of the candidates are new."""
+    one, two = (Run(folder / "refreshed") for folder in runs)
+    first = (runs[0].parent / "candidates.jsonl").read_text()
+    assert one.refreshed_candidates(1).read_text() == two.refreshed_candidates(1).read_text() != first
+    gains = [[json.loads(line) for line in run.refreshed_gains(1).open()] for run in (one, two)]
+    for a, b in zip(*gains, strict=True):
+        assert b["gain"] == pytest.approx(a["gain"], abs=1e-4)
+    assert one.report["lm_tokens"] == two.report["lm_tokens"]
+    expected, found = (load_file(next(run.encoder.rglob("model.safetensors"))) for run in (one, two))
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=1e-5)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.errors import NLTError
 from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.report import search_terminal, serving
+from nlt_trainer.report.comparison import LEGEND
 from nlt_trainer.scripts import app, search
 
 ROOT = Path(__file__).parents[2]
@@ -40,9 +41,22 @@ def test_one_query_is_answered_side_by_side(
     rows = re.findall(r"│ +(\d) │ (-?[\d.]+) = (d\d\d) +│ (-?[\d.]+) = (d\d\d) +│", out)
     assert [row[0] for row in rows] == ["1", "2", "3"]
     assert all((row[1], row[2]) == (row[3], row[4]) for row in rows)
+    assert " ".join(out.split()).endswith(LEGEND)
     monkeypatch.setattr(EmbeddingCache, "_embed", lambda *_: pytest.fail("embedded again"))
     search.main(command)
     assert capsys.readouterr().out == out
+
+
+def test_bm25_is_added_with_its_weight(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: BM25 alone puts first the document that has both words, with score 1; the column names the weight."""
+    monkeypatch.setenv("COLUMNS", "120")
+    search.main([*arguments, "--query", "Green teas", "--top_k", "1", "--bm25_weight", "1"])
+    out = capsys.readouterr().out
+    assert ", 100% BM25" in "".join(out.split("\n")[2:4])
+    assert re.search(r"│ +1 │ 1\.000 d04 ", out)
+    assert LEGEND not in " ".join(out.split())
 
 
 def test_piped_queries_are_answered_one_by_one(
@@ -100,6 +114,7 @@ def test_texts_do_not_steer_the_terminal() -> None:
     ("flags", "message"),
     [
         (["--top_k", "0"], "top_k is 0"),
+        (["--bm25_weight", "1.5"], r"bm25_weight is 1\.5; it must be between 0"),
         (["--query", " "], "query is empty; write what to search for"),
         (["--corpus", "nowhere"], r"nowhere/corpus\.jsonl: file not found"),
         (["--against", "./nothing"], "does not exist"),

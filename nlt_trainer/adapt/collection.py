@@ -1,0 +1,89 @@
+"""The collection that `nlt adapt` trains on: the documents' passages, and queries of which some are held out."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nlt_trainer.data.beir import Document, Query, load_collection, write_collection, write_qrels
+from nlt_trainer.data.candidates import read_candidates
+from nlt_trainer.data.gains import read_gains
+from nlt_trainer.data.prior import with_prior
+from nlt_trainer.errors import NLTError
+
+TRAIN, HELD_OUT = "train", "held_out"
+"""The splits. Training reads only which queries are in its split, and no judgement."""
+SHARE = 0.25
+"""The largest share of the queries that is held out."""
+
+
+def write_query_collection(
+    folder: Path, corpus: Sequence[Document], queries: Sequence[Query], *, held_out: int, most: int | None, seed: int
+) -> None:
+    """Write a collection of documents and of queries that people have typed.
+
+    Nothing is known of what is relevant to them. The files of both splits therefore name each query with one document
+    of grade 0, which says that nothing is judged; `judge_held_out` fills in the held-out queries.
+
+    Args:
+        folder: BEIR folder to write.
+        corpus: the documents.
+        queries: the queries.
+        held_out: number of queries to hold out; at most a quarter is held out.
+        most: number of queries to take of all, drawn by seed; `None` takes all.
+        seed: of the draw and of the division.
+
+    Raises:
+        NLTError: there are too few queries.
+    """
+    if most is not None and most < len(queries):
+        drawn = sorted(random.Random(seed).sample(range(len(queries)), most))
+        queries = [queries[i] for i in drawn]
+    number = min(held_out, int(SHARE * len(queries)))
+    if number < 2:
+        raise NLTError(
+            f"{len(queries)} queries are too few to train on some and decide on others; give at least "
+            f"{int(2 / SHARE)}, or leave queries out, so that they are made from the documents"
+        )
+    order = sorted(queries, key=lambda query: hashlib.sha256(f"{seed}:{query.id}".encode()).digest())
+    out = {query.id for query in order[:number]}
+    nothing = {corpus[0].id: 0}
+    qrels = {
+        TRAIN: {query.id: nothing for query in queries if query.id not in out},
+        HELD_OUT: {query.id: nothing for query in queries if query.id in out},
+    }
+    write_collection(folder, corpus=corpus, queries=queries, qrels=qrels)
+
+
+def judge_held_out(folder: Path, *, candidates: Path, gains: Path, prior_weight: float) -> None:
+    """Judge held-out queries by the LLM: the candidate with the highest gain counts as relevant.
+
+    No person has judged them. A query whose best gain is not positive keeps its grade of 0 and counts nothing.
+
+    Args:
+        folder: the collection, whose file of held-out judgements is replaced.
+        candidates: candidates of the held-out queries.
+        gains: their gains.
+        prior_weight: weight of BM25 beside the gains, see `with_prior`.
+
+    Raises:
+        NLTError: no candidate of any query has a positive gain.
+    """
+    found = read_candidates(candidates, load_collection(folder, splits=[HELD_OUT]))
+    gain = read_gains(gains, found)
+    best = with_prior(gain, found, prior="bm25", weight=prior_weight).argmax(1)  # (B,)
+    judged = {
+        c.query_id: {c.document_ids[k]: 1}
+        for c, k, row in zip(found, best.tolist(), gain, strict=True)
+        if np.max(row) > 0
+    }
+    if not judged:
+        raise NLTError(
+            f"{gains}: no candidate makes any held-out query easier to predict; the LLM cannot judge these queries, "
+            "choose another one or leave queries out"
+        )
+    write_qrels(folder, {HELD_OUT: judged})

@@ -1,0 +1,120 @@
+"""Decide on held-out queries whether an adapted encoder replaces the one that it started from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nlt_trainer.data.beir import Qrels
+from nlt_trainer.data.fusion import weighted_fusion
+from nlt_trainer.evaluation.folder_task import METRICS
+from nlt_trainer.evaluation.fusion_weight import fit_weight
+from nlt_trainer.evaluation.retrieval_metric import query_values
+from nlt_trainer.evaluation.significance import bootstrap_interval, randomisation_test
+from nlt_trainer.run.results import Result
+
+Rankings = Mapping[str, Mapping[str, float]]
+"""Query id -> document id -> score."""
+
+ENOUGH = 0.005
+"""The least gain in nDCG@10 for which an encoder is replaced."""
+SURE = 0.05
+"""The largest p-value with which a gain counts as one."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the held-out queries say.
+
+    Args:
+        rows: results of `bm25`, `start`, `adapted`, `start+bm25` and `adapted+bm25`.
+        kept: `adapted` or `start`.
+        sentence: the verdict in plain words.
+        bm25_weight: the weight of BM25 beside the kept encoder with which most is found.
+    """
+
+    rows: list[Result]
+    kept: str
+    sentence: str
+    bm25_weight: float
+
+
+def decide(
+    rankings: Mapping[str, Rankings], qrels: Qrels, *, collection: str, split: str, cost: Mapping[str, Any]
+) -> Decision:
+    """Compare the systems on held-out queries.
+
+    The adapted encoder is kept if its nDCG@10 is higher by at least `ENOUGH` with a p-value of at most `SURE` in a
+    paired randomisation test. Otherwise the start is kept. The rows with BM25 are weighted sums. Their weight is
+    fitted on one half of the queries and used on the other, so that no query has a say in its own weight.
+
+    Args:
+        rankings: of `bm25`, `start` and `adapted`, each with at least the 100 best documents of each query.
+        qrels: judgements of the queries.
+        collection: name of the collection, for the rows.
+        split: name of the split, for the rows.
+        cost: `train_seconds`, `lm_tokens` and `seed` of the adapted encoder, for its rows.
+    """
+    systems = {name: rankings[name] for name in ("bm25", "start", "adapted")}
+    for name in ("start", "adapted"):
+        systems[f"{name}+bm25"] = cross_fitted(rankings[name], rankings["bm25"], qrels)
+    values = {name: query_values(run, qrels) for name, run in systems.items()}
+    start = np.array(values["start"][METRICS[0]])
+    difference = np.array(values["adapted"][METRICS[0]]) - start
+    p = randomisation_test([difference], [1.0])
+    kept = "adapted" if difference.mean() >= ENOUGH and p <= SURE else "start"
+    rows = []
+    for name, found in values.items():
+        ndcg = np.array(found[METRICS[0]])
+        low, high = bootstrap_interval([ndcg], [1.0]) or (None, None)
+        mean_ndcg, mean_mrr, mean_recall = (float(np.mean(found[metric])) for metric in METRICS)
+        is_trained = name.startswith("adapted")
+        row = Result(
+            name,
+            mean_ndcg,
+            mean_mrr,
+            mean_recall,
+            train_seconds=cost["train_seconds"] if is_trained else 0.0,
+            lm_tokens=cost["lm_tokens"] if is_trained else 0,
+            seed=cost["seed"] if is_trained else None,
+            collection=collection,
+            split=split,
+            ndcg_at_10_low=low,
+            ndcg_at_10_high=high,
+            p_against_start=None if name == "start" else randomisation_test([ndcg - start], [1.0]),
+            kept=name == kept,
+        )
+        rows.append(row)
+    weight = fit_weight(rankings[kept], rankings["bm25"], qrels)
+    return Decision(rows, kept, sentence(rows, kept, p=p, bm25_weight=weight), weight)
+
+
+def cross_fitted(encoder: Rankings, bm25: Rankings, qrels: Qrels) -> dict[str, dict[str, float]]:
+    """An encoder's rankings fused with BM25's, each half of the queries with the weight that is best on the other."""
+    halves: Sequence[Qrels] = [dict(list(qrels.items())[i::2]) for i in range(2)]
+    fused = {}
+    for half, other in (halves, halves[::-1]):
+        weight = fit_weight(encoder, bm25, other)
+        for query in half:
+            fused[query] = weighted_fusion(encoder.get(query, {}), bm25.get(query, {}), weight=weight)
+    return fused
+
+
+def sentence(rows: Sequence[Result], kept: str, *, p: float, bm25_weight: float) -> str:
+    """The verdict: whether the encoder has gained, and what to do where BM25 is ahead."""
+    by_name = {row.name: row.ndcg_at_10 for row in rows}
+    start, adapted, bm25 = (by_name[name] for name in ("start", "adapted", "bm25"))
+    change = f"nDCG@10 on held-out queries {start:.3f} before, {adapted:.3f} adapted (p = {p:.2g})"
+    parts = [f"WIN: {change}" if kept == "adapted" else f"NO GAIN: {change}; the encoder that you had is kept"]
+    best, fused = by_name[kept], by_name[f"{kept}+bm25"]
+    if bm25 > max(best, fused):
+        parts.append(f"BM25 alone is ahead with {bm25:.3f}: search with BM25, or give more queries")
+    elif bm25 > best or fused - best >= ENOUGH:
+        ahead = f"BM25 alone has {bm25:.3f}, and " if bm25 > best else ""
+        parts.append(f"{ahead}with {bm25_weight:.1f} of BM25 mixed in it has {fused:.3f}")
+    if kept == "start":
+        parts.append("real queries in place of made ones, or more of them, help most")
+    return "; ".join(parts) + "."

@@ -1,0 +1,62 @@
+"""The options that `nlt adapt` takes besides a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from nlt_trainer.arguments.option import option
+from nlt_trainer.choices import QueryOrigin
+from nlt_trainer.errors import NLTError
+
+
+@dataclass
+class AdaptArguments:
+    """Parameters that control what is adapted to."""
+
+    documents: str = option(
+        decides="nothing",
+        help=(
+            "Folder of documents, a single document, or a BEIR folder, whose corpus.jsonl is then taken as it is. The "
+            "first word of the command may be this folder without its flag."
+        ),
+    )
+    output: str = option(
+        decides="nothing",
+        help="Folder for everything that is made; the encoder is its subfolder `encoder`.",
+    )
+    queries: str = option(
+        default="crop",
+        decides="nothing",
+        help=(
+            "Queries to train on: a file with one that people have typed on each line, or JSONL; or how to make them: "
+            "crop (sentences cut out of the documents), llm (written by the LLM) or both."
+        ),
+    )
+    num_queries: int = option(
+        default=800,
+        decides="nothing",
+        help="Number of queries to make, or to draw by seed from those that are given.",
+    )
+    held_out: int = option(
+        default=160,
+        decides="nothing",
+        help="Number of these that do not train but decide whether the trained encoder is kept.",
+    )
+
+    def __post_init__(self) -> None:
+        if not self.held_out < self.num_queries:
+            raise NLTError(f"held_out is {self.held_out} of num_queries {self.num_queries}; leave some to train on")
+        if self.held_out < 20:
+            raise NLTError(f"held_out is {self.held_out}; fewer than 20 queries decide nothing")
+        if not self.makes_queries and not Path(self.queries).expanduser().is_file():
+            raise NLTError(
+                f"queries is {self.queries!r}, and there is no such file; name a file, or one of "
+                f"{', '.join(get_args(QueryOrigin))}"
+            )
+
+    @property
+    def makes_queries(self) -> bool:
+        """Whether queries are made from the documents."""
+        return self.queries in get_args(QueryOrigin)

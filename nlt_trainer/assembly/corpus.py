@@ -1,0 +1,45 @@
+"""The stage `build_corpus`: from documents to passages, and what a person reads at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nlt_trainer.arguments.documents import DocumentArguments
+from nlt_trainer.data.beir import CORPUS_FILE
+from nlt_trainer.documents.corpus import REPORT_FILE, build_corpus
+from nlt_trainer.documents.passages import FEWEST_WORDS, PassageLength
+from nlt_trainer.documents.report import CorpusReport
+from nlt_trainer.terminal import say
+
+
+def corpus(args: DocumentArguments) -> None:
+    """Write the corpus; prints what was read and what was left out."""
+    report, before = build_corpus(args.documents, args.corpus, length=PassageLength(args.passage_words))
+    folder = Path(args.corpus)
+    say(f"{folder / CORPUS_FILE}: {summary(report)}{' (done before)' if before else ''}")
+    if left_out := left_out_in_words(report):
+        say(f"  skipped: {left_out}; {folder / REPORT_FILE} lists them")
+
+
+def summary(report: CorpusReport) -> str:
+    """Say how many files, passages and duplicates there are."""
+    parts = [f"{report.files} files read, {report.passages} passages"]
+    if report.duplicates:
+        parts.append(f"{len(report.duplicates)} duplicates folded")
+    if report.too_short:
+        parts.append(f"{report.too_short} texts of fewer than {FEWEST_WORDS} words left out")
+    return ", ".join(parts)
+
+
+def left_out_in_words(report: CorpusReport) -> str:
+    """Say which files and lines were skipped; empty where none was."""
+    parts = []
+    if report.skipped:
+        first = report.skipped[0]
+        parts.append(f"{len(report.skipped)} unreadable (first {first['file']}: {first['reason']})")
+    if report.other_kinds:
+        kinds = ", ".join(f"{ending} {count}" for ending, count in list(report.other_kinds.items())[:5])
+        parts.append(f"{sum(report.other_kinds.values())} of other kinds ({kinds})")
+    if report.broken_lines:
+        parts.append(f"{report.skipped_lines()} broken lines in {', '.join(list(report.broken_lines)[:3])}")
+    return ", ".join(parts)

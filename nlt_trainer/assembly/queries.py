@@ -1,0 +1,107 @@
+"""The stage `make_queries`: make queries of passages by cutting, by the LLM or both, and write a BEIR folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from accelerate import PartialState
+
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.queries import QueriesArguments
+from nlt_trainer.assembly.mining import mined
+from nlt_trainer.assembly.parts import load_llm, load_untrained, make_scorer, processes
+from nlt_trainer.data.beir import CORPUS_FILE, Collection, Query, load_corpus, write_collection
+from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.files import check_folder
+from nlt_trainer.queries.crop import crop_queries
+from nlt_trainer.queries.generation import generate_queries
+from nlt_trainer.queries.made import MadeQueries
+from nlt_trainer.queries.round_trip import RETRIEVED, returns
+from nlt_trainer.queries.sources import split_by_source
+from nlt_trainer.queries.writer import QueryWriter
+from nlt_trainer.terminal import say
+from nlt_trainer.training_arguments import NLTTrainingArguments
+
+
+def make_queries(
+    model: ModelArguments, data: DataArguments, args: NLTTrainingArguments, queries: QueriesArguments
+) -> None:
+    """Write the recipe's `collection`: the passages of `corpus`, queries that were made of them, and two splits.
+
+    Raises:
+        DataError: the corpus is malformed or has fewer than 2 passages.
+        NLTError: the collection would replace the corpus, there are several processes, or too few queries can be made.
+    """
+    state = processes(args)
+    if state.num_processes > 1:
+        raise NLTError(f"{state.num_processes} processes were started, and make_queries works in one; start it alone")
+    out, source = Path(data.collection), Path(queries.corpus)
+    if source.resolve().is_relative_to(out.resolve()):
+        raise NLTError(f"collection {out} would replace the corpus {source}; name another folder")
+    check_folder(out)
+    corpus = load_corpus(source)
+    if len(corpus) < 2:
+        raise DataError(source / CORPUS_FILE, "has one passage, which every query would find; give more documents")
+    made = MadeQueries(corpus, {}, {})
+    if queries.kind != "llm":
+        wanted = queries.num_queries if queries.kind == "crop" else queries.num_queries // 2
+        made = crop_queries(corpus, num_queries=wanted, titles=queries.crop_titles, seed=args.seed)
+    if queries.kind != "crop":
+        written = _written(model, data, args, queries, made, state=state)
+        made = MadeQueries(made.corpus, made.queries | written.queries, made.sources | written.sources)
+    qrels = split_by_source(made.sources, held_out_share=queries.held_out_share, seed=args.seed)
+    write_collection(out, corpus=made.corpus.values(), queries=made.queries.values(), qrels=qrels)
+    kinds = Counter(query_id.partition(":")[0] for query_id in made.queries)
+    say(
+        f"{out}: {len(made.corpus)} passages, {len(made.queries)} queries "
+        f"({', '.join(f'{kind} {count}' for kind, count in kinds.items())}); "
+        f"{', '.join(f'{split} {len(judged)}' for split, judged in qrels.items())}"
+    )
+
+
+def _written(
+    model: ModelArguments,
+    data: DataArguments,
+    args: NLTTrainingArguments,
+    queries: QueriesArguments,
+    made: MadeQueries,
+    *,
+    state: PartialState,
+) -> MadeQueries:
+    """Let the recipe's LLM write the queries that are still missing, about passages as they now are."""
+    lm, corpus, out = load_llm(model), made.corpus, Path(data.collection)
+    scorer = make_scorer(lm, data, target="query")
+    collection = Collection(out.name, out, corpus, {}, {})
+    retrieval = dataclasses.replace(data, num_candidates=min(RETRIEVED, len(corpus)))
+    folder = Path(f"{out}.embeddings")
+    encoder = None if data.miner == "bm25" else load_untrained(model)
+
+    def keep(asked: Sequence[Query], sources: Sequence[str]) -> Sequence[bool]:
+        if not asked:
+            return []
+        candidates = mined(encoder, retrieval, collection, asked, embeddings=folder, state=state, seed=args.seed)
+        return returns(candidates or [], sources, corpus, scorer=scorer, by_words=data.miner == "bm25")
+
+    writer = QueryWriter(
+        lm,
+        max_document_tokens=data.max_document_tokens,
+        batch_size=queries.writing_batch,
+        seed=args.seed,
+        file=Path(f"{out}.written.jsonl"),
+    )
+    missing = queries.num_queries - len(made.queries)
+    written, counts = generate_queries(writer, corpus, num_queries=missing, keep=keep, seed=args.seed)
+    shutil.rmtree(folder, ignore_errors=True)
+    say(_told(counts))
+    return written
+
+
+def _told(counts: Mapping[str, Counter[str]]) -> str:
+    """How many texts of each kind were written, were queries, and led back to their passage."""
+    lines = ["written, of these queries, of these leading back to their passage:"]
+    return "\n".join([*lines, *(f"  {k}: {c['generated']}, {c['cleaned']}, {c['kept']}" for k, c in counts.items())])

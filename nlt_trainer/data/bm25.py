@@ -1,0 +1,182 @@
+"""BM25 over a corpus, and the tokens that it reads: stemmed words, parts of identifiers, and pairs of characters.
+
+A word loses its ending by the Snowball stemmer of the corpus's language, which `language_of` finds, and stop words of
+that language are left out. An identifier counts as itself and as its parts: `readLines` gives the stems of
+`readlines`, `read` and `lines`, and `parse_http_date` those of `parse_http_date`, `parse`, `http` and `date`. Text in
+a script that puts no spaces between words is read as overlapping pairs of characters, as in Lucene's CJKAnalyzer.
+
+nDCG@10 of words with parts of identifiers, and of their stems:
+
+| collection | words | stems |
+|---|---|---|
+| standard library of Python 3.11, test | 0.498 | 0.515 |
+| covidqa, dev | 0.694 | 0.721 |
+| fairytaleqa, dev | 0.621 | 0.631 |
+| scifact, test | 0.662 | 0.682 |
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache, partial
+from itertools import chain, pairwise
+
+import bm25s
+import numpy as np
+import regex
+import Stemmer
+from bm25s import stopwords
+from bm25s.tokenization import Tokenized
+
+from nlt_trainer.data.beir import Collection, Document, Query
+
+logging.getLogger("bm25s").setLevel(logging.INFO)  # bm25s sets its logger to DEBUG when it is imported
+
+STOP_WORDS = {
+    "english": frozenset(stopwords.STOPWORDS_EN),
+    "danish": frozenset(stopwords.STOPWORDS_DANISH),
+    "dutch": frozenset(stopwords.STOPWORDS_DUTCH),
+    "french": frozenset(stopwords.STOPWORDS_FRENCH),
+    "german": frozenset(stopwords.STOPWORDS_GERMAN),
+    "italian": frozenset(stopwords.STOPWORDS_ITALIAN),
+    "norwegian": frozenset(stopwords.STOPWORDS_NORWEGIAN),
+    "portuguese": frozenset(stopwords.STOPWORDS_PORTUGUESE),
+    "russian": frozenset(stopwords.STOPWORDS_RUSSIAN),
+    "spanish": frozenset(stopwords.STOPWORDS_SPANISH),
+    "swedish": frozenset(stopwords.STOPWORDS_SWEDISH),
+    "turkish": frozenset(stopwords.STOPWORDS_TURKISH),
+}
+"""Snowball's name of a language -> its stop words in bm25s. The first language is taken where none stands out."""
+LANGUAGE_SHARE = 0.1
+"""The share of a text's words that must be stop words of a language other than English; running text has a third."""
+LANGUAGE_SAMPLE = 1000
+"""Number of documents, evenly spaced in the corpus, in which stop words are counted."""
+WORD = regex.compile(r"\w+")  # the \w of regex includes combining marks, which that of re leaves out
+UNSPACED = "".join(
+    rf"\p{{scx={script}}}" for script in ("Han", "Hira", "Kana", "Hang", "Bopo", "Thai", "Laoo", "Khmr", "Mymr")
+)
+"""Scripts without spaces between words. Korean has spaces, but particles stick to its words."""
+RUN = regex.compile(rf"(?V1)(?P<unspaced>[\w&&[{UNSPACED}]]+)|[\w--[{UNSPACED}]]{{2,}}")
+CHARACTER = regex.compile(r"\X")
+PART_BOUNDARY = re.compile(r"_+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+def language_of(texts: Sequence[str]) -> str:
+    """Return the language whose stop words cover most words of the texts, as a key of `STOP_WORDS`.
+
+    A stop word of several languages counts for each of them in equal shares. It is English if no other language covers
+    a tenth of the words.
+    """
+    words = Counter[str]()
+    for text in texts:
+        words.update(WORD.findall(unicodedata.normalize("NFC", text).lower()))
+    covered = dict.fromkeys(STOP_WORDS, 0.0)
+    for word, count in words.items():
+        languages = [language for language, stop_words in STOP_WORDS.items() if word in stop_words]
+        for language in languages:
+            covered[language] += count / len(languages)
+    best = max(covered, key=lambda language: covered[language])
+    return best if covered[best] >= LANGUAGE_SHARE * words.total() else next(iter(STOP_WORDS))
+
+
+def tokenize(text: str, language: str = "english") -> list[str]:
+    """Return the tokens of a text in their order, a word's parts after the word.
+
+    Args:
+        text: the text, which is brought into Unicode's form NFC first.
+        language: a key of `STOP_WORDS`; its stop words are left out, and its stemmer cuts the endings.
+    """
+    return list(chain.from_iterable(map(_reader(language), WORD.findall(unicodedata.normalize("NFC", text)))))
+
+
+@cache
+def _reader(language: str) -> Callable[[str], list[str]]:
+    """The function `_tokens` for a language, which remembers the words that it read last."""
+    return lru_cache(maxsize=2**15)(partial(_tokens, language=language))
+
+
+def _tokens(word: str, language: str) -> list[str]:
+    """The tokens of a run of letters, digits, marks and underscores, which may change its script."""
+    tokens: list[str] = []
+    for run in RUN.finditer(word):
+        if run["unspaced"]:
+            characters = CHARACTER.findall(run[0])
+            tokens += map("".join, pairwise(characters)) if characters[1:] else characters
+        else:
+            tokens += _stems(run[0], language)
+    return tokens
+
+
+def _stems(word: str, language: str) -> list[str]:
+    """The stems of a word and, if it is an identifier, of its parts; single letters and stop words are left out."""
+    parts = PART_BOUNDARY.split(word)
+    words = [word, *(part for part in parts if len(part) > 1)] if len(parts) > 1 else [word]
+    kept = [lower for lower in map(str.lower, words) if lower not in STOP_WORDS[language]]
+    return Stemmer.Stemmer(language).stemWords(kept)  # one stemmer must not serve two threads at a time
+
+
+class BM25Index:
+    """BM25 over the contents of a corpus (k1 = 1.5, b = 0.75, Lucene's formula).
+
+    Args:
+        corpus: document id -> document; its language, see `language_of`, is also that of the queries.
+    """
+
+    def __init__(self, corpus: Mapping[str, Document]) -> None:
+        self.document_ids = list(corpus)
+        sample = list(corpus.values())[:: max(1, len(corpus) // LANGUAGE_SAMPLE)]
+        self.language = language_of([document.content for document in sample])
+        self.vocabulary = {"": 0}
+        token_ids = [
+            [self.vocabulary.setdefault(t, len(self.vocabulary)) for t in tokenize(document.content, self.language)]
+            for document in corpus.values()
+        ]
+        self.bm25 = bm25s.BM25()
+        self.bm25.index(Tokenized(ids=token_ids, vocab=self.vocabulary), show_progress=False)
+
+    def scores(self, text: str) -> np.ndarray:
+        """Return a score for every document, float32 of shape `(number of documents,)`; 0 if no token is shared."""
+        tokens = [token for token in tokenize(text, self.language) if token in self.vocabulary]
+        if not tokens:
+            return np.zeros(len(self.document_ids), dtype=np.float32)
+        return self.bm25.get_scores(tokens)
+
+
+def matching(scores: np.ndarray, top_k: int) -> list[int]:
+    """Return the indices of the `top_k` highest positive scores, best first; equal scores stay in corpus order."""
+    threshold = np.partition(scores, -top_k)[-top_k] if 0 < top_k < len(scores) else 0
+    found = np.flatnonzero((scores >= threshold) & (scores > 0))  # few, while sorting all scores would cost N log N
+    return found[np.argsort(-scores[found], kind="stable")][:top_k].tolist()
+
+
+def bm25_rankings(
+    collection: Collection, queries: Sequence[Query], *, top_k: int = 100
+) -> dict[str, dict[str, float]]:
+    """Rank the corpus for each query.
+
+    Args:
+        collection: the corpus to search.
+        queries: the queries; their answers are not used.
+        top_k: documents for each query, or fewer if fewer share a token with it.
+
+    Returns:
+        query id -> document id -> score, best first; a run of trec_eval has the same form.
+    """
+    index = BM25Index(collection.corpus)
+    rankings = {}
+    for query in queries:
+        scores = index.scores(query.text)
+        rankings[query.id] = {index.document_ids[i]: float(scores[i]) for i in matching(scores, top_k)}
+    return rankings
+
+
+def unmatched_line(unmatched: int, queries: int) -> str:
+    """Say how many of the queries share no word with the corpus, and what may be the reason."""
+    return (
+        f"{unmatched:,} of {queries:,} queries share no word with the corpus, so BM25 finds nothing for them; "
+        "check that queries and documents are in one language"
+    )

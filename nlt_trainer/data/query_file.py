@@ -1,0 +1,74 @@
+"""Read a file of queries that people have typed: one on each line, or JSONL."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nlt_trainer.data.beir import Query
+from nlt_trainer.errors import DataError
+from nlt_trainer.files import read_jsonl, read_lines
+
+logger = logging.getLogger(__name__)
+
+TEXT_KEYS = ("text", "query", "question")
+"""Keys under which a JSONL file may have the text of a query; the first one that a row has counts."""
+
+
+def read_query_file(path: str | Path) -> list[Query]:
+    """Read queries, each different text once, in the order of the file.
+
+    Args:
+        path: a `.jsonl` file, whose rows have the query under `text`, `query` or `question` and may have an `_id` and
+            an `answer`, or any other file, which has a query on each line. Empty lines are left out.
+
+    Returns:
+        The queries. One without an id has a hash of its text as id, so that it keeps its id when lines move.
+
+    Raises:
+        DataError: the file is missing, is not UTF-8, holds no query or a row without a text, or has an id twice.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(path, "is a folder; name a file with a query on each line, or JSONL")
+    rows = _jsonl_rows(path) if path.suffix == ".jsonl" else ((n, {"text": line}) for n, line in read_lines(path))
+    found: dict[str, Query] = {}
+    ids: set[str] = set()
+    empty = doubled = 0
+    for line, row in rows:
+        text = " ".join(str(row["text"]).replace("\0", " ").split())
+        if not text:
+            empty += 1
+        elif text in found:
+            doubled += 1
+        else:
+            query = Query(row.get("_id") or hashlib.blake2b(text.encode(), digest_size=8).hexdigest(), text)
+            if query.id in ids:
+                raise DataError(path, f"_id {query.id!r} was used before; make ids unique", line=line)
+            ids.add(query.id)
+            found[text] = Query(query.id, text, row.get("answer") or None)
+    if not found:
+        raise DataError(path, "holds no query; write one on each line")
+    if empty or doubled:
+        logger.warning("%s: left out are %d empty lines and %d repeated queries", path, empty, doubled)
+    return list(found.values())
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each row with its text under `text`.
+
+    Raises:
+        DataError: a row has no text, or a value that is no string.
+    """
+    for line, row in read_jsonl(path):
+        key = next((key for key in TEXT_KEYS if key in row), None)
+        if key is None:
+            raise DataError(path, f"has no {', '.join(TEXT_KEYS[:-1])} or {TEXT_KEYS[-1]}; add one", line=line)
+        known = {"text": row[key], "_id": row.get("_id"), "answer": row.get("answer")}
+        for name, value in known.items():
+            if not isinstance(value, str) and (value is not None or name == "text"):
+                raise DataError(path, f"{name} must be a string, found {value!r}; correct the line", line=line)
+        yield line, known

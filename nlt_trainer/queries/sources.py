@@ -1,0 +1,98 @@
+"""Which document a passage belongs to, and how queries of some documents are held out from training."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from itertools import zip_longest
+
+from nlt_trainer.data.beir import Qrels
+from nlt_trainer.data.questions import hash_of
+from nlt_trainer.errors import NLTError
+
+logger = logging.getLogger(__name__)
+
+MIN_QUERIES = 20
+"""With fewer queries there is nothing to train on and to decide by."""
+MIN_HELD_OUT, MAX_HELD_OUT = 50, 200
+"""Held-out queries: fewer do not decide anything, and more only cost time."""
+
+
+def document_of(passage_id: str) -> str:
+    """The id of a passage's document: what stands before the last `#`, as in `path.md#3`, or the whole id."""
+    return passage_id.rpartition("#")[0] or passage_id
+
+
+def spread(passage_ids: Iterable[str], *, seed: int) -> list[str]:
+    """Order passages so that any beginning is spread evenly: one of each document, then a second of each, and so on.
+
+    Documents, and the passages of a document, come in the order of a hash of seed and id.
+    """
+    documents: dict[str, list[str]] = defaultdict(list)
+    for passage_id in sorted(passage_ids, key=lambda i: (hash_of(f"{seed} {i}"), i)):
+        documents[document_of(passage_id)].append(passage_id)
+    rounds = zip_longest(*(documents[i] for i in sorted(documents, key=lambda i: (hash_of(f"{seed} {i}"), i))))
+    return [passage_id for each in rounds for passage_id in each if passage_id is not None]
+
+
+def split_by_source(sources: Mapping[str, str], *, held_out_share: float = 0.15, seed: int = 0) -> dict[str, Qrels]:
+    """Split queries into `train` and `held_out` so that no document has queries in both.
+
+    A hash of seed and id chooses the documents. `held_out` gets at least 50 queries and at most 200, but never more
+    than half of all. The queries of a held-out document beyond these 200 are in neither split. If all queries come
+    from one document, its passages are held out instead, and a warning says so.
+
+    Args:
+        sources: query id -> id of the passage that it was made of.
+        held_out_share: share of the queries that is held out.
+        seed: of the choice.
+
+    Returns:
+        Split -> query id -> passage id -> grade 1.
+
+    Raises:
+        NLTError: there are fewer than 20 queries, or the share is not between 0 and 1.
+    """
+    if not 0 < held_out_share < 1:
+        raise NLTError(f"held_out_share is {held_out_share}; it must be between 0 and 1")
+    if len(sources) < MIN_QUERIES:
+        raise NLTError(
+            f"{len(sources)} queries could be made, of {len(set(sources.values()))} usable passages, and "
+            f"{MIN_QUERIES} are needed to train and to decide; give more documents, longer passages, or set kind: both"
+        )
+    groups: dict[str, list[str]] = defaultdict(list)
+    single = len({document_of(passage) for passage in sources.values()}) == 1
+    for query, passage in sources.items():
+        groups[passage if single else document_of(passage)].append(query)
+    if single:
+        logger.warning(
+            "all %d queries come from the one document %r, so that passages of it are held out in place of documents; "
+            "what is measured on them says little about other documents",
+            len(sources), document_of(next(iter(sources.values()))),
+        )  # fmt: skip
+    wanted = min(max(round(held_out_share * len(sources)), MIN_HELD_OUT), MAX_HELD_OUT, len(sources) // 2)
+    chosen = _choose(groups, wanted, seed=seed)
+    held_out = [query for group in chosen for query in groups[group]][:MAX_HELD_OUT]
+    train = [query for group, queries in groups.items() if group not in chosen for query in queries]
+    if not train:
+        raise NLTError(
+            f"all {len(sources)} queries come from the passage {next(iter(groups))!r}, so none can be held out; give "
+            "more documents, or cut them into passages"
+        )
+    return {
+        split: {query: {sources[query]: 1} for query in queries}
+        for split, queries in (("train", train), ("held_out", held_out))
+    }
+
+
+def _choose(groups: Mapping[str, list[str]], wanted: int, *, seed: int) -> list[str]:
+    """Choose groups by hash until they have enough queries. A group that alone has far too many is passed over."""
+    chosen, count = list[str](), 0
+    for group in sorted(groups, key=lambda i: (hash_of(f"{seed} held out {i}"), i)):
+        if count < wanted and count + len(groups[group]) <= max(2 * wanted, 1):
+            chosen.append(group)
+            count += len(groups[group])
+    if not chosen and len(groups) > 1:
+        chosen = [min(groups, key=lambda group: (len(groups[group]), group))]
+    return chosen

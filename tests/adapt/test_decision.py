@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from nlt_trainer.adapt.decision import Decision, Rankings, cross_fitted, decide
+from nlt_trainer.data.fusion import weighted_fusion
+
+NDCG_SECOND = 1 / np.log2(3)
+COST = {"train_seconds": 9.0, "lm_tokens": 5, "seed": 1}
+QRELS = {f"q{i}": {"right": 1} for i in range(40)}
+
+
+def ranked(first: int, *, of: Mapping[str, object] = QRELS) -> Rankings:
+    """Rankings that have the right document first for so many queries, and second for the others."""
+    return {query: {"right": 0.9 if i < first else 0.4, "wrong": 0.5, "other": 0.1} for i, query in enumerate(of)}
+
+
+def decided(*, bm25: int, start: int, adapted: int) -> Decision:
+    rankings = {"bm25": ranked(bm25), "start": ranked(start), "adapted": ranked(adapted)}
+    return decide(rankings, QRELS, collection="c", split="held_out", cost=COST)
+
+
+def test_a_sure_gain_keeps_the_adapted_encoder() -> None:
+    """nDCG@10 against its closed form, 1 and 1 / log2(3), and p against scipy's permutation test."""
+    found = decided(bm25=0, start=10, adapted=30)
+    rows = {row.name: row for row in found.rows}
+    assert [*rows] == ["bm25", "start", "adapted", "start+bm25", "adapted+bm25"]
+    assert rows["adapted"].ndcg_at_10 == pytest.approx((30 + 10 * NDCG_SECOND) / 40)
+    difference = np.repeat([0, 1 - NDCG_SECOND, 0], [10, 20, 10])
+    expected = stats.permutation_test((difference,), np.mean, permutation_type="samples", rng=0).pvalue
+    assert rows["adapted"].p_against_start == pytest.approx(expected, abs=0.002)
+    assert [row.name for row in found.rows if row.kept] == [found.kept] == ["adapted"]
+    assert found.sentence.startswith("WIN: nDCG@10 on held-out queries 0.723 before, 0.908 adapted")
+    assert (rows["adapted"].seed, rows["start"].seed, rows["adapted"].lm_tokens) == (1, None, 5)
+
+
+@pytest.mark.parametrize("adapted", [5, 10, 12])
+def test_a_loss_nothing_or_an_unsure_gain_keeps_the_start(adapted: int) -> None:
+    """12 of 40 queries instead of 10: p is 0.5, the chance that two coins show the same side."""
+    found = decided(bm25=0, start=10, adapted=adapted)
+    assert found.kept == "start"
+    assert found.sentence.startswith("NO GAIN: ")
+    assert "the encoder that you had is kept" in found.sentence
+
+
+def test_bm25_is_named_where_it_is_ahead() -> None:
+    found = decided(bm25=40, start=10, adapted=30)
+    assert "BM25 alone" in found.sentence
+    assert found.bm25_weight > 0
+
+
+def test_each_half_is_fused_with_the_weight_of_the_other() -> None:
+    """In one half only BM25 is right, in the other only the encoder: both halves get the wrong weight."""
+    right, wrong = {"right": 1.0, "wrong": 0.0}, {"right": 0.0, "wrong": 1.0}
+    encoder = {query: wrong if i % 2 else right for i, query in enumerate(QRELS)}
+    bm25 = {query: right if i % 2 else wrong for i, query in enumerate(QRELS)}
+    fused = cross_fitted(encoder, bm25, QRELS)
+    assert fused.keys() == QRELS.keys()
+    assert all(row["wrong"] > row["right"] for row in fused.values())
+
+
+def test_queries_without_a_ranking_count_nothing() -> None:
+    """A query for which BM25 finds nothing, against a fusion of the encoder alone."""
+    bm25 = dict(ranked(40))
+    bm25["q0"] = {}
+    fused = cross_fitted(ranked(40), bm25, QRELS)
+    assert [*fused["q0"]] == [*weighted_fusion(ranked(40)["q0"], {}, weight=0.5)]

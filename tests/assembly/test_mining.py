@@ -1,0 +1,37 @@
+"""What `nlt mine` says of queries that share no word with the corpus."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from nlt_trainer.data.beir import Document, Query, write_collection
+from nlt_trainer.scripts import mine
+
+ENGLISH = [Document(f"d{i}", "", f"the {word} of the river") for i, word in enumerate(("bank", "delta", "source"))]
+RUSSIAN = Query("q1", "исток реки")
+
+
+@pytest.mark.parametrize(
+    ("miner", "said"),
+    [
+        ("bm25", "1 of 2 queries share no word with the corpus, .* in one language. Their candidates are random doc"),
+        (
+            "fused",
+            "1 of 2 queries share no word with the corpus, .* in one language. Their candidates are the encoder",
+        ),
+        ("encoder", None),
+    ],
+)
+def test_queries_that_match_nothing_are_counted(
+    miner: str, said: str | None, tiny_encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reference: a query in another script than the corpus, and one that its words are in."""
+    folder = write_collection(tmp_path / "c", corpus=ENGLISH, queries=[RUSSIAN, Query("q2", "the banks")], qrels={})
+    flags = ["--collection", str(folder), "--candidates", str(tmp_path / "candidates.jsonl"), "--num_candidates", "2"]
+    mine.main([*flags, "--encoder", str(tiny_encoder_folder), "--miner", miner, "--use_cpu", "true"])
+    lines = capsys.readouterr().out.splitlines()
+    assert f"2 queries with 2 candidates each ({miner})" in lines[0]
+    assert len(lines) == 1 if said is None else re.match(said, lines[1])

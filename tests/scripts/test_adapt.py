@@ -1,0 +1,93 @@
+"""`nlt adapt` with tiny models: what it leaves, that a second call repeats nothing, and how wrong input is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from nlt_trainer.adapt.pipeline import NO_GAIN
+from nlt_trainer.data.beir import load_collection
+from nlt_trainer.errors import NLTError
+from nlt_trainer.scripts import adapt, mine
+
+WORDS = "cat dog moon sea bee honey paris france run jump"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Thirty documents of four sentences, in files of two kinds, of which two are equal."""
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    words = WORDS.split()
+    for i in range(30):
+        sentences = [
+            f"The {words[(i + k) % 10]} and the {words[(i * k + 3) % 10]} number {i} go {words[k]} together."
+            for k in range(4)
+        ]
+        (documents / f"{i:02d}.{'md' if i % 2 else 'txt'}").write_text(" ".join(sentences))
+    (documents / "copy.txt").write_text((documents / "00.txt").read_text())
+    return documents
+
+
+@pytest.fixture
+def flags(tiny_llm_folder: Path, tiny_encoder_folder: Path, tmp_path: Path) -> list[str]:
+    return [
+        f"--encoder={tiny_encoder_folder}", f"--llm={tiny_llm_folder}", f"--output={tmp_path / 'out'}",
+        "--num_candidates=3", "--max_document_tokens=8", "--train_max_length=8", "--use_cpu=true",
+        "--disable_tqdm=true", "--per_device_train_batch_size=4",
+    ]  # fmt: skip
+
+
+def test_documents_become_an_encoder_and_a_second_call_repeats_nothing(
+    folder: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tiny random models learn nothing, so the start is kept: against its own weights."""
+    code = adapt.main([str(folder), *flags])
+    out, printed = tmp_path / "out", capsys.readouterr().out
+    decision = json.loads((out / "decision.json").read_text())
+    rows = json.loads((out / "results.json").read_text())
+    assert [row["name"] for row in rows] == ["bm25", "start", "adapted", "start+bm25", "adapted+bm25"]
+    assert decision["sentence"] in printed
+    assert decision["sentence"] in (out / "encoder" / "README.md").read_text()
+    assert decision["sentence"] in (out / "report.html").read_text()
+    assert code == {"start": NO_GAIN, "adapted": 0}[decision["kept"]]
+    start, kept = (SentenceTransformer(name) for name in (flags[0].partition("=")[2], str(out / "encoder")))
+    equal = torch.equal(
+        start.encode("the cat", convert_to_tensor=True), kept.encode("the cat", convert_to_tensor=True)
+    )
+    assert equal == (decision["kept"] == "start")
+
+    assert adapt.main([str(folder), *flags]) == code
+    again = capsys.readouterr().out
+    assert (printed.count("done before"), again.count("done before")) == (0, 7)
+    mine.main(["--config", str(out / "recipe.yaml")])
+    assert f"{out / 'candidates.jsonl'}: " in capsys.readouterr().out
+
+
+def test_queries_of_people_are_judged_by_the_llm(folder: Path, flags: list[str], tmp_path: Path) -> None:
+    """Against the file: every query is in one of two splits, and each held-out judgement names a passage."""
+    queries = tmp_path / "queries.txt"
+    queries.write_text("\n".join(f"{a} {b}" for a in WORDS.split() for b in WORDS.split() if a < b) + "\n\n")
+    adapt.main([str(folder), *flags, f"--queries={queries}", "--held_out=20", "--num_queries=80"])
+    found = load_collection(tmp_path / "out" / "collection")
+    held_out, train = found.qrels["held_out"], found.qrels["train"]
+    assert len(found.queries) == 45
+    assert held_out.keys() < found.queries.keys() - train.keys()
+    assert all([*grades.values()] == [1] for grades in held_out.values())
+
+
+def test_wrong_input_is_named(folder: Path, flags: list[str], tmp_path: Path) -> None:
+    cases = {
+        "queries is 'none.txt', and there is no such file": [str(folder), *flags, "--queries=none.txt"],
+        "held_out is 3": [str(folder), *flags, "--held_out=3"],
+        "collection is set": [str(folder), *flags, "--collection=c"],
+        "documents is not set": flags,
+        "nowhere": [str(tmp_path / "nowhere"), *flags],
+    }
+    for message, words in cases.items():
+        with pytest.raises(NLTError, match=message):
+            adapt.main(words)
