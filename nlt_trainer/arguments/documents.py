@@ -24,7 +24,7 @@ class DocumentArguments:
     passage_words: int = option(
         default=180,
         decides="nothing",
-        help="The most words of a passage without its title. A punctuation mark is one, a word of up to 8 letters, too.",
+        help="The most words of a passage without its title; a punctuation mark counts as one.",
     )
 
     def __post_init__(self) -> None:
