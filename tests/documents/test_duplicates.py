@@ -52,7 +52,11 @@ def test_how_much_may_differ(changed: int, folded: bool) -> None:
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("Read this  text, please!", "read THIS\ntext please"), ("一二三四五六七八", "一二三四五 六七八。"), ("Füße", "FÜSSE")],
+    [
+        ("Read this  text, please!", "read THIS\ntext please"),
+        ("一二三四五六七八", "一二三四五 六七八。"),
+        ("Füße", "FÜSSE"),
+    ],
 )
 def test_case_spaces_and_punctuation_make_no_difference(one: str, other: str) -> None:
     """Reference: the same words."""

@@ -26,7 +26,9 @@ def test_paragraphs_stay_whole_where_they_fit() -> None:
     assert short == 0
 
 
-@pytest.mark.parametrize("text", [PARAGRAPH * 500, "word " * 12_000, "字" * 30_000, "a" * 50_000, f"{PARAGRAPH}\n" * 900])
+@pytest.mark.parametrize(
+    "text", [PARAGRAPH * 500, "word " * 12_000, "字" * 30_000, "a" * 50_000, f"{PARAGRAPH}\n" * 900]
+)
 def test_no_passage_is_too_long_and_no_word_is_lost(text: str) -> None:
     """Reference: the words of the text in their order; the text is longer than what is cut at once."""
     length = PassageLength(50)

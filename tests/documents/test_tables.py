@@ -27,7 +27,9 @@ def test_a_csv_file_with_each_delimiter(delimiter: str, tmp_path: Path) -> None:
     """Reference: the cells, with a line break and a quotation mark in one; empty rows are no rows."""
     with (tmp_path / "a.csv").open("w", newline="") as handle:
         writer = csv.writer(handle, delimiter=delimiter)
-        writer.writerows([["id", "Title", "Body"], ["1", "One", 'a "first"\ntext'], ["", "", ""], [], ["2", "Two", "b"]])
+        writer.writerows(
+            [["id", "Title", "Body"], ["1", "One", 'a "first"\ntext'], ["", "", ""], [], ["2", "Two", "b"]]
+        )
     assert plain(csv_rows(tmp_path / "a.csv")) == [(1, "One", 'a "first"\ntext'), (4, "Two", "b")]
 
 
