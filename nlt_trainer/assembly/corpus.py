@@ -36,7 +36,7 @@ def left_out_in_words(report: CorpusReport) -> str:
     parts = []
     if report.skipped:
         first = report.skipped[0]
-        parts.append(f"{len(report.skipped)} unreadable (first {first['file']}: {first['reason']})")
+        parts.append(f"{len(report.skipped)} files (first {first['file']}: {first['reason']})")
     if report.other_kinds:
         kinds = ", ".join(f"{ending} {count}" for ending, count in list(report.other_kinds.items())[:5])
         parts.append(f"{sum(report.other_kinds.values())} of other kinds ({kinds})")

@@ -146,8 +146,9 @@ def _passages(path: Path, name: str, report: CorpusReport, length: PassageLength
         kind = "" if isinstance(error, NLTError) else f"{type(error).__name__}: "
         report.skip(name, f"{kind}{error}", passages=given)
         return
-    report.files += 1
-    if not given:
+    if given:
+        report.files += 1
+    else:
         report.skip(name, f"has no text of at least {FEWEST_WORDS} words")
 
 
@@ -161,6 +162,8 @@ def _too_few(report: CorpusReport) -> DataError:
     """The error for documents that give no corpus: what was found, and what can be read."""
     parts = [f"{count} {ending}" for ending, count in report.other_kinds.items()]
     found = f"; files of other kinds: {', '.join(parts)}" if parts else ""
+    if report.duplicates:
+        found += f"; {len(report.duplicates)} more say the same and were left out"
     if report.skipped:
         first = report.skipped[0]
         found += f"; {len(report.skipped)} files were skipped, the first is {first['file']} ({first['reason']})"

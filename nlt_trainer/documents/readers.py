@@ -15,7 +15,7 @@ from nlt_trainer.documents.sections import Section, Source, markdown_source, rst
 from nlt_trainer.documents.tables import BrokenLine, csv_rows, jsonl_rows, parquet_rows
 from nlt_trainer.errors import NLTError
 
-NO_CONTENT = ["script", "style", "nav", "template", "noscript"]
+NO_CONTENT = ["title", "script", "style", "nav", "template", "noscript"]
 """Elements of a page that are not its content."""
 PLAIN = ["a", "abbr", "b", "del", "em", "i", "img", "strong", "sub", "sup"]
 """Elements of which only the text is kept."""

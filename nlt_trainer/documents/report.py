@@ -23,13 +23,13 @@ class CorpusReport:
         key: hash of the files' names, sizes and times, and of the settings.
         unit: what the length of a passage was counted in.
         most: the greatest length of a passage; `None` for a corpus that was kept as it is.
-        files: number of files that were read.
+        files: number of files that gave passages.
         passages: number of passages in the corpus.
         corpus_bytes: size of the corpus file.
         too_short: number of texts that were too short to be a passage or to join one.
         other_kinds: ending of a file's name that no reader has -> number of such files.
-        skipped: `file`, `reason` and `passages` of each file that could not be read to its end; the passages that it
-            gave before are kept.
+        skipped: `file`, `reason` and `passages` of each file that gave none or could not be read to its end; the
+            passages that it gave before are kept.
         broken_lines: file -> `count` of its broken lines, the numbers of the first `lines`, and the first `reason`.
         duplicates: id of a passage that was left out -> id of the passage that stands for it.
     """

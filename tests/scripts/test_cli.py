@@ -73,6 +73,8 @@ def test_help_a_typo_and_a_missing_recipe_import_nothing_heavy(stage: str) -> No
         ("mine --collection no/such", "no/such/corpus.jsonl: file not found"),
         ("score --collection no/such", "no/such/corpus.jsonl: file not found"),
         ("train --num_candidates 0", "num_candidates is 0"),
+        ("build_corpus", "documents is not set and has no default"),
+        ("build_corpus --documents no/such", "no/such: not found; name a folder of documents"),
         ("search", "encoder is not set and has no default"),
         ("search --encoder a --corpus no/such", "no/such/corpus.jsonl: file not found"),
         ("app --encoder a --corpus no/such", "no/such/corpus.jsonl: file not found"),
