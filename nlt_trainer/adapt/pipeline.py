@@ -17,7 +17,7 @@ from nlt_trainer.arguments.adapt import AdaptArguments
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.documents import DocumentArguments
 from nlt_trainer.arguments.inherited import DECIDING
-from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.model import ModelArguments, start_options
 from nlt_trainer.arguments.option import options_deciding
 from nlt_trainer.arguments.queries import QueriesArguments
 from nlt_trainer.arguments.trainer import TrainerArguments
@@ -112,14 +112,20 @@ def adapt(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
             "recipe that it writes, which take several processes"
         )
     work = prepared(model, data, args, options)
-    recipe = write_recipe(work)
+    recipe, data, prior = write_recipe(work), work.data, str(args.prior_weight)
     write_documents(work)
     stages = [
-        Stage("queries", lambda: write_collection_of(work), Path(work.data.collection), recipe, inputs(work)),
-        Stage("mine", lambda: mine(*blocks(work), embeddings=work.embeddings), Path(work.data.candidates)),
-        Stage("score", lambda: score(*blocks(work)), Path(work.data.gains)),
-        *([] if options.makes_queries else [Stage("judge", lambda: judge(work), Path(work.judging.gains))]),
-        Stage("train", lambda: train(*blocks(work)), work.run.training_file, forget=lambda: forget_training(work.run)),
+        Stage("queries", lambda: write_collection_of(work), Path(data.collection), of_queries(work), inputs(work)),
+        Stage("mine", lambda: mine(*blocks(work), embeddings=work.embeddings), Path(data.candidates), of_mining(work)),
+        Stage("score", lambda: score(*blocks(work)), Path(data.gains), of_scoring(work)),
+        *([] if options.makes_queries else [Stage("judge", lambda: judge(work), Path(work.judging.gains), prior)]),
+        Stage(
+            "train",
+            lambda: train(*blocks(work)),
+            work.run.training_file,
+            recipe,
+            forget=lambda: forget_training(work.run),
+        ),
         Stage("decide", lambda: write_decision(work), work.run.decision_file),
         Stage("keep", lambda: keep(work), work.run.page_file),
     ]
@@ -173,6 +179,25 @@ def write_recipe(work: Adaptation) -> str:
     with atomic_write(work.run.folder / "recipe.yaml") as handle:
         handle.write(f"# nlt train --config {work.run.folder / 'recipe.yaml'}\n{text}")
     return text
+
+
+def of_queries(work: Adaptation) -> str:
+    """The settings on which the queries depend."""
+    options = work.options
+    made = of_scoring(work) if options.queries in ("llm", "both") else ""
+    return f"{options.queries} {options.num_queries} {options.held_out} {work.args.seed} {made}"
+
+
+def of_mining(work: Adaptation) -> str:
+    """The settings on which the candidates depend."""
+    encoder = {"encoder": work.model.encoder} | start_options(vars(work.model))
+    return f"{encoder} {work.data.miner} {work.data.num_candidates} {work.args.seed}"
+
+
+def of_scoring(work: Adaptation) -> str:
+    """The settings on which the gains depend."""
+    parts = (work.model, work.data)
+    return str([{name: getattr(part, name) for name in options_deciding("llm", of=type(part))} for part in parts])
 
 
 def inputs(work: Adaptation) -> list[Path]:
@@ -234,9 +259,8 @@ def write_decision(work: Adaptation) -> None:
         "start": rankings_of(load_untrained(work.model), collection, queries, embeddings=work.embeddings),
         "adapted": rankings_of(load_encoder(str(work.run.encoder)), collection, queries, embeddings=work.embeddings),
     }
-    found = decide(
-        rankings, collection.split_qrels(HELD_OUT), collection=collection.name, split=HELD_OUT, cost=work.run.cost
-    )
+    name, qrels = Path(work.options.documents).resolve().name, collection.split_qrels(HELD_OUT)
+    found = decide(rankings, qrels, collection=name, split=HELD_OUT, cost=work.run.cost)
     write_results(work.run.results_file, found.rows)
     write_json(work.run.decision_file, {k: v for k, v in vars(found).items() if k != "rows"})
 

@@ -55,10 +55,15 @@ class AdaptArguments:
         """Refuse input that is not there; a script calls this before it imports any large library.
 
         Raises:
-            NLTError: the documents or the file of queries are missing.
+            NLTError: the documents or the file of queries are missing, or the output lies among the documents.
         """
         if not Path(self.documents).exists():
             raise NLTError(f"documents is {self.documents!r}, and there is no such folder or file; name yours")
+        if Path(self.output).resolve().is_relative_to(Path(self.documents).resolve()):
+            raise NLTError(
+                f"output {self.output} lies in {self.documents}, where it would be read as documents; name a folder "
+                "outside"
+            )
         if not self.makes_queries and not Path(self.queries).is_file():
             raise NLTError(
                 f"queries is {self.queries!r}, and there is no such file; name a file, or one of "

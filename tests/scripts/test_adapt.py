@@ -64,6 +64,8 @@ def test_documents_become_an_encoder_and_a_second_call_repeats_nothing(
     assert adapt.main([str(folder), *flags]) == code
     again = capsys.readouterr().out
     assert (printed.count("done before"), again.count("done before")) == (0, 7)
+    adapt.main([str(folder), *flags, "--learning_rate=0.001"])
+    assert capsys.readouterr().out.count("done before") == 4, "documents, queries, candidates and gains"
     mine.main(["--config", str(out / "recipe.yaml")])
     assert f"{out / 'candidates.jsonl'}: " in capsys.readouterr().out
 
@@ -83,6 +85,7 @@ def test_queries_of_people_are_judged_by_the_llm(folder: Path, flags: list[str],
 def test_wrong_input_is_named(folder: Path, flags: list[str], tmp_path: Path) -> None:
     cases = {
         "queries is 'none.txt', and there is no such file": [str(folder), *flags, "--queries=none.txt"],
+        "lies in .*, where it would be read": [str(folder), *flags, f"--output={folder / 'out'}"],
         "held_out is 3": [str(folder), *flags, "--held_out=3"],
         "collection is set": [str(folder), *flags, "--collection=c"],
         "documents is not set": flags,

@@ -21,7 +21,7 @@ from nlt_trainer.scripts import build_stdlib, detect_heads, evaluate, make_encod
 OBJECTIVES = ("likelihood_gain", "dream", "info_nce")
 RESULT_KEYS = {
     "name", "ndcg_at_10", "mrr_at_10", "recall_at_100", "train_seconds", "lm_tokens", "seed", "collection", "split",
-    "ndcg_at_10_low", "ndcg_at_10_high",
+    "ndcg_at_10_low", "ndcg_at_10_high", "p_against_start", "kept",
 }  # fmt: skip
 
 
