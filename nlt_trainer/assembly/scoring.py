@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -37,6 +37,9 @@ SCORER_KEYS = ("llm", "llm_revision", "adapter", "llm_dtype")
 
 READ_QUERIES = 1024
 """Number of queries for which log-likelihoods of single tokens are in memory at once."""
+
+MANY_CUT = 0.2
+"""Share of documents cut from which on the audit says what to do about it."""
 
 
 def check_scorer(model: ModelArguments, data: DataArguments, target: TargetKind) -> dict[str, Any] | None:
@@ -196,7 +199,22 @@ def summary(report: dict[str, Any]) -> str:
         f"candidate of positive gain; the LLM and BM25 agree on the best one for {report['same_best_as_bm25']:.0%} "
         f"(rank correlation {report['spearman_with_bm25']:.2f}); {report['truncated_documents']:.0%} of the documents "
         f"were cut.\nEffective candidates by teacher temperature: {temperatures}; "
-        f"proposed: {report['proposed_teacher_temperature']}{gold}"
+        f"proposed: {report['proposed_teacher_temperature']}{gold}{cut_line(**report)}"
+    )
+
+
+def cut_line(*, truncated_documents: float, scorer: Mapping[str, Any], **others: Any) -> str:
+    """The line of the summary on documents that the LLM has read only in part; empty where these are few.
+
+    With SmolLM2-135M-Instruct, 98 % of COVID-QA's candidates are cut to 128 tokens, and 22 % to 256. Over the 339 queries
+    that have the right document among eight in both cases, its mean reciprocal rank by gain is 0.682 and 0.806.
+    """
+    if truncated_documents < MANY_CUT:
+        return ""
+    return (
+        f"\nThe LLM has not read the ends of {truncated_documents:.0%} of the documents, and where these say what a "
+        f"query asks for, its gains are wrong: raise max_document_tokens ({scorer['max_document_tokens']} now), or "
+        "cut the documents into passages with nlt build_corpus"
     )
 
 

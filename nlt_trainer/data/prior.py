@@ -15,8 +15,9 @@ def with_prior(gain: np.ndarray, candidates: Sequence[QueryCandidates], *, prior
 
     The prior is standardised over a query's candidates and scaled to the spread of their gains. The weight therefore
     has no unit, and the teacher's temperature keeps its meaning. Small LLMs profit most. With SmolLM2-135M-Instruct
-    and BM25 at weight 0.2, the mean reciprocal rank of the right document among eight rose from 0.800 to 0.809 on the
-    standard library. At weight 0.3 it rose from 0.775 to 0.808 on COVID-QA.
+    and BM25, the mean reciprocal rank of the right document among eight fused candidates was highest at weight 0.5 of
+    0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1 and 2. It rose there from 0.763 to 0.791 on 460 training queries of the standard
+    library, and from 0.808 to 0.835 on 408 of COVID-QA.
 
     Args:
         gain: `(B, K)`, nats per target token.
