@@ -33,6 +33,6 @@ SEARCH_BLOCKS: Blocks = {"search": SearchArguments}
 APP_BLOCKS: Blocks = {"app": AppArguments}
 PLAN_BLOCKS: Blocks = {**RECIPE_BLOCKS, "plan": PlanArguments}
 CORPUS_BLOCKS: Blocks = {"documents": DocumentArguments}
-ADAPT_BLOCKS: Blocks = {**RECIPE_BLOCKS, "adapt": AdaptArguments}
+ADAPT_BLOCKS: Blocks = {"adapt": AdaptArguments, **RECIPE_BLOCKS}
 COLLECTION_BLOCKS: Blocks = {"collection": CollectionArguments}
 QUERIES_BLOCKS: Blocks = {**RECIPE_BLOCKS, "queries": QueriesArguments}

@@ -38,8 +38,8 @@ def with_flags(argv: Sequence[str]) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     """Run all stages; returns 0, or 3 where the encoder was not better than before."""
     words = with_flags(sys.argv[1:] if argv is None else argv)
-    model, data, args, options = parse_recipe(
-        ADAPT_BLOCKS, words, description=shown(__doc__), check=lambda *blocks: blocks[-1].check_files()
+    options, model, data, args = parse_recipe(
+        ADAPT_BLOCKS, words, description=shown(__doc__), check=lambda options, *_: options.check_files()
     )
     from nlt_trainer.adapt.pipeline import adapt
 
