@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nlt_trainer.choices import Prior
 from nlt_trainer.data.beir import Document, Query, load_collection, write_collection, write_qrels
 from nlt_trainer.data.candidates import read_candidates
 from nlt_trainer.data.gains import read_gains
@@ -59,29 +60,29 @@ def write_query_collection(
     write_collection(folder, corpus=corpus, queries=queries, qrels=qrels)
 
 
-def judge_held_out(folder: Path, *, candidates: Path, gains: Path, prior_weight: float) -> None:
+def judge_held_out(folder: Path, *, candidates: Path, gains: Path, prior: Prior, prior_weight: float) -> None:
     """Judge held-out queries by the LLM: the candidate with the highest gain counts as relevant.
 
-    No person has judged them. A query whose best gain is not positive keeps its grade of 0 and counts nothing.
+    No person has judged them. A query whose best gain is not positive gets a grade of 0 and has no say in a decision.
 
     Args:
         folder: the collection, whose file of held-out judgements is replaced.
         candidates: candidates of the held-out queries.
         gains: their gains.
-        prior_weight: weight of BM25 beside the gains, see `with_prior`.
+        prior: what is mixed into the gains, see `with_prior`.
+        prior_weight: its weight.
 
     Raises:
         NLTError: no candidate of any query has a positive gain.
     """
     found = read_candidates(candidates, load_collection(folder, splits=[HELD_OUT]))
     gain = read_gains(gains, found)
-    best = with_prior(gain, found, prior="bm25", weight=prior_weight).argmax(1)  # (B,)
+    best = with_prior(gain, found, prior=prior, weight=prior_weight).argmax(1)  # (B,)
     judged = {
-        c.query_id: {c.document_ids[k]: 1}
+        c.query_id: {c.document_ids[k]: int(np.max(row) > 0)}
         for c, k, row in zip(found, best.tolist(), gain, strict=True)
-        if np.max(row) > 0
     }
-    if not judged:
+    if not np.any(gain > 0):
         raise NLTError(
             f"{gains}: no candidate makes any held-out query easier to predict; the LLM cannot judge these queries, "
             "choose another one or leave queries out"

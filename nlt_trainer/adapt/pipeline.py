@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
-import torch
-from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.adapt.collection import HELD_OUT, TRAIN, judge_held_out, write_query_collection
 from nlt_trainer.adapt.decision import decide
@@ -28,15 +24,15 @@ from nlt_trainer.assembly.queries import make_queries
 from nlt_trainer.assembly.scoring import score
 from nlt_trainer.assembly.training import train
 from nlt_trainer.choices import QueryOrigin
-from nlt_trainer.data.beir import CORPUS_FILE, Collection, Query, load_collection, load_corpus
+from nlt_trainer.data.beir import CORPUS_FILE, load_collection, load_corpus
 from nlt_trainer.data.bm25 import bm25_rankings
 from nlt_trainer.data.query_file import read_query_file
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.encoder.loading import load_encoder
-from nlt_trainer.encoder.search import nearest
 from nlt_trainer.errors import NLTError
+from nlt_trainer.evaluation.evaluator import search
 from nlt_trainer.evaluation.folder_task import TOP_K
-from nlt_trainer.files import atomic_write, read_json, write_json
+from nlt_trainer.files import atomic_write, check_folder, read_json, write_json
 from nlt_trainer.release.card import write_card
 from nlt_trainer.release.card_rendering import dump_recipe
 from nlt_trainer.release.export import save_trained
@@ -112,7 +108,8 @@ def adapt(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
             "recipe that it writes, which take several processes"
         )
     work = prepared(model, data, args, options)
-    recipe, data, prior = write_recipe(work), work.data, str(args.prior_weight)
+    check_folder(work.run.encoder)
+    recipe, data, prior = write_recipe(work), work.data, f"{args.prior} {args.prior_weight}"
     write_documents(work)
     stages = [
         Stage("queries", lambda: write_collection_of(work), Path(data.collection), of_queries(work), inputs(work)),
@@ -239,6 +236,7 @@ def judge(work: Adaptation) -> None:
         Path(work.data.collection),
         candidates=Path(work.judging.candidates),
         gains=Path(work.judging.gains),
+        prior=work.args.prior,
         prior_weight=work.args.prior_weight,
     )
 
@@ -251,34 +249,20 @@ def forget_training(run: Run) -> None:
 
 
 def write_decision(work: Adaptation) -> None:
-    """Rank the corpus for the held-out queries by BM25, the start and the trained encoder, and decide."""
+    """Rank the corpus for the judged held-out queries by BM25, the start and the trained encoder, and decide."""
     collection = load_collection(work.data.collection, splits=[HELD_OUT])
-    queries = collection.split_queries(HELD_OUT)
+    qrels = {query: grades for query, grades in collection.split_qrels(HELD_OUT).items() if any(grades.values())}
+    queries = [collection.queries[query] for query in qrels]
+    start, adapted = load_untrained(work.model), load_encoder(str(work.run.encoder))
     rankings = {
         "bm25": bm25_rankings(collection, queries, top_k=TOP_K),
-        "start": rankings_of(load_untrained(work.model), collection, queries, embeddings=work.embeddings),
-        "adapted": rankings_of(load_encoder(str(work.run.encoder)), collection, queries, embeddings=work.embeddings),
+        "start": search(EmbeddingCache(start, work.embeddings), collection, queries),
+        "adapted": search(EmbeddingCache(adapted, work.embeddings), collection, queries),
     }
-    name, qrels = Path(work.options.documents).resolve().name, collection.split_qrels(HELD_OUT)
+    name = Path(work.options.documents).resolve().name
     found = decide(rankings, qrels, collection=name, split=HELD_OUT, cost=work.run.cost)
     write_results(work.run.results_file, found.rows)
     write_json(work.run.decision_file, {k: v for k, v in vars(found).items() if k != "rows"})
-
-
-def rankings_of(
-    encoder: SentenceTransformer, collection: Collection, queries: Sequence[Query], *, embeddings: Path
-) -> dict[str, dict[str, float]]:
-    """The 100 best documents of each query by an encoder: query id -> document id -> similarity."""
-    cache = EmbeddingCache(encoder, embeddings)
-    document_ids = list(collection.corpus)
-    files = cache.document_files([document.content for document in collection.corpus.values()])
-    asked = torch.from_numpy(cache.encode_query([query.text for query in queries]))
-    parts = (torch.from_numpy(np.load(file)) for file in files)
-    scores, rows = nearest(asked, parts, top_k=TOP_K, similarity=encoder.similarity)  # (B, TOP_K) each
-    return {
-        query.id: {document_ids[i]: score for i, score in zip(found, values, strict=True)}
-        for query, found, values in zip(queries, rows.tolist(), scores.tolist(), strict=True)
-    }
 
 
 def keep(work: Adaptation) -> None:

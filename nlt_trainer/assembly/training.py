@@ -77,12 +77,8 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     encoder = load_start(model, backbone)
     start = start_weights(encoder) if args.average_with_start else {}
     dataset = make_dataset(collection, data, args, candidates=candidates)
-    trainer, collator = make_trainer(
-        Parts(encoder, model, data, args, candidates, backbone),
-        dataset,
-        checkpoint=checkpoint,
-        collection=collection,
-    )
+    parts = Parts(encoder, model, data, args, candidates, backbone)
+    trainer, collator = make_trainer(parts, dataset, checkpoint=checkpoint, collection=collection)
     truncated = collator.truncated_documents(dataset)  # also finds prompts that do not fit, before training
     left_out = check_batches(len(dataset), args)
     if trainer.is_world_process_zero():
@@ -172,9 +168,10 @@ def _which(saved: Mapping[str, Any]) -> tuple[int | None, float]:
 
 
 def forget_results(run: Run) -> None:
-    """Remove the results that `evaluate` has written for an encoder that is about to be replaced."""
+    """Remove the results and the decision that were written for an encoder that is about to be replaced."""
     if run.encoder.is_dir():
         run.results_file.unlink(missing_ok=True)
+        run.decision_file.unlink(missing_ok=True)
         shutil.rmtree(run.evaluation, ignore_errors=True)
 
 

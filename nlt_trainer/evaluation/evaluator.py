@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 
 from nlt_trainer.data.beir import Collection, Query
 from nlt_trainer.data.bm25 import bm25_rankings
+from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.encoder.search import PART, nearest
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.folder_task import METRICS, TOP_K, BEIRFolderRetrieval, Part, as_collection
@@ -150,12 +151,18 @@ class RetrievalEvaluator(BaseEvaluator):
 
 @torch.no_grad()
 def search(
-    encoder: SentenceTransformer, collection: Collection, queries: list[Query], *, top_k: int = TOP_K, batch_size: int
+    encoder: SentenceTransformer | EmbeddingCache,
+    collection: Collection,
+    queries: Sequence[Query],
+    *,
+    top_k: int = TOP_K,
+    batch_size: int = 32,
 ) -> dict[str, dict[str, float]]:
     """Rank the corpus for each query by the similarity of embeddings.
 
     Args:
-        encoder: the encoder; its own similarity function (cosine unless it says otherwise) ranks the documents.
+        encoder: the encoder, or an encoder whose embeddings are kept; its own similarity function (cosine unless it
+            says otherwise) ranks the documents.
         collection: the corpus to search.
         queries: the queries.
         top_k: number of documents for each query.
@@ -167,8 +174,8 @@ def search(
     options: dict[str, Any] = {"batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}
     document_ids = list(collection.corpus)
     contents = [document.content for document in collection.corpus.values()]
-    document_embeddings = encoder.encode_document(contents, **options).float()  # (number of documents, H)
-    query_embeddings = encoder.encode_query([query.text for query in queries], **options).float()  # (B, H)
+    document_embeddings = torch.as_tensor(encoder.encode_document(contents, **options)).float()  # (N, H)
+    query_embeddings = torch.as_tensor(encoder.encode_query([q.text for q in queries], **options)).float()  # (B, H)
     scores, rows = nearest(  # (B, top_k) each
         query_embeddings, document_embeddings.split(PART), top_k=top_k, similarity=encoder.similarity
     )

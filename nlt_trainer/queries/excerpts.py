@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import dataclass
 
 from nlt_trainer.data.beir import Document
-from nlt_trainer.data.candidates import tokenize
+from nlt_trainer.data.bm25 import tokenize
 from nlt_trainer.data.sentences import LINE_END, MAX_WORDS, MIN_WORDS, SENTENCE_END, count_words
 
 MIN_SENTENCES = 3

@@ -48,10 +48,9 @@ def test_the_candidate_of_the_highest_gain_is_judged_relevant(tmp_path: Path) ->
     write_candidates(tmp_path / "candidates.jsonl", rows)
     write_gains(tmp_path / "gains.jsonl", rows, gain)
     files = {"candidates": tmp_path / "candidates.jsonl", "gains": tmp_path / "gains.jsonl"}
-    judge_held_out(tmp_path / "c", **files, prior_weight=0.2)
+    judge_held_out(tmp_path / "c", **files, prior="bm25", prior_weight=0.2)
     judged = load_collection(tmp_path / "c").split_qrels(HELD_OUT)
-    assert judged == {rows[0].query_id: {"d1": 1}, rows[1].query_id: {"d0": 1}}
+    assert judged == {rows[0].query_id: {"d1": 1}, rows[1].query_id: {"d0": 1}, rows[2].query_id: {"d2": 0}}
     write_gains(tmp_path / "gains.jsonl", rows, gain - 1)
-    write_query_collection(tmp_path / "c", CORPUS, QUERIES, held_out=3, most=None, seed=1)
     with pytest.raises(NLTError, match="cannot judge"):
-        judge_held_out(tmp_path / "c", **files, prior_weight=0.2)
+        judge_held_out(tmp_path / "c", **files, prior="bm25", prior_weight=0.2)
