@@ -56,6 +56,13 @@ class NLTTrainer(SentenceTransformerTrainer):
 
     args: NLTTrainingArguments
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.args.disable_dropout:
+            for module in self.model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Let Sentence Transformers fill the encoder's model card in, but for its examples: they are the user's texts.
 

@@ -128,6 +128,23 @@ def test_batches_are_grouped_by_length(tiny_encoder: SentenceTransformer, tiny_l
         batches(trainer)
 
 
+@pytest.mark.parametrize("disabled", [False, True])
+def test_dropout_can_be_disabled(
+    tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, tmp_path: Path, disabled: bool
+) -> None:
+    """Reference: an encoder in training mode embeds a text twice alike, and as in evaluation mode, only without
+    dropout."""
+    for module in tiny_encoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    trainer = make_trainer(tiny_encoder, "likelihood_gain", tmp_path, lm=tiny_lm, disable_dropout=disabled)
+    features = tiny_encoder.preprocess(TEXTS)
+    tiny_encoder.train()
+    first, second = (trainer.model(dict(features))["sentence_embedding"] for _ in range(2))
+    plain = tiny_encoder.eval()(dict(features))["sentence_embedding"]
+    assert torch.equal(first, second) == torch.equal(first, plain) == disabled
+
+
 def test_workers_prepare_the_same_batches(tiny_encoder_folder: Path, tiny_lm: FrozenLM, tmp_path: Path) -> None:
     """Reference: the losses of a run whose batches are made in the main process, LLM prompts included."""
     found = []

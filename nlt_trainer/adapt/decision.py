@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from nlt_trainer.data.beir import Qrels
-from nlt_trainer.data.fusion import weighted_fusion
-from nlt_trainer.evaluation.folder_task import METRICS
+from nlt_trainer.data.fusion import reciprocal_ranks, weighted_fusion
+from nlt_trainer.evaluation.evaluator import best
+from nlt_trainer.evaluation.folder_task import METRICS, TOP_K
 from nlt_trainer.evaluation.fusion_weight import fit_weight
 from nlt_trainer.evaluation.retrieval_metric import query_values
 from nlt_trainer.evaluation.significance import bootstrap_interval, randomisation_test
@@ -30,7 +31,8 @@ class Decision:
     """What the held-out queries say.
 
     Args:
-        rows: results of `bm25`, `start`, `adapted`, `start+bm25` and `adapted+bm25`.
+        rows: results of `bm25`, `start`, `adapted`, and of both encoders with BM25: `start+bm25` by weighted sums and
+            `start+bm25 (rrf)` by reciprocal ranks.
         kept: `adapted` or `start`.
         sentence: the verdict in plain words.
         bm25_weight: the weight of BM25 beside the kept encoder with which most is found.
@@ -48,8 +50,9 @@ def decide(
     """Compare the systems on held-out queries.
 
     The adapted encoder is kept if its nDCG@10 is higher by at least `ENOUGH` with a p-value of at most `SURE` in a
-    paired randomisation test. Otherwise the start is kept. The rows with BM25 are weighted sums. Their weight is
-    fitted on one half of the queries and used on the other, so that no query has a say in its own weight.
+    paired randomisation test. Otherwise the start is kept. Both encoders also stand fused with BM25, by reciprocal ranks
+    and by weighted sums. The weight is fitted on one half of the queries and used on the other, so that no query has a
+    say in its own weight.
 
     Args:
         rankings: of `bm25`, `start` and `adapted`, each with at least the 100 best documents of each query.
@@ -61,6 +64,10 @@ def decide(
     systems = {name: rankings[name] for name in ("bm25", "start", "adapted")}
     for name in ("start", "adapted"):
         systems[f"{name}+bm25"] = cross_fitted(rankings[name], rankings["bm25"], qrels)
+        systems[f"{name}+bm25 (rrf)"] = {
+            query: reciprocal_ranks(best(found, TOP_K), best(rankings["bm25"].get(query, {}), TOP_K))
+            for query, found in rankings[name].items()
+        }
     values = {name: query_values(run, qrels) for name, run in systems.items()}
     start = np.array(values["start"][METRICS[0]])
     difference = np.array(values["adapted"][METRICS[0]]) - start
@@ -109,11 +116,11 @@ def sentence(rows: Sequence[Result], kept: str, *, p: float, bm25_weight: float)
     start, adapted, bm25 = (by_name[name] for name in ("start", "adapted", "bm25"))
     change = f"nDCG@10 on held-out queries {start:.3f} before, {adapted:.3f} adapted (p = {p:.2g})"
     parts = [f"WIN: {change}" if kept == "adapted" else f"NO GAIN: {change}; the encoder that you had is kept"]
-    best, fused = by_name[kept], by_name[f"{kept}+bm25"]
-    if bm25 > max(best, fused):
+    alone, fused = by_name[kept], by_name[f"{kept}+bm25"]
+    if bm25 > max(alone, fused):
         parts.append(f"BM25 alone is ahead with {bm25:.3f}: search with BM25, or give more queries")
-    elif bm25 > best or fused - best >= ENOUGH:
-        ahead = f"BM25 alone has {bm25:.3f}, and " if bm25 > best else ""
+    elif bm25 > alone or fused - alone >= ENOUGH:
+        ahead = f"BM25 alone has {bm25:.3f}, and " if bm25 > alone else ""
         parts.append(f"{ahead}with {bm25_weight:.1f} of BM25 mixed in it has {fused:.3f}")
     if kept == "start":
         parts.append("real queries in place of made ones, or more of them, help most")

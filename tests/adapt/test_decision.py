@@ -28,7 +28,9 @@ def test_a_sure_gain_keeps_the_adapted_encoder() -> None:
     """nDCG@10 against its closed form, 1 and 1 / log2(3), and p against scipy's permutation test."""
     found = decided(bm25=0, start=10, adapted=30)
     rows = {row.name: row for row in found.rows}
-    assert [*rows] == ["bm25", "start", "adapted", "start+bm25", "adapted+bm25"]
+    assert [*rows] == [
+        "bm25", "start", "adapted", "start+bm25", "start+bm25 (rrf)", "adapted+bm25", "adapted+bm25 (rrf)",
+    ]  # fmt: skip
     assert rows["adapted"].ndcg_at_10 == pytest.approx((30 + 10 * NDCG_SECOND) / 40)
     difference = np.repeat([0, 1 - NDCG_SECOND, 0], [10, 20, 10])
     expected = stats.permutation_test((difference,), np.mean, permutation_type="samples", rng=0).pvalue
@@ -61,6 +63,19 @@ def test_each_half_is_fused_with_the_weight_of_the_other() -> None:
     fused = cross_fitted(encoder, bm25, QRELS)
     assert fused.keys() == QRELS.keys()
     assert all(row["wrong"] > row["right"] for row in fused.values())
+
+
+def test_reciprocal_rank_fusion_has_rows_of_its_own() -> None:
+    """1/61 + 1/62 is more than 1/63 + 1/61: what the encoder has first and BM25 second is above what the encoder has
+    third and BM25 first."""
+    encoder = {query: {"right": 0.9, "wrong": 0.5, "other": 0.1} for query in QRELS}
+    bm25 = {query: {"other": 9.0, "right": 5.0, "wrong": 1.0} for query in QRELS}
+    found = decide(
+        {"bm25": bm25, "start": bm25, "adapted": encoder}, QRELS, collection="c", split="held_out", cost=COST
+    )
+    rows = {row.name: row.ndcg_at_10 for row in found.rows}
+    assert rows["start+bm25 (rrf)"] == pytest.approx(NDCG_SECOND)  # BM25 with itself
+    assert rows["adapted+bm25 (rrf)"] == pytest.approx(1)
 
 
 def test_queries_without_a_ranking_count_nothing() -> None:
