@@ -50,9 +50,9 @@ def decide(
     """Compare the systems on held-out queries.
 
     The adapted encoder is kept if its nDCG@10 is higher by at least `ENOUGH` with a p-value of at most `SURE` in a
-    paired randomisation test. Otherwise the start is kept. Both encoders also stand fused with BM25, by reciprocal ranks
-    and by weighted sums. The weight is fitted on one half of the queries and used on the other, so that no query has a
-    say in its own weight.
+    paired randomisation test. Otherwise the start is kept. Both encoders also stand fused with BM25, by reciprocal
+    ranks and by weighted sums. The weight is fitted on one half of the queries and used on the other, so that no query
+    has a say in its own weight.
 
     Args:
         rankings: of `bm25`, `start` and `adapted`, each with at least the 100 best documents of each query.

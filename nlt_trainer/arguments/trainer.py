@@ -110,6 +110,11 @@ class TrainerArguments:
             "the target (target) (dream)."
         ),
     )
+    hide_documents: bool = option(
+        default=False,
+        decides="training",
+        help="Hide the documents from all heads but the injected ones, whose shares then matter more (dream).",
+    )
     in_batch_candidates: bool = option(
         default=False,
         decides="training",
@@ -139,8 +144,8 @@ class TrainerArguments:
         default=False,
         decides="training",
         help=(
-            "Train the encoder, and an adapter of it, without dropout. On a CPU, where drawing random numbers is slow, "
-            "a step then takes about two thirds of the time in float32."
+            "Train the encoder, and an adapter of it, without dropout. On a CPU, where drawing random numbers is "
+            "slow, a step in float32 then takes about two thirds of the time."
         ),
     )
     encoder_micro_batch_size: int | None = option(

@@ -112,6 +112,7 @@ def dream(parts: Parts, temperature: float) -> DREAMLoss:
         share_floor=parts.args.share_floor,
         document_mass=parts.args.document_mass,
         injected_rows=parts.args.injected_rows,
+        hide_documents=parts.args.hide_documents,
         in_batch_candidates=parts.args.in_batch_candidates,
         micro_batch_size=parts.args.lm_micro_batch_size,
         document_cache_gib=parts.args.document_cache_gib,

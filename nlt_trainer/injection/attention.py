@@ -49,6 +49,7 @@ class ScoreInjection:
         mass: whether the documents share what the head gives them or all of its attention.
         pooled: documents that the heads attend to in place of the prompts' own. `documents` then covers the pool's
             keys too, and K is the pool's number of documents.
+        hidden: whether the documents are hidden from all other heads.
     """
 
     log_weights: Tensor
@@ -57,9 +58,17 @@ class ScoreInjection:
     heads: Mapping[int, Tensor]
     mass: DocumentMass = "kept"
     pooled: PooledPrompts | None = None
+    hidden: bool = False
 
     def heads_of(self, layer: int) -> Tensor | None:
         return self.heads.get(layer)
+
+    def mask_of_others(self, mask: Tensor | None, *, rows: int) -> Tensor | None:
+        """The mask `(B, 1, S, T)` of the heads that are not injected, from the attention's own mask of S rows."""
+        if not self.hidden:
+            return mask
+        own = self.documents < self.log_weights.shape[1] if self.pooled is None else self.pooled.own  # (B, T)
+        return (causal(rows, own) if mask is None else mask) & ~own[:, None, None, :]
 
     def attend(self, logits: Tensor, layer: int) -> Tensor:
         """Add a bias to masked attention logits or log-probabilities `(B, h, S, T)`, so that their softmax is p'."""
@@ -111,7 +120,10 @@ def document_attention(
     """
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # every attention module of transformers has an integer here
     everything = torch.arange(query.shape[1], device=query.device)
-    injected = document_attention.heads_of(layer) if isinstance(document_attention, ScoreInjection) else None
+    injected, seen = None, attention_mask
+    if isinstance(document_attention, ScoreInjection):
+        injected = document_attention.heads_of(layer)
+        seen = document_attention.mask_of_others(attention_mask, rows=query.shape[2])
 
     def log_attention(heads: Tensor, key: Tensor = key, mask: Tensor | None = attention_mask) -> Tensor:
         sinks = None if s_aux is None else s_aux[heads]
@@ -122,9 +134,9 @@ def document_attention(
         return (log_weights.exp().to(query.dtype) @ values).transpose(1, 2)  # (B, S, h, head size)
 
     if softcap is None and s_aux is None:
-        output, _ = fused_attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        output, _ = fused_attention(module, query, key, value, seen, scaling=scaling, **kwargs)
     else:
-        output = read(log_attention(everything), everything)
+        output = read(log_attention(everything, mask=seen), everything)
     if isinstance(document_attention, ChunkAttention):
         output = output + document_attention.added(query, layer, scaling=scaling, softcap=softcap)
     elif isinstance(document_attention, AttentionMass):
@@ -139,6 +151,12 @@ def document_attention(
         selected = read(weights, injected, value)
         output = output.index_copy(2, injected, selected.to(output.dtype))
     return output, None
+
+
+def causal(rows: int, keys: Tensor) -> Tensor:
+    """Causal mask `(S, T)` of the last S rows over the T keys that the last dimension of a tensor has."""
+    length = keys.shape[-1]
+    return torch.ones(length, length, dtype=torch.bool, device=keys.device).tril()[-rows:]
 
 
 def _of_heads(states: Tensor, heads: Tensor, num_heads: int) -> Tensor:
@@ -167,8 +185,7 @@ def _log_attention(
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if mask is None:
-        length = logits.shape[-1]
-        mask = torch.ones(length, length, dtype=torch.bool, device=logits.device).tril()[-logits.shape[-2] :]
+        mask = causal(logits.shape[-2], logits)
     logits = logits.masked_fill(~mask, MASKED)
     log_attention = logits.log_softmax(-1)
     if sinks is None:

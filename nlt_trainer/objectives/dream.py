@@ -48,10 +48,14 @@ class DREAMLoss(LLMObjective):
     :math:`(1 - f) w_{bk} + f / K`. The LLM then always sees every document, and a low temperature still lets the
     gradient of solved queries become small.
 
+    The heads that are not selected read the documents too. The LLM may then find the right document by itself, and the
+    loss hardly depends on the shares. With `hide_documents` these heads see only the rest of the prompt, and whatever
+    the documents do for the target passes through the shares.
+
     With `in_batch_candidates` the selected heads of a query choose among the U different documents of the global
     batch. Then w is a softmax over all of them, and their keys and values replace those of the prompt's own documents.
-    The other heads still read the prompt's K documents. The LLM reads no more tokens than before, but attention has
-    more keys, and memory must hold the keys and values of all B x K documents at once.
+    The other heads still read the prompt's K documents, unless these are hidden. The LLM reads no more tokens than
+    before, but attention has more keys, and memory must hold the keys and values of all B x K documents at once.
 
     Inputs:
         | Texts              | Labels                                     |
@@ -67,6 +71,7 @@ class DREAMLoss(LLMObjective):
             its attention (`one`).
         injected_rows: the rows that are changed: `all` rows from the query on, or only those that predict a token of
             the target (`target`).
+        hide_documents: whether all other heads see no document (the paper's see them).
         in_batch_candidates: whether a query's heads choose among the documents of all queries. This needs documents
             that do not see each other.
         document_cache_gib: memory, GiB, in which keys and values are kept from step to step, for documents that do not
@@ -99,6 +104,7 @@ class DREAMLoss(LLMObjective):
         share_floor: float = 0.0,
         document_mass: DocumentMass = "kept",
         injected_rows: InjectedRows = "all",
+        hide_documents: bool = False,
         in_batch_candidates: bool = False,
         micro_batch_size: int = 2,
         document_cache_gib: float = 0.0,
@@ -117,6 +123,7 @@ class DREAMLoss(LLMObjective):
         self.share_floor = share_floor
         self.document_mass = document_mass
         self.injected_rows = injected_rows
+        self.hide_documents = hide_documents
         self.in_batch_candidates = in_batch_candidates
         self.heads = heads.by_layer(lm.device)
 
@@ -193,7 +200,9 @@ class DREAMLoss(LLMObjective):
         documents = prompts.key_documents(log_weights.shape[1]) if pooled is None else pooled.documents
         # A row predicts the token after it; no suffix begins with its target.
         rows = prompts.suffix_mask if self.injected_rows == "all" else prompts.suffix_target.roll(-1, dims=1)
-        injection = ScoreInjection(log_weights, documents, rows, self.heads, self.document_mass, pooled)
+        injection = ScoreInjection(
+            log_weights, documents, rows, self.heads, self.document_mass, pooled, self.hide_documents
+        )
         hidden = self.reader.read_suffix(prompts, cache, injection, begin=pool.end if pool else None)
         losses = self.reader.target_losses(hidden, prompts)  # (B, 1 + M)
         return losses[:, 0] - losses[:, 1:].mean(1) if losses.shape[1] > 1 else losses[:, 0]
@@ -206,6 +215,7 @@ class DREAMLoss(LLMObjective):
             "share_floor": self.share_floor,
             "document_mass": self.document_mass,
             "injected_rows": self.injected_rows,
+            "hide_documents": self.hide_documents,
             "in_batch_candidates": self.in_batch_candidates,
             "llm": self.reader.lm.name,
             "heads": heads,

@@ -70,10 +70,10 @@ def test_every_name_has_a_builder_and_a_paper() -> None:
         ),
         (
             {"objective": "dream", "lm_micro_batch_size": 3, "temperature": 0.2, "share_floor": 0.3,
-             "document_mass": "one", "injected_rows": "target", "in_batch_candidates": True},
+             "document_mass": "one", "injected_rows": "target", "hide_documents": True, "in_batch_candidates": True},
             DREAMLoss,
             {"micro_batch_size": 3, "temperature": 0.2, "share_floor": 0.3, "document_mass": "one",
-             "injected_rows": "target", "in_batch_candidates": True},
+             "injected_rows": "target", "hide_documents": True, "in_batch_candidates": True},
         ),
         (
             {"objective": "loop", "lm_micro_batch_size": 3, "temperature": 0.2, "teacher_temperature": 0.3},

@@ -157,6 +157,43 @@ def test_heads_choose_among_pooled_documents(projections: tuple[Tensor, Tensor, 
     np.testing.assert_allclose(found[:, :, [1, 2]], stock[:, :, [1, 2]], atol=1e-5)  # they read the prompt's own
 
 
+@pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.parametrize("softcap", [None, 50.0])
+def test_documents_can_be_hidden_from_the_other_heads(
+    projections: tuple[Tensor, Tensor, Tensor], explicit: bool, softcap: float | None
+) -> None:
+    """Reference: the injected heads of the plain injection, and stock attention under a mask without documents."""
+    mask = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril().expand(2, 1, -1, -1)
+    given: dict[str, Any] = {"scaling": SIZE**-0.5, "softcap": softcap}
+    layer: Any = LAYER
+
+    def inject(hidden: bool, heads: dict[int, Tensor]) -> Tensor:
+        injection = ScoreInjection(LOG_WEIGHTS, DOCUMENTS, ROWS, heads, hidden=hidden)
+        own_mask = mask if explicit else None
+        return document_attention(layer, *projections, own_mask, document_attention=injection, **given)[0]
+
+    selected, others = torch.tensor([0, 3]), torch.tensor([1, 2])
+    without = mask & (DOCUMENTS == K)[:, None, None, :]
+    stock = document_attention(layer, *projections, without, **given)[0]
+    found, open_to_all = (inject(hidden, {0: selected}) for hidden in (True, False))
+    torch.testing.assert_close(found[:, 7:, selected], open_to_all[:, 7:, selected])
+    torch.testing.assert_close(found[:, 7:, others], stock[:, 7:, others])
+    assert (found - open_to_all)[:, 7:, others].abs().max() > 0.01
+    torch.testing.assert_close(inject(True, {1: selected})[:, 7:], stock[:, 7:])  # a layer without injected heads
+
+
+def test_hidden_documents_leave_a_pool_to_the_injected_heads() -> None:
+    """Reference: the mask without the prompt's own documents; the pool's keys are not among the others' keys."""
+    prompts = SimpleNamespace(key_documents=lambda none: DOCUMENTS)
+    pool = DocumentPool({}, torch.tensor([0, 1, 1]), K, LENGTH)
+    pooled = PooledPrompts.of(pool, prompts)  # type: ignore[arg-type]
+    injection = ScoreInjection(LOG_WEIGHTS, pooled.documents, ROWS, {}, "kept", pooled, hidden=True)
+    mask = torch.ones(2, 1, 3, LENGTH, dtype=torch.bool)
+    seen = injection.mask_of_others(mask, rows=3)
+    assert seen is not None
+    assert torch.equal(seen, (DOCUMENTS == K)[:, None, None, :].expand(-1, -1, 3, -1))
+
+
 def attend(logits: Tensor, log_weights: Tensor, rows: Tensor = ROWS) -> Tensor:
     """Attention weights after injection, `(B, h, S, T)`."""
     return ScoreInjection(log_weights, DOCUMENTS, rows, {}).attend(logits, 0).softmax(-1)

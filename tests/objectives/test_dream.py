@@ -166,6 +166,7 @@ def test_settings_for_the_card(tiny_encoder: SentenceTransformer, tiny_lm: Froze
         "share_floor": 0.0,
         "document_mass": "kept",
         "injected_rows": "all",
+        "hide_documents": False,
         "in_batch_candidates": False,
         "llm": tiny_lm.name,
         "heads": [[0, 3], [1, 0], [1, 2]],
