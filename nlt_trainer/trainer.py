@@ -56,13 +56,6 @@ class NLTTrainer(SentenceTransformerTrainer):
 
     args: NLTTrainingArguments
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if self.args.disable_dropout:
-            for module in self.model.modules():
-                if isinstance(module, nn.Dropout):
-                    module.p = 0.0
-
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Let Sentence Transformers fill the encoder's model card in, but for its examples: they are the user's texts.
 
@@ -169,6 +162,10 @@ class NLTTrainer(SentenceTransformerTrainer):
             NLTError: no checkpoint is whole, or it lacks the parameters that the objective trains beside the encoder.
         """
         show_progress(self)
+        if self.args.disable_dropout:
+            for module in self.model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
         self.pop_callback(CheckpointFiles)  # left by an earlier call
         self.add_callback(CheckpointFiles())
         if resume_from_checkpoint is True:

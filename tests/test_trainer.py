@@ -138,6 +138,7 @@ def test_dropout_can_be_disabled(
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
     trainer = make_trainer(tiny_encoder, "likelihood_gain", tmp_path, lm=tiny_lm, disable_dropout=disabled)
+    trainer.train()
     features = tiny_encoder.preprocess(TEXTS)
     tiny_encoder.train()
     first, second = (trainer.model(dict(features))["sentence_embedding"] for _ in range(2))
