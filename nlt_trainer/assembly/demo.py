@@ -10,6 +10,7 @@ from pathlib import Path
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.evaluation import EvaluationArguments
 from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.search import SearchArguments
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
 from nlt_trainer.assembly.evaluation import evaluate
 from nlt_trainer.assembly.head_detection import detect_heads
@@ -17,15 +18,18 @@ from nlt_trainer.assembly.mining import mine
 from nlt_trainer.assembly.parts import peak_memory
 from nlt_trainer.assembly.publishing import export_run
 from nlt_trainer.assembly.scoring import score
-from nlt_trainer.assembly.starts import build_stdlib, make_encoder
+from nlt_trainer.assembly.starts import build_stdlib
 from nlt_trainer.assembly.training import train
 from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.report.page import write_report
+from nlt_trainer.report.search_terminal import search
 from nlt_trainer.run.folder import Run
 from nlt_trainer.run.results import Result, read_results, results_table, verdicts, write_results
 from nlt_trainer.run.stages import Stage, run_stages
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
+
+EXAMPLE_QUERY = "open a file for reading"
 
 
 def run_demo(gain: Path, dream: Path) -> None:
@@ -45,8 +49,7 @@ def run_demo(gain: Path, dream: Path) -> None:
     folder = group.folder
     stages = [
         stage_of("build_stdlib", build_stdlib, gain, data.collection),
-        stage_of("make_encoder", make_encoder, gain, model.encoder),
-        stage_of("mine", mine, gain, data.candidates),
+        stage_of("mine", mine_recipe, gain, data.candidates),
         stage_of("score", score, gain, data.gains),
         stage_of("train_likelihood_gain", train, gain, runs[0].encoder, runs[0]),
         stage_of("detect_heads", detect_heads, dream, dream_model.heads),
@@ -63,8 +66,14 @@ def run_demo(gain: Path, dream: Path) -> None:
     best = best_run(runs, results)
     exported, equal = export_run(best, "merged")
     say(f"Encoder {exported}, the same as in the trainer when loaded by {' and by '.join(equal)}\n")
-    print_next(best.encoder, start=model.encoder, collection=data.collection)
+    show_search(best.encoder, start=model.encoder, collection=data.collection)
+    print_next(best.encoder)
     print_verdicts(results)
+
+
+def mine_recipe(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
+    """Mine, and keep the start's embeddings for the evaluation."""
+    mine(model, data, args, embeddings=EvaluationArguments().cache / "embeddings")
 
 
 def evaluate_recipe(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
@@ -117,15 +126,20 @@ def print_table(group: Run, results: list[Result], *, seconds: float) -> None:
     say(f"Report {group.page_file} (open it in a browser), results {group.results_file}\n")
 
 
-def print_next(encoder: Path, *, start: str, collection: str) -> None:
+def show_search(encoder: Path, *, start: str, collection: str) -> None:
+    """Search the standard library with the better run's encoder and with its start, as the printed command does."""
+    say(f'nlt search --encoder {encoder} --against {start} --corpus {collection} --query "{EXAMPLE_QUERY}"')
+    search(SearchArguments(str(encoder), collection, against=start, top_k=3, query=EXAMPLE_QUERY))
+
+
+def print_next(encoder: Path) -> None:
     """Print what to do with the better run's encoder."""
-    say("What to do next")
+    say("\nWhat to do next")
     say("  use it:       from sentence_transformers import SentenceTransformer")
     say(f'                encoder = SentenceTransformer("{encoder}")')
-    say('                encoder.encode_query("open a file for reading")')
-    say(f"  search:       nlt search --encoder {encoder} --against {start} --corpus {collection}")
-    say("  your own data: copy recipes/minilm/likelihood_gain.yaml and change the keys that README.md names under")
-    say("                'Your own data', then: nlt mine, nlt score, nlt train, each with --config your.yaml")
+    say(f'                encoder.encode_query("{EXAMPLE_QUERY}")')
+    say("  search:       the command above without --query asks for queries")
+    say("  your own data: nlt adapt DOCUMENTS --encoder sentence-transformers/all-MiniLM-L6-v2 --output runs/adapt")
 
 
 def print_verdicts(results: list[Result]) -> None:

@@ -19,7 +19,7 @@ from nlt_trainer.run.stages import run_stages
 from nlt_trainer.scripts import demo
 
 
-def write_recipes(root: Path, llm: Path, **trainer: Any) -> Path:
+def write_recipes(root: Path, llm: Path, encoder: Path, **trainer: Any) -> Path:
     """The two recipes of the demo at miniature size, on the shipped ones' stages."""
     folder = root / "recipes"
     folder.mkdir(exist_ok=True)
@@ -29,7 +29,7 @@ def write_recipes(root: Path, llm: Path, **trainer: Any) -> Path:
             for key, value in block.items():
                 if isinstance(value, str) and value.startswith("runs/demo"):
                     block[key] = value.replace("runs/demo", str(root / "run"))
-        blocks["model"] |= {"llm": str(llm), "num_heads": 2}
+        blocks["model"] |= {"llm": str(llm), "encoder": str(encoder), "num_heads": 2}
         blocks["data"] |= {"max_queries": 8, "num_candidates": 3, "max_document_tokens": 8, "head_queries": 4}
         blocks["trainer"] |= {"num_train_epochs": 1, "eval_steps": 1, "use_cpu": True, "disable_tqdm": True, **trainer}
         (folder / f"{objective}.yaml").write_text(yaml.safe_dump(blocks))
@@ -50,14 +50,19 @@ def small_library(monkeypatch: pytest.MonkeyPatch, tiny_collection_folder: Path)
 
 
 def test_the_demo_runs_once_and_repeats_only_what_changed(
-    small_library: None, tiny_llm_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_library: None,
+    tiny_llm_folder: Path,
+    tiny_encoder_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Against the rows that results.json promises, and the stages that are printed as done before."""
-    arguments = ["--recipes", str(write_recipes(tmp_path, tiny_llm_folder))]
+    arguments = ["--recipes", str(write_recipes(tmp_path, tiny_llm_folder, tiny_encoder_folder))]
     demo.main(arguments)
     first = capsys.readouterr().out
     assert "done before" not in first
     assert "the same as in the trainer when loaded by SentenceTransformer and by mteb\n" in first
+    assert ' --query "open a file for reading"\n' in first
     assert "use it:       from sentence_transformers import SentenceTransformer\n" in first
     last = first.splitlines()[-3:]
     assert (last[0], [line[: line.index(" is ")] for line in last[1:]]) == (
@@ -73,10 +78,10 @@ def test_the_demo_runs_once_and_repeats_only_what_changed(
         assert (tmp_path / "run" / picture).read_bytes().startswith(b"\x89PNG")
 
     demo.main(arguments)
-    assert capsys.readouterr().out.count("done before") == 9
+    assert capsys.readouterr().out.count("done before") == 8
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == rows
 
-    write_recipes(tmp_path, tiny_llm_folder, learning_rate=0.02)
+    write_recipes(tmp_path, tiny_llm_folder, tiny_encoder_folder, learning_rate=0.02)
     demo.main(arguments)
     changed = json.loads((tmp_path / "run" / "likelihood_gain" / "settings.json").read_text())
     assert changed["trainer"]["learning_rate"] == 0.02
