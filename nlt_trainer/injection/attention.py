@@ -17,7 +17,7 @@ from nlt_trainer.injection.attention_mass import AttentionMass, log_mass
 from nlt_trainer.injection.chunk_attention import ChunkAttention
 from nlt_trainer.injection.document_pool import PooledPrompts
 from nlt_trainer.lm.cpu import fused_attention
-from nlt_trainer.lm.forward_check import FORWARD_ERRORS, readings_agree
+from nlt_trainer.lm.forward_check import FORWARD_ERRORS, probe_ids, readings_agree
 from nlt_trainer.lm.frozen_lm import FrozenLM
 
 IMPLEMENTATION = "nlt_document_attention"
@@ -213,9 +213,9 @@ def enable_document_attention(lm: FrozenLM) -> None:
 
 def _fault(lm: FrozenLM) -> str | None:
     """Why an LLM cannot be injected, tried on twelve tokens, or `None`. It is switched to `document_attention`."""
-    ids = torch.arange(12, device=lm.device)[None]
+    ids = probe_ids(lm.model, 12)
     documents = torch.tensor([[1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 1]], device=lm.device)
-    rows = ids >= 9
+    rows = torch.arange(12, device=lm.device)[None] >= 9
     heads = {layer: torch.arange(lm.num_heads, device=lm.device) for layer in range(lm.num_layers)}
 
     def states(**given: Any) -> Tensor:

@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from nlt_trainer.lm.forward_check import FORWARD_ERRORS, readings_agree
+from nlt_trainer.lm.forward_check import FORWARD_ERRORS, probe_ids, readings_agree
 
 FUSED_ATTENTION = "nlt_fused_attention"
 
@@ -113,8 +113,7 @@ def packed_weights(model: PreTrainedModel) -> Iterator[None]:
 
 @torch.inference_mode()
 def _read(model: PreTrainedModel) -> Tensor:
-    ids = torch.arange(4, device=model.device)[None]
-    hidden: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    hidden: Tensor = model.base_model(input_ids=probe_ids(model, 4), use_cache=False).last_hidden_state
     return hidden
 
 

@@ -26,7 +26,7 @@ from nlt_trainer.content import ADAPTER_CONFIG, ADAPTER_WEIGHTS, content_hash, m
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.cpu import enable_fused_attention, keep_freed_memory
 from nlt_trainer.lm.dtypes import resolved_dtype
-from nlt_trainer.lm.forward_check import FORWARD_ERRORS, readings_agree
+from nlt_trainer.lm.forward_check import FORWARD_ERRORS, probe_ids, readings_agree
 from nlt_trainer.lm.prompt_tokens import PromptFrame
 from nlt_trainer.locations import is_hub_id, loading, resolve_model
 
@@ -248,7 +248,7 @@ def context_length(config: PreTrainedConfig, name: str) -> int:
 
 def _check_forward(lm: FrozenLM) -> None:
     """Refuse a model that is not a causal decoder, or whose head does more than `FrozenLM.project` does."""
-    ids = torch.arange(4, device=lm.device)[None]
+    ids = probe_ids(lm.model, 4)
     name = f"LLM {lm.name!r} ({type(lm.model).__name__})"
     try:
         with torch.no_grad():

