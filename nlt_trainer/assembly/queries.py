@@ -54,7 +54,8 @@ def make_queries(
     if queries.kind != "crop":
         written = _written(model, data, args, queries, made, state=state)
         made = MadeQueries(made.corpus, made.queries | written.queries, made.sources | written.sources)
-    qrels = split_by_source(made.sources, held_out_share=queries.held_out_share, seed=args.seed)
+    titles = {document.id: document.title for document in corpus.values()}
+    qrels = split_by_source(made.sources, titles=titles, held_out_share=queries.held_out_share, seed=args.seed)
     write_collection(out, corpus=made.corpus.values(), queries=made.queries.values(), qrels=qrels)
     kinds = Counter(query_id.partition(":")[0] for query_id in made.queries)
     say(

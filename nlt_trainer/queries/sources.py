@@ -19,9 +19,13 @@ MIN_HELD_OUT, MAX_HELD_OUT = 50, 200
 """Held-out queries: fewer do not decide anything, and more only cost time."""
 
 
-def document_of(passage_id: str) -> str:
-    """The id of a passage's document: what stands before the last `#`, as in `path.md#3`, or the whole id."""
-    return passage_id.rpartition("#")[0] or passage_id
+def document_of(passage_id: str, title: str = "") -> str:
+    """A name for a passage's document: what stands before the last `#` of its id, as in `path.md#3`.
+
+    An id without `#` does not name its document. Passages with the same title then count as one document, and a
+    passage without a title as one of its own.
+    """
+    return passage_id.rpartition("#")[0] or title or passage_id
 
 
 def spread(passage_ids: Iterable[str], *, seed: int) -> list[str]:
@@ -36,7 +40,13 @@ def spread(passage_ids: Iterable[str], *, seed: int) -> list[str]:
     return [passage_id for each in rounds for passage_id in each if passage_id is not None]
 
 
-def split_by_source(sources: Mapping[str, str], *, held_out_share: float = 0.15, seed: int = 0) -> dict[str, Qrels]:
+def split_by_source(
+    sources: Mapping[str, str],
+    *,
+    titles: Mapping[str, str] | None = None,
+    held_out_share: float = 0.15,
+    seed: int = 0,
+) -> dict[str, Qrels]:
     """Split queries into `train` and `held_out` so that no document has queries in both.
 
     A hash of seed and id chooses the documents. `held_out` gets at least 50 queries and at most 200, but never more
@@ -45,6 +55,7 @@ def split_by_source(sources: Mapping[str, str], *, held_out_share: float = 0.15,
 
     Args:
         sources: query id -> id of the passage that it was made of.
+        titles: passage id -> title, which tells the document of a passage whose id does not.
         held_out_share: share of the queries that is held out.
         seed: of the choice.
 
@@ -62,14 +73,15 @@ def split_by_source(sources: Mapping[str, str], *, held_out_share: float = 0.15,
             f"{MIN_QUERIES} are needed to train and to decide; give more documents, longer passages, or set kind: both"
         )
     groups: dict[str, list[str]] = defaultdict(list)
-    single = len({document_of(passage) for passage in sources.values()}) == 1
+    documents = {passage: document_of(passage, (titles or {}).get(passage, "")) for passage in sources.values()}
+    single = len(set(documents.values())) == 1
     for query, passage in sources.items():
-        groups[passage if single else document_of(passage)].append(query)
+        groups[passage if single else documents[passage]].append(query)
     if single:
         logger.warning(
             "all %d queries come from the one document %r, so that passages of it are held out in place of documents; "
             "what is measured on them says little about other documents",
-            len(sources), document_of(next(iter(sources.values()))),
+            len(sources), next(iter(documents.values())),
         )  # fmt: skip
     wanted = min(max(round(held_out_share * len(sources)), MIN_HELD_OUT), MAX_HELD_OUT, len(sources) // 2)
     chosen = _choose(groups, wanted, seed=seed)

@@ -48,6 +48,17 @@ def test_no_document_is_on_both_sides(documents: int, passages: int, share: floa
     assert all(grades == {given[query]: 1} for judged in splits.values() for query, grades in judged.items())
 
 
+def test_passages_of_one_title_are_on_one_side() -> None:
+    """Reference: ids that do not name a document, 40 titles of three passages each; an id that does is taken first."""
+    given = {f"q{i}": f"d{i}" for i in range(120)}
+    titles = {f"d{i}": f"story {i // 3}" for i in range(120)}
+    splits = split_by_source(given, titles=titles)
+    sides = {split: {titles[given[query]] for query in judged} for split, judged in splits.items()}
+    assert sides["train"].isdisjoint(sides["held_out"])
+    assert document_of("a.md#3", "story") == "a.md"
+    assert document_of("d3", "story") == "story"
+
+
 def test_the_seed_chooses_the_documents() -> None:
     """Reference: equal seeds give equal splits in any order of the queries; another seed gives another."""
     given = sources(200, 1)
