@@ -17,6 +17,7 @@ from nlt_trainer.arguments.model import ModelArguments, start_options
 from nlt_trainer.arguments.option import options_deciding
 from nlt_trainer.arguments.queries import QueriesArguments
 from nlt_trainer.arguments.trainer import TrainerArguments
+from nlt_trainer.assembly.advice import take_advice
 from nlt_trainer.assembly.corpus import corpus
 from nlt_trainer.assembly.mining import mine
 from nlt_trainer.assembly.parts import load_untrained, processes
@@ -232,12 +233,14 @@ def judge(work: Adaptation) -> None:
     """Let the LLM judge the held-out queries, of which nobody knows what is relevant to them."""
     mine(work.model, work.judging, work.args, embeddings=work.embeddings)
     score(work.model, work.judging, work.args)
+    args = dataclasses.replace(work.args)
+    take_advice(args, work.data)
     judge_held_out(
         Path(work.data.collection),
         candidates=Path(work.judging.candidates),
         gains=Path(work.judging.gains),
-        prior=work.args.prior,
-        prior_weight=work.args.prior_weight,
+        prior=args.prior,
+        prior_weight=args.number("prior_weight"),
     )
 
 

@@ -39,6 +39,11 @@ class EvaluationArguments:
         decides="nothing",
         help="Add a row for each encoder fused with BM25 by reciprocal ranks (k = 60, the best 100 of each).",
     )
+    bm25_weights: list[float] = option(
+        default_factory=list,
+        decides="nothing",
+        help="Add a row for each encoder with so much of BM25's score mixed in, as nlt search does, e.g. 0.3 0.6.",
+    )
     truncate_dims: list[int] = option(
         default_factory=list,
         decides="nothing",
@@ -77,6 +82,8 @@ class EvaluationArguments:
         check_words(self)
         if wrong := [dim for dim in self.truncate_dims if dim < 1]:
             raise NLTError(f"truncate_dims has {wrong[0]}; it must be at least 1")
+        if wrong := [weight for weight in self.bm25_weights if not 0 <= weight <= 1]:
+            raise NLTError(f"bm25_weights has {wrong[0]}; it must be between 0 (the encoder alone) and 1 (BM25 alone)")
         if self.encode_batch_size < 1:
             raise NLTError(f"encode_batch_size is {self.encode_batch_size}; it must be at least 1")
 

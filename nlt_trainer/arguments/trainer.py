@@ -41,12 +41,12 @@ class TrainerArguments:
         decides="training",
         help="Other temperatures for single objectives of a sum, e.g. {dream: 0.2}; the rest use `temperature`.",
     )
-    teacher_temperature: float = option(
+    teacher_temperature: float | Literal["auto"] = option(
         default=0.2,
         decides="training",
         help=(
             "Temperature of the teacher, which is gains in nats per token or in nats (likelihood_gain), losses in "
-            "nats per token (loop), or attention over its mean (adist)."
+            "nats per token (loop), or attention over its mean (adist). auto: what the audit of the gains proposes."
         ),
     )
     divergence: Divergence = option(
@@ -62,11 +62,12 @@ class TrainerArguments:
         decides="training",
         help="What is mixed into the gains, with prior_weight: bm25 (its scores) or order (of the miner).",
     )
-    prior_weight: float = option(
+    prior_weight: float | Literal["auto"] = option(
         default=0.0,
         decides="training",
         help=(
-            "Weight of the prior beside the gains, both standardised over a query's candidates; 0: the gains alone."
+            "Weight of the prior beside the gains, both standardised over a query's candidates; 0: the gains alone; "
+            "auto: what the audit of the gains proposes."
         ),
     )
     emdr2_level: MarginalLevel = option(
@@ -177,7 +178,7 @@ class TrainerArguments:
 
     def __post_init__(self) -> None:
         check_words(self)
-        if self.prior_weight < 0:
+        if not isinstance(self.prior_weight, str) and self.prior_weight < 0:
             raise NLTError(f"prior_weight is {self.prior_weight}; it must be at least 0, where nothing is mixed in")
         _ = self.refresh_ranges  # refuses what is no schedule
         if not isinstance(self.average_with_start, str) and not 0 <= self.average_with_start <= 1:
@@ -185,6 +186,11 @@ class TrainerArguments:
         if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
             raise NLTError(f"early_stopping_patience is {self.early_stopping_patience}; it must be at least 1")
         names = self.objectives  # refuses unknown ones
+        if self.teacher_temperature == "auto" and (others := {"loop", "adist"} & set(names)):
+            raise NLTError(
+                f"teacher_temperature is auto, which the audit of gains proposes, and {sorted(others)[0]} reads no "
+                "gains; give a number"
+            )
         if strange := set(self.temperatures or {}) - set(names):
             raise NLTError(
                 f"temperatures names {sorted(strange)}, which objective {self.objective!r} does not have; remove them"
@@ -194,6 +200,12 @@ class TrainerArguments:
     def objectives(self) -> dict[str, float]:
         """Weight of each objective."""
         return parse_objective(self.objective)
+
+    def number(self, name: Literal["teacher_temperature", "prior_weight"]) -> float:
+        """The value of an option that may also be `auto`; `take_advice` must have replaced that word by now."""
+        value = getattr(self, name)
+        assert not isinstance(value, str), f"{name} is {value!r}"
+        return float(value)
 
     @property
     def refresh_ranges(self) -> list[range]:

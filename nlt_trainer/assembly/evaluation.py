@@ -130,13 +130,16 @@ def find_families(
     checkpoints: list[Checkpoint], evaluation: EvaluationArguments, *, state: PartialState, show_progress: bool
 ) -> list[Family]:
     """BM25, the encoders and the run files, in the order of the table."""
-    bm25 = BM25(keep=evaluation.fused)
+    with_bm25 = evaluation.fused or bool(evaluation.bm25_weights)
+    bm25 = BM25(keep=with_bm25)
     encoders = [
         EncoderSystems(
             checkpoint,
             folder=evaluation.cache / "embeddings",
             batch_size=evaluation.encode_batch_size,
-            bm25=bm25 if evaluation.fused else None,
+            bm25=bm25 if with_bm25 else None,
+            reciprocal_ranks=evaluation.fused,
+            bm25_weights=evaluation.bm25_weights,
             truncate_dims=evaluation.truncate_dims,
             precisions=evaluation.quantisations,
             processes=state,

@@ -91,7 +91,7 @@ def likelihood_gain(parts: Parts, temperature: float) -> LikelihoodGainLoss:
     return LikelihoodGainLoss(
         parts.encoder,
         temperature=temperature,
-        teacher_temperature=args.teacher_temperature,
+        teacher_temperature=args.number("teacher_temperature"),
         divergence=args.divergence,
         in_batch_candidates=args.in_batch_candidates,
     )
@@ -128,7 +128,7 @@ def loop(parts: Parts, temperature: float) -> LOOPLoss:
         parts.encoder,
         parts.lm,
         temperature=temperature,
-        teacher_temperature=parts.args.teacher_temperature,
+        teacher_temperature=parts.args.number("teacher_temperature"),
         micro_batch_size=parts.args.lm_micro_batch_size,
     )
 
@@ -138,7 +138,7 @@ def adist(parts: Parts, temperature: float) -> ADistLoss:
         parts.encoder,
         parts.lm,
         temperature=temperature,
-        teacher_temperature=parts.args.teacher_temperature,
+        teacher_temperature=parts.args.number("teacher_temperature"),
         micro_batch_size=parts.args.lm_micro_batch_size,
     )
 

@@ -151,7 +151,8 @@ def make_dataset(
         raise NLTError("labels: true takes positives from qrels/<train_split>.tsv; set train_split")
     names, gain = args.reads_likelihoods, None
     if args.reads_gains(data):
-        gain = with_prior(read_gains(data.gains, candidates), candidates, prior=args.prior, weight=args.prior_weight)
+        weight = args.number("prior_weight")
+        gain = with_prior(read_gains(data.gains, candidates), candidates, prior=args.prior, weight=weight)
     return training_dataset(
         collection,
         candidates,

@@ -194,12 +194,15 @@ def summary(report: dict[str, Any]) -> str:
         f"{t['teacher_temperature']}: {t['effective_candidates']:.1f}" for t in report["temperatures"]
     )
     gold = gold_line(**report["gold"]) if "gold" in report else ""
+    places = ", ".join(f"{k} for {share:.0%}" for k, share in report["best_within"].items())
     return (
         f"Teacher audit: {report['share_of_queries_with_positive_gain']:.0%} of the queries have a "
         f"candidate of positive gain; the LLM and BM25 agree on the best one for {report['same_best_as_bm25']:.0%} "
         f"(rank correlation {report['spearman_with_bm25']:.2f}); {report['truncated_documents']:.0%} of the documents "
         f"were cut.\nEffective candidates by teacher temperature: {temperatures}; "
-        f"proposed: {report['proposed_teacher_temperature']}{gold}{cut_line(**report)}"
+        f"proposed: teacher_temperature {report['proposed_teacher_temperature']}, prior_weight "
+        f"{report['proposed_prior_weight']} (auto takes both).\n"
+        f"The best candidate is among the miner's first {places} of the queries.{gold}{cut_line(**report)}"
     )
 
 

@@ -15,6 +15,7 @@ from transformers import IntervalStrategy, TrainerState, set_seed
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments, start_options
+from nlt_trainer.assembly.advice import take_advice
 from nlt_trainer.assembly.losses import Parts, make_collator, make_loss
 from nlt_trainer.assembly.parts import (
     check_batches,
@@ -66,6 +67,7 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     check_folder(run.encoder)
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection)
+    take_advice(args, data)
     settings = run_settings(model, data, args)
     checkpoint = start_checkpoint(args, settings)
     before = cost_before_training(model, data, args)

@@ -169,6 +169,9 @@ def audit_teacher(
           mean Spearman correlation; queries whose candidates all have the same BM25 score do not count
         - one `TeacherAudit` for each temperature
         - a proposed temperature, at which the effective number of candidates is nearest to K / 3
+        - a proposed weight of BM25 as prior: its rank correlation with the gain, where that is positive. Gains are the
+          better evidence, so BM25 deserves the more weight the more it agrees with them
+        - `best_within`: the share of the queries whose best candidate by gain is among the miner's first 2, 4, 8 ...
         - with judgements, `gold`: the mean reciprocal rank of the best relevant candidate by gain and by BM25, over
           the queries that have one
     """
@@ -178,6 +181,7 @@ def audit_teacher(
     audits = [_at_temperature(gain, t) for t in AUDIT_TEMPERATURES]
     aim = gain.shape[1] / 3
     proposal = min(audits, key=lambda a: abs(a.effective_candidates - aim)).teacher_temperature
+    spearman, best = _mean_spearman(gain, bm25_scores), gain.argmax(1)
     quantiles = np.quantile(gain, [0.05, 0.25, 0.5, 0.75, 0.95])
     return {
         "queries": len(gain),
@@ -185,11 +189,18 @@ def audit_teacher(
         "share_of_queries_with_positive_gain": float((gain.max(1) > 0).mean()),
         "gain_quantiles_5_25_50_75_95": [round(float(q), 4) for q in quantiles],
         "same_best_as_bm25": _same_best(gain, bm25_scores),
-        "spearman_with_bm25": _mean_spearman(gain, bm25_scores),
+        "spearman_with_bm25": spearman,
         "temperatures": [vars(a) for a in audits],
         "proposed_teacher_temperature": proposal,
+        "proposed_prior_weight": round(max(0.0, spearman), 1),
+        "best_within": {str(k): round(float((best < k).mean()), 3) for k in _powers_of_two(gain.shape[1])},
         **({} if relevant is None or not relevant.any() else {"gold": _gold(gain, bm25_scores, relevant)}),
     }
+
+
+def _powers_of_two(most: int) -> list[int]:
+    """2, 4, 8 ... up to a number."""
+    return [2**n for n in range(1, most.bit_length()) if 2**n <= most]
 
 
 def _gold(gain: np.ndarray, bm25: np.ndarray, relevant: np.ndarray) -> dict[str, Any]:

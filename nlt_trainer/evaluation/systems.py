@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -181,7 +182,9 @@ class EncoderSystems:
         checkpoint: the encoder.
         folder: where its embeddings are kept, see `EmbeddingCache`.
         batch_size: texts encoded at once.
-        bm25: BM25, for the row in which both are fused; `None` leaves this row out.
+        bm25: BM25, for the rows in which both are fused.
+        reciprocal_ranks: whether there is a row in which both are fused by reciprocal ranks.
+        bm25_weights: weights of BM25's scores in rows of weighted sums.
         truncate_dims: numbers of dimensions to which embeddings are cut.
         precisions: precisions of the documents' embeddings, see `CompressedEncoder`; every number of dimensions is
             evaluated with each of them.
@@ -196,12 +199,15 @@ class EncoderSystems:
         folder: str | Path | None,
         batch_size: int,
         bm25: BM25 | None = None,
+        reciprocal_ranks: bool = True,
+        bm25_weights: Sequence[float] = (),
         truncate_dims: Sequence[int] = (),
         precisions: Sequence[Precision] = (),
         processes: Processes | None = None,
         show_progress: bool = False,
     ) -> None:
         self.checkpoint, self.folder, self.batch_size, self.bm25 = checkpoint, folder, batch_size, bm25
+        self.reciprocal_ranks, self.bm25_weights = reciprocal_ranks, bm25_weights
         self.sizes: list[tuple[int | None, Precision | None]] = [
             (dim, precision) for dim in (None, *truncate_dims) for precision in (None, *precisions)
         ]
@@ -214,7 +220,12 @@ class EncoderSystems:
         name, content = self.checkpoint.name, self.checkpoint.fingerprint
         rows = [System(name, content, self.rank, self.rank, is_encoder=True, **self.checkpoint.cost)]
         if self.bm25 is not None:
-            rows.append(System(f"{name} + bm25", f"{content} + {self.bm25.fingerprint}", self.fused, self.rank))
+            both = f"{content} + {self.bm25.fingerprint}"
+            if self.reciprocal_ranks:
+                rows.append(System(f"{name} + bm25", both, self.fused, self.rank))
+            for weight in self.bm25_weights:
+                fused = functools.partial(self.fused, weight=weight)
+                rows.append(System(f"{name} + {weight:g} bm25", f"{both}, {weight!r}", fused, self.rank))
         for dim, precision in self.sizes[1:]:
             size = ", ".join(([f"{dim} dimensions"] if dim else []) + ([precision] if precision else []))
             rank = self._smaller(dim, precision)
@@ -227,10 +238,10 @@ class EncoderSystems:
             self.last = entry.fingerprint, self._rank(entry, None, None)
         return self.last[1]
 
-    def fused(self, entry: EvaluationTask) -> TaskRankings:
-        """The encoder's rankings fused with BM25's."""
+    def fused(self, entry: EvaluationTask, *, weight: float | None = None) -> TaskRankings:
+        """The encoder's rankings fused with BM25's: by this weight of BM25, or without one by reciprocal ranks."""
         assert self.bm25 is not None
-        return fuse(self.bm25.rank(entry), self.rank(entry))
+        return fuse(self.rank(entry), self.bm25.rank(entry), weight=weight)
 
     def release(self) -> None:
         """Free the memory of the encoder and of its rankings."""

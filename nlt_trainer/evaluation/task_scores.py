@@ -21,7 +21,7 @@ from mteb.models import SearchEncoderWrapper, SentenceTransformerEncoderWrapper
 from nlt_trainer.choices import Precision
 from nlt_trainer.data.beir import Collection, Document, Query
 from nlt_trainer.data.bm25 import bm25_rankings
-from nlt_trainer.data.fusion import reciprocal_ranks
+from nlt_trainer.data.fusion import reciprocal_ranks, weighted_fusion
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.evaluation.compression import CompressedEncoder
@@ -113,14 +113,23 @@ def rank_encoder(
     return rankings
 
 
-def fuse(first: TaskRankings, second: TaskRankings) -> TaskRankings:
-    """Reciprocal rank fusion (k = 60) of the first 100 documents of both rankings."""
+def fuse(encoder: TaskRankings, bm25: TaskRankings, *, weight: float | None = None) -> TaskRankings:
+    """Fusion of the first 100 documents of both rankings: by `weighted_fusion`, or by reciprocal ranks (k = 60).
+
+    Args:
+        encoder: rankings of an encoder.
+        bm25: rankings of BM25 on the same task.
+        weight: BM25's share; `None` fuses by reciprocal ranks.
+    """
+
+    def both(found: Mapping[str, float], words: Mapping[str, float]) -> dict[str, float]:
+        if weight is None:
+            return reciprocal_ranks(best(words, TOP_K), best(found, TOP_K))
+        return weighted_fusion(found, words, weight=weight)
+
     return {
-        part: {
-            query_id: reciprocal_ranks(best(first[part][query_id], TOP_K), best(ranking, TOP_K))
-            for query_id, ranking in second[part].items()
-        }
-        for part in second
+        part: {query_id: both(ranking, bm25[part][query_id]) for query_id, ranking in encoder[part].items()}
+        for part in encoder
     }
 
 

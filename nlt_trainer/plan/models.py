@@ -35,6 +35,7 @@ T = TypeVar("T")
 TIMED_ALONE: dict[str, Any] = dict.fromkeys(("eval_strategy", "save_strategy", "logging_strategy"), "no") | {
     "report_to": "none", "disable_tqdm": True, "load_best_model_at_end": False, "push_to_hub": False,
     "early_stopping_patience": None, "gradient_accumulation_steps": 1, "document_cache_gib": 0.0, "temperatures": None,
+    "teacher_temperature": 1.0, "prior_weight": 0.0,
 }  # fmt: skip
 """Settings of a trainer that runs only to be timed."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.gains import (
@@ -147,6 +148,17 @@ def test_the_audit_is_the_arithmetic_it_names() -> None:
         assert row["top_probability"] == pytest.approx(p.max(1).mean(), abs=1e-3)
     nearest = min(audit["temperatures"], key=lambda row: abs(row["effective_candidates"] - 1.0))
     assert audit["proposed_teacher_temperature"] == nearest["teacher_temperature"]
+
+
+def test_the_audit_proposes_a_prior_and_says_where_the_best_stand() -> None:
+    """Reference: two queries whose best stand at places 1 and 4 of five, with rank correlations 1 and -0.1."""
+    gain = np.array([[5.0, 4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 5.0, 4.0]])
+    bm25 = [[5.0, 4.0, 3.0, 2.0, 1.0], [3.0, 5.0, 1.0, 2.0, 4.0]]
+    audit = audit_teacher(gain, bm25)
+    assert audit["best_within"] == {"2": 0.5, "4": 1.0}
+    expected = np.mean([stats.spearmanr(*pair).statistic for pair in zip(gain, bm25, strict=True)])
+    assert audit["proposed_prior_weight"] == pytest.approx(expected, abs=0.051)
+    assert audit_teacher(gain, (-np.array(bm25)).tolist())["proposed_prior_weight"] == 0.0  # never against BM25
 
 
 def test_the_audit_of_extremes() -> None:

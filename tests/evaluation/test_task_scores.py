@@ -135,6 +135,15 @@ def test_fusion_is_the_sum_of_reciprocal_ranks() -> None:
     assert len(fuse(long, second)[part]["q"]) == 102
 
 
+def test_fusion_by_a_weight_is_that_of_the_search() -> None:
+    """Reference: scores on a line from 0 to 1 by hand; the queries are the encoder's."""
+    part = ("test", "default")
+    encoder: TaskRankings = {part: {"q": {"a": 0.9, "b": 0.5, "c": 0.1}}}
+    bm25: TaskRankings = {part: {"q": {"c": 8.0, "b": 2.0}, "other": {"a": 1.0}}}
+    fused = fuse(encoder, bm25, weight=0.25)
+    assert fused[part] == {"q": pytest.approx({"a": 0.75, "b": 0.375, "c": 0.25})}
+
+
 class _Twins(BEIRFolderRetrieval):
     """A task whose queries may find themselves in the corpus."""
 
@@ -379,11 +388,11 @@ def test_the_rows_of_a_checkpoint(tiny_encoder_folder: Path, tmp_path: Path) -> 
     )
     rows = EncoderSystems(
         Checkpoint.named(str(run)), folder=tmp_path, batch_size=8, bm25=BM25(keep=True),
-        truncate_dims=[16], precisions=["int8"],
+        bm25_weights=[0.25], truncate_dims=[16], precisions=["int8"],
     ).systems()  # fmt: skip
-    ends = ("", " + bm25", ", int8", ", 16 dimensions", ", 16 dimensions, int8")
+    ends = ("", " + bm25", " + 0.25 bm25", ", int8", ", 16 dimensions", ", 16 dimensions, int8")
     assert [row.name for row in rows] == [f"{run}{end}" for end in ends]
-    assert len({row.fingerprint for row in rows}) == 5
-    assert [row.is_encoder for row in rows] == [True, False, False, False, False]
+    assert len({row.fingerprint for row in rows}) == 6
+    assert [row.is_encoder for row in rows] == [True, False, False, False, False, False]
     assert (rows[0].train_seconds, rows[0].lm_tokens, rows[0].seed) == (3.5, 7, 1)
     assert read_json(run / "training.json")["objective"] == "dream"

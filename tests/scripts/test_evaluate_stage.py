@@ -205,6 +205,7 @@ def test_embeddings_can_be_bounded(run: Callable[..., Path], tmp_path: Path) -> 
         (("--quantisations", "int4"), r"--quantisations: is \['int4'\], expected list\[one of int8, binary\]"),
         (("--truncate_dims", "64"), r"truncate_dims has 64, and the embeddings have 32 dimensions"),
         (("--truncate_dims", "0"), r"truncate_dims has 0; it must be at least 1"),
+        (("--bm25_weights", "0.5", "1.5"), r"bm25_weights has 1.5; it must be between 0 .* and 1"),
         (("--encode_batch_size", "0"), r"encode_batch_size is 0; it must be at least 1"),
         (("half",), r"half has no finished encoder; run `nlt train` to its end, or name one of its checkpoints"),
         (("a/bm25", "a_bm25"), r"rows 'a/bm25' and 'a_bm25' would be one file"),
