@@ -82,8 +82,10 @@ class EvaluationArguments:
         check_words(self)
         if wrong := [dim for dim in self.truncate_dims if dim < 1]:
             raise NLTError(f"truncate_dims has {wrong[0]}; it must be at least 1")
-        if wrong := [weight for weight in self.bm25_weights if not 0 <= weight <= 1]:
-            raise NLTError(f"bm25_weights has {wrong[0]}; it must be between 0 (the encoder alone) and 1 (BM25 alone)")
+        if strange := [weight for weight in self.bm25_weights if not 0 <= weight <= 1]:
+            raise NLTError(
+                f"bm25_weights has {strange[0]}; it must be between 0 (the encoder alone) and 1 (BM25 alone)"
+            )
         if self.encode_batch_size < 1:
             raise NLTError(f"encode_batch_size is {self.encode_batch_size}; it must be at least 1")
 
