@@ -206,7 +206,9 @@ def inputs(work: Adaptation) -> list[Path]:
 
 def write_documents(work: Adaptation) -> None:
     """Write the documents' passages as a corpus; this takes little time where they have not changed."""
-    corpus(DocumentArguments(documents=work.options.documents, corpus=str(work.documents)))
+    options = work.options
+    queries = None if options.makes_queries else Path(options.queries)
+    corpus(DocumentArguments(documents=options.documents, corpus=str(work.documents)), queries=queries)
 
 
 def write_collection_of(work: Adaptation) -> None:

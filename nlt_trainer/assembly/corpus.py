@@ -12,13 +12,21 @@ from nlt_trainer.documents.report import CorpusReport
 from nlt_trainer.terminal import say
 
 
-def corpus(args: DocumentArguments) -> None:
-    """Write the corpus; prints what was read and what was left out."""
-    report, before = build_corpus(args.documents, args.corpus, length=PassageLength(args.passage_words))
+def corpus(args: DocumentArguments, *, queries: Path | None = None) -> None:
+    """Write the corpus; prints what was read and what was left out.
+
+    Args:
+        args: the options.
+        queries: a file of queries, which is left out where it lies among the documents.
+    """
+    length = PassageLength(args.passage_words)
+    report, before = build_corpus(args.documents, args.corpus, queries=queries, length=length)
     folder = Path(args.corpus)
     say(f"{folder / CORPUS_FILE}: {summary(report)}{' (done before)' if before else ''}")
     if left_out := left_out_in_words(report):
         say(f"  skipped: {left_out}; {folder / REPORT_FILE} lists them")
+    if queries and queries.resolve().is_relative_to(Path(args.documents).resolve()):
+        say(f"  left out: {queries}, which has the queries and is no document")
 
 
 def summary(report: CorpusReport) -> str:

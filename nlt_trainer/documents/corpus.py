@@ -33,7 +33,7 @@ WORDS = PassageLength()
 
 
 def build_corpus(
-    documents: str | Path, out: str | Path, *, length: PassageLength = WORDS
+    documents: str | Path, out: str | Path, *, queries: str | Path | None = None, length: PassageLength = WORDS
 ) -> tuple[CorpusReport, bool]:
     """Write `corpus.jsonl` and its report; return the report, and whether both are those of an earlier call.
 
@@ -43,6 +43,7 @@ def build_corpus(
     Args:
         documents: a folder, which is read with its subfolders, or one file.
         out: the folder to write. It is left out where it lies inside `documents`.
+        queries: a file of queries, which is no document and is left out, too.
         length: of a passage.
 
     Raises:
@@ -52,12 +53,13 @@ def build_corpus(
     documents, out = Path(documents), Path(out)
     beir = check_paths(documents, out)
     report = CorpusReport(str(documents), "", length.unit, None if beir else length.most)
-    found = find_files(beir or documents, without=out, refuse=lambda path, reason: None)
+    without = [out] if queries is None else [out, Path(queries)]
+    found = find_files(beir or documents, without=without, refuse=lambda path, reason: None)
     files, report.key = _state(found, report)
     earlier = read_report(out / REPORT_FILE)
     if earlier and earlier.key == report.key and _size(out / CORPUS_FILE) == earlier.corpus_bytes:
         return earlier, True
-    passages = _copied(beir, report) if beir else _read(documents, out, report, files=files, length=length)
+    passages = _copied(beir, report) if beir else _read(documents, without, report, files=files, length=length)
     write_jsonl(out / CORPUS_FILE, _rows(passages, out, report))
     report.corpus_bytes = _size(out / CORPUS_FILE)
     report.write(out / REPORT_FILE)
@@ -111,12 +113,12 @@ def _copied(file: Path, report: CorpusReport) -> Iterator[Document]:
 
 
 def _read(
-    documents: Path, out: Path, report: CorpusReport, *, files: int, length: PassageLength
+    documents: Path, without: list[Path], report: CorpusReport, *, files: int, length: PassageLength
 ) -> Iterator[Document]:
     """The passages of all files without duplicates."""
     root = documents if documents.is_dir() else documents.parent
     duplicates = Duplicates()
-    found = find_files(documents, without=out, refuse=lambda path, reason: report.skip(_name(path, root), reason))
+    found = find_files(documents, without=without, refuse=lambda path, reason: report.skip(_name(path, root), reason))
     for path, _ in tqdm(found, total=files, desc="reading", unit=" files", delay=SECONDS, leave=False):
         for passage in _passages(path, _name(path, root), report, length):
             original = duplicates.stands_for(passage.id, passage.text)

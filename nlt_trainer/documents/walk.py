@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 LEFT_OUT = {"CVS", "__pycache__", "node_modules"}
@@ -16,20 +16,21 @@ Refuse = Callable[[Path, str], None]
 """Takes a file or folder that is not read, and why."""
 
 
-def find_files(documents: Path, *, without: Path, refuse: Refuse) -> Iterator[tuple[Path, os.stat_result]]:
+def find_files(documents: Path, *, without: Collection[Path], refuse: Refuse) -> Iterator[tuple[Path, os.stat_result]]:
     """Yield each file below a folder with its size and times: sorted by name, a folder's files before its folders.
 
     Hidden files and folders are left out. Links to folders are not followed, so that no circle can arise.
 
     Args:
         documents: a folder, or one file, which is yielded itself.
-        without: a folder that is left out.
+        without: folders and files that are left out, also where a link names them.
         refuse: called for what cannot be read.
     """
+    excluded = {path.resolve() for path in without}
     if documents.is_file():
-        yield documents, documents.stat()
+        if documents.resolve() not in excluded:
+            yield documents, documents.stat()
         return
-    excluded = without.resolve()
 
     def unreadable(error: OSError) -> None:
         refuse(Path(error.filename), f"cannot be read ({error.strerror})")
@@ -39,17 +40,17 @@ def find_files(documents: Path, *, without: Path, refuse: Refuse) -> Iterator[tu
         inside = [folder / name for name in sorted(folders) if not _hidden(name) and name not in LEFT_OUT]
         for link in (path for path in inside if path.is_symlink()):
             refuse(link, "a link to a folder, which is not followed; give the folder that it names")
-        folders[:] = [path.name for path in inside if path.resolve() != excluded]
+        folders[:] = [path.name for path in inside if path.resolve() not in excluded]
         for path in (folder / name for name in sorted(names) if not _hidden(name)):
             try:
                 status = path.stat()
             except OSError as error:
                 refuse(path, f"cannot be read ({error.strerror})")
                 continue
-            if stat.S_ISREG(status.st_mode):
-                yield path, status
-            else:
+            if not stat.S_ISREG(status.st_mode):
                 refuse(path, "not a regular file")
+            elif path.resolve() not in excluded:
+                yield path, status
 
 
 def _hidden(name: str) -> bool:

@@ -13,7 +13,7 @@ from document_files import OTHER, TEXT, encrypt_pdf, write_docx, write_pdf
 
 from nlt_trainer.data.beir import Document, load_corpus
 from nlt_trainer.documents import readers
-from nlt_trainer.documents.corpus import REPORT_FILE, build_corpus
+from nlt_trainer.documents.corpus import REPORT_FILE, WORDS, build_corpus
 from nlt_trainer.documents.passages import PassageLength
 from nlt_trainer.documents.report import MOST_LINES, CorpusReport, read_report
 from nlt_trainer.errors import DataError, NLTError
@@ -63,10 +63,10 @@ def test_a_second_call_does_nothing_until_something_changes(tmp_path: Path, docu
     """Reference: the time at which the corpus was written."""
     out = documents / "out"  # inside what is read: it changes nothing
 
-    def built(**settings: PassageLength) -> bool:
+    def built(length: PassageLength = WORDS) -> bool:
         """Whether a call writes the corpus."""
         os.utime(out / "corpus.jsonl", ns=(1, 1))
-        report, before = build_corpus(documents, out, **settings)
+        report, before = build_corpus(documents, out, length=length)
         written = (out / "corpus.jsonl").stat().st_mtime_ns != 1
         assert written is not before
         assert report.passages == len(load_corpus(out))
@@ -74,9 +74,9 @@ def test_a_second_call_does_nothing_until_something_changes(tmp_path: Path, docu
 
     build_corpus(documents, out)
     assert not built()
-    assert built(length=PassageLength(20))
-    assert not built(length=PassageLength(20))
-    assert built(length=PassageLength(100, "characters", len))
+    assert built(PassageLength(20))
+    assert not built(PassageLength(20))
+    assert built(PassageLength(100, "characters", len))
     build_corpus(documents, out)
     (documents / "a.txt").write_text(THIRD)
     os.utime(documents / "a.txt", ns=(time.time_ns(), 7))

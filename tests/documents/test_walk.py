@@ -21,7 +21,7 @@ def found(root: Path, *, without: str = "none") -> tuple[list[str], dict[str, st
     def refuse(path: Path, reason: str) -> None:
         refused[path.relative_to(root).as_posix()] = reason
 
-    files = find_files(root, without=root / without, refuse=refuse)
+    files = find_files(root, without=[root / without], refuse=refuse)
     return [path.relative_to(root).as_posix() for path, _ in files], refused
 
 
@@ -42,6 +42,15 @@ def test_the_output_inside_is_left_out(tmp_path: Path) -> None:
     """Reference: the same folder without it; a folder of the same name elsewhere is read."""
     write(tmp_path, "a.txt", "out/corpus.jsonl", "b/out/c.txt")
     assert found(tmp_path, without="out") == (["a.txt", "b/out/c.txt"], {})
+
+
+def test_a_file_inside_is_left_out(tmp_path: Path) -> None:
+    """Reference: the same folder without it and without a link to it."""
+    write(tmp_path, "a.txt", "b/queries.txt", "queries.txt")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "b/queries.txt")
+    assert found(tmp_path, without="b/queries.txt") == (["a.txt", "queries.txt"], {})
+    queries = tmp_path / "queries.txt"
+    assert not list(find_files(queries, without=[queries], refuse=lambda path, reason: None))
 
 
 def test_links_make_no_circle(tmp_path: Path) -> None:
@@ -66,5 +75,5 @@ def test_a_pipe_is_not_read(tmp_path: Path) -> None:
 def test_one_file_is_the_walk(tmp_path: Path) -> None:
     """Reference: the file itself."""
     write(tmp_path, "a.txt", "b.txt")
-    files = find_files(tmp_path / "b.txt", without=tmp_path / "out", refuse=lambda path, reason: None)
+    files = find_files(tmp_path / "b.txt", without=[], refuse=lambda path, reason: None)
     assert [(path.name, status.st_size) for path, status in files] == [("b.txt", 5)]

@@ -75,13 +75,20 @@ def test_documents_become_an_encoder_and_a_second_call_repeats_nothing(
     assert f"{out / 'candidates.jsonl'}: " in capsys.readouterr().out
 
 
-def test_queries_of_people_are_judged_by_the_llm(folder: Path, flags: list[str], tmp_path: Path) -> None:
-    """Against the file: every query is in one of two splits, and each held-out judgement names a passage."""
-    queries = tmp_path / "queries.txt"
+def test_queries_of_people_are_judged_by_the_llm(
+    folder: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against the file: every query is in one of two splits, and each held-out judgement names a passage.
+
+    The file lies among the documents and gives no passage.
+    """
+    queries = folder / "queries.txt"
     queries.write_text("\n".join(f"{a} {b}" for a in WORDS.split() for b in WORDS.split() if a < b) + "\n\n")
     adapt.main([str(folder), *flags, f"--queries={queries}", "--held_out=20", "--num_queries=80"])
     found = load_collection(tmp_path / "out" / "collection")
     held_out, train = found.qrels["held_out"], found.qrels["train"]
+    assert f"left out: {queries}, which has the queries" in capsys.readouterr().out
+    assert not [id for id in found.corpus if id.startswith("queries")]
     assert len(found.queries) == 45
     assert held_out.keys() == found.queries.keys() - train.keys()
     grades = [[*row.values()] for row in held_out.values()]
