@@ -61,18 +61,23 @@ def _atomic(path: Path, mode: str, *, encoding: str | None) -> Iterator[Any]:
         partial.unlink(missing_ok=True)
 
 
+def half_written(folder: Path) -> list[Path]:
+    """The files in a folder that a killed process has left; they have no final name."""
+    return [path for path in folder.glob(".*.partial") if path.is_file()]
+
+
 def check_folder(path: Path) -> None:
     """Refuse a path that `atomic_folder` does not replace. A stage that runs long checks this before it begins.
 
     Raises:
         NLTError: `path` or one of its parents is a file, `path` is a folder with content that this package has not
-            written, or `path` has no name of its own, such as `.`.
+            written, or `path` has no name of its own, such as `.`. Half-written files are no content.
     """
     if not path.name:
         raise NLTError(f"{path} is no name for a folder that is to be written; give it one, e.g. {path / 'encoder'}")
     if files := [place for place in (path, *path.parents) if place.is_file()]:
         raise NLTError(f"{files[0]} is a file, and a folder is to be written there; name a folder")
-    if path.is_dir() and not (path / FOLDER_MARK).is_file() and any(path.iterdir()):
+    if path.is_dir() and not (path / FOLDER_MARK).is_file() and {*path.iterdir()} - {*half_written(path)}:
         raise NLTError(
             f"{path} is there already and was not written by nlt (it has no {FOLDER_MARK}); name another folder, or "
             "move this one away"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -267,6 +269,22 @@ def test_a_stop_leaves_the_earlier_corpus(tmp_path: Path, documents: Path, monke
     assert load_corpus(tmp_path / "out") == earlier
     assert {path.name for path in (tmp_path / "out").iterdir()} == {".nlt_trainer", "corpus.jsonl", REPORT_FILE}
     assert build_corpus(documents, tmp_path / "out")[0].passages == 3
+
+
+def test_a_corpus_is_written_after_a_kill(tmp_path: Path, documents: Path) -> None:
+    """Reference: the folder that a process leaves which ends amid the first corpus, without a chance to clean up."""
+    script = "\n".join([
+        "import os, sys",
+        "from nlt_trainer.documents import corpus, readers",
+        "readers.READERS['.rst'] = lambda path: os._exit(9)",
+        "corpus.build_corpus(*sys.argv[1:])",
+    ])  # fmt: skip
+    (documents / "z.rst").write_text(THIRD)
+    killed = subprocess.run([sys.executable, "-c", script, str(documents), str(tmp_path / "out")])
+    assert killed.returncode == 9
+    assert [path.suffix for path in (tmp_path / "out").iterdir()] == [".partial"]
+    assert build_corpus(documents, tmp_path / "out")[0].passages == 3
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {".nlt_trainer", "corpus.jsonl", REPORT_FILE}
 
 
 def test_memory_does_not_grow_with_what_is_read(tmp_path: Path) -> None:
