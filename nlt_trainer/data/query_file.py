@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nlt_trainer.data.beir import Query
+from nlt_trainer.data.folding import folded
 from nlt_trainer.errors import DataError
 from nlt_trainer.files import read_jsonl, read_lines
 
@@ -20,6 +21,9 @@ TEXT_KEYS = ("text", "query", "question")
 
 def read_query_file(path: str | Path) -> list[Query]:
     """Read queries, each different text once, in the order of the file.
+
+    Of texts that differ in capitals, punctuation and white space alone, the first one is taken. Otherwise a query
+    could train and its twin be held out.
 
     Args:
         path: a `.jsonl` file, whose rows have the query under `text`, `query` or `question` and may have an `_id` and
@@ -40,20 +44,24 @@ def read_query_file(path: str | Path) -> list[Query]:
     empty = doubled = 0
     for line, row in rows:
         text = " ".join(str(row["text"]).replace("\0", " ").split())
-        if not text:
+        if not (key := folded(text)):
             empty += 1
-        elif text in found:
+        elif key in found:
             doubled += 1
         else:
             query = Query(row.get("_id") or hashlib.blake2b(text.encode(), digest_size=8).hexdigest(), text)
             if query.id in ids:
                 raise DataError(path, f"_id {query.id!r} was used before; make ids unique", line=line)
             ids.add(query.id)
-            found[text] = Query(query.id, text, row.get("answer") or None)
+            found[key] = Query(query.id, text, (row.get("answer") or "").strip() or None)
     if not found:
         raise DataError(path, "holds no query; write one on each line")
     if empty or doubled:
-        logger.warning("%s: left out are %d empty lines and %d repeated queries", path, empty, doubled)
+        logger.warning(
+            "%s: left out are %d lines without words and %d queries that repeat another, whatever their capitals and "
+            "punctuation",
+            path, empty, doubled,
+        )  # fmt: skip
     return list(found.values())
 
 

@@ -21,7 +21,17 @@ def test_lines_are_queries_once_each_and_ids_follow_the_text(tmp_path: Path, cap
     moved = read_query_file(written(tmp_path, "b.txt", "open a file\nhow to sort\n"))
     assert [query.text for query in found] == ["how to sort", "open a file"]
     assert {query.text: query.id for query in found} == {query.text: query.id for query in moved}
-    assert "2 empty lines and 1 repeated queries" in caplog.text
+    assert "2 lines without words and 1 queries that repeat another" in caplog.text
+
+
+def test_queries_that_differ_in_capitals_and_punctuation_are_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Against the first of them; a twin in the other split would be known from training."""
+    text = "How do I reset it?\nhow do i reset it\nHow do I  reset it ?\nHow do I reset them?\n?!\n"
+    found = read_query_file(written(tmp_path, "q.txt", text))
+    assert [query.text for query in found] == ["How do I reset it?", "How do I reset them?"]
+    assert "1 lines without words and 2 queries that repeat another" in caplog.text
 
 
 def test_jsonl_takes_beir_rows_and_other_names_of_the_text(tmp_path: Path) -> None:
