@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,10 @@ logger = logging.getLogger(__name__)
 
 TEXT_KEYS = ("text", "query", "question")
 """Keys under which a JSONL file may have the text of a query; the first one that a row has counts."""
+NO_LINES = frozenset(
+    ".json .csv .tsv .parquet .xls .xlsx .ods .xml .yaml .yml .html .pdf .docx .gz .bz2 .xz .zst .zip".split()
+)
+"""Endings of files whose lines are no queries."""
 
 
 def read_query_file(path: str | Path) -> list[Query]:
@@ -27,18 +32,24 @@ def read_query_file(path: str | Path) -> list[Query]:
 
     Args:
         path: a `.jsonl` file, whose rows have the query under `text`, `query` or `question` and may have an `_id` and
-            an `answer`, or any other file, which has a query on each line. Empty lines are left out.
+            an `answer`, or a text file, which has a query on each line. Empty lines are left out.
 
     Returns:
         The queries. One without an id has a hash of its text as id, so that it keeps its id when lines move.
 
     Raises:
-        DataError: the file is missing, is not UTF-8, holds no query or a row without a text, or has an id twice.
+        DataError: the file is missing, is of another kind, is not UTF-8, holds no query or a row without a text, or
+            has an id twice or with white space in it.
     """
     path = Path(path)
     if path.is_dir():
         raise DataError(path, "is a folder; name a file with a query on each line, or JSONL")
-    rows = _jsonl_rows(path) if path.suffix == ".jsonl" else ((n, {"text": line}) for n, line in read_lines(path))
+    ending = path.suffix.lower()
+    if ending in NO_LINES:
+        raise DataError(
+            path, f"is a {ending} file; write the queries into a .txt file, one on each line, or a .jsonl file"
+        )
+    rows = _jsonl_rows(path) if ending == ".jsonl" else _text_rows(path)
     found: dict[str, Query] = {}
     ids: set[str] = set()
     empty = doubled = 0
@@ -65,11 +76,31 @@ def read_query_file(path: str | Path) -> list[Query]:
     return list(found.values())
 
 
+def _text_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each line as a text.
+
+    Raises:
+        DataError: a line is a JSON object.
+    """
+    for line, text in read_lines(path):
+        if text.lstrip().startswith("{") and _is_json(text):
+            raise DataError(path, "is JSON, and the file would be read as text; let its name end in .jsonl", line=line)
+        yield line, {"text": text}
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each row with its text under `text`.
 
     Raises:
-        DataError: a row has no text, or a value that is no string.
+        DataError: a row has no text, a value that is no string, or an id with white space in it.
     """
     for line, row in read_jsonl(path):
         key = next((key for key in TEXT_KEYS if key in row), None)
@@ -79,4 +110,6 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         for name, value in known.items():
             if not isinstance(value, str) and (value is not None or name == "text"):
                 raise DataError(path, f"{name} must be a string, found {value!r}; correct the line", line=line)
+        if known["_id"] and known["_id"].split() != [known["_id"]]:
+            raise DataError(path, f"_id {known['_id']!r} has white space; write one word", line=line)
         yield line, known

@@ -36,7 +36,7 @@ def test_queries_that_differ_in_capitals_and_punctuation_are_one(
 
 def test_jsonl_takes_beir_rows_and_other_names_of_the_text(tmp_path: Path) -> None:
     rows = '{"_id": "q7", "text": "a b", "answer": "c"}\n{"question": "d e"}\n{"query": "f g", "answer": ""}\n'
-    found = read_query_file(written(tmp_path, "q.jsonl", rows))
+    found = read_query_file(written(tmp_path, "q.JSONL", rows))
     assert found[0] == Query("q7", "a b", "c")
     assert [(query.text, query.answer) for query in found[1:]] == [("d e", None), ("f g", None)]
 
@@ -50,6 +50,12 @@ def test_jsonl_takes_beir_rows_and_other_names_of_the_text(tmp_path: Path) -> No
         ("q.jsonl", '{"text": "a", "_id": 3}\n', r"q.jsonl:1: _id must be a string, found 3"),
         ("q.jsonl", '{"text": "a", "_id": "1"}\n{"text": "b", "_id": "1"}\n', r"q.jsonl:2: _id '1' was used before"),
         ("q.jsonl", "{", r"q.jsonl:1: not valid JSON"),
+        ("q.jsonl", '{"text": "a", "_id": "1\\t2"}\n', r"q.jsonl:1: _id '1\\t2' has white space; write one word"),
+        ("q.jsonl", '{"text": "a", "_id": " 1"}\n', r"q.jsonl:1: _id ' 1' has white space; write one word"),
+        ("q.tsv", "1\tHow do I reset it?\n", r"q.tsv: is a .tsv file; write the queries into a .txt file"),
+        ("q.JSON", '{"text": "a"}\n', r"q.JSON: is a .json file; write .* or a .jsonl file"),
+        ("q.jsonl.gz", "a b", r"q.jsonl.gz: is a .gz file"),
+        ("q.txt", 'a {b}\n{a} b\n{"text": "a"}\n', r"q.txt:3: is JSON, .* end in .jsonl"),
     ],
 )
 def test_a_wrong_file_is_named_with_its_line(tmp_path: Path, name: str, text: str, message: str) -> None:
