@@ -45,7 +45,13 @@ class Decision:
 
 
 def decide(
-    rankings: Mapping[str, Rankings], qrels: Qrels, *, collection: str, split: str, cost: Mapping[str, Any]
+    rankings: Mapping[str, Rankings],
+    qrels: Qrels,
+    *,
+    collection: str,
+    split: str,
+    cost: Mapping[str, Any],
+    made: bool,
 ) -> Decision:
     """Compare the systems on held-out queries.
 
@@ -60,6 +66,7 @@ def decide(
         collection: name of the collection, for the rows.
         split: name of the split, for the rows.
         cost: `train_seconds`, `lm_tokens` and `seed` of the adapted encoder, for its rows.
+        made: whether the queries were made of the documents; the advice depends on it.
     """
     systems = {name: rankings[name] for name in ("bm25", "start", "adapted")}
     for name in ("start", "adapted"):
@@ -96,7 +103,7 @@ def decide(
         )
         rows.append(row)
     weight = fit_weight(rankings[kept], rankings["bm25"], qrels)
-    return Decision(rows, kept, sentence(rows, kept, p=p, bm25_weight=weight), weight)
+    return Decision(rows, kept, sentence(rows, kept, p=p, bm25_weight=weight, made=made), weight)
 
 
 def cross_fitted(encoder: Rankings, bm25: Rankings, qrels: Qrels) -> dict[str, dict[str, float]]:
@@ -110,7 +117,7 @@ def cross_fitted(encoder: Rankings, bm25: Rankings, qrels: Qrels) -> dict[str, d
     return fused
 
 
-def sentence(rows: Sequence[Result], kept: str, *, p: float, bm25_weight: float) -> str:
+def sentence(rows: Sequence[Result], kept: str, *, p: float, bm25_weight: float, made: bool) -> str:
     """The verdict: whether the encoder has gained, and what to do where BM25 is ahead."""
     by_name = {row.name: row.ndcg_at_10 for row in rows}
     start, adapted, bm25 = (by_name[name] for name in ("start", "adapted", "bm25"))
@@ -123,5 +130,5 @@ def sentence(rows: Sequence[Result], kept: str, *, p: float, bm25_weight: float)
         ahead = f"BM25 alone has {bm25:.3f}, and " if bm25 > alone else ""
         parts.append(f"{ahead}with {bm25_weight:.1f} of BM25 mixed in it has {fused:.3f}")
     if kept == "start":
-        parts.append("real queries in place of made ones, or more of them, help most")
+        parts.append("queries that people have typed help more than made ones" if made else "more queries help most")
     return "; ".join(parts) + "."

@@ -265,7 +265,8 @@ def write_decision(work: Adaptation) -> None:
         "adapted": search(EmbeddingCache(adapted, work.embeddings), collection, queries),
     }
     name = Path(work.options.documents).resolve().name
-    found = decide(rankings, qrels, collection=name, split=HELD_OUT, cost=work.run.cost)
+    made = work.options.makes_queries
+    found = decide(rankings, qrels, collection=name, split=HELD_OUT, cost=work.run.cost, made=made)
     write_results(work.run.results_file, found.rows)
     write_json(work.run.decision_file, {k: v for k, v in vars(found).items() if k != "rows"})
 

@@ -19,9 +19,9 @@ def ranked(first: int, *, of: Mapping[str, object] = QRELS) -> Rankings:
     return {query: {"right": 0.9 if i < first else 0.4, "wrong": 0.5, "other": 0.1} for i, query in enumerate(of)}
 
 
-def decided(*, bm25: int, start: int, adapted: int) -> Decision:
+def decided(*, bm25: int, start: int, adapted: int, made: bool = False) -> Decision:
     rankings = {"bm25": ranked(bm25), "start": ranked(start), "adapted": ranked(adapted)}
-    return decide(rankings, QRELS, collection="c", split="held_out", cost=COST)
+    return decide(rankings, QRELS, collection="c", split="held_out", cost=COST, made=made)
 
 
 def test_a_sure_gain_keeps_the_adapted_encoder() -> None:
@@ -49,6 +49,13 @@ def test_a_loss_nothing_or_an_unsure_gain_keeps_the_start(adapted: int) -> None:
     assert "the encoder that you had is kept" in found.sentence
 
 
+def test_the_advice_depends_on_who_made_the_queries() -> None:
+    """Whoever gave queries of people is not told to give some."""
+    made, typed = (decided(bm25=0, start=10, adapted=10, made=made).sentence for made in (True, False))
+    assert made.endswith("; queries that people have typed help more than made ones.")
+    assert typed.endswith("; more queries help most.")
+
+
 def test_bm25_is_named_where_it_is_ahead() -> None:
     found = decided(bm25=40, start=10, adapted=30)
     assert "BM25 alone" in found.sentence
@@ -70,9 +77,8 @@ def test_reciprocal_rank_fusion_has_rows_of_its_own() -> None:
     third and BM25 first."""
     encoder = {query: {"right": 0.9, "wrong": 0.5, "other": 0.1} for query in QRELS}
     bm25 = {query: {"other": 9.0, "right": 5.0, "wrong": 1.0} for query in QRELS}
-    found = decide(
-        {"bm25": bm25, "start": bm25, "adapted": encoder}, QRELS, collection="c", split="held_out", cost=COST
-    )
+    rankings = {"bm25": bm25, "start": bm25, "adapted": encoder}
+    found = decide(rankings, QRELS, collection="c", split="held_out", cost=COST, made=True)
     rows = {row.name: row.ndcg_at_10 for row in found.rows}
     assert rows["start+bm25 (rrf)"] == pytest.approx(NDCG_SECOND)  # BM25 with itself
     assert rows["adapted+bm25 (rrf)"] == pytest.approx(1)
