@@ -15,6 +15,7 @@ from nlt_trainer.data.candidates import read_candidates
 from nlt_trainer.data.gains import read_gains
 from nlt_trainer.data.prior import with_prior
 from nlt_trainer.errors import NLTError
+from nlt_trainer.terminal import say
 
 TRAIN, HELD_OUT = "train", "held_out"
 """The splits. Training reads only which queries are in its split, and no judgement."""
@@ -28,7 +29,8 @@ def write_query_collection(
     """Write a collection of documents and of queries that people have typed.
 
     Nothing is known of what is relevant to them. The files of both splits therefore name each query with one document
-    of grade 0, which says that nothing is judged; `judge_held_out` fills in the held-out queries.
+    of grade 0, which says that nothing is judged; `judge_held_out` fills in the held-out queries. Answers are written
+    only if every query has one, so that the LLM predicts the same of the queries of both splits.
 
     Args:
         folder: BEIR folder to write.
@@ -43,7 +45,12 @@ def write_query_collection(
     """
     if most is not None and most < len(queries):
         drawn = sorted(random.Random(seed).sample(range(len(queries)), most))
+        say(f"{most:,} of {len(queries):,} queries drawn; --num_queries takes more")
         queries = [queries[i] for i in drawn]
+    without = sum(query.answer is None for query in queries)
+    if 0 < without < len(queries):
+        say(f"{without:,} of {len(queries):,} queries have no answer, so that the answers of the others are left out")
+        queries = [Query(query.id, query.text) for query in queries]
     number = min(held_out, int(SHARE * len(queries)))
     if number < 2:
         raise NLTError(

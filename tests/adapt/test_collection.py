@@ -15,8 +15,9 @@ CORPUS = [Document(f"d{i}", "", f"text {i}") for i in range(4)]
 QUERIES = [Query(f"q{i}", f"query {i}") for i in range(40)]
 
 
-def test_queries_are_divided_once_and_nothing_is_judged(tmp_path: Path) -> None:
+def test_queries_are_divided_once_and_nothing_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_query_collection(tmp_path / "c", CORPUS, QUERIES, held_out=6, most=30, seed=1)
+    assert capsys.readouterr().out == "30 of 40 queries drawn; --num_queries takes more\n"
     found = load_collection(tmp_path / "c")
     train, held_out = ({query.id for query in found.split_queries(split)} for split in (TRAIN, HELD_OUT))
     assert (len(train), len(held_out), len(found.queries)) == (24, 6, 30)
@@ -24,6 +25,19 @@ def test_queries_are_divided_once_and_nothing_is_judged(tmp_path: Path) -> None:
     assert {grade for split in found.qrels.values() for row in split.values() for grade in row.values()} == {0}
     write_query_collection(tmp_path / "again", CORPUS, QUERIES[::-1], held_out=40, most=None, seed=1)
     assert len(load_collection(tmp_path / "again").split_queries(HELD_OUT)) == 10, "at most a quarter"
+    assert capsys.readouterr().out == "", "nothing was left out"
+
+
+@pytest.mark.parametrize("without", [0, 1])
+def test_answers_are_written_if_every_query_has_one(
+    without: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One query without an answer, which lies in one split, decides what the LLM predicts in both."""
+    queries = [Query(q.id, q.text, "yes" if i >= without else None) for i, q in enumerate(QUERIES)]
+    write_query_collection(tmp_path / "c", CORPUS, queries, held_out=6, most=None, seed=1)
+    found = load_collection(tmp_path / "c").queries.values()
+    assert {query.answer for query in found} == {None if without else "yes"}
+    assert ("1 of 40 queries have no answer" in capsys.readouterr().out) == bool(without)
 
 
 def test_the_division_follows_a_querys_id_and_not_its_place(tmp_path: Path) -> None:
