@@ -1,4 +1,4 @@
-"""Find what can be cut out of a passage as a query: a sentence of prose, a comment in code, or the title."""
+"""Find what can be cut out of a passage as a query: a sentence of prose, a comment in code, or a heading."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from nlt_trainer.data.beir import Document
 from nlt_trainer.data.bm25 import tokenize
 from nlt_trainer.data.sentences import LINE_END, MAX_WORDS, MIN_WORDS, SENTENCE_END, count_words
+from nlt_trainer.documents.passages import BETWEEN
 
 MIN_SENTENCES = 3
 """A passage with fewer sentences would lose too much with one of them."""
-MIN_TITLE_WORDS = 3
+MIN_HEADING_WORDS = 3
 MARKS = re.compile(r"^(?:[\s#>*•\"'/-]+|\d{1,3}[.)]\s+)+|[\s*/\"'#]+$")
 COMMENT = re.compile(
     r'"""(?P<doc>.+?)"""|/\*(?P<block>.+?)\*/|(?P<lines>^[ \t]*(?P<mark>#|//|--)[^\n]*(?:\n[ \t]*(?P=mark)[^\n]*)*)',
@@ -34,7 +35,7 @@ class Excerpt:
     """A piece of a passage that can be a query.
 
     Args:
-        kind: `sentence` or `title`.
+        kind: `sentence` or `heading`.
         query: the text of the query.
         cut: what has to go from the passage, with single spaces for white space.
     """
@@ -57,11 +58,14 @@ def excerpts(document: Document) -> list[Excerpt]:
     return [Excerpt("sentence", query, " ".join(cut.split())) for query, cut in pairs if is_useful(query)]
 
 
-def title_excerpt(document: Document) -> Excerpt | None:
-    """The title of a passage, if it has 3 words or more that can be a query and the passage has a text besides."""
-    title = " ".join(document.title.split())
-    usable = document.text and is_useful(title, min_words=MIN_TITLE_WORDS)
-    return Excerpt("title", title, title) if usable else None
+def heading_excerpt(document: Document) -> Excerpt | None:
+    """The innermost heading of a passage's title, if it can be a query and the passage has a text besides.
+
+    A title such as `Handbook > How to restore the cache` is a path of headings. The heading must have 3 words or more.
+    """
+    heading = " ".join(document.title.rpartition(BETWEEN)[2].split())
+    usable = document.text and is_useful(heading, min_words=MIN_HEADING_WORDS)
+    return Excerpt("heading", heading, heading) if usable else None
 
 
 def is_useful(text: str, *, min_words: int = MIN_WORDS) -> bool:
@@ -83,9 +87,9 @@ def is_code(text: str) -> bool:
 
 
 def without(text: str, cut: str) -> str:
-    """A text without a cut piece wherever it stands, whatever the white space between its words."""
+    """A text without a cut piece wherever it stands, whatever its capitals and the white space between its words."""
     pattern = r"\s+".join(re.escape(word) for word in cut.split())
-    return re.sub(rf"{pattern}[ \t]*", "", text)
+    return re.sub(rf"{pattern}[ \t]*", "", text, flags=re.IGNORECASE)
 
 
 def _comments(text: str) -> list[tuple[str, str]]:

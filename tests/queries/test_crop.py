@@ -1,4 +1,4 @@
-"""Sentences, comments and titles that are cut out of passages: which ones, and what is left."""
+"""Sentences, comments and headings that are cut out of passages: which ones, and what is left."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from nlt_trainer.data.beir import Document
 from nlt_trainer.queries.crop import MAX_HOLDERS, crop_queries, find_holders
-from nlt_trainer.queries.excerpts import excerpts, is_code, is_useful, title_excerpt, without
+from nlt_trainer.queries.excerpts import excerpts, heading_excerpt, is_code, is_useful, without
 
 ANIMALS = ("whale", "heron", "badger", "salmon", "beetle", "falcon", "otter", "walrus")
 LICENCE = "This text may be copied freely by everyone who likes it."
@@ -76,7 +76,9 @@ def test_boilerplate_is_never_a_query() -> None:
     """Reference: the sentence that 24 passages have; in as many as allowed it is one."""
     made = crop_queries(CORPUS, num_queries=100)
     assert LICENCE not in {query.text for query in made.queries.values()}
-    few = {str(n): Document(str(n), "", f"Yes, number {n}. So it is. {LICENCE}") for n in range(MAX_HOLDERS)}
+    few = {
+        str(n): Document(str(n), "", f"Yes, number {n}. So it is. {LICENCE}") for n in range(MAX_HOLDERS["sentence"])
+    }
     made = crop_queries(few, num_queries=100)
     assert [query.text for query in made.queries.values()] == [LICENCE]
     assert all(LICENCE not in document.text for document in made.corpus.values())
@@ -106,12 +108,51 @@ def test_a_title_of_one_passage_is_a_query_and_goes() -> None:
         "five": Document("five", "Hunting grounds of falcons", ""),
     }
     made = crop_queries(titled, num_queries=9)
-    assert [(q.id, q.text) for q in made.queries.values()] == [("title:one", "Feeding habits of otters")]
+    assert [(q.id, q.text) for q in made.queries.values()] == [("heading:one", "Feeding habits of otters")]
     assert made.corpus["one"] == Document("one", "", "are known. They eat fish.")
     assert {i: made.corpus[i] for i in ("two", "three", "four", "five")} == {
         i: titled[i] for i in ("two", "three", "four", "five")
     }
     assert not crop_queries(titled, num_queries=9, titles=False).queries
+
+
+def test_of_a_path_of_headings_only_the_innermost_is_cut() -> None:
+    """Reference: by hand; a heading under which other passages stand, or that another one mentions, is no query."""
+    titles = ("Handbook of operations > How to restore the cache", "Handbook of operations > How to rotate log files",
+              "Handbook of operations > How to rotate log files > Daily")  # fmt: skip
+    corpus = {title: Document(title, title, f"Ask the team {n} first.") for n, title in enumerate(titles)}
+    made = crop_queries(corpus, num_queries=9)
+    assert [(q.id, q.text) for q in made.queries.values()] == [(f"heading:{titles[0]}", "How to restore the cache")]
+    assert made.corpus[titles[0]] == Document(titles[0], "Handbook of operations", "Ask the team 0 first.")
+    mention = Document("m", "", "See how to restore the cache.")
+    assert not crop_queries({**corpus, "m": mention}, num_queries=9).queries
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("FEEDING HABITS OF OTTERS\nThey eat fish.", "\nThey eat fish."),
+        ("Feeding habits (of otters): they eat fish.", None),
+    ],
+)
+def test_a_heading_goes_in_other_capitals_or_is_no_query(text: str, rest: str | None) -> None:
+    """Reference: the text without it; with a bracket inside it is not cut and would give the query away."""
+    corpus = {"a": Document("a", "Feeding habits of otters", text)}
+    made = crop_queries(corpus, num_queries=1)
+    assert made.corpus == (corpus if rest is None else {"a": Document("a", "", rest)})
+    assert len(made.queries) == (rest is not None)
+
+
+@pytest.mark.parametrize(("copy", "queries"), [("HUNGRY parents HUNT", 1), ("Hungry parents, hunt", 0)])
+def test_a_sentence_goes_from_other_passages_in_other_capitals_or_is_no_query(copy: str, queries: int) -> None:
+    """Reference: two passages that share a sentence; with a comma inside it is not cut."""
+    corpus = {
+        "a": Document("a", "", "Yes. No. Hungry parents hunt small fish."),
+        "b": Document("b", "", f"{copy} small fish. So it is."),
+    }
+    made = crop_queries(corpus, num_queries=9)
+    assert len(made.queries) == queries
+    assert made.corpus == corpus or made.corpus["b"].text == "So it is."
 
 
 def test_in_code_comments_are_queries() -> None:
@@ -170,11 +211,14 @@ def test_holders_are_found_whatever_the_white_space() -> None:
     }
     found = find_holders(["young whale sleeps", "葉から作る", "nowhere to be"], corpus)
     assert found == {"young whale sleeps": ["a", "b"], "葉から作る": ["c"], "nowhere to be": []}
+    assert find_holders(["a young whale, sleeps?"], {"d": Document("d", "", "(A) YOUNG whale sleeps!")}) == {
+        "a young whale, sleeps?": ["d"]
+    }
 
 
 def test_a_sentence_that_a_title_has_too_stays() -> None:
     """Reference: the passage itself; its title would give the query away."""
     sentence = "Hungry falcon parents hunt small birds."
     document = Document("a", sentence, f"{sentence} Yes. No.")
-    assert title_excerpt(document) is not None
+    assert heading_excerpt(document) is not None
     assert crop_queries({"a": document}, num_queries=1, titles=False).corpus == {"a": document}

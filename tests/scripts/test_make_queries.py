@@ -106,6 +106,27 @@ def test_a_tiny_llm_writes_nothing_that_is_of_use_and_both_still_has_what_is_cut
         make_queries.main([*project, "--kind", "llm"])
 
 
+def test_a_written_title_stands_beside_a_cut_heading(
+    project: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: the number that is wanted; some passages give a query of each."""
+    monkeypatch.setattr(QueryWriter, "write", scripted)
+    monkeypatch.setattr("nlt_trainer.assembly.queries.returns", lambda candidates, *_, **__: [True] * len(candidates))
+    write_corpus(
+        tmp_path / "passages",
+        (
+            Document(f"{c}-{b}", f"Nests of {c} {b} birds", f"Its {c} {b} nest is high.")
+            for c in COLOURS
+            for b in BIRDS
+        ),
+    )
+    make_queries.main([*project, "--kind", "both", "--miner", "bm25", "--num_queries", "40"])
+    made = load_collection(tmp_path / "made").queries
+    cut = {query_id.partition(":")[2] for query_id in made if query_id.startswith("heading:")}
+    assert (len(made), len(cut)) == (40, 20)
+    assert [query_id for query_id in made if query_id.startswith("title:") and query_id.partition(":")[2] in cut]
+
+
 def test_titles_are_left_alone_where_that_is_wanted(project: list[str], tmp_path: Path) -> None:
     """Reference: passages with a title of their own and one sentence; without titles nothing can be cut."""
     write_corpus(
@@ -113,7 +134,7 @@ def test_titles_are_left_alone_where_that_is_wanted(project: list[str], tmp_path
         (Document(f"{c}-{b}", f"Nests of {c} {b} birds", "They are high.") for c in COLOURS for b in BIRDS),
     )
     make_queries.main(project)
-    assert all(query_id.startswith("title:") for query_id in load_collection(tmp_path / "made").queries)
+    assert all(query_id.startswith("heading:") for query_id in load_collection(tmp_path / "made").queries)
     with pytest.raises(NLTError, match=r"^0 queries could be made, of 0 usable passages.*kind: both"):
         make_queries.main([*project, "--crop_titles", "false"])
 
