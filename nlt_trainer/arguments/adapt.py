@@ -31,7 +31,7 @@ class AdaptArguments:
         decides="nothing",
         help=(
             "Queries to train on: a file with one that people have typed on each line, or JSONL; or how to make them: "
-            "crop (sentences cut out of the documents), llm (written by the LLM) or both."
+            "crop (sentences and headings cut out of the documents), llm (written by the LLM) or both."
         ),
     )
     num_queries: int = option(

@@ -30,7 +30,7 @@ class QueriesArguments:
     crop_titles: bool = option(
         default=True,
         decides="nothing",
-        help="Also cut titles that no other passage has.",
+        help="Also cut the innermost heading of a title, if no other passage has it.",
     )
     held_out_share: float = option(
         default=0.15,
