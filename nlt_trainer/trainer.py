@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from nlt_trainer.data.current_rows import CurrentRows
 from nlt_trainer.errors import NLTError
+from nlt_trainer.lm.cpu import explicit_attention
 from nlt_trainer.run.checkpoints import CheckpointFiles, last_checkpoint
 from nlt_trainer.run.early_stopping import no_step_is_left
 from nlt_trainer.run.progress import show_progress
@@ -88,7 +90,9 @@ class NLTTrainer(SentenceTransformerTrainer):
         Raises:
             NLTError: the loss is infinite or NaN, which the trainer's log would show as 0.
         """
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        half = self.args.device.type == "cpu" and (self.args.bf16 or self.args.fp16)
+        with explicit_attention() if half else nullcontext():
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if isinstance(result, tuple) else result
         if not torch.isfinite(loss):
             raise NLTError(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nlt_trainer.lm.cpu import FUSED_ATTENTION, enable_fused_attention
+from nlt_trainer.lm.cpu import FUSED_ATTENTION, enable_fused_attention, fused_attention
 from nlt_trainer.lm.frozen_lm import FrozenLM
 
 
@@ -33,3 +33,35 @@ def test_only_sdpa_is_replaced(tiny_lm: FrozenLM, attention: str) -> None:
     tiny_lm.model.set_attn_implementation(attention)
     enable_fused_attention(tiny_lm.model)
     assert tiny_lm.model.config._attn_implementation == {"eager": "eager", "sdpa": FUSED_ATTENTION}[attention]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_gradients_in_half_precision_do_without_the_fused_kernel(dtype: torch.dtype) -> None:
+    """Reference: gradients of the formula in float64 under a mask, with two query heads a key head. Which kernel ran is
+    read from the graph."""
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn(2, heads, 9, 8, generator=generator).to(dtype).requires_grad_() for heads in (4, 2, 2)]
+    ours, keys_of_ours, values_of_ours = states
+    mask = torch.ones(9, 9, dtype=torch.bool).tril().expand(2, 1, -1, -1).clone()
+    mask[0, :, 3:, 1] = False
+    output, _ = fused_attention(torch.nn.Module(), ours, keys_of_ours, values_of_ours, mask, scaling=0.3)
+    query, key, value = (x.detach().double().requires_grad_() for x in states)
+    keys, values = (x.repeat_interleave(2, dim=1) for x in (key, value))
+    logits = (query @ keys.transpose(2, 3) * 0.3).masked_fill(~mask, -torch.inf)
+    expected = (logits.softmax(-1) @ values).transpose(1, 2)
+    found = torch.autograd.grad(output.float().square().sum(), states)
+    known = torch.autograd.grad(expected.square().sum(), (query, key, value))
+    tolerance = 0.05 if dtype == torch.bfloat16 else 1e-4
+    for gradient, theirs in zip(found, known, strict=True):
+        torch.testing.assert_close(gradient.double(), theirs, rtol=tolerance, atol=tolerance)
+    assert ("Flash" in graph_of(output)) == (dtype == torch.float32)
+
+
+def graph_of(tensor: torch.Tensor) -> str:
+    """The names of a graph's nodes."""
+    names, nodes = "", [tensor.grad_fn]
+    while nodes:
+        if (node := nodes.pop()) is not None:
+            names += node.name() + " "
+            nodes += [parent for parent, _ in node.next_functions]
+    return names
