@@ -37,8 +37,10 @@ def test_only_sdpa_is_replaced(tiny_lm: FrozenLM, attention: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_gradients_in_half_precision_do_without_the_fused_kernel(dtype: torch.dtype) -> None:
-    """Reference: gradients of the formula in float64 under a mask, with two query heads a key head. Which kernel ran is
-    read from the graph."""
+    """Reference: gradients of the formula in float64 under a mask, with two query heads a key head.
+
+    Which kernel ran is read from the graph.
+    """
     generator = torch.Generator().manual_seed(0)
     states = [torch.randn(2, heads, 9, 8, generator=generator).to(dtype).requires_grad_() for heads in (4, 2, 2)]
     ours, keys_of_ours, values_of_ours = states
