@@ -25,6 +25,8 @@ from nlt_trainer.training_arguments import MAIN_METRIC, NLTTrainingArguments
 
 ENCODER_INPUTS = ("query_", "document_")
 OBJECTIVE_FILE = "objective.safetensors"
+DROPOUT_ATTRIBUTES = ("dropout", "attention_dropout", "activation_dropout")
+"""Attributes in which modules of transformers keep a probability that they hand to a function."""
 
 
 class NLTTrainer(SentenceTransformerTrainer):
@@ -167,9 +169,7 @@ class NLTTrainer(SentenceTransformerTrainer):
         """
         show_progress(self)
         if self.args.disable_dropout:
-            for module in self.model.modules():
-                if isinstance(module, nn.Dropout):
-                    module.p = 0.0
+            disable_dropout(self.model)
         self.pop_callback(CheckpointFiles)  # left by an earlier call
         self.add_callback(CheckpointFiles())
         if resume_from_checkpoint is True:
@@ -203,3 +203,13 @@ class NLTTrainer(SentenceTransformerTrainer):
             main = None if self.evaluator is None else self.evaluator.primary_metric
             self.args.metric_for_best_model = f"eval_{main}" if main else "eval_loss"
             self.args.greater_is_better = main is not None
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every probability of dropout to 0: of modules, and of those that are numbers, as T5's attention has one."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in DROPOUT_ATTRIBUTES:
+            if isinstance(vars(module).get(name), float):
+                setattr(module, name, 0.0)

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import T5Config, T5EncoderModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
 from nlt_trainer.arguments.data import DataArguments
@@ -35,7 +35,7 @@ from nlt_trainer.objectives.revela import RevelaLoss
 from nlt_trainer.prompts import PromptTemplate
 from nlt_trainer.run.checkpoints import last_checkpoint
 from nlt_trainer.run.resume import CostCallback, check_settings, logged_cost, run_settings
-from nlt_trainer.trainer import NLTTrainer
+from nlt_trainer.trainer import NLTTrainer, disable_dropout
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
 TEXTS = ["green tea", "an owl hunts", "the moon", "bread rises", "silk", "a furnace of glass", "honey", "north"]
@@ -144,6 +144,15 @@ def test_dropout_can_be_disabled(
     first, second = (trainer.model(dict(features))["sentence_embedding"] for _ in range(2))
     plain = tiny_encoder.eval()(dict(features))["sentence_embedding"]
     assert torch.equal(first, second) == torch.equal(first, plain) == disabled
+
+
+def test_dropout_that_is_a_number_is_disabled() -> None:
+    """Reference: T5's attention, which hands a number to a function, in training mode and in evaluation mode."""
+    config = T5Config(vocab_size=16, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, dropout_rate=0.5)
+    encoder, tokens = T5EncoderModel(config).eval(), torch.arange(8)[None]
+    plain = encoder(tokens).last_hidden_state
+    disable_dropout(encoder.train())
+    assert torch.equal(encoder(tokens).last_hidden_state, plain)
 
 
 def test_workers_prepare_the_same_batches(tiny_encoder_folder: Path, tiny_lm: FrozenLM, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nlt_trainer.arguments.adapt import LEAST_HELD_OUT
 from nlt_trainer.choices import Prior
 from nlt_trainer.data.beir import Document, Query, load_collection, write_collection, write_qrels
 from nlt_trainer.data.candidates import read_candidates
@@ -52,10 +53,10 @@ def write_query_collection(
         say(f"{without:,} of {len(queries):,} queries have no answer, so that the answers of the others are left out")
         queries = [Query(query.id, query.text) for query in queries]
     number = min(held_out, int(SHARE * len(queries)))
-    if number < 2:
+    if number < LEAST_HELD_OUT:
         raise NLTError(
             f"{len(queries)} queries are too few to train on some and decide on others; give at least "
-            f"{int(2 / SHARE)}, or leave queries out, so that they are made from the documents"
+            f"{int(LEAST_HELD_OUT / SHARE)}, or leave queries out, so that they are made from the documents"
         )
     order = sorted(queries, key=lambda query: hashlib.sha256(f"{seed}:{query.id}".encode()).digest())
     out = {query.id for query in order[:number]}
@@ -65,6 +66,20 @@ def write_query_collection(
         HELD_OUT: {query.id: nothing for query in queries if query.id in out},
     }
     write_collection(folder, corpus=corpus, queries=queries, qrels=qrels)
+
+
+def check_made(folder: Path) -> None:
+    """Refuse a collection of made queries of which too few are held out.
+
+    Raises:
+        NLTError: names their number and the remedy.
+    """
+    number = len(load_collection(folder, splits=[HELD_OUT]).split_qrels(HELD_OUT))
+    if number < LEAST_HELD_OUT:
+        raise NLTError(
+            f"{number} made queries could be held out, and fewer than {LEAST_HELD_OUT} decide nothing; give more "
+            "documents, raise num_queries, or give queries of your own"
+        )
 
 
 def judge_held_out(folder: Path, *, candidates: Path, gains: Path, prior: Prior, prior_weight: float) -> None:
@@ -80,7 +95,7 @@ def judge_held_out(folder: Path, *, candidates: Path, gains: Path, prior: Prior,
         prior_weight: its weight.
 
     Raises:
-        NLTError: no candidate of any query has a positive gain.
+        NLTError: too few queries have a candidate of positive gain.
     """
     found = read_candidates(candidates, load_collection(folder, splits=[HELD_OUT]))
     gain = read_gains(gains, found)
@@ -89,9 +104,11 @@ def judge_held_out(folder: Path, *, candidates: Path, gains: Path, prior: Prior,
         c.query_id: {c.document_ids[k]: int(np.max(row) > 0)}
         for c, k, row in zip(found, best.tolist(), gain, strict=True)
     }
-    if not np.any(gain > 0):
+    usable = sum(any(grades.values()) for grades in judged.values())
+    if usable < LEAST_HELD_OUT:
         raise NLTError(
-            f"{gains}: no candidate makes any held-out query easier to predict; the LLM cannot judge these queries, "
-            "choose another one or leave queries out"
+            f"{gains}: the LLM can judge {usable} of {len(judged)} held-out queries, those that a candidate makes "
+            f"easier to predict, and fewer than {LEAST_HELD_OUT} decide nothing; give more queries with a larger "
+            "held_out, choose another llm, or leave queries out, so that they are made from the documents"
         )
     write_qrels(folder, {HELD_OUT: judged})

@@ -6,17 +6,26 @@ import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from nlt_trainer.adapt.collection import HELD_OUT, TRAIN, judge_held_out, write_query_collection
+from nlt_trainer.adapt.collection import HELD_OUT, check_made, judge_held_out, write_query_collection
 from nlt_trainer.adapt.decision import decide
+from nlt_trainer.adapt.settings import (
+    Adaptation,
+    blocks,
+    inputs,
+    of_mining,
+    of_queries,
+    of_scoring,
+    of_training,
+    prepared,
+    write_recipe,
+)
 from nlt_trainer.arguments.adapt import AdaptArguments
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.documents import DocumentArguments
-from nlt_trainer.arguments.inherited import DECIDING
-from nlt_trainer.arguments.model import ModelArguments, start_options
-from nlt_trainer.arguments.option import options_deciding
+from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.queries import QueriesArguments
-from nlt_trainer.arguments.trainer import TrainerArguments
 from nlt_trainer.assembly.advice import take_advice
 from nlt_trainer.assembly.corpus import corpus
 from nlt_trainer.assembly.mining import mine
@@ -25,7 +34,7 @@ from nlt_trainer.assembly.queries import make_queries
 from nlt_trainer.assembly.scoring import score
 from nlt_trainer.assembly.training import train
 from nlt_trainer.choices import QueryOrigin
-from nlt_trainer.data.beir import CORPUS_FILE, load_collection, load_corpus
+from nlt_trainer.data.beir import load_collection, load_corpus
 from nlt_trainer.data.bm25 import bm25_rankings
 from nlt_trainer.data.query_file import read_query_file
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
@@ -33,67 +42,21 @@ from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.evaluator import search
 from nlt_trainer.evaluation.folder_task import TOP_K
-from nlt_trainer.files import atomic_write, check_folder, read_json, write_json
+from nlt_trainer.files import check_folder, read_json, write_json
 from nlt_trainer.release.card import write_card
-from nlt_trainer.release.card_rendering import dump_recipe
 from nlt_trainer.release.export import save_trained
 from nlt_trainer.report.page import write_report
-from nlt_trainer.run.folder import Run, changed_settings
-from nlt_trainer.run.results import read_results, results_table, write_results
+from nlt_trainer.run.results import Result, results_table, write_results
+from nlt_trainer.run.resume import (
+    is_another_training,
+    run_settings,
+)
 from nlt_trainer.run.stages import Stage, run_stages
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
 NO_GAIN = 3
 """Exit code where the start is kept."""
-
-OWN_KEYS = ("collection", "train_split", "candidates", "gains", "score_cache", "dev_split", "max_queries")
-"""Keys of the data block that `nlt adapt` sets itself."""
-
-FURTHER_KEYS = ("output_dir", "use_cpu", "eval_strategy", "logging_steps", "save_strategy", "save_total_limit")
-"""Keys of the library in the trainer block that the written recipe has beside those that decide the training."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Adaptation:
-    """The blocks of the recipe, with the files that `nlt adapt` writes in its output folder.
-
-    Args:
-        model: block `model:`.
-        data: block `data:`.
-        args: block `trainer:`.
-        options: block `adapt:`.
-    """
-
-    model: ModelArguments
-    data: DataArguments
-    args: NLTTrainingArguments
-    options: AdaptArguments
-
-    @property
-    def run(self) -> Run:
-        return Run(self.options.output)
-
-    @property
-    def documents(self) -> Path:
-        """BEIR folder of the documents alone, as a search reads them."""
-        return self.run.folder / "documents"
-
-    @property
-    def embeddings(self) -> Path:
-        """Embeddings of the corpus, which mining and the decision share."""
-        return self.run.folder / "embeddings"
-
-    @property
-    def judging(self) -> DataArguments:
-        """The data block with which the held-out queries get candidates and gains."""
-        folder = self.run.folder / HELD_OUT
-        return dataclasses.replace(
-            self.data,
-            train_split=HELD_OUT,
-            candidates=str(folder / "candidates.jsonl"),
-            gains=str(folder / "gains.jsonl"),
-        )
 
 
 def adapt(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments, options: AdaptArguments) -> int:
@@ -110,98 +73,22 @@ def adapt(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
         )
     work = prepared(model, data, args, options)
     check_folder(work.run.encoder)
-    recipe, data, prior = write_recipe(work), work.data, f"{args.prior} {args.prior_weight}"
+    data, prior = work.data, f"{args.prior} {args.prior_weight}"
+    write_recipe(work)
     write_documents(work)
+    mining, scoring = of_mining(work), of_scoring(work)
+    queries = of_queries(work, f"{mining} {scoring}")
     stages = [
-        Stage("queries", lambda: write_collection_of(work), Path(data.collection), of_queries(work), inputs(work)),
-        Stage("mine", lambda: mine(*blocks(work), embeddings=work.embeddings), Path(data.candidates), of_mining(work)),
-        Stage("score", lambda: score(*blocks(work)), Path(data.gains), of_scoring(work)),
+        Stage("queries", lambda: write_collection_of(work), Path(data.collection), queries, inputs(work)),
+        Stage("mine", lambda: mine(*blocks(work), embeddings=work.embeddings), Path(data.candidates), mining),
+        Stage("score", lambda: score(*blocks(work)), Path(data.gains), scoring),
         *([] if options.makes_queries else [Stage("judge", lambda: judge(work), Path(work.judging.gains), prior)]),
-        Stage(
-            "train",
-            lambda: train(*blocks(work)),
-            work.run.training_file,
-            recipe,
-            forget=lambda: forget_training(work.run),
-        ),
+        Stage("train", lambda: train_encoder(work), work.run.training_file, of_training(work)),
         Stage("decide", lambda: write_decision(work), work.run.decision_file),
         Stage("keep", lambda: keep(work), work.run.page_file),
     ]
     seconds = run_stages(stages, work.run.folder / "stamps")
     return conclude(work, seconds)
-
-
-def prepared(
-    model: ModelArguments, data: DataArguments, args: NLTTrainingArguments, options: AdaptArguments
-) -> Adaptation:
-    """Point the recipe at the files in the output folder.
-
-    Raises:
-        NLTError: the recipe sets a key that `nlt adapt` sets itself.
-    """
-    default = DataArguments()
-    if given := [key for key in OWN_KEYS if getattr(data, key) != getattr(default, key)]:
-        raise NLTError(f"{given[0]} is set, and adapt writes its own files into {options.output}; leave it out")
-    folder = Path(options.output)
-    args.output_dir = str(folder)
-    data = dataclasses.replace(
-        data,
-        collection=str(folder / "collection"),
-        candidates=str(folder / "candidates.jsonl"),
-        gains=str(folder / "gains.jsonl"),
-        score_cache=str(folder / "scores"),
-        train_split=TRAIN,
-        dev_split=HELD_OUT,
-        eval_split=HELD_OUT,
-    )
-    return Adaptation(model, data, args, options)
-
-
-def blocks(work: Adaptation) -> tuple[ModelArguments, DataArguments, NLTTrainingArguments]:
-    """The blocks that the stages take."""
-    return work.model, work.data, work.args
-
-
-def write_recipe(work: Adaptation) -> str:
-    """Write the recipe with which each stage can be run alone, and return it."""
-    values = work.args.to_dict()
-    names = [*options_deciding("training", "result", "nothing", of=TrainerArguments), *sorted(DECIDING), *FURTHER_KEYS]
-    settings = {
-        "model": dataclasses.asdict(work.model),
-        "data": dataclasses.asdict(work.data),
-        "trainer": {name: values[name] for name in names if name in values},
-    }
-    changed = changed_settings(settings)
-    recipe = {block: {k: v for k, v in values.items() if k in changed} for block, values in settings.items()}
-    text = dump_recipe(recipe)
-    with atomic_write(work.run.folder / "recipe.yaml") as handle:
-        handle.write(f"# nlt train --config {work.run.folder / 'recipe.yaml'}\n{text}")
-    return text
-
-
-def of_queries(work: Adaptation) -> str:
-    """The settings on which the queries depend."""
-    options = work.options
-    made = of_scoring(work) if options.queries in ("llm", "both") else ""
-    return f"{options.queries} {options.num_queries} {options.held_out} {work.args.seed} {made}"
-
-
-def of_mining(work: Adaptation) -> str:
-    """The settings on which the candidates depend."""
-    encoder = {"encoder": work.model.encoder} | start_options(vars(work.model))
-    return f"{encoder} {work.data.miner} {work.data.num_candidates} {work.args.seed}"
-
-
-def of_scoring(work: Adaptation) -> str:
-    """The settings on which the gains depend."""
-    parts = (work.model, work.data)
-    return str([{name: getattr(part, name) for name in options_deciding("llm", of=type(part))} for part in parts])
-
-
-def inputs(work: Adaptation) -> list[Path]:
-    """The files on which the collection depends."""
-    files = [] if work.options.makes_queries else [Path(work.options.queries)]
-    return [work.documents / CORPUS_FILE, *files]
 
 
 def write_documents(work: Adaptation) -> None:
@@ -217,9 +104,9 @@ def write_collection_of(work: Adaptation) -> None:
     if options.makes_queries:
         number = options.num_queries
         kind: QueryOrigin = options.queries  # type: ignore[assignment]  # makes_queries has checked the word
-        share = options.held_out / number
-        made = QueriesArguments(str(work.documents), kind=kind, num_queries=number, held_out_share=share)
-        make_queries(*blocks(work), made)
+        made = QueriesArguments(str(work.documents), kind=kind, num_queries=number)
+        make_queries(*blocks(work), made, held_out=options.held_out)
+        check_made(Path(work.data.collection))
         return
     write_query_collection(
         Path(work.data.collection),
@@ -246,11 +133,15 @@ def judge(work: Adaptation) -> None:
     )
 
 
-def forget_training(run: Run) -> None:
-    """Remove the checkpoints and the report of a training with other settings."""
-    for checkpoint in run.checkpoints().values():
-        shutil.rmtree(checkpoint)
-    run.training_file.unlink(missing_ok=True)
+def train_encoder(work: Adaptation) -> None:
+    """Train on from the last checkpoint; checkpoints and report of another training are removed."""
+    take_advice(work.args, work.data)
+    run = work.run
+    if is_another_training(run, run_settings(*blocks(work))):
+        for checkpoint in run.checkpoints().values():
+            shutil.rmtree(checkpoint)
+        run.training_file.unlink(missing_ok=True)
+    train(*blocks(work))
 
 
 def write_decision(work: Adaptation) -> None:
@@ -268,22 +159,28 @@ def write_decision(work: Adaptation) -> None:
     made = work.options.makes_queries
     found = decide(rankings, qrels, collection=name, split=HELD_OUT, cost=work.run.cost, made=made)
     write_results(work.run.results_file, found.rows)
-    write_json(work.run.decision_file, {k: v for k, v in vars(found).items() if k != "rows"})
+    write_json(work.run.decision_file, dataclasses.asdict(found))
 
 
 def keep(work: Adaptation) -> None:
     """Leave the encoder that is kept as `OUT/encoder`, with its card, and write the report."""
-    if read_json(work.run.decision_file)["kept"] == "start":
+    decision = read_json(work.run.decision_file)
+    if decision["kept"] == "start":
         save_trained(work.run, load_untrained(work.model), merge=False, keep_adapter=False)
-    write_card(work.run, read_results(work.run.results_file))
+    write_card(work.run, rows_of(decision))
     write_report(work.run.folder, embeddings=work.embeddings)
+
+
+def rows_of(decision: Mapping[str, Any]) -> list[Result]:
+    """The results by which a decision was made; `nlt evaluate` may have replaced the run's results since."""
+    return [Result(**row) for row in decision["rows"]]
 
 
 def conclude(work: Adaptation, seconds: Mapping[str, float]) -> int:
     """Print the table, the verdict and what to do with the encoder; returns the exit code."""
     decision = read_json(work.run.decision_file)
-    results, run = read_results(work.run.results_file), work.run
-    say(f"\n{results_table(results)}\n")
+    run = work.run
+    say(f"\n{results_table(rows_of(decision))}\n")
     say(decision["sentence"])
     say(f"It took {sum(seconds.values()) / 60:.0f} minutes. Report: {run.page_file}")
     weight = decision["bm25_weight"]

@@ -10,6 +10,9 @@ from nlt_trainer.arguments.option import option
 from nlt_trainer.choices import QueryOrigin
 from nlt_trainer.errors import NLTError
 
+LEAST_HELD_OUT = 20
+"""The least number of held-out queries that can decide: with 5, no gain is sure enough."""
+
 
 @dataclass
 class AdaptArguments:
@@ -42,14 +45,17 @@ class AdaptArguments:
     held_out: int = option(
         default=160,
         decides="nothing",
-        help="Number of these that do not train but decide whether the trained encoder is kept.",
+        help=(
+            "Number of these that do not train but decide whether the trained encoder is kept: at most a quarter of "
+            "given queries and half of made ones."
+        ),
     )
 
     def __post_init__(self) -> None:
         if not self.held_out < self.num_queries:
             raise NLTError(f"held_out is {self.held_out} of num_queries {self.num_queries}; leave some to train on")
-        if self.held_out < 20:
-            raise NLTError(f"held_out is {self.held_out}; fewer than 20 queries decide nothing")
+        if self.held_out < LEAST_HELD_OUT:
+            raise NLTError(f"held_out is {self.held_out}; fewer than {LEAST_HELD_OUT} queries decide nothing")
 
     def check_files(self) -> None:
         """Refuse input that is not there; a script calls this before it imports any large library.

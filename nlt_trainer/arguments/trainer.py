@@ -67,7 +67,7 @@ class TrainerArguments:
         decides="training",
         help=(
             "Weight of the prior beside the gains, both standardised over a query's candidates; 0: the gains alone; "
-            "auto: what the audit of the gains proposes."
+            "auto: what the audit of the gains proposes for bm25."
         ),
     )
     emdr2_level: MarginalLevel = option(
@@ -180,6 +180,11 @@ class TrainerArguments:
         check_words(self)
         if not isinstance(self.prior_weight, str) and self.prior_weight < 0:
             raise NLTError(f"prior_weight is {self.prior_weight}; it must be at least 0, where nothing is mixed in")
+        if self.prior_weight == "auto" and self.prior != "bm25":
+            raise NLTError(
+                "prior_weight is auto, which the audit of gains proposes for BM25's scores, and prior is "
+                f"{self.prior}; give a number, or set prior: bm25"
+            )
         _ = self.refresh_ranges  # refuses what is no schedule
         if not isinstance(self.average_with_start, str) and not 0 <= self.average_with_start <= 1:
             raise NLTError(f"average_with_start is {self.average_with_start}; it must be from 0 to 1, or auto")

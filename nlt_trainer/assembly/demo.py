@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nlt_trainer.arguments.data import DataArguments
@@ -36,7 +36,7 @@ def run_demo(gain: Path, dream: Path) -> None:
     """Run all stages, write the report, check the export, and say what to do next and what was gained.
 
     Every stage leaves a stamp of its recipe. A second call repeats only stages whose output is missing or whose recipe
-    has changed.
+    has changed, and those that need them.
 
     Args:
         gain: recipe of the likelihood gain.
@@ -49,13 +49,15 @@ def run_demo(gain: Path, dream: Path) -> None:
     folder = group.folder
     stages = [
         stage_of("build_stdlib", build_stdlib, gain, data.collection),
-        stage_of("mine", mine_recipe, gain, data.candidates),
-        stage_of("score", score, gain, data.gains),
-        stage_of("train_likelihood_gain", train, gain, runs[0].encoder, runs[0]),
-        stage_of("detect_heads", detect_heads, dream, dream_model.heads),
-        stage_of("train_dream", train, dream, runs[1].encoder, runs[1]),
-        stage_of("evaluate_likelihood_gain", evaluate_recipe, gain, runs[0].results_file),
-        stage_of("evaluate_dream", evaluate_recipe, dream, runs[1].results_file),
+        stage_of("mine", mine_recipe, gain, data.candidates, needs=["build_stdlib"]),
+        stage_of("score", score, gain, data.gains, needs=["mine"]),
+        stage_of("train_likelihood_gain", train, gain, runs[0].encoder, runs[0], needs=["score"]),
+        stage_of("detect_heads", detect_heads, dream, dream_model.heads, needs=["score"]),
+        stage_of("train_dream", train, dream, runs[1].encoder, runs[1], needs=["detect_heads"]),
+        stage_of(
+            "evaluate_likelihood_gain", evaluate_recipe, gain, runs[0].results_file, needs=["train_likelihood_gain"]
+        ),
+        stage_of("evaluate_dream", evaluate_recipe, dream, runs[1].results_file, needs=["train_dream"]),
     ]
     start = time.monotonic()
     run_stages(stages, folder / "stamps")
@@ -87,6 +89,8 @@ def stage_of(
     recipe: Path,
     output: str | Path,
     trained: Run | None = None,
+    *,
+    needs: Sequence[str] = (),
 ) -> Stage:
     """A stage that runs with a recipe, which is read when the stage begins.
 
@@ -96,6 +100,7 @@ def stage_of(
         recipe: YAML file of the recipe.
         output: file or folder that exists when the stage is done.
         trained: run of the stage, whose checkpoints are removed if the recipe has changed.
+        needs: names of the stages whose work it reads. The two objectives do not need each other.
     """
     return Stage(
         name,
@@ -103,6 +108,7 @@ def stage_of(
         Path(output),
         inputs=[recipe],
         forget=None if trained is None else lambda: shutil.rmtree(trained.folder, ignore_errors=True),
+        needs=needs,
     )
 
 

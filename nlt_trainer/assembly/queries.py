@@ -29,9 +29,21 @@ from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
 def make_queries(
-    model: ModelArguments, data: DataArguments, args: NLTTrainingArguments, queries: QueriesArguments
+    model: ModelArguments,
+    data: DataArguments,
+    args: NLTTrainingArguments,
+    queries: QueriesArguments,
+    *,
+    held_out: int | None = None,
 ) -> None:
     """Write the recipe's `collection`: the passages of `corpus`, queries that were made of them, and two splits.
+
+    Args:
+        model: names the models that write queries and check them.
+        data: names the collection.
+        args: has the seed.
+        queries: says how the queries are made.
+        held_out: number of queries to hold out; `None` takes the share that `queries` has.
 
     Raises:
         DataError: the corpus is malformed or has fewer than 2 passages.
@@ -55,7 +67,8 @@ def make_queries(
         written = _written(model, data, args, queries, made, state=state)
         made = MadeQueries(made.corpus, made.queries | written.queries, made.sources | written.sources)
     titles = {document.id: document.title for document in corpus.values()}
-    qrels = split_by_source(made.sources, titles=titles, held_out_share=queries.held_out_share, seed=args.seed)
+    share = queries.held_out_share
+    qrels = split_by_source(made.sources, titles=titles, held_out_share=share, held_out=held_out, seed=args.seed)
     write_collection(out, corpus=made.corpus.values(), queries=made.queries.values(), qrels=qrels)
     kinds = Counter(query_id.partition(":")[0] for query_id in made.queries)
     say(

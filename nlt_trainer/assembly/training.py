@@ -93,7 +93,7 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
         trainer.accelerator.unwrap_model(encoder, keep_fp32_wrapper=False)
         saved = choose_weights(trainer, start)
         finished = was_finished(run, checkpoint, steps=trainer.state.global_step, saved=saved)
-        if not finished:
+        if not finished or run.decision_file.is_file():
             forget_results(run)
         save_trained(run, encoder, merge=model.merge_lora, keep_adapter=model.keep_adapter)
         if finished:
@@ -170,8 +170,13 @@ def _which(saved: Mapping[str, Any]) -> tuple[int | None, float]:
 
 
 def forget_results(run: Run) -> None:
-    """Remove the results and the decision that were written for an encoder that is about to be replaced."""
+    """Remove the results and the decision that were written for an encoder that is about to be replaced.
+
+    The encoder that `nlt adapt` has kept may be the start, while this run has trained the adapted one.
+    """
     if run.encoder.is_dir():
+        if run.decision_file.is_file():
+            say(f"{run.decision_file} was about another encoder and is removed; run `nlt adapt` again to decide")
         run.results_file.unlink(missing_ok=True)
         run.decision_file.unlink(missing_ok=True)
         shutil.rmtree(run.evaluation, ignore_errors=True)

@@ -45,18 +45,21 @@ def split_by_source(
     *,
     titles: Mapping[str, str] | None = None,
     held_out_share: float = 0.15,
+    held_out: int | None = None,
     seed: int = 0,
 ) -> dict[str, Qrels]:
     """Split queries into `train` and `held_out` so that no document has queries in both.
 
-    A hash of seed and id chooses the documents. `held_out` gets at least 50 queries and at most 200, but never more
-    than half of all. The queries of a held-out document beyond these 200 are in neither split. If all queries come
-    from one document, its passages are held out instead, and a warning says so.
+    A hash of seed and id chooses the documents. By share, `held_out` gets at least 50 queries and at most 200; by
+    number, it gets so many. It never gets more than half of all. The queries of a held-out document beyond these 200,
+    or beyond the number, are in neither split. If all queries come from one document, its passages are held out
+    instead, and a warning says so.
 
     Args:
         sources: query id -> id of the passage that it was made of.
         titles: passage id -> title, which tells the document of a passage whose id does not.
         held_out_share: share of the queries that is held out.
+        held_out: number of the queries that are held out; `None` takes the share.
         seed: of the choice.
 
     Returns:
@@ -83,9 +86,10 @@ def split_by_source(
             "what is measured on them says little about other documents",
             len(sources), next(iter(documents.values())),
         )  # fmt: skip
-    wanted = min(max(round(held_out_share * len(sources)), MIN_HELD_OUT), MAX_HELD_OUT, len(sources) // 2)
-    chosen = _choose(groups, wanted, seed=seed)
-    held_out = [query for group in chosen for query in groups[group]][:MAX_HELD_OUT]
+    by_share = max(round(held_out_share * len(sources)), MIN_HELD_OUT)
+    most = MAX_HELD_OUT if held_out is None else held_out
+    chosen = _choose(groups, min(by_share if held_out is None else most, most, len(sources) // 2), seed=seed)
+    out = [query for group in chosen for query in groups[group]][:most]
     train = [query for group, queries in groups.items() if group not in chosen for query in queries]
     if not train:
         raise NLTError(
@@ -94,7 +98,7 @@ def split_by_source(
         )
     return {
         split: {query: {sources[query]: 1} for query in queries}
-        for split, queries in (("train", train), ("held_out", held_out))
+        for split, queries in (("train", train), ("held_out", out))
     }
 
 

@@ -50,7 +50,8 @@ class Run:
         self.results_file = self.folder / "results.json"
         """The table of results, a list of `Result`."""
         self.decision_file = self.folder / "decision.json"
-        """What `nlt adapt` has decided: which encoder is kept, the verdict, and the weight of BM25 beside it."""
+        """What `nlt adapt` has decided: which encoder is kept, the verdict, the weight of BM25 beside it, and by which
+        results."""
         self.page_file = self.folder / "report.html"
         self.evaluation = self.folder / "evaluation"
         self.table_file = self.evaluation / "table.md"
@@ -115,7 +116,7 @@ class Run:
 
     @cached_property
     def decision(self) -> dict[str, Any] | None:
-        """What `nlt adapt` has decided: `kept`, `sentence` and `bm25_weight`; `None` where it had nothing to decide.
+        """What `nlt adapt` has decided, as `Decision` has it; `None` where it had nothing to decide.
 
         Raises:
             DataError: the file is malformed.

@@ -46,13 +46,11 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
         files["qrels"] = Path(data.collection, "qrels", f"{data.train_split}.tsv")
     reads_llm = args.reads_llm or (args.refresh is not None and args.reads_gains(data))
     decides: tuple[Decides, ...] = ("start", "training", "llm") if reads_llm else ("start", "training")
-    trajectory = _decisive(model, *decides) | _decisive(data, *decides) | trainer_settings(args, ("training",))
-    trajectory |= _llm_content(model) if reads_llm else {}
+    trajectory = decisive(model, *decides) | decisive(data, *decides) | trainer_settings(args, ("training",))
+    trajectory |= llm_content(model) if reads_llm else {}
     trajectory |= {} if args.refresh is None else {"miner": data.miner}
-    trajectory |= {"processes": args.world_size} | _file_contents(files)
-    if "dream" in args.objectives and Path(model.heads).is_file():
-        heads = HeadSet.load(model.heads).heads  # the file also says how long it took to find them
-        trajectory["heads"] = [list(pair) for pair in heads]
+    trajectory |= {"processes": args.world_size} | file_contents(files)
+    trajectory |= heads_content(model, args)
     trajectory["content of encoder"] = model_content(model.encoder, revision=model.encoder_revision)
     return {
         "model": dataclasses.asdict(model),
@@ -69,8 +67,8 @@ def adaptation_settings(model: ModelArguments, data: DataArguments, args: NLTTra
         files |= {"candidates": data.candidates, "gains": data.gains}
     values = args.to_dict()
     trajectory = {key: values[key] for key in sorted(DECIDING) if key in values}
-    trajectory |= _decisive(model, "llm", "adaptation") | _decisive(data, "llm", "adaptation") | _llm_content(model)
-    trajectory |= _file_contents(files)
+    trajectory |= decisive(model, "llm", "adaptation") | decisive(data, "llm", "adaptation") | llm_content(model)
+    trajectory |= file_contents(files)
     return {"trajectory": trajectory}
 
 
@@ -85,7 +83,7 @@ def trainer_settings(
     return {name: values[name] for name in names if name in values}
 
 
-def _llm_content(model: ModelArguments) -> dict[str, str]:
+def llm_content(model: ModelArguments) -> dict[str, str]:
     """What the LLM is, its adapter, and the dtype that `auto` means on this machine."""
     content = {
         "llm_dtype": resolved_dtype(model.llm_dtype, model.llm_device),
@@ -94,11 +92,19 @@ def _llm_content(model: ModelArguments) -> dict[str, str]:
     return content | ({"content of adapter": model_content(model.adapter, base=False)} if model.adapter else {})
 
 
-def _decisive(arguments: Any, *what: Decides) -> dict[str, Any]:
+def heads_content(model: ModelArguments, args: NLTTrainingArguments) -> dict[str, Any]:
+    """The heads that the objective reads; the file also says how long it took to find them."""
+    if "dream" not in args.objectives or not Path(model.heads).is_file():
+        return {}
+    return {"heads": [list(pair) for pair in HeadSet.load(model.heads).heads]}
+
+
+def decisive(arguments: Any, *what: Decides) -> dict[str, Any]:
+    """The options of a block that decide the given parts, with their values."""
     return {name: getattr(arguments, name) for name in options_deciding(*what, of=type(arguments))}
 
 
-def _file_contents(files: Mapping[str, str | Path]) -> dict[str, str | None]:
+def file_contents(files: Mapping[str, str | Path]) -> dict[str, str | None]:
     """Hash of what a file of each role holds; `None` for a missing file, which is reported where it is read."""
     return {f"content of {role}": _file_hash(Path(file)) for role, file in files.items()}
 
@@ -122,14 +128,25 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> str | None:
     return checkpoint
 
 
+def is_another_training(run: Run, settings: dict[str, Any]) -> bool:
+    """Whether the checkpoints of a run are of no use under other settings, or nothing is known of them.
+
+    They are not where the trajectory is another one. Where the best checkpoint is saved, the options that choose it
+    count too, because the checkpoints may not have been evaluated.
+    """
+    earlier = read_json(run.settings_file) if run.settings_file.is_file() else {}
+    choosing = {key: value for key, value in settings["trainer"].items() if key in CHOOSING}
+    found = (earlier.get(block, {}) for block in ("trajectory", "trainer"))
+    return any(_differences(there, now) for there, now in zip(found, (settings["trajectory"], choosing), strict=True))
+
+
+def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [f"{key}: {there.get(key)!r} there, {value!r} now" for key, value in now.items() if there.get(key) != value]
+
+
 def _check_trajectory(folder: Path, settings: dict[str, Any], *, remedy: str) -> None:
     found = read_json(Run(folder).settings_file).get("trajectory", {})
-    different = [
-        f"{key}: {found.get(key)!r} there, {value!r} now"
-        for key, value in settings["trajectory"].items()
-        if found.get(key) != value
-    ]
-    if different:
+    if different := _differences(found, settings["trajectory"]):
         raise NLTError(f"{folder} holds checkpoints of a run with other settings ({'; '.join(different)}); {remedy}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ class Stage:
         settings: text that is different where the work would be, such as a recipe.
         inputs: files that no earlier stage has written; their content counts as the settings do.
         forget: removes what a killed stage would continue from; called if the settings have changed.
+        needs: names of the earlier stages whose work this one reads; `None`: of all of them.
     """
 
     name: str
@@ -33,42 +34,68 @@ class Stage:
     settings: str = ""
     inputs: Sequence[Path] = ()
     forget: Callable[[], None] | None = None
+    needs: Sequence[str] | None = None
 
 
 def run_stages(stages: Sequence[Stage], stamps: Path) -> dict[str, float]:
     """Run the stages in their order; returns the seconds that each took, in this call or in an earlier one.
 
-    Every stage leaves a stamp with a hash of its settings, of its inputs and of the earlier stages' hashes. It is
-    skipped if its stamp has the same hash and its output is there.
+    Every stage leaves a stamp with a hash of its settings, of its inputs and of the hashes of the stages that it
+    needs. It is skipped if its stamp has the same hash and its output is there. Before a stage runs, the stages that
+    need it count as not done, so that they run after it, even in another call if this one is killed.
 
     Args:
         stages: the stages; a later one may read what an earlier one has written.
         stamps: folder of the stamps.
     """
-    seconds, earlier = {}, ""
+    seconds, keys = {}, dict[str, str]()
     for number, stage in enumerate(stages, start=1):
-        earlier, seconds[stage.name] = _run(stage, stamps, earlier=earlier, place=f"[{number}/{len(stages)}]")
+        key = _key(stage, earlier=[keys[name] for name in (keys if stage.needs is None else stage.needs)])
+        place = f"[{number}/{len(stages)}] {stage.name}"
+        stamp = _read(stage, stamps)
+        if stamp["key"] == key and stamp["done"] and stage.output.exists():
+            say(f"{place}: done before")
+        else:
+            say(f"{place} ...")
+            needing = (later for later in stages[number:] if later.needs is None or stage.name in later.needs)
+            stamp = _run(stage, stamps, key=key, needing=needing)
+        keys[stage.name], seconds[stage.name] = key, float(stamp["seconds"])
     return seconds
 
 
-def _run(stage: Stage, stamps: Path, *, earlier: str, place: str) -> tuple[str, float]:
-    """Run a stage unless it is done; returns its hash and its seconds."""
-    digest = hashlib.blake2b(f"{earlier}\n{stage.name}\n{sys.version}\n{stage.settings}".encode(), digest_size=8)
+def _key(stage: Stage, *, earlier: Sequence[str]) -> str:
+    """Hash of everything that decides a stage's work."""
+    text = f"{' '.join(earlier)}\n{stage.name}\n{sys.version}\n{stage.settings}"
+    digest = hashlib.blake2b(text.encode(), digest_size=8)
     for file in stage.inputs:
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "blake2b").digest())
-    key, path = digest.hexdigest(), stamps / f"{stage.name}.json"
-    stamp: dict[str, Any] = read_json(path) if path.is_file() else {"key": key, "done": False}
-    if stamp.get("key") == key and stamp.get("done") and stage.output.exists():
-        say(f"{place} {stage.name}: done before")
-        return key, float(stamp.get("seconds", 0))
-    if stamp.get("key") != key and stage.forget is not None:
-        stage.forget()
-    before = float(stamp.get("seconds", 0)) if stamp.get("key") == key else 0.0
-    say(f"{place} {stage.name} ...")
-    write_json(path, {"key": key, "done": False, "seconds": before})
+    return digest.hexdigest()
+
+
+def _file(stage: Stage, stamps: Path) -> Path:
+    return stamps / f"{stage.name}.json"
+
+
+def _read(stage: Stage, stamps: Path) -> dict[str, Any]:
+    """The stamp of a stage; an empty one where it has none."""
+    file = _file(stage, stamps)
+    return {"key": None, "done": False, "seconds": 0, **(read_json(file) if file.is_file() else {})}
+
+
+def _run(stage: Stage, stamps: Path, *, key: str, needing: Iterable[Stage]) -> dict[str, Any]:
+    """Run a stage, after which the stages that need it are not done any more; returns its stamp."""
+    for later in needing:
+        if _file(later, stamps).is_file():
+            write_json(_file(later, stamps), {**_read(later, stamps), "done": False})
+    stamp = _read(stage, stamps)
+    if stamp["key"] not in (None, key):
+        if stage.forget is not None:
+            stage.forget()
+        stamp["seconds"] = 0
+    write_json(_file(stage, stamps), {**stamp, "key": key, "done": False})
     start = time.monotonic()
     stage.run()
-    seconds = round(before + time.monotonic() - start, 1)
-    write_json(path, {"key": key, "done": True, "seconds": seconds})
-    return key, seconds
+    stamp = {"key": key, "done": True, "seconds": round(stamp["seconds"] + time.monotonic() - start, 1)}
+    write_json(_file(stage, stamps), stamp)
+    return stamp

@@ -45,3 +45,9 @@ def test_no_proposal_is_an_error(tmp_path: Path, audit: dict[str, Any] | None) -
 def test_a_teacher_without_gains_has_no_proposal() -> None:
     with pytest.raises(NLTError, match=r"teacher_temperature is auto, .* adist reads no gains; give a number"):
         TrainerArguments(objective="adist", teacher_temperature="auto")
+
+
+def test_only_bm25_has_a_proposed_weight() -> None:
+    """The audit's proposal is BM25's agreement with the gains, which says nothing of the miner's order."""
+    with pytest.raises(NLTError, match=r"prior_weight is auto, .* prior is order; give a number, or set prior: bm25"):
+        TrainerArguments(prior="order", prior_weight="auto")

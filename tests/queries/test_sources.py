@@ -48,6 +48,16 @@ def test_no_document_is_on_both_sides(documents: int, passages: int, share: floa
     assert all(grades == {given[query]: 1} for judged in splits.values() for query, grades in judged.items())
 
 
+@pytest.mark.parametrize(("wanted", "held_out"), [(25, 25), (40, 40), (300, 300), (2000, 1000)])
+def test_a_number_is_held_out_as_it_is(wanted: int, held_out: int) -> None:
+    """Reference: the number itself, or half of 2,000 queries, where a share would be raised to 50 or cut to 200."""
+    given = sources(400, 5)
+    splits = split_by_source(given, held_out=wanted)
+    assert len(splits["held_out"]) == held_out
+    sides = [{document_of(given[query]) for query in judged} for judged in splits.values()]
+    assert sides[0].isdisjoint(sides[1])
+
+
 def test_passages_of_one_title_are_on_one_side() -> None:
     """Reference: ids that do not name a document, 40 titles of three passages each; an id that does is taken first."""
     given = {f"q{i}": f"d{i}" for i in range(120)}

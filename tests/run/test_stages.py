@@ -50,12 +50,50 @@ def test_a_change_repeats_the_stage_and_those_after_it(tmp_path: Path, change: s
     assert (work.calls, work.forgotten) == (["first", "second"] * 2, 1)
 
 
-def test_a_missing_output_or_a_kill_repeats_only_that_stage(tmp_path: Path) -> None:
+def test_a_missing_output_repeats_the_stage_and_those_after_it(tmp_path: Path) -> None:
+    """Nothing is forgotten: the settings are the same, so a later stage may go on from what it has."""
     work = Work(tmp_path)
     work.run()
     (tmp_path / "second").unlink()
     work.run()
     assert (work.calls, work.forgotten) == (["first", "second", "second"], 0)
+    (tmp_path / "first").unlink()
+    work.run()
+    assert (work.calls[3:], work.forgotten) == (["first", "second"], 0)
+
+
+def test_a_stage_runs_again_after_one_that_was_killed_with_other_settings(tmp_path: Path) -> None:
+    """The settings are the former ones again, but what the killed stage has left under the second is not."""
+    work = Work(tmp_path)
+    work.run()
+    work.settings, write = "b", work.write
+
+    def killed(name: str) -> None:
+        raise KeyboardInterrupt
+
+    work.write = killed  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        work.run()
+    work.settings, work.write = "a", write  # type: ignore[method-assign]
+    work.run()
+    assert (work.calls, work.forgotten) == (["first", "second"] * 2, 0)
+
+
+def test_only_stages_that_need_it_follow_a_repeated_stage(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def stage(name: str, *needs: str) -> Stage:
+        def write() -> None:
+            calls.append(name)
+            (tmp_path / name).write_text(name)
+
+        return Stage(name, write, tmp_path / name, needs=needs)
+
+    stages = [stage("mine"), stage("one", "mine"), stage("other", "mine"), stage("judge one", "one")]
+    run_stages(stages, tmp_path / "stamps")
+    (tmp_path / "one").unlink()
+    run_stages(stages, tmp_path / "stamps")
+    assert calls[4:] == ["one", "judge one"]
 
 
 def test_a_failed_stage_is_not_done(tmp_path: Path) -> None:

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from sentence_transformers import SentenceTransformer
 
+from nlt_trainer.adapt import pipeline
 from nlt_trainer.adapt.pipeline import NO_GAIN
 from nlt_trainer.assembly.training import forget_results
 from nlt_trainer.data.beir import load_collection
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import write_json
 from nlt_trainer.run.folder import Run
-from nlt_trainer.scripts import adapt, mine
+from nlt_trainer.scripts import adapt, evaluate, mine, train
 
 WORDS = "cat dog moon sea bee honey paris france run jump"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Thirty documents of four sentences, in files of two kinds, of which two are equal."""
+    """Sixty documents of four sentences, in files of two kinds, of which two are equal."""
     documents = tmp_path / "documents"
     documents.mkdir()
     words = WORDS.split()
-    for i in range(30):
+    for i in range(60):
         sentences = [
             f"The {words[(i + k) % 10]} and the {words[(i * k + 3) % 10]} number {i} go {words[k]} together."
             for k in range(4)
@@ -45,6 +49,10 @@ def flags(tiny_llm_folder: Path, tiny_encoder_folder: Path, tmp_path: Path) -> l
     ]  # fmt: skip
 
 
+def embedding(encoder: Path | str) -> torch.Tensor:
+    return SentenceTransformer(str(encoder)).encode("the cat", convert_to_tensor=True)
+
+
 def test_documents_become_an_encoder_and_a_second_call_repeats_nothing(
     folder: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,11 +68,8 @@ def test_documents_become_an_encoder_and_a_second_call_repeats_nothing(
     assert decision["sentence"] in (out / "encoder" / "README.md").read_text()
     assert decision["sentence"] in (out / "report.html").read_text()
     assert code == {"start": NO_GAIN, "adapted": 0}[decision["kept"]]
-    start, kept = (SentenceTransformer(name) for name in (flags[0].partition("=")[2], str(out / "encoder")))
-    equal = torch.equal(
-        start.encode("the cat", convert_to_tensor=True), kept.encode("the cat", convert_to_tensor=True)
-    )
-    assert equal == (decision["kept"] == "start")
+    start = embedding(flags[0].partition("=")[2])
+    assert torch.equal(start, embedding(out / "encoder")) == (decision["kept"] == "start")
 
     assert adapt.main([str(folder), *flags]) == code
     again = capsys.readouterr().out
@@ -75,6 +80,56 @@ def test_documents_become_an_encoder_and_a_second_call_repeats_nothing(
     assert f"{out / 'candidates.jsonl'}: " in capsys.readouterr().out
 
 
+def test_the_verdict_holds_for_the_encoder_in_the_folder(
+    folder: Path,
+    flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Against the start's weights, after single stages, a kill, and changed settings."""
+    out, start = tmp_path / "out", embedding(flags[0].partition("=")[2])
+
+    def again(*more: str) -> tuple[bool, int, list[str]]:
+        """Whether the start is kept; how many stages and documents were done before; the rows of the table."""
+        capsys.readouterr()
+        assert adapt.main([str(folder), *flags, *more]) == NO_GAIN
+        printed = capsys.readouterr().out
+        table = [line for line in printed.splitlines() if line.startswith("| ")]
+        return torch.equal(start, embedding(out / "encoder")), printed.count("done before"), table
+
+    kept, _, table = again()
+    assert kept
+    evaluate.main(["--config", str(out / "recipe.yaml")])
+    assert again() == (True, 7, table)
+
+    train.main(["--config", str(out / "recipe.yaml")])
+    assert "decision.json was about another encoder and is removed" in capsys.readouterr().out
+    assert not torch.equal(start, embedding(out / "encoder"))
+    assert again() == (True, 5, table)
+
+    def killed(*blocks: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline, "train", killed)
+        again("--learning_rate=0.001")
+    assert again()[:2] == (True, 4)
+
+    assert again("--batch_tokens=512", "--encoder_micro_batch_size=2", "--logging_steps=5")[:2] == (True, 7)
+    (checkpoint,) = Run(out).checkpoints().values()
+    trained = (checkpoint / "trainer_state.json").stat().st_mtime_ns
+    assert again("--average_with_start=0.5")[:2] == (True, 4)
+    assert (checkpoint / "trainer_state.json").stat().st_mtime_ns == trained, "the steps are not done again"
+    assert json.loads((out / "training.json").read_text())["average"]["share"] == 0.5
+
+    best = ["--eval_strategy=steps", "--save_strategy=steps", "--eval_steps=2", "--save_steps=2"]
+    again("--load_best_model_at_end=true", *best)
+    assert json.loads((out / "training.json").read_text())["best_step"] % 2 == 0
+    recipe = yaml.safe_load((out / "recipe.yaml").read_text())["trainer"]
+    assert recipe.items() >= {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}.items()
+
+
 def test_queries_of_people_are_judged_by_the_llm(
     folder: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,18 +137,25 @@ def test_queries_of_people_are_judged_by_the_llm(
 
     The file lies among the documents and gives no passage.
     """
-    queries = folder / "queries.txt"
-    queries.write_text("\n".join(f"{a} {b}" for a in WORDS.split() for b in WORDS.split() if a < b) + "\n\n")
-    adapt.main([str(folder), *flags, f"--queries={queries}", "--held_out=20", "--num_queries=80"])
-    found = load_collection(tmp_path / "out" / "collection")
-    held_out, train = found.qrels["held_out"], found.qrels["train"]
+    queries, words, collection = folder / "queries.txt", WORDS.split(), tmp_path / "out" / "collection"
+    queries.write_text("\n".join(f"{a} {b} {c}" for a in words for b in words for c in words if a < b < c) + "\n\n")
+    command = [str(folder), *flags, f"--queries={queries}"]
+    with pytest.raises(NLTError, match=r"the LLM can judge \d+ of 20 held-out queries"):
+        adapt.main([*command, "--held_out=20"])
+    assert not Run(tmp_path / "out").settings_file.is_file(), "refused before training"
     assert f"left out: {queries}, which has the queries" in capsys.readouterr().out
+    adapt.main([*command, "--held_out=40"])
+    found = load_collection(collection)
+    held_out, train = found.qrels["held_out"], found.qrels["train"]
     assert not [id for id in found.corpus if id.startswith("queries")]
-    assert len(found.queries) == 45
+    assert (len(found.queries), len(held_out)) == (120, 30)
     assert held_out.keys() == found.queries.keys() - train.keys()
     grades = [[*row.values()] for row in held_out.values()]
     assert [1] in grades, "a gain above 0"
     assert all(row in ([0], [1]) for row in grades)
+    shutil.rmtree(collection)
+    adapt.main([*command, "--held_out=40"])
+    assert load_collection(collection).qrels == found.qrels, "judged again"
 
 
 def test_a_decision_is_forgotten_with_the_encoder_that_it_was_about(tmp_path: Path) -> None:
@@ -111,6 +173,7 @@ def test_wrong_input_is_named(folder: Path, flags: list[str], tmp_path: Path) ->
         "lies in .*, where it would be read": [str(folder), *flags, f"--output={folder / 'out'}"],
         "held_out is 3": [str(folder), *flags, "--held_out=3"],
         "collection is set": [str(folder), *flags, "--collection=c"],
+        "19 made queries could be held out": [str(folder), *flags, "--num_queries=39", "--held_out=30"],
         "documents is not set": flags,
         "nowhere": [str(tmp_path / "nowhere"), *flags],
     }
