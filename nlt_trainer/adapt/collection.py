@@ -7,19 +7,15 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from nlt_trainer.arguments.adapt import LEAST_HELD_OUT
-from nlt_trainer.choices import Prior
-from nlt_trainer.data.beir import Document, Query, load_collection, write_collection, write_qrels
+from nlt_trainer.data.beir import Document, Qrels, Query, load_collection, write_collection, write_qrels
 from nlt_trainer.data.candidates import read_candidates
 from nlt_trainer.data.gains import read_gains
-from nlt_trainer.data.prior import with_prior
 from nlt_trainer.errors import NLTError
 from nlt_trainer.terminal import say
 
-TRAIN, HELD_OUT = "train", "held_out"
-"""The splits. Training reads only which queries are in its split, and no judgement."""
+TRAIN, HELD_OUT, DEV = "train", "held_out", "dev"
+"""The splits. Of `train` only the queries are read, and no judgement. `dev` is half of `held_out`."""
 SHARE = 0.25
 """The largest share of the queries that is held out."""
 
@@ -82,27 +78,24 @@ def check_made(folder: Path) -> None:
         )
 
 
-def judge_held_out(folder: Path, *, candidates: Path, gains: Path, prior: Prior, prior_weight: float) -> None:
+def judge_held_out(folder: Path, *, candidates: Path, gains: Path) -> None:
     """Judge held-out queries by the LLM: the candidate with the highest gain counts as relevant.
 
     No person has judged them. A query whose best gain is not positive gets a grade of 0 and has no say in a decision.
+    Nothing of BM25 is mixed into these gains, because BM25 is one of the systems that are compared.
 
     Args:
         folder: the collection, whose file of held-out judgements is replaced.
         candidates: candidates of the held-out queries.
         gains: their gains.
-        prior: what is mixed into the gains, see `with_prior`.
-        prior_weight: its weight.
 
     Raises:
         NLTError: too few queries have a candidate of positive gain.
     """
     found = read_candidates(candidates, load_collection(folder, splits=[HELD_OUT]))
     gain = read_gains(gains, found)
-    best = with_prior(gain, found, prior=prior, weight=prior_weight).argmax(1)  # (B,)
     judged = {
-        c.query_id: {c.document_ids[k]: int(np.max(row) > 0)}
-        for c, k, row in zip(found, best.tolist(), gain, strict=True)
+        c.query_id: {c.document_ids[row.argmax()]: int(row.max() > 0)} for c, row in zip(found, gain, strict=True)
     }
     usable = sum(any(grades.values()) for grades in judged.values())
     if usable < LEAST_HELD_OUT:
@@ -112,3 +105,26 @@ def judge_held_out(folder: Path, *, candidates: Path, gains: Path, prior: Prior,
             "held_out, choose another llm, or leave queries out, so that they are made from the documents"
         )
     write_qrels(folder, {HELD_OUT: judged})
+
+
+def write_dev(folder: Path) -> None:
+    """Write every second judged held-out query as a split of its own, on which training may choose weights.
+
+    The others decide. A query that has a say in both would favour the trained encoder.
+
+    Raises:
+        NLTError: too few queries would be left to decide.
+    """
+    judged = judged_queries(folder, HELD_OUT)
+    if len(judged) < 2 * LEAST_HELD_OUT:
+        raise NLTError(
+            f"{len(judged)} held-out queries are judged, and half of them choose weights (average_with_start: auto, "
+            f"or the best checkpoint); {2 * LEAST_HELD_OUT} are needed: raise held_out, or leave the choice out"
+        )
+    write_qrels(folder, {DEV: {query: judged[query] for query in list(judged)[::2]}})
+
+
+def judged_queries(folder: Path, split: str) -> Qrels:
+    """The judgements of a split's queries that have a relevant document."""
+    found = load_collection(folder, splits=[split]).split_qrels(split)
+    return {query: grades for query, grades in found.items() if any(grades.values())}

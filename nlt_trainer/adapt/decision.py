@@ -126,7 +126,7 @@ def sentence(rows: Sequence[Result], kept: str, *, p: float, bm25_weight: float,
     alone, fused = by_name[kept], by_name[f"{kept}+bm25"]
     if bm25 > max(alone, fused):
         parts.append(f"BM25 alone is ahead with {bm25:.3f}: search with BM25, or give more queries")
-    elif bm25 > alone or fused - alone >= ENOUGH:
+    elif bm25_weight and (bm25 > alone or fused - alone >= ENOUGH):
         ahead = f"BM25 alone has {bm25:.3f}, and " if bm25 > alone else ""
         parts.append(f"{ahead}with {bm25_weight:.1f} of BM25 mixed in it has {fused:.3f}")
     if kept == "start":

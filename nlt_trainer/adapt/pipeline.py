@@ -8,11 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nlt_trainer.adapt.collection import HELD_OUT, check_made, judge_held_out, write_query_collection
+from nlt_trainer.adapt.collection import (
+    DEV,
+    HELD_OUT,
+    check_made,
+    judge_held_out,
+    judged_queries,
+    write_dev,
+    write_query_collection,
+)
 from nlt_trainer.adapt.decision import decide
 from nlt_trainer.adapt.settings import (
     Adaptation,
     blocks,
+    chooses,
     inputs,
     of_mining,
     of_queries,
@@ -73,7 +82,7 @@ def adapt(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
         )
     work = prepared(model, data, args, options)
     check_folder(work.run.encoder)
-    data, prior = work.data, f"{args.prior} {args.prior_weight}"
+    data = work.data
     write_recipe(work)
     write_documents(work)
     mining, scoring = of_mining(work), of_scoring(work)
@@ -82,7 +91,7 @@ def adapt(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
         Stage("queries", lambda: write_collection_of(work), Path(data.collection), queries, inputs(work)),
         Stage("mine", lambda: mine(*blocks(work), embeddings=work.embeddings), Path(data.candidates), mining),
         Stage("score", lambda: score(*blocks(work)), Path(data.gains), scoring),
-        *([] if options.makes_queries else [Stage("judge", lambda: judge(work), Path(work.judging.gains), prior)]),
+        *([] if options.makes_queries else [Stage("judge", lambda: judge(work), Path(work.judging.gains))]),
         Stage("train", lambda: train_encoder(work), work.run.training_file, of_training(work)),
         Stage("decide", lambda: write_decision(work), work.run.decision_file),
         Stage("keep", lambda: keep(work), work.run.page_file),
@@ -122,21 +131,16 @@ def judge(work: Adaptation) -> None:
     """Let the LLM judge the held-out queries, of which nobody knows what is relevant to them."""
     mine(work.model, work.judging, work.args, embeddings=work.embeddings)
     score(work.model, work.judging, work.args)
-    args = dataclasses.replace(work.args)
-    take_advice(args, work.data)
-    judge_held_out(
-        Path(work.data.collection),
-        candidates=Path(work.judging.candidates),
-        gains=Path(work.judging.gains),
-        prior=args.prior,
-        prior_weight=args.number("prior_weight"),
-    )
+    judging = work.judging
+    judge_held_out(Path(work.data.collection), candidates=Path(judging.candidates), gains=Path(judging.gains))
 
 
 def train_encoder(work: Adaptation) -> None:
     """Train on from the last checkpoint; checkpoints and report of another training are removed."""
     take_advice(work.args, work.data)
     run = work.run
+    if chooses(work.args):
+        write_dev(Path(work.data.collection))
     if is_another_training(run, run_settings(*blocks(work))):
         for checkpoint in run.checkpoints().values():
             shutil.rmtree(checkpoint)
@@ -146,8 +150,11 @@ def train_encoder(work: Adaptation) -> None:
 
 def write_decision(work: Adaptation) -> None:
     """Rank the corpus for the judged held-out queries by BM25, the start and the trained encoder, and decide."""
-    collection = load_collection(work.data.collection, splits=[HELD_OUT])
-    qrels = {query: grades for query, grades in collection.split_qrels(HELD_OUT).items() if any(grades.values())}
+    folder = Path(work.data.collection)
+    collection, qrels = load_collection(folder, splits=[]), judged_queries(folder, HELD_OUT)
+    if chooses(work.args):
+        dev = judged_queries(folder, DEV)
+        qrels = {query: grades for query, grades in qrels.items() if query not in dev}
     queries = [collection.queries[query] for query in qrels]
     start, adapted = load_untrained(work.model), load_encoder(str(work.run.encoder))
     rankings = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from nlt_trainer.adapt.collection import HELD_OUT, TRAIN
+from nlt_trainer.adapt.collection import DEV, HELD_OUT, TRAIN
 from nlt_trainer.arguments.adapt import AdaptArguments
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.inherited import CHOOSING, DECIDING
@@ -100,10 +100,15 @@ def prepared(
         gains=str(folder / "gains.jsonl"),
         score_cache=str(folder / "scores"),
         train_split=TRAIN,
-        dev_split=HELD_OUT,
+        dev_split=DEV if chooses(args) else HELD_OUT,
         eval_split=HELD_OUT,
     )
     return Adaptation(model, data, args, options)
+
+
+def chooses(args: NLTTrainingArguments) -> bool:
+    """Whether training chooses by judged queries what it saves."""
+    return args.average_with_start == "auto" or bool(args.load_best_model_at_end)
 
 
 def blocks(work: Adaptation) -> tuple[ModelArguments, DataArguments, NLTTrainingArguments]:

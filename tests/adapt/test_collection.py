@@ -5,7 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nlt_trainer.adapt.collection import HELD_OUT, TRAIN, check_made, judge_held_out, write_query_collection
+from nlt_trainer.adapt.collection import (
+    DEV,
+    HELD_OUT,
+    TRAIN,
+    check_made,
+    judge_held_out,
+    judged_queries,
+    write_dev,
+    write_query_collection,
+)
 from nlt_trainer.data.beir import Document, Query, load_collection, write_collection
 from nlt_trainer.data.candidates import QueryCandidates, write_candidates
 from nlt_trainer.data.gains import write_gains
@@ -58,7 +67,7 @@ def test_too_few_queries_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_candidate_of_the_highest_gain_is_judged_relevant(tmp_path: Path) -> None:
-    """Against gains written by hand: clear ones, one turned around by BM25, one without any positive gain."""
+    """Against gains written by hand: clear ones, one that BM25 contradicts, one without any positive gain."""
     write_query_collection(tmp_path / "c", CORPUS, QUERIES, held_out=21, most=None, seed=1)
     held_out = load_collection(tmp_path / "c").split_queries(HELD_OUT)
     ids, bm25 = ("d2", "d0", "d1"), [(0.0, 0.0, 0.0)] * 19 + [(0.0, 9.0, 0.0), (0.0, 0.0, 0.0)]
@@ -67,11 +76,26 @@ def test_the_candidate_of_the_highest_gain_is_judged_relevant(tmp_path: Path) ->
     write_candidates(tmp_path / "candidates.jsonl", rows)
     write_gains(tmp_path / "gains.jsonl", rows, gain)
     files = {"candidates": tmp_path / "candidates.jsonl", "gains": tmp_path / "gains.jsonl"}
-    judge_held_out(tmp_path / "c", **files, prior="bm25", prior_weight=0.2)
+    judge_held_out(tmp_path / "c", **files)
     judged = load_collection(tmp_path / "c").split_qrels(HELD_OUT)
     clear = {row.query_id: {"d1": 1} for row in rows[:19]}
-    assert judged == {**clear, rows[19].query_id: {"d0": 1}, rows[20].query_id: {"d2": 0}}
+    assert judged == {**clear, rows[19].query_id: {"d2": 1}, rows[20].query_id: {"d2": 0}}
     gain[0] -= 1
     write_gains(tmp_path / "gains.jsonl", rows, gain)
     with pytest.raises(NLTError, match=r"judge 19 of 21 held-out queries, .* fewer than 20 decide nothing; give more"):
-        judge_held_out(tmp_path / "c", **files, prior="bm25", prior_weight=0.2)
+        judge_held_out(tmp_path / "c", **files)
+
+
+def test_queries_that_choose_do_not_decide(tmp_path: Path) -> None:
+    """Against every second judged query; queries without a relevant passage are in neither half."""
+    judged = {q.id: {"d0": int(i % 4 > 0)} for i, q in enumerate(QUERIES)}
+    qrels = {TRAIN: {QUERIES[0].id: {"d0": 0}}, HELD_OUT: judged}
+    write_collection(tmp_path / "c", corpus=CORPUS, queries=QUERIES, qrels=qrels)
+    write_dev(tmp_path / "c")
+    usable = [query for query, grades in judged.items() if grades["d0"]]
+    assert [*judged_queries(tmp_path / "c", DEV)] == usable[::2]
+    assert [*judged_queries(tmp_path / "c", HELD_OUT)] == usable
+    few = {query: judged[query] for query in usable[:39]}
+    write_collection(tmp_path / "few", corpus=CORPUS, queries=QUERIES, qrels={TRAIN: qrels[TRAIN], HELD_OUT: few})
+    with pytest.raises(NLTError, match=r"39 held-out queries are judged, .* 40 are needed: raise held_out"):
+        write_dev(tmp_path / "few")

@@ -12,7 +12,7 @@ import torch
 import yaml
 from sentence_transformers import SentenceTransformer
 
-from nlt_trainer.adapt import pipeline
+from nlt_trainer.adapt import collection, pipeline
 from nlt_trainer.adapt.pipeline import NO_GAIN
 from nlt_trainer.assembly.training import forget_results
 from nlt_trainer.data.beir import load_collection
@@ -124,6 +124,7 @@ def test_the_verdict_holds_for_the_encoder_in_the_folder(
     assert json.loads((out / "training.json").read_text())["average"]["share"] == 0.5
 
     best = ["--eval_strategy=steps", "--save_strategy=steps", "--eval_steps=2", "--save_steps=2"]
+    monkeypatch.setattr(collection, "LEAST_HELD_OUT", 10)  # half of the held-out queries choose, the others decide
     again("--load_best_model_at_end=true", *best)
     assert json.loads((out / "training.json").read_text())["best_step"] % 2 == 0
     recipe = yaml.safe_load((out / "recipe.yaml").read_text())["trainer"]
