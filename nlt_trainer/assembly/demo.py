@@ -43,7 +43,7 @@ def run_demo(gain: Path, dream: Path) -> None:
         dream: recipe of DREAM, on the same collection.
     """
     model, data, gain_args = parse_recipe(RECIPE_BLOCKS, ["--config", str(gain)])
-    dream_model, _, dream_args = parse_recipe(RECIPE_BLOCKS, ["--config", str(dream)])
+    dream_model, dream_data, dream_args = parse_recipe(RECIPE_BLOCKS, ["--config", str(dream)])
     runs = [Run(gain_args.output_dir), Run(dream_args.output_dir)]
     group = Run(runs[0].folder.parent)  # its table and its page show both runs
     folder = group.folder
@@ -52,7 +52,9 @@ def run_demo(gain: Path, dream: Path) -> None:
         stage_of("mine", mine_recipe, gain, data.candidates, needs=["build_stdlib"]),
         stage_of("score", score, gain, data.gains, needs=["mine"]),
         stage_of("train_likelihood_gain", train, gain, runs[0].encoder, runs[0], needs=["score"]),
-        stage_of("detect_heads", detect_heads, dream, dream_model.heads, needs=["score"]),
+        stage_of("mine_dream", mine_recipe, dream, dream_data.candidates, needs=["build_stdlib"]),
+        stage_of("score_dream", score, dream, dream_data.gains, needs=["mine_dream"]),
+        stage_of("detect_heads", detect_heads, dream, dream_model.heads, needs=["score_dream"]),
         stage_of("train_dream", train, dream, runs[1].encoder, runs[1], needs=["detect_heads"]),
         stage_of(
             "evaluate_likelihood_gain", evaluate_recipe, gain, runs[0].results_file, needs=["train_likelihood_gain"]
@@ -63,7 +65,7 @@ def run_demo(gain: Path, dream: Path) -> None:
     run_stages(stages, folder / "stamps")
     results = collect(runs)
     write_results(group.results_file, results)
-    write_report(folder, embeddings=folder / "embeddings")
+    write_report(folder, embeddings=EvaluationArguments().cache / "embeddings")
     print_table(group, results, seconds=time.monotonic() - start)
     best = best_run(runs, results)
     exported, equal = export_run(best, "merged")
