@@ -92,9 +92,7 @@ class NLTTrainer(SentenceTransformerTrainer):
         Raises:
             NLTError: the loss is infinite or NaN, which the trainer's log would show as 0.
         """
-        half = self.args.device.type == "cpu" and (self.args.bf16 or self.args.fp16)
-        with explicit_attention() if half else nullcontext():
-            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if isinstance(result, tuple) else result
         if not torch.isfinite(loss):
             raise NLTError(
@@ -147,7 +145,9 @@ class NLTTrainer(SentenceTransformerTrainer):
         The loss is averaged too, because the trainer's `train_loss` takes the steps after the last entry of the log
         from one process alone.
         """
-        loss = super().training_step(*args, **kwargs)
+        half = self.args.device.type == "cpu" and (self.args.bf16 or self.args.fp16)
+        with explicit_attention() if half else nullcontext():  # also where gradient checkpointing computes again
+            loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
             for parameter in self.objective_parameters().values():
                 parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
