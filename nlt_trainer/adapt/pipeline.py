@@ -56,10 +56,7 @@ from nlt_trainer.release.card import write_card
 from nlt_trainer.release.export import save_trained
 from nlt_trainer.report.page import write_report
 from nlt_trainer.run.results import Result, results_table, write_results
-from nlt_trainer.run.resume import (
-    is_another_training,
-    run_settings,
-)
+from nlt_trainer.run.resume import is_another_training, run_settings
 from nlt_trainer.run.stages import Stage, run_stages
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
