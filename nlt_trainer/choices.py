@@ -18,6 +18,7 @@ positions begin behind that start, so that its keys and values are the same in e
 
 EncoderDtype = Literal["float32", "bfloat16"]
 LLMDtype = Literal["auto", "float32", "bfloat16", "float16"]
+EncoderPrecision = Literal["auto", "float32"]
 """The dtype of an LLM. `auto` is bfloat16 on a machine that multiplies in bfloat16, and float32 on any other."""
 PoolingMode = Literal["mean", "cls", "lasttoken"]
 

@@ -154,10 +154,10 @@ def write_decision(work: Adaptation) -> None:
         qrels = {query: grades for query, grades in qrels.items() if query not in dev}
     queries = [collection.queries[query] for query in qrels]
     start, adapted = load_untrained(work.model), load_encoder(str(work.run.encoder))
-    rankings = {
-        "bm25": bm25_rankings(collection, queries, top_k=TOP_K),
-        "start": search(EmbeddingCache(start, work.embeddings), collection, queries),
-        "adapted": search(EmbeddingCache(adapted, work.embeddings), collection, queries),
+    rankings = {"bm25": bm25_rankings(collection, queries, top_k=TOP_K)}
+    rankings |= {
+        name: search(EmbeddingCache(encoder, work.embeddings, bf16=work.args.bf16_full_eval), collection, queries)
+        for name, encoder in (("start", start), ("adapted", adapted))
     }
     name = Path(work.options.documents).resolve().name
     made = work.options.makes_queries
@@ -172,7 +172,7 @@ def keep(work: Adaptation) -> None:
     if decision["kept"] == "start":
         save_trained(work.run, load_untrained(work.model), merge=False, keep_adapter=False)
     write_card(work.run, rows_of(decision))
-    write_report(work.run.folder, embeddings=work.embeddings)
+    write_report(work.run.folder, embeddings=work.embeddings, bf16=work.args.bf16_full_eval)
 
 
 def rows_of(decision: Mapping[str, Any]) -> list[Result]:

@@ -12,10 +12,12 @@ from nlt_trainer.arguments.inherited import CHOOSING, DECIDING
 from nlt_trainer.arguments.model import ModelArguments, start_options
 from nlt_trainer.arguments.option import options_deciding
 from nlt_trainer.arguments.trainer import TrainerArguments
+from nlt_trainer.choices import EncoderPrecision
 from nlt_trainer.content import model_content
 from nlt_trainer.data.beir import CORPUS_FILE
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_write
+from nlt_trainer.lm.dtypes import resolved_dtype
 from nlt_trainer.release.card_rendering import dump_recipe
 from nlt_trainer.run.folder import Run, changed_settings
 from nlt_trainer.run.resume import decisive, heads_content, llm_content, trainer_settings
@@ -33,7 +35,7 @@ OWN_KEYS = (
 )
 """Keys of the data block that `nlt adapt` sets itself, as it does `output_dir`."""
 
-FURTHER_KEYS = (*CHOOSING, "output_dir", "use_cpu", "logging_steps", "save_total_limit")
+FURTHER_KEYS = (*CHOOSING, "output_dir", "use_cpu", "bf16_full_eval", "logging_steps", "save_total_limit")
 """Keys of the library in the trainer block that the written recipe has beside those that decide the training."""
 
 
@@ -92,7 +94,7 @@ def prepared(
     if given := given + ["output_dir"] * (args.output_dir != unset):
         raise NLTError(f"{given[0]} is set, and adapt writes its own files into {options.output}; leave it out")
     folder = Path(options.output)
-    args.output_dir = str(folder)
+    args = dataclasses.replace(with_precision(args, options.encoder_precision), output_dir=str(folder))
     data = dataclasses.replace(
         data,
         collection=str(folder / "collection"),
@@ -104,6 +106,15 @@ def prepared(
         eval_split=HELD_OUT,
     )
     return Adaptation(model, data, args, options)
+
+
+def with_precision(args: NLTTrainingArguments, precision: EncoderPrecision) -> NLTTrainingArguments:
+    """The trainer block with which the encoder trains and embeds in bfloat16, where `precision` leaves that open."""
+    chosen = args.bf16 or args.fp16 or args.bf16_full_eval
+    if precision != "auto" or chosen or resolved_dtype("auto", args.device) != "bfloat16":
+        return args
+    # the library refuses bf16 on a CPU unless use_cpu says that the CPU is meant
+    return dataclasses.replace(args, bf16=True, bf16_full_eval=True, use_cpu=args.device.type == "cpu")
 
 
 def chooses(args: NLTTrainingArguments) -> bool:

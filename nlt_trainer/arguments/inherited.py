@@ -27,7 +27,7 @@ OTHER = frozenset(
     dataloader_multiprocessing_context dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory
     dataloader_prefetch_factor ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters
     ddp_static_graph ddp_timeout debug deepspeed disable_tqdm enable_jit_checkpoint eval_delay eval_on_start
-    fp16_full_eval fsdp fsdp_config full_determinism gradient_checkpointing gradient_checkpointing_kwargs
+    fsdp fsdp_config full_determinism gradient_checkpointing gradient_checkpointing_kwargs
     greater_is_better include_num_input_tokens_seen local_rank log_level log_level_replica log_on_each_node
     logging_first_step logging_nan_inf_filter logging_steps logging_strategy output_dir parallelism_config
     per_device_eval_batch_size project remove_unused_columns report_to resume_from_checkpoint run_name
@@ -45,6 +45,7 @@ _LIGER = "its kernels are for models that predict tokens and would leave the enc
 _ONE_DATASET = "a recipe trains on one dataset with one encoder; leave it out"
 
 REFUSED = {
+    "fp16_full_eval": "embeddings are computed in float32, or in bfloat16 with bf16_full_eval; leave it out",
     "prompts": "set encoder_prompts in block `model:`, which the saved encoder keeps",
     "router_mapping": _ONE_DATASET,
     "multi_dataset_batch_sampler": _ONE_DATASET,

@@ -47,7 +47,7 @@ def evaluate(
         *map(Checkpoint.named, evaluation.checkpoints),
     ]
     progress = state.is_main_process and not args.disable_tqdm
-    families = find_families(checkpoints, evaluation, state=state, show_progress=progress)
+    families = find_families(checkpoints, evaluation, state=state, bf16=args.bf16_full_eval, show_progress=progress)
     systems = [system for family in families for system in family.systems()]
     against = check_systems(systems, evaluation.against)
     scores = score_systems(tasks, families, TaskScoreCache(evaluation.cache / "results"), state=state)
@@ -127,7 +127,12 @@ def checkpoints_of(run: Run, model: ModelArguments) -> list[Checkpoint]:
 
 
 def find_families(
-    checkpoints: list[Checkpoint], evaluation: EvaluationArguments, *, state: PartialState, show_progress: bool
+    checkpoints: list[Checkpoint],
+    evaluation: EvaluationArguments,
+    *,
+    state: PartialState,
+    bf16: bool,
+    show_progress: bool,
 ) -> list[Family]:
     """BM25, the encoders and the run files, in the order of the table."""
     with_bm25 = evaluation.fused or bool(evaluation.bm25_weights)
@@ -143,6 +148,7 @@ def find_families(
             truncate_dims=evaluation.truncate_dims,
             precisions=evaluation.quantisations,
             processes=state,
+            bf16=bf16,
             show_progress=show_progress,
         )
         for checkpoint in checkpoints

@@ -31,7 +31,7 @@ def mine(
     Args:
         model: names the encoder.
         data: names the files.
-        args: has the seed.
+        args: has the seed and the precision of embeddings.
         embeddings: folder in which an encoder's embeddings stay; `None`: they are removed when the file is written.
     """
     state = processes(args)
@@ -39,7 +39,7 @@ def mine(
     queries = chosen_queries(collection, data, seed=args.seed)
     encoder = None if data.miner == "bm25" else load_untrained(model)
     folder = embeddings or embeddings_folder(data)
-    candidates = mined(encoder, data, collection, queries, embeddings=folder, seed=args.seed, state=state)
+    candidates = mined(encoder, data, args, collection, queries, embeddings=folder, state=state)
     if candidates is None:
         return
     write_mined(data, candidates)
@@ -52,11 +52,11 @@ def mine(
 def mined(
     encoder: SentenceTransformer | None,
     data: DataArguments,
+    args: NLTTrainingArguments,
     collection: Collection,
     queries: Sequence[Query],
     *,
     embeddings: Path,
-    seed: int,
     state: PartialState,
 ) -> list[QueryCandidates] | None:
     """Find the candidates of queries by the recipe's miner, with `encoder` unless that is BM25 alone.
@@ -68,14 +68,16 @@ def mined(
     """
     rankings = None
     if encoder is not None:
-        rankings = rank_by_encoder(encoder, data, collection, queries, embeddings=embeddings, state=state)
+        bf16 = args.bf16_full_eval
+        cache = EmbeddingCache(encoder, embeddings, processes=state, bf16=bf16, progress="embedding")
+        rankings = rank_by_encoder(cache, data, collection, queries, state=state)
     if not state.is_main_process:
         return None
     return mine_candidates(
         collection,
         queries,
         num_candidates=data.num_candidates,
-        seed=seed,
+        seed=args.seed,
         encoder_rankings=rankings,
         fused=data.miner == "fused",
     )
@@ -93,21 +95,19 @@ def embeddings_folder(data: DataArguments) -> Path:
 
 
 def rank_by_encoder(
-    encoder: SentenceTransformer,
+    cache: EmbeddingCache,
     data: DataArguments,
     collection: Collection,
     queries: Sequence[Query],
     *,
-    embeddings: Path,
     state: PartialState,
 ) -> list[list[int]] | None:
     """The best documents for each query by an encoder; `None` in all processes except the main one."""
     contents = [document.content for document in collection.corpus.values()]
-    cache = EmbeddingCache(encoder, embeddings, processes=state, progress="embedding")
     files = cache.document_files(contents)
     if not state.is_main_process:
         return None
     depth = ranking_depth(data.num_candidates, fused=data.miner == "fused")
-    asked = encoder.encode_query([query.text for query in queries], convert_to_tensor=True)
+    asked = cache.encoder.encode_query([query.text for query in queries], convert_to_tensor=True)
     parts = (torch.from_numpy(np.load(file)) for file in files)
-    return nearest(asked, parts, top_k=depth, similarity=encoder.similarity)[1].tolist()
+    return nearest(asked, parts, top_k=depth, similarity=cache.similarity)[1].tolist()

@@ -98,7 +98,7 @@ def _written(
     def keep(asked: Sequence[Query], sources: Sequence[str]) -> Sequence[bool]:
         if not asked:
             return []
-        candidates = mined(encoder, retrieval, collection, asked, embeddings=folder, state=state, seed=args.seed)
+        candidates = mined(encoder, retrieval, args, collection, asked, embeddings=folder, state=state)
         return returns(candidates or [], sources, corpus, scorer=scorer, by_words=data.miner == "bm25")
 
     writer = QueryWriter(

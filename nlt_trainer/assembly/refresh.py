@@ -136,8 +136,8 @@ class Refresh(TrainerCallback):
         """Write the new candidates, and read them in all processes."""
         encoder, state = self.parts.encoder, PartialState()
         queries = [Query(c.query_id, c.query, c.answer) for c in self.candidates]
-        seed, folder = self.parts.args.seed, embeddings_folder(data)
-        found = mined(encoder, data, self.collection, queries, embeddings=folder, seed=seed, state=state)
+        args, folder = self.parts.args, embeddings_folder(data)
+        found = mined(encoder, data, args, self.collection, queries, embeddings=folder, state=state)
         if found is not None:
             if self.parts.args.reads_labels(data):
                 found = same_judged(found, self.candidates, self.collection.split_qrels(str(data.train_split)))

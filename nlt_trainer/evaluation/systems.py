@@ -189,6 +189,7 @@ class EncoderSystems:
         precisions: precisions of the documents' embeddings, see `CompressedEncoder`; every number of dimensions is
             evaluated with each of them.
         processes: the processes that share the embedding.
+        bf16: whether texts are embedded in bfloat16, see `EmbeddingCache`.
         show_progress: whether a progress bar is shown.
     """
 
@@ -204,6 +205,7 @@ class EncoderSystems:
         truncate_dims: Sequence[int] = (),
         precisions: Sequence[Precision] = (),
         processes: Processes | None = None,
+        bf16: bool = False,
         show_progress: bool = False,
     ) -> None:
         self.checkpoint, self.folder, self.batch_size, self.bm25 = checkpoint, folder, batch_size, bm25
@@ -211,13 +213,13 @@ class EncoderSystems:
         self.sizes: list[tuple[int | None, Precision | None]] = [
             (dim, precision) for dim in (None, *truncate_dims) for precision in (None, *precisions)
         ]
-        self.processes, self.show_progress = processes, show_progress
+        self.processes, self.bf16, self.show_progress = processes, bf16, show_progress
         self.encoder: EmbeddingCache | None = None
         self.last: tuple[str, TaskRankings] | None = None
 
     def systems(self) -> list[System]:
         """The checkpoint's rows."""
-        name, content = self.checkpoint.name, self.checkpoint.fingerprint
+        name, content = self.checkpoint.name, self.checkpoint.fingerprint + (", bf16" if self.bf16 else "")
         rows = [System(name, content, self.rank, self.rank, is_encoder=True, **self.checkpoint.cost)]
         if self.bm25 is not None:
             both = f"{content} + {self.bm25.fingerprint}"
@@ -253,7 +255,7 @@ class EncoderSystems:
     def _rank(self, entry: EvaluationTask, dim: int | None, precision: Precision | None) -> TaskRankings:
         if self.encoder is None:
             encoder = load_encoder(self.checkpoint.location, **self.checkpoint.loading)
-            self.encoder = EmbeddingCache(encoder, self.folder, processes=self.processes)
+            self.encoder = EmbeddingCache(encoder, self.folder, processes=self.processes, bf16=self.bf16)
         self.encoder.progress = f"{entry.title} {self.checkpoint.name}" if self.show_progress else None
         return rank_encoder(entry, self.encoder, batch_size=self.batch_size, truncate_dim=dim, precision=precision)
 

@@ -61,6 +61,7 @@ class SearchIndex:
         encoder: the encoder; its own similarity function (cosine unless it says otherwise) ranks the documents.
         corpus: document id -> document.
         cache: folder in which the embeddings are kept on disk; `None` means the user's cache.
+        bf16: whether documents are embedded in bfloat16, see `EmbeddingCache`.
     """
 
     def __init__(
@@ -70,12 +71,13 @@ class SearchIndex:
         corpus: Mapping[str, Document],
         *,
         cache: str | Path | None = None,
+        bf16: bool = False,
     ) -> None:
         self.name = name
         self.encoder = encoder
         self.documents = list(corpus.values())
         contents = [document.content for document in self.documents]
-        embedder = EmbeddingCache(encoder, cache, progress=f"embedding with {name}")
+        embedder = EmbeddingCache(encoder, cache, bf16=bf16, progress=f"embedding with {name}")
         self.embeddings = torch.from_numpy(embedder.encode_document(contents))  # (N, H)
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:

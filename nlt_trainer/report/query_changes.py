@@ -151,10 +151,11 @@ class RunComparer:
 
     Args:
         embeddings: folder in which embeddings are kept; `None` means the user's cache.
+        bf16: whether documents are embedded in bfloat16, see `EmbeddingCache`.
     """
 
-    def __init__(self, embeddings: str | Path | None = None) -> None:
-        self.embeddings = embeddings
+    def __init__(self, embeddings: str | Path | None = None, *, bf16: bool = False) -> None:
+        self.embeddings, self.bf16 = embeddings, bf16
         self._load = cache(load_collection)
         self._starts: dict[str, SearchIndex] = {}
 
@@ -171,7 +172,7 @@ class RunComparer:
             collection = self._load(data["collection"], splits=tuple(sorted({split, dev or split})))
             start = self._start(run.settings["model"], collection)
             encoder = load_encoder(str(run.encoder))
-            after = SearchIndex("after", encoder, collection.corpus, cache=self.embeddings)
+            after = SearchIndex("after", encoder, collection.corpus, cache=self.embeddings, bf16=self.bf16)
             at_start = outcomes(start, collection, dev) if dev is not None else {}
             return RunChange(
                 run,
@@ -188,5 +189,7 @@ class RunComparer:
         key = json.dumps([str(collection.folder), name, options])
         if key not in self._starts:
             encoder = load_encoder(name, **options)
-            self._starts[key] = SearchIndex("before", encoder, collection.corpus, cache=self.embeddings)
+            self._starts[key] = SearchIndex(
+                "before", encoder, collection.corpus, cache=self.embeddings, bf16=self.bf16
+            )
         return self._starts[key]

@@ -50,6 +50,19 @@ def test_embeddings_are_the_encoders_and_are_computed_once(
     assert embedded == [*TEXTS, "green tea", "coffee"]
 
 
+def test_embeddings_in_bfloat16_are_close_and_kept_apart(
+    tiny_encoder: SentenceTransformer, embedded: list[str], tmp_path: Path
+) -> None:
+    """Against float32: a cosine of 0.999 at least, float32 arrays, and files that the other precision never reads."""
+    exact = EmbeddingCache(tiny_encoder, tmp_path).encode_document(TEXTS)
+    rounded = EmbeddingCache(tiny_encoder, tmp_path, bf16=True).encode_document(TEXTS)
+    assert embedded == [*TEXTS, *TEXTS]
+    assert rounded.dtype == np.float32
+    assert 0 < np.abs(rounded - exact).max() < 0.05 * np.abs(exact).max()
+    cosine = (rounded * exact).sum(1) / np.linalg.norm(rounded, axis=1) / np.linalg.norm(exact, axis=1)
+    assert cosine.min() > 0.999
+
+
 def test_a_killed_run_goes_on(
     tiny_encoder: SentenceTransformer, embedded: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -386,13 +386,14 @@ def test_the_rows_of_a_checkpoint(tiny_encoder_folder: Path, tmp_path: Path) -> 
     write_json(
         run / "training.json", {"train_seconds": 3.5, "lm_tokens": 7, "seed": 1, "objective": "dream", **NOTHING}
     )
-    rows = EncoderSystems(
-        Checkpoint.named(str(run)), folder=tmp_path, batch_size=8, bm25=BM25(keep=True),
-        bm25_weights=[0.25], truncate_dims=[16], precisions=["int8"],
-    ).systems()  # fmt: skip
+    options: dict[str, Any] = {
+        "folder": tmp_path, "batch_size": 8, "bm25": BM25(keep=True),
+        "bm25_weights": [0.25], "truncate_dims": [16], "precisions": ["int8"],
+    }  # fmt: skip
+    rows, rounded = (EncoderSystems(Checkpoint.named(str(run)), bf16=b, **options).systems() for b in (False, True))
     ends = ("", " + bm25", " + 0.25 bm25", ", int8", ", 16 dimensions", ", 16 dimensions, int8")
     assert [row.name for row in rows] == [f"{run}{end}" for end in ends]
-    assert len({row.fingerprint for row in rows}) == 6
+    assert len({row.fingerprint for row in [*rows, *rounded]}) == 12
     assert [row.is_encoder for row in rows] == [True, False, False, False, False, False]
     assert (rows[0].train_seconds, rows[0].lm_tokens, rows[0].seed) == (3.5, 7, 1)
     assert read_json(run / "training.json")["objective"] == "dream"
