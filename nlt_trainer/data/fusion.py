@@ -12,9 +12,11 @@ Key = TypeVar("Key", bound=Hashable)
 FUSION_CONSTANT = 60
 """The constant k of reciprocal rank fusion, Cormack et al. 2009."""
 CANDIDATE_CONSTANT = 1
-"""The constant by which few candidates are chosen. With 60, a document that is tenth in both rankings stands before the
-first of one that is only seventieth in the other. With 1, eight candidates hold a relevant document for 0.76 of
-COVID-QA's queries (0.72 with 60), 0.81 of FairytaleQA's (0.73), and 0.78 of the standard library's (0.74).
+"""The constant by which few candidates are chosen.
+
+With 60, a document that is tenth in both rankings stands before the first of one that is only seventieth in the other.
+With 1, eight candidates hold a relevant document for 0.76 of COVID-QA's queries (0.72 with 60), 0.81 of FairytaleQA's
+(0.73), and 0.78 of the standard library's (0.74).
 """
 FUSION_DEPTH = 100
 """Number of documents of each ranking that are fused."""
