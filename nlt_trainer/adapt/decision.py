@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nlt_trainer.choices import TargetKind
 from nlt_trainer.data.beir import Qrels
 from nlt_trainer.data.fusion import reciprocal_ranks, weighted_fusion
 from nlt_trainer.evaluation.evaluator import best
@@ -51,7 +52,7 @@ def decide(
     collection: str,
     split: str,
     cost: Mapping[str, Any],
-    made: bool,
+    advice: str,
 ) -> Decision:
     """Compare the systems on held-out queries.
 
@@ -66,7 +67,7 @@ def decide(
         collection: name of the collection, for the rows.
         split: name of the split, for the rows.
         cost: `train_seconds`, `lm_tokens` and `seed` of the adapted encoder, for its rows.
-        made: whether the queries were made of the documents; the advice depends on it.
+        advice: what to do if the start is kept, see `advice_where_nothing_is_gained`.
     """
     systems = {name: rankings[name] for name in ("bm25", "start", "adapted")}
     for name in ("start", "adapted"):
@@ -103,7 +104,7 @@ def decide(
         )
         rows.append(row)
     weight = fit_weight(rankings[kept], rankings["bm25"], qrels)
-    return Decision(rows, kept, sentence(rows, kept, p=p, bm25_weight=weight, made=made), weight)
+    return Decision(rows, kept, sentence(rows, kept, p=p, bm25_weight=weight, advice=advice), weight)
 
 
 def cross_fitted(encoder: Rankings, bm25: Rankings, qrels: Qrels) -> dict[str, dict[str, float]]:
@@ -117,7 +118,21 @@ def cross_fitted(encoder: Rankings, bm25: Rankings, qrels: Qrels) -> dict[str, d
     return fused
 
 
-def sentence(rows: Sequence[Result], kept: str, *, p: float, bm25_weight: float, made: bool) -> str:
+def advice_where_nothing_is_gained(*, made: bool, target: TargetKind | None, answered: bool) -> str:
+    """What to do where the start is kept.
+
+    Args:
+        made: whether the queries were made of the documents.
+        target: the text whose likelihood counted; `None` means both query and answer where there are answers.
+        answered: whether the queries have answers.
+    """
+    if made:
+        return "queries that people have typed help more than made ones"
+    other = "joint" if target == "query" else "query"
+    return f"try more queries, or --target {other}" if answered else "more queries help most"
+
+
+def sentence(rows: Sequence[Result], kept: str, *, p: float, bm25_weight: float, advice: str) -> str:
     """The verdict: whether the encoder has gained, and what to do where BM25 is ahead."""
     by_name = {row.name: row.ndcg_at_10 for row in rows}
     start, adapted, bm25 = (by_name[name] for name in ("start", "adapted", "bm25"))
@@ -130,5 +145,5 @@ def sentence(rows: Sequence[Result], kept: str, *, p: float, bm25_weight: float,
         ahead = f"BM25 alone has {bm25:.3f}, and " if bm25 > alone else ""
         parts.append(f"{ahead}with {bm25_weight:.1f} of BM25 mixed in it has {fused:.3f}")
     if kept == "start":
-        parts.append("queries that people have typed help more than made ones" if made else "more queries help most")
+        parts.append(advice)
     return "; ".join(parts) + "."

@@ -17,7 +17,7 @@ from nlt_trainer.adapt.collection import (
     write_dev,
     write_query_collection,
 )
-from nlt_trainer.adapt.decision import decide
+from nlt_trainer.adapt.decision import advice_where_nothing_is_gained, decide
 from nlt_trainer.adapt.settings import (
     Adaptation,
     blocks,
@@ -160,8 +160,12 @@ def write_decision(work: Adaptation) -> None:
         for name, encoder in (("start", start), ("adapted", adapted))
     }
     name = Path(work.options.documents).resolve().name
-    made = work.options.makes_queries
-    found = decide(rankings, qrels, collection=name, split=HELD_OUT, cost=work.run.cost, made=made)
+    advice = advice_where_nothing_is_gained(
+        made=work.options.makes_queries,
+        target=work.data.target,
+        answered=any(query.answer for query in collection.queries.values()),
+    )
+    found = decide(rankings, qrels, collection=name, split=HELD_OUT, cost=work.run.cost, advice=advice)
     write_results(work.run.results_file, found.rows)
     write_json(work.run.decision_file, dataclasses.asdict(found))
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nlt_trainer.adapt.decision import Decision, Rankings, cross_fitted, decide
+from nlt_trainer.adapt.decision import Decision, Rankings, advice_where_nothing_is_gained, cross_fitted, decide
+from nlt_trainer.choices import TargetKind
 from nlt_trainer.data.fusion import weighted_fusion
 
 NDCG_SECOND = 1 / np.log2(3)
@@ -19,9 +20,9 @@ def ranked(first: int, *, of: Mapping[str, object] = QRELS) -> Rankings:
     return {query: {"right": 0.9 if i < first else 0.4, "wrong": 0.5, "other": 0.1} for i, query in enumerate(of)}
 
 
-def decided(*, bm25: int, start: int, adapted: int, made: bool = False) -> Decision:
+def decided(*, bm25: int, start: int, adapted: int) -> Decision:
     rankings = {"bm25": ranked(bm25), "start": ranked(start), "adapted": ranked(adapted)}
-    return decide(rankings, QRELS, collection="c", split="held_out", cost=COST, made=made)
+    return decide(rankings, QRELS, collection="c", split="held_out", cost=COST, advice="try this")
 
 
 def test_a_sure_gain_keeps_the_adapted_encoder() -> None:
@@ -47,13 +48,23 @@ def test_a_loss_nothing_or_an_unsure_gain_keeps_the_start(adapted: int) -> None:
     assert found.kept == "start"
     assert found.sentence.startswith("NO GAIN: ")
     assert "the encoder that you had is kept" in found.sentence
+    assert found.sentence.endswith("; try this.")
 
 
-def test_the_advice_depends_on_who_made_the_queries() -> None:
-    """Whoever gave queries of people is not told to give some."""
-    made, typed = (decided(bm25=0, start=10, adapted=10, made=made).sentence for made in (True, False))
-    assert made.endswith("; queries that people have typed help more than made ones.")
-    assert typed.endswith("; more queries help most.")
+@pytest.mark.parametrize(
+    ("made", "target", "answered", "expected"),
+    [
+        (True, None, False, "queries that people have typed help more than made ones"),
+        (False, None, False, "more queries help most"),
+        (False, None, True, "try more queries, or --target query"),
+        (False, "query", True, "try more queries, or --target joint"),
+    ],
+)
+def test_the_advice_names_what_was_not_tried(
+    made: bool, target: TargetKind | None, answered: bool, expected: str
+) -> None:
+    """Whoever gave queries of people is not told to give some, and without answers there is no other target."""
+    assert advice_where_nothing_is_gained(made=made, target=target, answered=answered) == expected
 
 
 def test_bm25_is_named_where_it_is_ahead() -> None:
@@ -78,7 +89,7 @@ def test_reciprocal_rank_fusion_has_rows_of_its_own() -> None:
     encoder = {query: {"right": 0.9, "wrong": 0.5, "other": 0.1} for query in QRELS}
     bm25 = {query: {"other": 9.0, "right": 5.0, "wrong": 1.0} for query in QRELS}
     rankings = {"bm25": bm25, "start": bm25, "adapted": encoder}
-    found = decide(rankings, QRELS, collection="c", split="held_out", cost=COST, made=True)
+    found = decide(rankings, QRELS, collection="c", split="held_out", cost=COST, advice="try this")
     rows = {row.name: row.ndcg_at_10 for row in found.rows}
     assert rows["start+bm25 (rrf)"] == pytest.approx(NDCG_SECOND)  # BM25 with itself
     assert rows["adapted+bm25 (rrf)"] == pytest.approx(1)
