@@ -124,3 +124,18 @@ def test_cache(run: Any, tiny_llm_folder: Path) -> None:
     results = run("cache_speed", "--llm", str(tiny_llm_folder), "--pairs", "320")
     assert results["cache_pairs_per_second"] > 0
     assert results["details"]["cache"]["pairs"] == 320
+
+
+def test_precision(run: Any, tiny_llm_folder: Path, tiny_encoder_folder: Path, tiny_collection_folder: Path) -> None:
+    """Both precisions find the same, and the ratios are those of the seconds."""
+    results = run(
+        "precision_speed", "--llm", str(tiny_llm_folder), "--encoder", str(tiny_encoder_folder),
+        "--collection", str(tiny_collection_folder), "--queries", "3", "--candidates", "4", "--tokens", "16",
+        "--documents", "12",
+    )  # fmt: skip
+    agreement = results["details"]["precision"]["agreement"]
+    assert agreement["correlation"] > 0.99
+    assert agreement["same_best"] == 1
+    assert agreement["shared_neighbours"] > 0.9
+    assert results["scoring_bf16_vs_float32"] > 0
+    assert results["embedding_bf16_vs_float32"] > 0
