@@ -17,7 +17,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from nlt_trainer.data.current_rows import CurrentRows
 from nlt_trainer.errors import NLTError
-from nlt_trainer.lm.cpu import explicit_attention
+from nlt_trainer.lm.cpu import float32_attention
 from nlt_trainer.run.checkpoints import CheckpointFiles, last_checkpoint
 from nlt_trainer.run.early_stopping import no_step_is_left
 from nlt_trainer.run.progress import show_progress
@@ -146,7 +146,7 @@ class NLTTrainer(SentenceTransformerTrainer):
         from one process alone.
         """
         half = self.args.device.type == "cpu" and (self.args.bf16 or self.args.fp16)
-        with explicit_attention() if half else nullcontext():  # also where gradient checkpointing computes again
+        with float32_attention() if half else nullcontext():
             loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
             for parameter in self.objective_parameters().values():

@@ -1,7 +1,7 @@
 """Speed-ups for an LLM that is read on a CPU.
 
 - Attention under a mask runs without a copy of the keys and values that several heads share.
-- Attention in half precision that needs a gradient does without torch's fused kernel.
+- Attention in half precision that needs a gradient is computed in float32.
 - While no gradient is needed, a float32 model on x86 keeps its weights in the memory order of oneDNN.
 - Memory that one layer frees stays in the process for the next layer. It goes back to the system between batches.
 """
@@ -12,13 +12,12 @@ import ctypes
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -28,14 +27,40 @@ from nlt_trainer.lm.forward_check import FORWARD_ERRORS, probe_ids, readings_agr
 FUSED_ATTENTION = "nlt_fused_attention"
 
 
-def explicit_attention() -> AbstractContextManager[None]:
-    """Attention in the block computes all its weights, as it should in half precision where a gradient is needed.
+_fused = nn.functional.scaled_dot_product_attention
 
-    torch's fused kernel for CPUs has a backward pass that is slow in bfloat16: for four prompts of DREAM under
-    SmolLM2-135M it took 10.8 seconds on one core with AMX, and 0.3 in float32. With explicit weights the whole step
-    took 2.5.
+
+def attention_in_float32(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """torch's fused attention, computed in float32 on a CPU; the result has the dtype that it would have had.
+
+    The arguments are those of `scaled_dot_product_attention`. Its kernel for CPUs has a backward pass that is slow in
+    bfloat16: for 32 texts of 128 tokens, all-MiniLM-L6-v2 took 3.6 seconds backward on one core with AMX, and 1.6 with
+    attention in float32.
     """
-    return sdpa_kernel(SDPBackend.MATH)
+    if query.device.type != "cpu":
+        return _fused(query, *args, **kwargs)
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+    with torch.autocast("cpu", enabled=False):  # which would take the arguments back to half precision
+        exact = {name: _in_float32(value) for name, value in kwargs.items()}
+        return _fused(*map(_in_float32, (query, *args)), **exact).to(dtype)
+
+
+def _in_float32(value: Any) -> Any:
+    is_half = isinstance(value, Tensor) and value.is_floating_point() and value.dtype.itemsize < 4
+    return value.float() if is_half else value
+
+
+@contextmanager
+def float32_attention() -> Iterator[None]:
+    """Replace torch's fused attention by `attention_in_float32` while the block runs, in all threads.
+
+    A `TorchFunctionMode` would not do, because gradient checkpointing computes again where no mode is on.
+    """
+    nn.functional.scaled_dot_product_attention = attention_in_float32
+    try:
+        yield
+    finally:
+        nn.functional.scaled_dot_product_attention = _fused
 
 
 def fused_attention(
@@ -69,10 +94,8 @@ def fused_attention(
     if query.device.type != "cpu" or attention_mask is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     in_graph = torch.is_grad_enabled() and query.requires_grad
-    with explicit_attention() if in_graph and query.dtype.itemsize < 4 else nullcontext():
-        output = nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True
-        )
+    attend = attention_in_float32 if in_graph else nn.functional.scaled_dot_product_attention
+    output = attend(query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True)
     return output.transpose(1, 2).contiguous(), None
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from nlt_trainer.lm.cpu import FUSED_ATTENTION, enable_fused_attention, fused_attention
+from nlt_trainer.lm.cpu import FUSED_ATTENTION, enable_fused_attention, float32_attention, fused_attention
 from nlt_trainer.lm.frozen_lm import FrozenLM
 
 
@@ -36,10 +38,10 @@ def test_only_sdpa_is_replaced(tiny_lm: FrozenLM, attention: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_gradients_in_half_precision_do_without_the_fused_kernel(dtype: torch.dtype) -> None:
+def test_gradients_come_from_the_fused_kernel_in_float32(dtype: torch.dtype) -> None:
     """Reference: gradients of the formula in float64 under a mask, with two query heads a key head.
 
-    Which kernel ran is read from the graph.
+    Which kernel ran, and in what dtype, is read from the graph.
     """
     generator = torch.Generator().manual_seed(0)
     states = [torch.randn(2, heads, 9, 8, generator=generator).to(dtype).requires_grad_() for heads in (4, 2, 2)]
@@ -51,19 +53,34 @@ def test_gradients_in_half_precision_do_without_the_fused_kernel(dtype: torch.dt
     keys, values = (x.repeat_interleave(2, dim=1) for x in (key, value))
     logits = (query @ keys.transpose(2, 3) * 0.3).masked_fill(~mask, -torch.inf)
     expected = (logits.softmax(-1) @ values).transpose(1, 2)
-    found = torch.autograd.grad(output.float().square().sum(), states)
+    found = torch.autograd.grad(output.float().square().sum(), states, retain_graph=True)
     known = torch.autograd.grad(expected.square().sum(), (query, key, value))
     tolerance = 0.05 if dtype == torch.bfloat16 else 1e-4
     for gradient, theirs in zip(found, known, strict=True):
         torch.testing.assert_close(gradient.double(), theirs, rtol=tolerance, atol=tolerance)
-    assert ("Flash" in graph_of(output)) == (dtype == torch.float32)
+    assert output.dtype == dtype
+    (kernel,) = (node for node in nodes_of(output) if "Flash" in node.name())
+    assert kernel._saved_query.dtype == torch.float32
 
 
-def graph_of(tensor: torch.Tensor) -> str:
-    """The names of a graph's nodes."""
-    names, nodes = "", [tensor.grad_fn]
+def nodes_of(tensor: torch.Tensor) -> list[Any]:
+    """The nodes of a graph."""
+    found, nodes = [], [tensor.grad_fn]
     while nodes:
         if (node := nodes.pop()) is not None:
-            names += node.name() + " "
+            found.append(node)
             nodes += [parent for parent, _ in node.next_functions]
-    return names
+    return found
+
+
+def test_attention_under_autocast_is_computed_in_float32() -> None:
+    """Reference: the same call in float32. The result has autocast's dtype; outside the context nothing changes."""
+    states = [x.requires_grad_() for x in torch.randn(3, 2, 4, 9, 8, generator=torch.Generator().manual_seed(0))]
+    exact = F.scaled_dot_product_attention(*(x.detach().bfloat16().float() for x in states))
+    with torch.autocast("cpu", torch.bfloat16):
+        with float32_attention():
+            output = F.scaled_dot_product_attention(*states)
+        outside = F.scaled_dot_product_attention(*states)
+    assert {node._saved_query.dtype for node in nodes_of(output) if "Flash" in node.name()} == {torch.float32}
+    assert {node._saved_query.dtype for node in nodes_of(outside) if "Flash" in node.name()} == {torch.bfloat16}
+    torch.testing.assert_close(output.float(), exact, rtol=0.01, atol=0.01)
