@@ -38,12 +38,12 @@ class AdaptArguments:
         ),
     )
     num_queries: int = option(
-        default=800,
+        default=960,
         decides="nothing",
         help="Number of queries to make, or to draw by seed from those that are given.",
     )
     held_out: int = option(
-        default=160,
+        default=320,
         decides="nothing",
         help=(
             "Number of these that do not train but decide whether the trained encoder is kept: at most a quarter of "
