@@ -160,12 +160,21 @@ def write_decision(work: Adaptation) -> None:
         for name, encoder in (("start", start), ("adapted", adapted))
     }
     name = Path(work.options.documents).resolve().name
+    made = work.options.makes_queries
     advice = advice_where_nothing_is_gained(
-        made=work.options.makes_queries,
+        made=made,
         target=work.data.target,
         answered=any(query.answer for query in collection.queries.values()),
     )
-    found = decide(rankings, qrels, collection=name, split=HELD_OUT, cost=work.run.cost, advice=advice)
+    found = decide(
+        rankings,
+        qrels,
+        collection=name,
+        split=HELD_OUT,
+        cost=work.run.cost,
+        judged_by_llm=not made,
+        advice=advice,
+    )
     write_results(work.run.results_file, found.rows)
     write_json(work.run.decision_file, dataclasses.asdict(found))
 
