@@ -101,14 +101,14 @@ def test_an_embedding_that_is_not_finite_is_refused() -> None:
 
 
 def test_fusion_is_reciprocal_rank_fusion() -> None:
-    """Reference: the sum of 1 / (1 + rank) for every document, with exact fractions in numpy's sort."""
+    """Reference: the sum of 1 / (60 + rank) for every document, with exact fractions in numpy's sort."""
     rng = np.random.default_rng(5)
     for _ in range(20):
         rankings = [rng.permutation(40)[:25].tolist() for _ in range(2)]
         scores = np.zeros(40)
         for ranking in rankings:
             for rank, document in enumerate(ranking):
-                scores[document] += 1 / (2 + rank)
+                scores[document] += 1 / (61 + rank)
         expected = [i for i in np.argsort(-scores, kind="stable").tolist() if scores[i] > 0]
         assert fuse(*rankings) == expected
     assert fuse([3, 1], [2, 1]) == [1, 2, 3]  # 1 stands in both; 2 and 3 tie
