@@ -18,8 +18,9 @@ positions begin behind that start, so that its keys and values are the same in e
 
 EncoderDtype = Literal["float32", "bfloat16"]
 LLMDtype = Literal["auto", "float32", "bfloat16", "float16"]
-EncoderPrecision = Literal["auto", "float32"]
 """The dtype of an LLM. `auto` is bfloat16 on a machine that multiplies in bfloat16, and float32 on any other."""
+EncoderPrecision = Literal["auto", "float32"]
+"""What an encoder multiplies in; `auto` as for an LLM."""
 PoolingMode = Literal["mean", "cls", "lasttoken"]
 
 Miner = Literal["bm25", "encoder", "fused"]

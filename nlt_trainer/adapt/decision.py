@@ -113,7 +113,9 @@ def decide(
         )
         rows.append(row)
     weight = fit_weight(rankings[kept], rankings["bm25"], qrels)
-    return Decision(rows, kept, sentence(rows, kept, p=p, enough=enough, bm25_weight=weight, advice=advice), weight)
+    return Decision(
+        rows, kept, sentence(rows, kept, p=p, judged_by_llm=judged_by_llm, bm25_weight=weight, advice=advice), weight
+    )
 
 
 def cross_fitted(encoder: Rankings, bm25: Rankings, qrels: Qrels) -> dict[str, dict[str, float]]:
@@ -141,14 +143,16 @@ def advice_where_nothing_is_gained(*, made: bool, target: TargetKind | None, ans
     return f"try more queries, or --target {other}" if answered else "more queries help most"
 
 
-def sentence(rows: Sequence[Result], kept: str, *, p: float, enough: float, bm25_weight: float, advice: str) -> str:
+def sentence(
+    rows: Sequence[Result], kept: str, *, p: float, judged_by_llm: bool, bm25_weight: float, advice: str
+) -> str:
     """The verdict: whether the encoder has gained, and what to do where BM25 is ahead."""
     by_name = {row.name: row.ndcg_at_10 for row in rows}
     start, adapted, bm25 = (by_name[name] for name in ("start", "adapted", "bm25"))
     change = f"nDCG@10 on held-out queries {start:.3f} before, {adapted:.3f} adapted (p = {p:.2g})"
     parts = [f"WIN: {change}" if kept == "adapted" else f"NO GAIN: {change}; the encoder that you had is kept"]
-    if kept == "start" and p <= SURE and 0 < adapted - start < enough:
-        parts.append(f"a gain below {enough} does not count, because the LLM judges what it has taught")
+    if kept == "start" and p <= SURE and adapted > start and judged_by_llm:
+        parts.append(f"a gain below {ENOUGH_BY_LLM} does not count, because the LLM judges what it has taught")
     alone, fused = by_name[kept], by_name[f"{kept}+bm25"]
     if bm25 > max(alone, fused):
         parts.append(f"BM25 alone is ahead with {bm25:.3f}: search with BM25, or give more queries")

@@ -17,7 +17,7 @@ from nlt_trainer.adapt.collection import (
     write_dev,
     write_query_collection,
 )
-from nlt_trainer.adapt.decision import advice_where_nothing_is_gained, decide
+from nlt_trainer.adapt.decision import ENOUGH, ENOUGH_BY_LLM, SURE, advice_where_nothing_is_gained, decide
 from nlt_trainer.adapt.settings import (
     Adaptation,
     blocks,
@@ -90,7 +90,7 @@ def adapt(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
         Stage("score", lambda: score(*blocks(work)), Path(data.gains), scoring),
         *([] if options.makes_queries else [Stage("judge", lambda: judge(work), Path(work.judging.gains))]),
         Stage("train", lambda: train_encoder(work), work.run.training_file, of_training(work)),
-        Stage("decide", lambda: write_decision(work), work.run.decision_file),
+        Stage("decide", lambda: write_decision(work), work.run.decision_file, f"{ENOUGH} {ENOUGH_BY_LLM} {SURE}"),
         Stage("keep", lambda: keep(work), work.run.page_file),
     ]
     seconds = run_stages(stages, work.run.folder / "stamps")

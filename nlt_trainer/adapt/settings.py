@@ -154,7 +154,7 @@ def of_mining(work: Adaptation) -> str:
     model = work.model
     content = model_content(model.encoder, revision=model.encoder_revision)
     encoder = {"encoder": content} | start_options(vars(model))
-    return f"{encoder} {work.data.miner} {work.data.num_candidates} {work.args.seed}"
+    return f"{encoder} {work.data.miner} {work.data.num_candidates} {work.args.seed} {work.args.bf16_full_eval}"
 
 
 def of_scoring(work: Adaptation) -> str:

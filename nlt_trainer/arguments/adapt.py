@@ -43,7 +43,7 @@ class AdaptArguments:
         help="Number of queries to make, or to draw by seed from those that are given.",
     )
     held_out: int = option(
-        default=320,
+        default=240,
         decides="nothing",
         help=(
             "Number of these that do not train but decide whether the trained encoder is kept: at most a quarter of "
@@ -56,7 +56,7 @@ class AdaptArguments:
         decides="nothing",
         help=(
             "What the encoder multiplies in while it trains and embeds: auto (bfloat16 where the machine multiplies "
-            "it, else float32) or float32. Where bf16 or fp16 is set, that decides."
+            "it, else float32) or float32. With bf16 or fp16, or bf16_full_eval for embedding, only these count."
         ),
     )
 

@@ -105,9 +105,9 @@ def rank_by_encoder(
     """The best documents for each query by an encoder; `None` in all processes except the main one."""
     contents = [document.content for document in collection.corpus.values()]
     files = cache.document_files(contents)
+    asked = torch.as_tensor(cache.encode_query([query.text for query in queries]))
     if not state.is_main_process:
         return None
     depth = ranking_depth(data.num_candidates, fused=data.miner == "fused")
-    asked = cache.encoder.encode_query([query.text for query in queries], convert_to_tensor=True)
     parts = (torch.from_numpy(np.load(file)) for file in files)
     return nearest(asked, parts, top_k=depth, similarity=cache.similarity)[1].tolist()

@@ -29,12 +29,14 @@ class EncoderTokens:
     Args:
         encoder: its tokeniser, prompts and length must not change afterwards.
         kind: `query` or `document`; the encoder's prompt of that name stands before each text.
-        max_length: the most tokens of a text that the encoder reads; `None` means its `max_seq_length`.
+        max_length: the most tokens of a text that the encoder reads, where its `max_seq_length` is not smaller; `None`
+            means the latter.
     """
 
     def __init__(self, encoder: SentenceTransformer, kind: str, *, max_length: int | None) -> None:
         self._encoder = encoder
-        cut = {} if max_length is None else {"max_length": max_length}
+        own = encoder.max_seq_length  # which the library would exceed for the sake of max_length
+        cut = {} if max_length is None else {"max_length": min(max_length, own or max_length)}
         self._settings: dict[str, Any] = {"prompt": encoder.prompts.get(kind) or None, "task": kind, **cut}
         self._kept: dict[int, np.ndarray] = {}  # (names, tokens) int32 by key
         self._room = KEPT_NUMBERS

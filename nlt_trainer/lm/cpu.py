@@ -94,7 +94,7 @@ def fused_attention(
     if query.device.type != "cpu" or attention_mask is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     in_graph = torch.is_grad_enabled() and query.requires_grad
-    attend = attention_in_float32 if in_graph else nn.functional.scaled_dot_product_attention
+    attend = attention_in_float32 if in_graph else _fused
     output = attend(query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True)
     return output.transpose(1, 2).contiguous(), None
 

@@ -173,7 +173,8 @@ class Planner:
         """Return the document texts that the LLM reads for a training row, its work, and the work of the encoder."""
         row, texts, work, llm, model = self.row(c), list[Any](), Work(), cast(Model, self.llm), self.model
         all_texts, gradients = [c.query, *row["documents"]], 1 if model.lora else 2
-        own = self.encoder_work(all_texts, length=model.train_max_length or model.max_seq_length, gradients=gradients)
+        lengths = [length for length in (model.train_max_length, model.max_seq_length) if length is not None]
+        own = self.encoder_work(all_texts, length=min(lengths, default=None), gradients=gradients)
         for name in PROMPT_OBJECTIVES & set(self.args.objectives):
             times = len(c.document_ids) if name == "loop" else 1  # LOOP leaves out one document at a time
             read, cost = prompt_work(llm, prompts([row]), times=times, gradients=int(name == "dream"))

@@ -39,13 +39,14 @@ DTYPES = ("float32", "bfloat16")
 def scoring(collection: Collection, options: Any) -> tuple[dict[str, list[float]], dict[str, list[np.ndarray]]]:
     """Seconds and gains `(B, K)` of scoring in both dtypes, without a cache."""
     every = list(collection.queries.values())
-    chosen = [every[i * len(every) // options.queries] for i in range(options.queries)]
+    number = min(options.queries, len(every))
+    chosen = [every[i * len(every) // number] for i in range(number)]
     mined = mine_candidates(collection, chosen, num_candidates=options.candidates)
     queries = [c.query for c in mined]
     documents = [[collection.corpus[d].content for d in c.document_ids] for c in mined]
 
     def case(dtype: Any) -> Callable[[int], np.ndarray]:
-        lm = FrozenLM.from_pretrained(options.llm, dtype=dtype)
+        lm = FrozenLM.from_pretrained(options.llm, dtype=dtype, device="cpu")
         scorer = LikelihoodScorer(lm, template=PromptTemplate(), target="query", max_document_tokens=options.tokens)
 
         def gains(number: int) -> np.ndarray:
@@ -55,7 +56,7 @@ def scoring(collection: Collection, options: Any) -> tuple[dict[str, list[float]
         gains(2)
         return gains
 
-    return in_turn({dtype: partial(case(dtype), options.queries) for dtype in DTYPES}, runs=options.runs)
+    return in_turn({dtype: partial(case(dtype), number) for dtype in DTYPES}, runs=options.runs)
 
 
 def embedding(collection: Collection, options: Any) -> tuple[dict[str, list[float]], dict[str, list[torch.Tensor]]]:
@@ -83,7 +84,8 @@ def shared_neighbours(embeddings: dict[str, list[torch.Tensor]]) -> float:
     """Share of the ten nearest other documents of each document that both precisions find."""
     found = []
     for dtype in DTYPES:
-        similarity = torch.nn.functional.normalize(embeddings[dtype][0]) @ embeddings[dtype][0].T
+        directions = torch.nn.functional.normalize(embeddings[dtype][0])
+        similarity = directions @ directions.T
         found.append(similarity.fill_diagonal_(-torch.inf).topk(NEAREST, dim=1).indices.tolist())
     pairs = zip(*found, strict=True)
     return statistics.fmean(len(set(exact) & set(rounded)) / NEAREST for exact, rounded in pairs)

@@ -103,3 +103,11 @@ def test_batches_that_are_no_padded_rows_are_made_anew(
     monkeypatch.setattr(tiny_encoder, "preprocess", preprocess)
     tokens = EncoderTokens(tiny_encoder, "query", max_length=None)
     check_equal(tokens(BATCHES[0], keys_of(BATCHES[0])), preprocess(BATCHES[0], task="query"))
+
+
+def test_no_more_is_read_than_the_encoder_reads(tiny_encoder: SentenceTransformer) -> None:
+    """Reference: the encoder's own length, which the library would exceed where a longer one is asked for."""
+    tiny_encoder.max_seq_length = 10
+    texts = ["the moon pulls the sea " * 9]
+    found = EncoderTokens(tiny_encoder, "query", max_length=30)(texts, keys_of(texts))
+    assert found["input_ids"].shape == (1, 10)
