@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from nlt_trainer.adapt.decision import Decision, Rankings, advice_where_nothing_is_gained, cross_fitted, decide
+from nlt_trainer.adapt.decision import (
+    Decision,
+    Rankings,
+    advice_where_nothing_is_gained,
+    chosen_weight,
+    cross_fitted,
+    decide,
+)
 from nlt_trainer.choices import TargetKind
 from nlt_trainer.data.fusion import weighted_fusion
 
@@ -104,6 +112,23 @@ def test_bm25_is_named_where_it_is_ahead() -> None:
     found = decided(bm25=40, start=10, adapted=30)
     assert "BM25 alone" in found.sentence
     assert found.bm25_weight > 0
+
+
+def test_the_weight_beside_a_taught_encoder_is_raised_towards_the_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: the mean by hand, rounded up; nothing changes for the start, or where the LLM has not judged."""
+    fitted = {"start": 0.7, "adapted": 0.4}
+    monkeypatch.setattr("nlt_trainer.adapt.decision.fit_weight", lambda encoder, bm25, qrels: fitted[encoder["name"]])
+    rankings: Any = {name: {"name": name} for name in ("bm25", "start", "adapted")}
+
+    def chosen(kept: str, judged_by_llm: bool) -> float:
+        return chosen_weight(rankings, QRELS, kept=kept, judged_by_llm=judged_by_llm)
+
+    assert chosen("adapted", True) == 0.6
+    assert (chosen("adapted", False), chosen("start", True)) == (0.4, 0.7)
+    fitted["start"] = 0.4
+    assert chosen("adapted", True) == 0.4
+    fitted["start"] = 0.1
+    assert chosen("adapted", True) == 0.4
 
 
 def test_each_half_is_fused_with_the_weight_of_the_other() -> None:

@@ -109,7 +109,7 @@ def test_the_encoder_computes_in_bfloat16_where_the_machine_does(
     monkeypatch: pytest.MonkeyPatch,
     multiplies: bool,
     precision: EncoderPrecision,
-    given: dict[str, bool],
+    given: dict[str, Any],
     expected: tuple[bool, bool],
 ) -> None:
     """Unless float32 is asked for, or the trainer block says where it does."""
