@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 
 from nlt_trainer.arguments.trainer import TrainerArguments
 from nlt_trainer.errors import NLTError
+from nlt_trainer.lm.dtypes import resolved_dtype
 
 MAIN_METRIC = "ndcg_at_10"
 """The metric by which the best checkpoint is found where a recipe names none."""
@@ -30,6 +31,7 @@ class NLTTrainingArguments(TrainerArguments, SentenceTransformerTrainingArgument
     def __post_init__(self) -> None:
         TrainerArguments.__post_init__(self)
         self._check_numbers()
+        self._choose_precision()
         if self.early_stopping_patience is not None:
             self._stop_early()
         if self.load_best_model_at_end and self.metric_for_best_model is None:
@@ -41,6 +43,15 @@ class NLTTrainingArguments(TrainerArguments, SentenceTransformerTrainingArgument
         self.dataloader_pin_memory &= torch.cuda.is_available()
         # torch refuses persistent workers where there are no workers
         self.dataloader_persistent_workers &= self.dataloader_num_workers > 0
+
+    def _choose_precision(self) -> None:
+        """Let the encoder train and embed in bfloat16, where `encoder_precision` leaves that to the machine."""
+        if self.encoder_precision != "auto" or self.bf16 or self.fp16 or self.bf16_full_eval:
+            return
+        accelerator = None if self.use_cpu else torch.accelerator.current_accelerator(check_available=True)
+        if resolved_dtype("auto", accelerator or "cpu") == "bfloat16":
+            self.bf16 = self.bf16_full_eval = True
+            self.use_cpu = accelerator is None  # the library refuses bf16 on a CPU that it was not told to use
 
     def _stop_early(self) -> None:
         """Set what early stopping needs: the best checkpoint in the end, and a checkpoint at each evaluation.

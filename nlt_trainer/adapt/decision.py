@@ -61,6 +61,7 @@ def decide(
     cost: Mapping[str, Any],
     judged_by_llm: bool,
     advice: str,
+    remark: str | None = None,
 ) -> Decision:
     """Compare the systems on held-out queries.
 
@@ -70,15 +71,17 @@ def decide(
     that no query has a say in its own weight.
 
     Args:
-        rankings: of `bm25`, `start` and `adapted`, each with at least the 100 best documents of each query.
+        rankings: of `bm25`, `start`, `adapted` and what else is to stand in the table, each with at least the 100 best
+            documents of each query.
         qrels: judgements of the queries.
         collection: name of the collection, for the rows.
         split: name of the split, for the rows.
         cost: `train_seconds`, `lm_tokens` and `seed` of the adapted encoder, for its rows.
         judged_by_llm: whether the judgements are those of the LLM that has taught the encoder.
         advice: what to do if the start is kept, see `advice_where_nothing_is_gained`.
+        remark: what to know of start and adapted encoder, for the verdict.
     """
-    systems = {name: rankings[name] for name in ("bm25", "start", "adapted")}
+    systems: dict[str, Rankings] = dict(rankings)
     for name in ("start", "adapted"):
         systems[f"{name}+bm25"] = cross_fitted(rankings[name], rankings["bm25"], qrels)
         systems[f"{name}+bm25 (rrf)"] = {
@@ -114,9 +117,8 @@ def decide(
         )
         rows.append(row)
     weight = chosen_weight(rankings, qrels, kept=kept, judged_by_llm=judged_by_llm)
-    return Decision(
-        rows, kept, sentence(rows, kept, p=p, judged_by_llm=judged_by_llm, bm25_weight=weight, advice=advice), weight
-    )
+    verdict = sentence(rows, kept, p=p, judged_by_llm=judged_by_llm, bm25_weight=weight, advice=advice, remark=remark)
+    return Decision(rows, kept, verdict, weight)
 
 
 def chosen_weight(rankings: Mapping[str, Rankings], qrels: Qrels, *, kept: str, judged_by_llm: bool) -> float:
@@ -159,13 +161,21 @@ def advice_where_nothing_is_gained(*, made: bool, target: TargetKind | None, ans
 
 
 def sentence(
-    rows: Sequence[Result], kept: str, *, p: float, judged_by_llm: bool, bm25_weight: float, advice: str
+    rows: Sequence[Result],
+    kept: str,
+    *,
+    p: float,
+    judged_by_llm: bool,
+    bm25_weight: float,
+    advice: str,
+    remark: str | None = None,
 ) -> str:
     """The verdict: whether the encoder has gained, and what to do where BM25 is ahead."""
     by_name = {row.name: row.ndcg_at_10 for row in rows}
     start, adapted, bm25 = (by_name[name] for name in ("start", "adapted", "bm25"))
     change = f"nDCG@10 on held-out queries {start:.3f} before, {adapted:.3f} adapted (p = {p:.2g})"
     parts = [f"WIN: {change}" if kept == "adapted" else f"NO GAIN: {change}; the encoder that you had is kept"]
+    parts += [remark] if remark else []
     if kept == "start" and p <= SURE and adapted > start and judged_by_llm:
         parts.append(f"a gain below {ENOUGH_BY_LLM} does not count, because the LLM judges what it has taught")
     alone, fused = by_name[kept], by_name[f"{kept}+bm25"]

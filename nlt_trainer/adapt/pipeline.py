@@ -18,6 +18,7 @@ from nlt_trainer.adapt.collection import (
     write_query_collection,
 )
 from nlt_trainer.adapt.decision import ENOUGH, ENOUGH_BY_LLM, SURE, advice_where_nothing_is_gained, decide
+from nlt_trainer.adapt.length import CUT, LENGTHS, best_length, lengths_tried
 from nlt_trainer.adapt.settings import (
     Adaptation,
     blocks,
@@ -28,6 +29,7 @@ from nlt_trainer.adapt.settings import (
     of_scoring,
     of_training,
     prepared,
+    with_length,
     write_recipe,
 )
 from nlt_trainer.arguments.adapt import AdaptArguments
@@ -80,15 +82,16 @@ def adapt(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     work = prepared(model, data, args, options)
     check_folder(work.run.encoder)
     data = work.data
-    write_recipe(work)
+    write_recipe(with_length(work))
     write_documents(work)
     mining, scoring = of_mining(work), of_scoring(work)
-    queries = of_queries(work, f"{mining} {scoring}")
+    queries, limits = of_queries(work, f"{mining} {scoring}"), f"{LENGTHS} {CUT} {SURE}"
     stages = [
         Stage("queries", lambda: write_collection_of(work), Path(data.collection), queries, inputs(work)),
         Stage("mine", lambda: mine(*blocks(work), embeddings=work.embeddings), Path(data.candidates), mining),
         Stage("score", lambda: score(*blocks(work)), Path(data.gains), scoring),
         *([] if options.makes_queries else [Stage("judge", lambda: judge(work), Path(work.judging.gains))]),
+        *([] if model.max_seq_length else [Stage("length", lambda: choose_length(work), work.length_file, limits)]),
         Stage("train", lambda: train_encoder(work), work.run.training_file, of_training(work)),
         Stage("decide", lambda: write_decision(work), work.run.decision_file, f"{ENOUGH} {ENOUGH_BY_LLM} {SURE}"),
         Stage("keep", lambda: keep(work), work.run.page_file),
@@ -132,8 +135,26 @@ def judge(work: Adaptation) -> None:
     judge_held_out(Path(work.data.collection), candidates=Path(judging.candidates), gains=Path(judging.gains))
 
 
+def choose_length(work: Adaptation) -> None:
+    """Choose how many tokens of a passage the encoder reads, by what the start finds for the held-out queries."""
+    start, bf16 = load_untrained(work.model), work.args.bf16_full_eval
+    tried = lengths_tried(start, Path(work.data.collection), embeddings=work.embeddings, bf16=bf16)
+    chosen = best_length(tried)
+    for length in tried[1:]:
+        say(
+            f"Of a passage the start reads {tried[0].tokens} tokens and has nDCG@10 {tried[0].ndcg_at_10:.3f}; with "
+            f"{length.tokens} it has {length.ndcg_at_10:.3f} (p = {length.p:.2g})"
+        )
+    if chosen is not None:
+        say(f"From here on the encoder reads {chosen.tokens} tokens; --max_seq_length {tried[0].tokens} prevents it")
+    choice = {"max_seq_length": chosen and chosen.tokens, "tried": [dataclasses.asdict(length) for length in tried]}
+    write_json(work.length_file, choice)
+
+
 def train_encoder(work: Adaptation) -> None:
     """Train on from the last checkpoint; checkpoints and report of another training are removed."""
+    work = with_length(work)
+    write_recipe(work)
     take_advice(work.args, work.data)
     run = work.run
     if chooses(work.args):
@@ -153,11 +174,17 @@ def write_decision(work: Adaptation) -> None:
         dev = judged_queries(folder, DEV)
         qrels = {query: grades for query, grades in qrels.items() if query not in dev}
     queries = [collection.queries[query] for query in qrels]
-    start, adapted = load_untrained(work.model), load_encoder(str(work.run.encoder))
+    model = with_length(work).model
+    encoders = {"start": load_untrained(model), "adapted": load_encoder(str(work.run.encoder))}
+    remark = None
+    if model.max_seq_length != work.model.max_seq_length:
+        own = load_untrained(work.model)
+        encoders = {f"start ({own.max_seq_length} tokens)": own, **encoders}
+        remark = f"both read {model.max_seq_length} tokens of a passage, and the start as it was {own.max_seq_length}"
     rankings = {"bm25": bm25_rankings(collection, queries, top_k=TOP_K)}
     rankings |= {
         name: search(EmbeddingCache(encoder, work.embeddings, bf16=work.args.bf16_full_eval), collection, queries)
-        for name, encoder in (("start", start), ("adapted", adapted))
+        for name, encoder in encoders.items()
     }
     name = Path(work.options.documents).resolve().name
     made = work.options.makes_queries
@@ -174,6 +201,7 @@ def write_decision(work: Adaptation) -> None:
         cost=work.run.cost,
         judged_by_llm=not made,
         advice=advice,
+        remark=remark,
     )
     write_results(work.run.results_file, found.rows)
     write_json(work.run.decision_file, dataclasses.asdict(found))
@@ -183,9 +211,9 @@ def keep(work: Adaptation) -> None:
     """Leave the encoder that is kept as `OUT/encoder`, with its card, and write the report."""
     decision = read_json(work.run.decision_file)
     if decision["kept"] == "start":
-        save_trained(work.run, load_untrained(work.model), merge=False, keep_adapter=False)
+        save_trained(work.run, load_untrained(with_length(work).model), merge=False, keep_adapter=False)
     write_card(work.run, rows_of(decision))
-    write_report(work.run.folder, embeddings=work.embeddings, bf16=work.args.bf16_full_eval)
+    write_report(work.run.folder, embeddings=work.embeddings)
 
 
 def rows_of(decision: Mapping[str, Any]) -> list[Result]:

@@ -12,12 +12,10 @@ from nlt_trainer.arguments.inherited import CHOOSING, DECIDING
 from nlt_trainer.arguments.model import ModelArguments, start_options
 from nlt_trainer.arguments.option import options_deciding
 from nlt_trainer.arguments.trainer import TrainerArguments
-from nlt_trainer.choices import EncoderPrecision
 from nlt_trainer.content import model_content
 from nlt_trainer.data.beir import CORPUS_FILE
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import atomic_write
-from nlt_trainer.lm.dtypes import resolved_dtype
+from nlt_trainer.files import atomic_write, read_json
 from nlt_trainer.release.card_rendering import dump_recipe
 from nlt_trainer.run.folder import Run, changed_settings
 from nlt_trainer.run.resume import decisive, heads_content, llm_content, trainer_settings
@@ -70,6 +68,11 @@ class Adaptation:
         return self.run.folder / "embeddings"
 
     @property
+    def length_file(self) -> Path:
+        """How many tokens of a passage the encoder reads, and how that was chosen."""
+        return self.run.folder / "length.json"
+
+    @property
     def judging(self) -> DataArguments:
         """The data block with which the held-out queries get candidates and gains."""
         folder = self.run.folder / HELD_OUT
@@ -94,7 +97,7 @@ def prepared(
     if given := given + ["output_dir"] * (args.output_dir != unset):
         raise NLTError(f"{given[0]} is set, and adapt writes its own files into {options.output}; leave it out")
     folder = Path(options.output)
-    args = dataclasses.replace(with_precision(args, options.encoder_precision), output_dir=str(folder))
+    args = dataclasses.replace(args, output_dir=str(folder))
     data = dataclasses.replace(
         data,
         collection=str(folder / "collection"),
@@ -108,13 +111,12 @@ def prepared(
     return Adaptation(model, data, args, options)
 
 
-def with_precision(args: NLTTrainingArguments, precision: EncoderPrecision) -> NLTTrainingArguments:
-    """The trainer block with which the encoder trains and embeds in bfloat16, where `precision` leaves that open."""
-    chosen = args.bf16 or args.fp16 or args.bf16_full_eval
-    if precision != "auto" or chosen or resolved_dtype("auto", args.device) != "bfloat16":
-        return args
-    # the library refuses bf16 on a CPU unless use_cpu says that the CPU is meant
-    return dataclasses.replace(args, bf16=True, bf16_full_eval=True, use_cpu=args.device.type == "cpu")
+def with_length(work: Adaptation) -> Adaptation:
+    """The same with the number of tokens that was chosen for the encoder, if it was not the encoder's own."""
+    if work.model.max_seq_length is not None or not work.length_file.is_file():
+        return work
+    chosen = read_json(work.length_file)["max_seq_length"]
+    return dataclasses.replace(work, model=dataclasses.replace(work.model, max_seq_length=chosen))
 
 
 def chooses(args: NLTTrainingArguments) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from nlt_trainer.arguments.option import option
-from nlt_trainer.choices import EncoderPrecision, QueryOrigin, check_choice
+from nlt_trainer.choices import QueryOrigin
 from nlt_trainer.errors import NLTError
 
 LEAST_HELD_OUT = 20
@@ -51,17 +51,7 @@ class AdaptArguments:
         ),
     )
 
-    encoder_precision: EncoderPrecision = option(
-        default="auto",
-        decides="nothing",
-        help=(
-            "What the encoder multiplies in while it trains and embeds: auto (bfloat16 where the machine multiplies "
-            "it, else float32) or float32. With bf16 or fp16, or bf16_full_eval for embedding, only these count."
-        ),
-    )
-
     def __post_init__(self) -> None:
-        check_choice("encoder_precision", self.encoder_precision, EncoderPrecision)
         if not self.held_out < self.num_queries:
             raise NLTError(f"held_out is {self.held_out} of num_queries {self.num_queries}; leave some to train on")
         if self.held_out < LEAST_HELD_OUT:

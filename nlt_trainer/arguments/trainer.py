@@ -9,7 +9,7 @@ from typing import Literal
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.option import check_words, option
-from nlt_trainer.choices import Divergence, DocumentMass, InjectedRows, MarginalLevel, Prior
+from nlt_trainer.choices import Divergence, DocumentMass, EncoderPrecision, InjectedRows, MarginalLevel, Prior
 from nlt_trainer.errors import NLTError
 
 OBJECTIVES = ("likelihood_gain", "dream", "emdr2", "loop", "adist", "revela", "info_nce")
@@ -155,6 +155,14 @@ class TrainerArguments:
         help=(
             "Texts that the encoder embeds at once. Gradient caching then embeds each text twice, which changes "
             "memory, not the gradient. Unset: without gradient caching."
+        ),
+    )
+    encoder_precision: EncoderPrecision = option(
+        default="float32",
+        decides="nothing",  # bf16 and bf16_full_eval say what was chosen
+        help=(
+            "What the encoder multiplies in while it trains and embeds: float32, or auto (bfloat16 where the machine "
+            "multiplies it, else float32). With bf16 or fp16, or bf16_full_eval for embedding, only these count."
         ),
     )
     average_with_start: float | Literal["auto"] = option(

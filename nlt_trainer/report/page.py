@@ -59,9 +59,7 @@ class Gallery:
         return Picture(title, to_svg(figure, key=f"f{len(self.files)}"), header, rows)
 
 
-def write_report(
-    folder: str | Path, *, examples: int = 5, embeddings: str | Path | None = None, bf16: bool = False
-) -> list[Path]:
+def write_report(folder: str | Path, *, examples: int = 5, embeddings: str | Path | None = None) -> list[Path]:
     """Write the report page of a folder and its pictures as PNG; returns the files, the page first.
 
     Relative paths in a run's settings are used as they are, so call this in the folder where the run was started.
@@ -70,7 +68,6 @@ def write_report(
         folder: output folder of a training run, or a folder with several of them.
         examples: how many of the most improved queries are shown, and of the most harmed ones.
         embeddings: folder in which embeddings are kept; `None` means the user's cache.
-        bf16: whether documents are embedded in bfloat16, see `EmbeddingCache`.
 
     Raises:
         NLTError: the folder has no run, or `examples` is negative.
@@ -80,7 +77,7 @@ def write_report(
         raise NLTError(f"examples is {examples}; it must be at least 0")
     folder = Path(folder)
     runs = find_runs(folder)
-    comparer = RunComparer(embeddings, bf16=bf16)
+    comparer = RunComparer(embeddings)
     parts = [comparer.compare(run) for run in runs]
     gallery = Gallery(folder)
     page = render(

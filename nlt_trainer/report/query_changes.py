@@ -149,13 +149,14 @@ class RunChange:
 class RunComparer:
     """Compares the encoders of runs before and after training. What several runs share is read and embedded once.
 
+    Documents are embedded in bfloat16 where the run's setting `bf16_full_eval` says so.
+
     Args:
         embeddings: folder in which embeddings are kept; `None` means the user's cache.
-        bf16: whether documents are embedded in bfloat16, see `EmbeddingCache`.
     """
 
-    def __init__(self, embeddings: str | Path | None = None, *, bf16: bool = False) -> None:
-        self.embeddings, self.bf16 = embeddings, bf16
+    def __init__(self, embeddings: str | Path | None = None) -> None:
+        self.embeddings = embeddings
         self._load = cache(load_collection)
         self._starts: dict[str, SearchIndex] = {}
 
@@ -170,9 +171,10 @@ class RunComparer:
             return RunChange(run, None, [], "Not compared: eval_split and dev_split are null, no queries are judged")
         try:
             collection = self._load(data["collection"], splits=tuple(sorted({split, dev or split})))
-            start = self._start(run.settings["model"], collection)
+            bf16 = run.settings["trainer"].get("bf16_full_eval", False)
+            start = self._start(run.settings["model"], collection, bf16=bf16)
             encoder = load_encoder(str(run.encoder))
-            after = SearchIndex("after", encoder, collection.corpus, cache=self.embeddings, bf16=self.bf16)
+            after = SearchIndex("after", encoder, collection.corpus, cache=self.embeddings, bf16=bf16)
             at_start = outcomes(start, collection, dev) if dev is not None else {}
             return RunChange(
                 run,
@@ -183,13 +185,11 @@ class RunComparer:
         except NLTError as error:
             return RunChange(run, split, [], f"Not compared: {error}")
 
-    def _start(self, model: dict[str, Any], collection: Collection) -> SearchIndex:
+    def _start(self, model: dict[str, Any], collection: Collection, *, bf16: bool) -> SearchIndex:
         """The collection's corpus, embedded by the encoder from which the run started."""
         name, options = model["encoder"], start_options(model)
-        key = json.dumps([str(collection.folder), name, options])
+        key = json.dumps([str(collection.folder), name, options, bf16])
         if key not in self._starts:
             encoder = load_encoder(name, **options)
-            self._starts[key] = SearchIndex(
-                "before", encoder, collection.corpus, cache=self.embeddings, bf16=self.bf16
-            )
+            self._starts[key] = SearchIndex("before", encoder, collection.corpus, cache=self.embeddings, bf16=bf16)
         return self._starts[key]

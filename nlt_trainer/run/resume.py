@@ -55,7 +55,7 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     return {
         "model": dataclasses.asdict(model),
         "data": dataclasses.asdict(data),
-        "trainer": trainer_settings(args),
+        "trainer": trainer_settings(args) | {"bf16_full_eval": args.bf16_full_eval},
         "trajectory": trajectory,
     }
 

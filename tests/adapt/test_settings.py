@@ -21,7 +21,6 @@ from nlt_trainer.adapt.settings import (
 from nlt_trainer.arguments.adapt import AdaptArguments
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.choices import EncoderPrecision
 from nlt_trainer.errors import NLTError
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
@@ -92,29 +91,3 @@ def test_keys_of_its_own_are_refused(model: ModelArguments, tmp_path: Path) -> N
             prepared(model, data, args, options)
     with pytest.raises(NLTError, match="output_dir is set"):
         adaptation(model, tmp_path, output_dir="runs/mine")
-
-
-@pytest.mark.parametrize(
-    ("multiplies", "precision", "given", "expected"),
-    [
-        (True, "auto", {}, (True, True)),
-        (False, "auto", {}, (False, False)),
-        (True, "float32", {}, (False, False)),
-        (True, "auto", {"bf16_full_eval": True}, (False, True)),
-    ],
-)
-def test_the_encoder_computes_in_bfloat16_where_the_machine_does(
-    model: ModelArguments,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    multiplies: bool,
-    precision: EncoderPrecision,
-    given: dict[str, Any],
-    expected: tuple[bool, bool],
-) -> None:
-    """Unless float32 is asked for, or the trainer block says where it does."""
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"amx_bf16": multiplies})
-    options = AdaptArguments("documents", str(tmp_path), encoder_precision=precision)
-    args = prepared(model, DataArguments(), NLTTrainingArguments(use_cpu=True, **given), options).args
-    assert (args.bf16, args.bf16_full_eval) == expected
-    assert (args.use_cpu, args.output_dir) == (True, str(tmp_path))

@@ -176,6 +176,29 @@ OWN: dict[str, type] = {own.__name__: own for blocks in BLOCKS for own in KnownK
 """Name of every dataclass whose options a stage takes -> the dataclass."""
 
 
+@pytest.mark.parametrize(
+    ("multiplies", "given", "expected"),
+    [
+        (True, {"encoder_precision": "auto"}, (True, True)),
+        (False, {"encoder_precision": "auto"}, (False, False)),
+        (True, {}, (False, False)),
+        (True, {"encoder_precision": "auto", "bf16_full_eval": True}, (False, True)),
+    ],
+)
+def test_the_encoder_computes_in_bfloat16_where_the_machine_does(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    multiplies: bool,
+    given: dict[str, Any],
+    expected: tuple[bool, bool],
+) -> None:
+    """If it may choose, and the trainer block does not say where it does."""
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"amx_bf16": multiplies})
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda **_: None)
+    args = NLTTrainingArguments(output_dir=str(tmp_path), use_cpu=given.get("bf16_full_eval", False), **given)
+    assert (args.bf16, args.bf16_full_eval) == expected
+
+
 @pytest.mark.parametrize("block", OWN.values(), ids=OWN)
 def test_every_option_says_what_it_decides(block: type) -> None:
     """Reference: the words of `Decides`; an option that lacks one would be left out of resuming in silence."""

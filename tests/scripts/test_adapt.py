@@ -12,7 +12,8 @@ import torch
 import yaml
 from sentence_transformers import SentenceTransformer
 
-from nlt_trainer.adapt import collection, pipeline
+from nlt_trainer.adapt import collection, decision, pipeline
+from nlt_trainer.adapt.length import Length
 from nlt_trainer.adapt.pipeline import NO_GAIN
 from nlt_trainer.assembly.training import forget_results
 from nlt_trainer.data.beir import load_collection
@@ -73,9 +74,9 @@ def test_documents_become_an_encoder_and_a_second_call_repeats_nothing(
 
     assert adapt.main([str(folder), *flags]) == code
     again = capsys.readouterr().out
-    assert (printed.count("done before"), again.count("done before")) == (0, 7)
+    assert (printed.count("done before"), again.count("done before")) == (0, 8)
     adapt.main([str(folder), *flags, "--learning_rate=0.001"])
-    assert capsys.readouterr().out.count("done before") == 4, "documents, queries, candidates and gains"
+    assert capsys.readouterr().out.count("done before") == 5, "documents, queries, candidates, gains and length"
     mine.main(["--config", str(out / "recipe.yaml")])
     assert f"{out / 'candidates.jsonl'}: " in capsys.readouterr().out
 
@@ -101,12 +102,12 @@ def test_the_verdict_holds_for_the_encoder_in_the_folder(
     kept, _, table = again()
     assert kept
     evaluate.main(["--config", str(out / "recipe.yaml")])
-    assert again() == (True, 7, table)
+    assert again() == (True, 8, table)
 
     train.main(["--config", str(out / "recipe.yaml")])
     assert "decision.json was about another encoder and is removed" in capsys.readouterr().out
     assert not torch.equal(start, embedding(out / "encoder"))
-    assert again() == (True, 5, table)
+    assert again() == (True, 6, table)
 
     def killed(*blocks: Any) -> None:
         raise KeyboardInterrupt
@@ -114,12 +115,12 @@ def test_the_verdict_holds_for_the_encoder_in_the_folder(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(pipeline, "train", killed)
         again("--learning_rate=0.001")
-    assert again()[:2] == (True, 4)
+    assert again()[:2] == (True, 5)
 
-    assert again("--batch_tokens=512", "--encoder_micro_batch_size=2", "--logging_steps=5")[:2] == (True, 7)
+    assert again("--batch_tokens=512", "--encoder_micro_batch_size=2", "--logging_steps=5")[:2] == (True, 8)
     (checkpoint,) = Run(out).checkpoints().values()
     trained = (checkpoint / "trainer_state.json").stat().st_mtime_ns
-    assert again("--average_with_start=0.5")[:2] == (True, 4)
+    assert again("--average_with_start=0.5")[:2] == (True, 5)
     assert (checkpoint / "trainer_state.json").stat().st_mtime_ns == trained, "the steps are not done again"
     assert json.loads((out / "training.json").read_text())["average"]["share"] == 0.5
 
@@ -129,6 +130,35 @@ def test_the_verdict_holds_for_the_encoder_in_the_folder(
     assert json.loads((out / "training.json").read_text())["best_step"] % 2 == 0
     recipe = yaml.safe_load((out / "recipe.yaml").read_text())["trainer"]
     assert recipe.items() >= {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}.items()
+
+
+def test_an_encoder_reads_as_much_of_a_passage_as_was_chosen(
+    folder: Path,
+    flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the saved encoder, the recipe and the table, whichever encoder is kept; unless the command says how much."""
+    monkeypatch.setattr(pipeline, "best_length", lambda tried: Length(6, 0.5, 0.01))
+    own = SentenceTransformer(flags[0].partition("=")[2]).max_seq_length
+    out = tmp_path / "out"
+    for enough in (2.0, -2.0):
+        monkeypatch.setattr(decision, "ENOUGH", enough)
+        monkeypatch.setattr(decision, "SURE", 1.0)
+        monkeypatch.setattr(pipeline, "ENOUGH", enough)
+        assert adapt.main([str(folder), *flags]) == (NO_GAIN if enough > 0 else 0)
+        assert SentenceTransformer(str(out / "encoder")).max_seq_length == 6
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["model"]["max_seq_length"] == 6
+    assert [row["name"] for row in json.loads((out / "results.json").read_text())][:4] == [
+        "bm25", f"start ({own} tokens)", "start", "adapted",
+    ]  # fmt: skip
+    assert "reads 6 tokens; --max_seq_length" in capsys.readouterr().out
+    adapt.main([str(folder), *flags])
+    assert capsys.readouterr().out.count("done before") == 8
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["model"]["max_seq_length"] == 6
+    adapt.main([str(folder), *flags, f"--max_seq_length={own}"])
+    assert SentenceTransformer(str(out / "encoder")).max_seq_length == own
 
 
 def test_queries_of_people_are_judged_by_the_llm(
