@@ -88,6 +88,9 @@ class QueryWriter:
         self._ends: list[int] = [ends] if isinstance(ends, int) else list(ends or [])
         self._frame = cache(self._tokenised_frame)
         self._read_start = cache(self._keys_and_values)
+        # generation hands the last column of a batch to the LLM's head, and torch would multiply such a slice with a
+        # copy of the head's weights for each row
+        lm.model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
 
     def write(self, jobs: Sequence[Job]) -> list[str]:
         """Write a text for each job; those that are there already are not written again.
