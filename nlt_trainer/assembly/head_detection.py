@@ -10,12 +10,20 @@ import numpy as np
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.assembly.parts import load_candidates, load_llm, load_training_collection, processes
+from nlt_trainer.assembly.losses import Parts, dream, make_collator
+from nlt_trainer.assembly.parts import (
+    load_candidates,
+    load_llm,
+    load_training_collection,
+    load_untrained,
+    processes,
+)
 from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.gains import read_gains
 from nlt_trainer.data.needles import cut_needles
 from nlt_trainer.data.training import relevance
 from nlt_trainer.injection.heads import HeadSet, detect_query_focused_heads, relevant_by_gain, tells_apart
+from nlt_trainer.objectives.gradient_audit import audit_gradient
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
@@ -26,12 +34,14 @@ class HeadTask:
 
     Args:
         queries: B texts.
+        answers: B texts, or `None` where a query has none.
         documents: B lists of K texts.
         relevant: `(B, K)`, as `detect_query_focused_heads` takes it.
         gold: the source of `relevant`, in words.
     """
 
     queries: list[str]
+    answers: list[str | None]
     documents: list[list[str]]
     relevant: np.ndarray
     gold: str
@@ -46,6 +56,30 @@ def detect_heads(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     found.save(model.heads)
     first = ", ".join(f"{layer}.{head} ({found.scores[layer][head]:.2f})" for layer, head in found.heads[:4])
     say(f"{model.heads}: {len(found.heads)} heads ({model.head_selection}), by {found.score_name}: {first}")
+    if "dream" in args.objectives and data.head_method != "needle":
+        audit_dream(model, data, args)
+
+
+def audit_dream(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
+    """Print how well DREAM's gradient with the recipe's heads ranks the candidates on which heads were tested."""
+    collection = load_training_collection(data)
+    task = head_task(collection, data, seed=args.seed)
+    relevant = task.relevant if task.relevant.dtype == bool else relevant_by_gain(task.relevant)
+    rows = [
+        {"query": query, "answer": answer, "documents": documents, "gain": known.astype(float).tolist()}
+        for query, answer, documents, known in zip(task.queries, task.answers, task.documents, relevant, strict=True)
+        if known.any()
+    ]
+    parts = Parts(load_untrained(model), model, data, args, load_candidates(data, collection))
+    loss = dream(parts, (args.temperatures or {}).get("dream", args.temperature))
+    found = audit_gradient(loss, make_collator(parts, loss), rows)
+    say(f"DREAM as a teacher, against the {task.gold} of {len(rows)} queries before training:")
+    for name, audit in found.items():
+        scores = "equal scores" if name == "equal" else "the start's scores"
+        say(
+            f"  at {scores} its gradient ranks it with a mean reciprocal rank of {audit.reciprocal_rank:.3f}, "
+            f"signal to noise {audit.signal_to_noise:.2f}"
+        )
 
 
 def detect(model: ModelArguments, data: DataArguments, *, seed: int) -> HeadSet:
@@ -76,8 +110,8 @@ def head_task(collection: Collection, data: DataArguments, *, seed: int) -> Head
     needle = data.head_method == "needle"
     task = needle_task(collection, data, seed=seed) if needle else candidate_task(collection, data)
     drawn = np.random.default_rng(seed).permutation(np.flatnonzero(tells_apart(task.relevant)))[: data.head_queries]
-    queries, documents = [task.queries[i] for i in drawn], [task.documents[i] for i in drawn]
-    return HeadTask(queries, documents, task.relevant[drawn], task.gold)
+    queries, answers = [task.queries[i] for i in drawn], [task.answers[i] for i in drawn]
+    return HeadTask(queries, answers, [task.documents[i] for i in drawn], task.relevant[drawn], task.gold)
 
 
 def candidate_task(collection: Collection, data: DataArguments) -> HeadTask:
@@ -92,7 +126,7 @@ def candidate_task(collection: Collection, data: DataArguments) -> HeadTask:
         relevant = relevant_by_gain(gain) if by_rank else gain
         gold = "candidate of the highest gain" if by_rank else "gain of every candidate"
     documents = [[collection.corpus[d].content for d in c.document_ids] for c in candidates]
-    return HeadTask([c.query for c in candidates], documents, relevant, gold)
+    return HeadTask([c.query for c in candidates], [c.answer for c in candidates], documents, relevant, gold)
 
 
 def needle_task(collection: Collection, data: DataArguments, *, seed: int) -> HeadTask:
@@ -107,4 +141,5 @@ def needle_task(collection: Collection, data: DataArguments, *, seed: int) -> He
     relevant = np.zeros((len(needles), data.num_candidates), bool)
     relevant[:, 0] = True
     gold = "the document that the query was cut out of"
-    return HeadTask([n.query for n in needles], [list(n.documents) for n in needles], relevant, gold)
+    documents = [list(n.documents) for n in needles]
+    return HeadTask([n.query for n in needles], [None] * len(needles), documents, relevant, gold)

@@ -15,7 +15,7 @@ from nlt_trainer.choices import DocumentMass
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.attention_mass import AttentionMass, log_mass
 from nlt_trainer.injection.chunk_attention import ChunkAttention
-from nlt_trainer.injection.document_pool import PooledPrompts
+from nlt_trainer.injection.document_pool import DocumentPool
 from nlt_trainer.lm.cpu import fused_attention
 from nlt_trainer.lm.forward_check import FORWARD_ERRORS, probe_ids, readings_agree
 from nlt_trainer.lm.frozen_lm import FrozenLM
@@ -42,13 +42,14 @@ class ScoreInjection:
     may see only some documents; w is then normalised over these. A row that sees no document is left alone.
 
     Args:
-        log_weights: `(B, K)` float32, logarithms of the documents' shares; each row's exponentials sum to 1.
+        log_weights: `(B, K)` float32, logarithms of the documents' shares; each row's exponentials sum to 1. With a
+            pool `(B, U)`, the shares of its documents.
         documents: `(B, T)` int64, the document (0 to K - 1) of each key, K where the key belongs to none.
         rows: `(B, S)` bool, the query rows that are injected.
         heads: layer to `(h,)` int64, the heads that are injected.
         mass: whether the documents share what the head gives them or all of its attention.
-        pooled: documents that the heads attend to in place of the prompts' own. `documents` then covers the pool's
-            keys too, and K is the pool's number of documents.
+        pool: U documents that the heads attend to in place of the prompts' own K. They share what the head gives the
+            prompt's own, so that no head attends to documents more because the pool has more of them.
         hidden: whether the documents are hidden from all other heads.
     """
 
@@ -57,18 +58,22 @@ class ScoreInjection:
     rows: Tensor
     heads: Mapping[int, Tensor]
     mass: DocumentMass = "kept"
-    pooled: PooledPrompts | None = None
+    pool: DocumentPool | None = None
     hidden: bool = False
 
     def heads_of(self, layer: int) -> Tensor | None:
         return self.heads.get(layer)
 
+    @property
+    def own(self) -> Tensor:
+        """`(B, T)` bool, True at keys of the prompt's own documents."""
+        return self.documents < (self.log_weights.shape[1] if self.pool is None else self.pool.num_candidates)
+
     def mask_of_others(self, mask: Tensor | None, *, rows: int) -> Tensor | None:
         """The mask `(B, 1, S, T)` of the heads that are not injected, from the attention's own mask of S rows."""
         if not self.hidden:
             return mask
-        own = self.documents < self.log_weights.shape[1] if self.pooled is None else self.pooled.own  # (B, T)
-        return (causal(rows, own) if mask is None else mask) & ~own[:, None, None, :]
+        return (causal(rows, self.own) if mask is None else mask) & ~self.own[:, None, None, :]
 
     def attend(self, logits: Tensor, layer: int) -> Tensor:
         """Add a bias to masked attention logits or log-probabilities `(B, h, S, T)`, so that their softmax is p'."""
@@ -84,6 +89,25 @@ class ScoreInjection:
         if self.mass == "one":
             bias[..., -1].masked_fill_(injected.any(-1), -torch.inf)
         return logits + bias.gather(-1, self.documents[:, None, None, :].expand_as(logits))
+
+    def attend_to_pool(self, logits: Tensor, among: Tensor) -> Tensor:
+        """Attention log-probabilities over the prompt's own keys and the pool's: `(B, h, S, T + N)`.
+
+        Args:
+            logits: `(B, h, S, T)`, masked attention log-probabilities of the prompt's own keys.
+            among: `(B, h, S, N)`, attention logits of the pool's keys, which are compared within each document only.
+        """
+        assert self.pool is not None
+        own = self.own[:, None, None, :]
+        total = logits.masked_fill(~own, MASKED).logsumexp(-1, keepdim=True)  # (B, h, S, 1)
+        injected = self.rows[:, None, :, None] & (total > MASKED / 2)
+        number = self.pool.documents.expand(len(logits), -1)  # (B, N)
+        document_logits = log_mass(among, number, self.log_weights.shape[1])  # (B, h, S, U)
+        share = self.log_weights[:, None, None, :] - document_logits
+        pooled = among + share.gather(-1, number[:, None, None, :].expand_as(among))
+        gone = injected & own if self.mass == "kept" else injected
+        pooled = pooled + total if self.mass == "kept" else pooled
+        return torch.cat([logits.masked_fill(gone, MASKED), pooled.masked_fill(~injected, MASKED)], dim=-1)
 
 
 def document_attention(
@@ -125,7 +149,7 @@ def document_attention(
         injected = document_attention.heads_of(layer)
         seen = document_attention.mask_of_others(attention_mask, rows=query.shape[2])
 
-    def log_attention(heads: Tensor, key: Tensor = key, mask: Tensor | None = attention_mask) -> Tensor:
+    def log_attention(heads: Tensor, mask: Tensor | None = attention_mask) -> Tensor:
         sinks = None if s_aux is None else s_aux[heads]
         return _log_attention(query, key, mask, heads, scaling=scaling, softcap=softcap, sinks=sinks)
 
@@ -142,12 +166,14 @@ def document_attention(
     elif isinstance(document_attention, AttentionMass):
         document_attention.record(log_attention(everything), value, layer)
     elif document_attention is not None and injected is not None:
-        if document_attention.pooled is not None:
-            assert attention_mask is not None  # documents that do not see each other need an explicit mask
-            key, value, attention_mask = document_attention.pooled.extend(
-                layer, key=key, value=value, mask=attention_mask
-            )
-        weights = document_attention.attend(log_attention(injected, key, attention_mask), layer)
+        weights = log_attention(injected)
+        if (pool := document_attention.pool) is None:
+            weights = document_attention.attend(weights, layer)
+        else:
+            keys, values = pool.keys_values(layer, len(query))
+            every = torch.ones(1, dtype=torch.bool, device=query.device)
+            among = _log_attention(query, keys, every, injected, scaling=scaling, softcap=softcap, sinks=None)
+            weights, value = document_attention.attend_to_pool(weights, among), torch.cat([value, values], dim=2)
         selected = read(weights, injected, value)
         output = output.index_copy(2, injected, selected.to(output.dtype))
     return output, None

@@ -88,6 +88,11 @@ class DocumentPool:
         end = int(gather(torch.tensor([self.end])).max())
         return DocumentPool(layers, documents[real], self.num_candidates, end)
 
+    def keys_values(self, layer: int, batch: int) -> LayerKeysValues:
+        """A layer's keys and values for each of B prompts, `(B, key-value heads, N, head size)`."""
+        keys, values = (x.transpose(0, 1).expand(batch, -1, -1, -1) for x in self.layers[layer])
+        return keys, values
+
     def only(self, documents: Tensor) -> DocumentPool:
         """Keep only the given documents `(U,)`, renumbered in that order."""
         number = documents.new_full((self.num_documents,), -1)
@@ -96,40 +101,6 @@ class DocumentPool:
         kept = renumbered >= 0
         layers = {layer: (keys[kept], values[kept]) for layer, (keys, values) in self.layers.items()}
         return DocumentPool(layers, renumbered[kept], self.num_candidates, self.end)
-
-
-@dataclass(frozen=True)
-class PooledPrompts:
-    """A pool of documents that prompts attend to in place of their own.
-
-    Args:
-        pool: the documents.
-        own: `(B, T)` bool, the prompts' keys that belong to their own documents.
-    """
-
-    pool: DocumentPool
-    own: Tensor
-
-    @classmethod
-    def of(cls, pool: DocumentPool, prompts: DocumentPrompts) -> PooledPrompts:
-        """Let B prompts attend to a pool."""
-        return cls(pool, prompts.key_documents(pool.num_candidates) < pool.num_candidates)
-
-    @property
-    def documents(self) -> Tensor:
-        """The document of every key, `(B, T + N)`, or U where a key belongs to none, as all the prompt's own do."""
-        none = torch.full_like(self.own, self.pool.num_documents, dtype=torch.long)
-        return torch.cat([none, self.pool.documents.expand(len(none), -1)], dim=1)
-
-    def extend(self, layer: int, *, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Add the pool: keys and values `(B, key-value heads, T + N, head size)`, and their mask `(B, 1, S, T + N)`.
-
-        The prompt's own documents are hidden, because they are in the pool.
-        """
-        keys, values = (x.transpose(0, 1).expand(len(key), -1, -1, -1) for x in self.pool.layers[layer])
-        hidden = mask & ~self.own[:, None, None, :]
-        pooled = hidden.new_ones(*hidden.shape[:-1], keys.shape[2])
-        return torch.cat([key, keys], dim=2), torch.cat([value, values], dim=2), torch.cat([hidden, pooled], dim=-1)
 
 
 def cache_rows(cache: DynamicCache, part: Tensor) -> DynamicCache:

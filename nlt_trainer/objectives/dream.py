@@ -16,7 +16,7 @@ from nlt_trainer.data.llm_texts import LLMTexts
 from nlt_trainer.encoder.similarity import all_cosines, first_of_equals, label_of
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.attention import ScoreInjection
-from nlt_trainer.injection.document_pool import DocumentPool, PooledPrompts, cache_rows
+from nlt_trainer.injection.document_pool import DocumentPool, cache_rows
 from nlt_trainer.injection.document_prompts import DocumentPrompts
 from nlt_trainer.injection.document_reader import DocumentReader
 from nlt_trainer.injection.heads import HeadSet
@@ -54,6 +54,7 @@ class DREAMLoss(LLMObjective):
 
     With `in_batch_candidates` the selected heads of a query choose among the U different documents of the global
     batch. Then w is a softmax over all of them, and their keys and values replace those of the prompt's own documents.
+    They share the attention that the head gives the prompt's own K documents, so that it does not grow with the batch.
     The other heads still read the prompt's K documents, unless these are hidden. The LLM reads no more tokens than
     before, but attention has more keys, and memory must hold the keys and values of all B x K documents at once.
 
@@ -196,12 +197,11 @@ class DREAMLoss(LLMObjective):
         """Loss of each prompt, `(B,)`, nats per target token; log-weights are `(B, K)`, or `(B, U)` with a pool."""
         if cache is None:
             cache = self.reader.read_documents(prompts)
-        pooled = None if pool is None else PooledPrompts.of(pool, prompts)
-        documents = prompts.key_documents(log_weights.shape[1]) if pooled is None else pooled.documents
+        documents = prompts.key_documents(log_weights.shape[1] if pool is None else pool.num_candidates)
         # A row predicts the token after it; no suffix begins with its target.
         rows = prompts.suffix_mask if self.injected_rows == "all" else prompts.suffix_target.roll(-1, dims=1)
         injection = ScoreInjection(
-            log_weights, documents, rows, self.heads, self.document_mass, pooled, self.hide_documents
+            log_weights, documents, rows, self.heads, self.document_mass, pool, self.hide_documents
         )
         hidden = self.reader.read_suffix(prompts, cache, injection, begin=pool.end if pool else None)
         losses = self.reader.target_losses(hidden, prompts)  # (B, 1 + M)

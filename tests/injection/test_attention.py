@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from nlt_trainer.choices import DocumentMass
 from nlt_trainer.injection.attention import (
     MASKED,
     ScoreInjection,
@@ -19,7 +20,7 @@ from nlt_trainer.injection.attention import (
     enable_document_attention,
 )
 from nlt_trainer.injection.attention_mass import AttentionMass, ValueMass, log_mass
-from nlt_trainer.injection.document_pool import DocumentPool, PooledPrompts
+from nlt_trainer.injection.document_pool import DocumentPool
 from nlt_trainer.lm.frozen_lm import FrozenLM
 
 HEADS, KEY_HEADS, SIZE, LENGTH, K = 4, 2, 8, 9, 2
@@ -123,16 +124,16 @@ def test_documents_may_get_all_of_the_attention() -> None:
     torch.testing.assert_close(found.sum(-1), torch.ones(2, 3, LENGTH, dtype=torch.float64))
 
 
-def test_heads_choose_among_pooled_documents(projections: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Reference: the formula in numpy float64 over the prompt's own other keys and the pool's, for one head in two."""
+@pytest.mark.parametrize("mass", ["kept", "one"])
+def test_heads_choose_among_pooled_documents(projections: tuple[Tensor, Tensor, Tensor], mass: DocumentMass) -> None:
+    """Reference: numpy float64, for one head in two: the pool shares what a head gives the prompt's own documents."""
     generator = torch.Generator().manual_seed(2)
     documents = torch.tensor([0, 0, 1, 1, 1, 2, 0])
     keys, values = (torch.randn(len(documents), KEY_HEADS, SIZE, generator=generator) for _ in range(2))
-    prompts = SimpleNamespace(key_documents=lambda none: DOCUMENTS)
-    pooled = PooledPrompts.of(DocumentPool({0: (keys, values)}, documents, K, LENGTH), prompts)  # type: ignore[arg-type]
+    pool = DocumentPool({0: (keys, values)}, documents, K, LENGTH)
     shares = torch.tensor([[0.7, 0.1, 0.2], [0.05, 0.9, 0.05]])
     heads = torch.tensor([0, 3])
-    injection = ScoreInjection(shares.log(), pooled.documents, ROWS, {0: heads}, "kept", pooled)
+    injection = ScoreInjection(shares.log(), DOCUMENTS, ROWS, {0: heads}, mass, pool)
     mask = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()[None, None]
     options: dict[str, Any] = {"scaling": SIZE**-0.5, "document_attention": injection}
     found = document_attention(LAYER, *projections, mask, **options)[0].double().numpy()  # type: ignore[arg-type]
@@ -140,21 +141,21 @@ def test_heads_choose_among_pooled_documents(projections: tuple[Tensor, Tensor, 
     q, k, v = (x.double().numpy() for x in projections)
     for b in range(2):
         for h in (0, 3):
-            own_k = np.concatenate([k[b, h // 2], keys[:, h // 2].double().numpy()])
-            own_v = np.concatenate([v[b, h // 2], values[:, h // 2].double().numpy()])
+            pool_k, pool_v = (x[:, h // 2].double().numpy() for x in (keys, values))
             for s in (7, 8):
-                logits = own_k @ q[b, h, s] * SIZE**-0.5
-                hidden = np.concatenate(
-                    [(DOCUMENTS[b] < K).numpy() | (np.arange(LENGTH) > s), np.zeros(7, dtype=bool)]
-                )
-                p = np.where(hidden, 0, np.exp(logits))
+                p = np.exp(k[b, h // 2, : s + 1] @ q[b, h, s] * SIZE**-0.5)
                 p /= p.sum()
-                owner = np.concatenate([np.full(LENGTH, -1), documents.numpy()])
-                mass = np.array([p[owner == d].sum() for d in range(3)])
+                is_document = (DOCUMENTS[b, : s + 1] < K).numpy()
+                total = p[is_document].sum() if mass == "kept" else 1.0
+                others = np.where(is_document, 0.0, p) if mass == "kept" else np.zeros_like(p)
+                expected = others @ v[b, h // 2, : s + 1]
                 for d in range(3):
-                    p[owner == d] *= float(shares[b, d]) * mass.sum() / mass[d]
-                np.testing.assert_allclose(found[b, s, h], p @ own_v, atol=1e-5)
+                    own = documents.numpy() == d
+                    within = np.exp(pool_k[own] @ q[b, h, s] * SIZE**-0.5)
+                    expected = expected + float(shares[b, d]) * total * (within / within.sum()) @ pool_v[own]
+                np.testing.assert_allclose(found[b, s, h], expected, atol=1e-5)
     np.testing.assert_allclose(found[:, :, [1, 2]], stock[:, :, [1, 2]], atol=1e-5)  # they read the prompt's own
+    np.testing.assert_allclose(found[:, :7], stock[:, :7], atol=1e-5)  # rows outside `rows` do, too
 
 
 @pytest.mark.parametrize("explicit", [False, True])
@@ -184,10 +185,9 @@ def test_documents_can_be_hidden_from_the_other_heads(
 
 def test_hidden_documents_leave_a_pool_to_the_injected_heads() -> None:
     """Reference: the mask without the prompt's own documents; the pool's keys are not among the others' keys."""
-    prompts = SimpleNamespace(key_documents=lambda none: DOCUMENTS)
-    pool = DocumentPool({}, torch.tensor([0, 1, 1]), K, LENGTH)
-    pooled = PooledPrompts.of(pool, prompts)  # type: ignore[arg-type]
-    injection = ScoreInjection(LOG_WEIGHTS, pooled.documents, ROWS, {}, "kept", pooled, hidden=True)
+    pool = DocumentPool({}, torch.tensor([0, 1, 1, 2]), K, LENGTH)
+    log_weights = torch.zeros(2, 3).log_softmax(-1)
+    injection = ScoreInjection(log_weights, DOCUMENTS, ROWS, {}, "kept", pool, hidden=True)
     mask = torch.ones(2, 1, 3, LENGTH, dtype=torch.bool)
     seen = injection.mask_of_others(mask, rows=3)
     assert seen is not None

@@ -10,10 +10,11 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from nlt_trainer.choices import TargetKind
+from nlt_trainer.choices import DocumentMass, TargetKind
 from nlt_trainer.encoder.similarity import embed, own_cosines
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.attention import ScoreInjection
+from nlt_trainer.injection.document_pool import DocumentPool
 from nlt_trainer.injection.document_prompts import DocumentPrompts, build_prompts
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.frozen_lm import FrozenLM
@@ -250,7 +251,10 @@ SHARED = [
 def test_in_batch_candidates_are_one_large_prompt(
     tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, micro_batch_size: int
 ) -> None:
-    """Reference: every head injected, prompts of all four different documents, in one graph; also the gradient."""
+    """Reference: every head injected, prompts of all four different documents, in one graph; also the gradient.
+
+    The documents get all of the attention, because else a head gives a larger prompt more than a smaller one.
+    """
     everything = tuple((layer, head) for layer in range(tiny_lm.num_layers) for head in range(tiny_lm.num_heads))
     heads = HeadSet(everything, heads_of(tiny_lm).scores, tiny_lm.name, tiny_lm.fingerprint, {})
     loss = DREAMLoss(
@@ -258,6 +262,7 @@ def test_in_batch_candidates_are_one_large_prompt(
         tiny_lm,
         heads=heads,
         temperature=0.3,
+        document_mass="one",
         in_batch_candidates=True,
         micro_batch_size=micro_batch_size,
     )
@@ -285,6 +290,29 @@ def test_in_batch_candidates_are_one_large_prompt(
         if a is not None and b is not None:
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * largest)
     assert largest > 1e-5
+
+
+@pytest.mark.parametrize("mass", ["kept", "one"])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_other_queries_candidates_without_a_share_change_nothing(
+    tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, mass: DocumentMass, hidden: bool
+) -> None:
+    """Reference: the loss over the query's own candidates; so a head's attention does not grow with the batch.
+
+    All documents are cut to the same length, behind which queries begin.
+    """
+    tokens = PromptTokens(tiny_lm.tokenizer, PromptTemplate(), max_document_tokens=3)
+    prompts = build_prompts(tokens, QUERIES, DOCUMENTS, target="query", context_length=256, layout="independent")
+    loss = DREAMLoss(
+        tiny_encoder, tiny_lm, heads=heads_of(tiny_lm), document_mass=mass, hide_documents=hidden, micro_batch_size=2
+    )
+    read = loss.reader.read_documents(prompts)
+    pool = DocumentPool.of_batch(prompts, read, num_candidates=2, layers=loss.heads)
+    everything = torch.full((3, 6), -1e4)
+    for b in range(3):
+        everything[b, 2 * b : 2 * b + 2] = SCORES[b]
+    found = loss.compute_loss_from_scores(everything, prompts, read=read, pool=pool)
+    torch.testing.assert_close(found, loss.compute_loss_from_scores(SCORES, prompts), rtol=1e-5, atol=1e-6)
 
 
 def test_in_batch_candidates_need_independent_documents(
