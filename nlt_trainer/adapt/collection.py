@@ -92,8 +92,9 @@ def judge_held_out(folder: Path, *, candidates: Path, gains: Path) -> None:
     Raises:
         NLTError: too few queries have a candidate of positive gain.
     """
-    found = read_candidates(candidates, load_collection(folder, splits=[HELD_OUT]))
-    gain = read_gains(gains, found)
+    collection = load_collection(folder, splits=[HELD_OUT])
+    found = read_candidates(candidates, collection)
+    gain = read_gains(gains, found, corpus=collection.corpus)
     judged = {
         c.query_id: {c.document_ids[row.argmax()]: int(row.max() > 0)} for c, row in zip(found, gain, strict=True)
     }

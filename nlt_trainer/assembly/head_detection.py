@@ -121,7 +121,7 @@ def candidate_task(collection: Collection, data: DataArguments) -> HeadTask:
         split = str(data.head_qrels)
         relevant, gold = relevance(candidates, collection.split_qrels(split)), f"qrels/{split}.tsv"
     else:
-        gain = read_gains(data.gains, candidates)
+        gain = read_gains(data.gains, candidates, corpus=collection.corpus)
         by_rank = data.head_method == "gain"
         relevant = relevant_by_gain(gain) if by_rank else gain
         gold = "candidate of the highest gain" if by_rank else "gain of every candidate"

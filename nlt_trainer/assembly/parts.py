@@ -152,12 +152,13 @@ def make_dataset(
     names, gain = args.reads_likelihoods, None
     if args.reads_gains(data):
         weight = args.number("prior_weight")
-        gain = with_prior(read_gains(data.gains, candidates), candidates, prior=args.prior, weight=weight)
+        gain = read_gains(data.gains, candidates, corpus=collection.corpus)
+        gain = with_prior(gain, candidates, prior=args.prior, weight=weight)
     return training_dataset(
         collection,
         candidates,
         gain=gain,
-        likelihoods=read_likelihoods(data.gains, candidates, names) if names else None,
+        likelihoods=read_likelihoods(data.gains, candidates, names, corpus=collection.corpus) if names else None,
         qrels=collection.split_qrels(str(data.train_split)) if labelled else None,
     )
 

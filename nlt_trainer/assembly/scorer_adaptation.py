@@ -60,7 +60,7 @@ def adapt_scorer(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     checkpoint = start_checkpoint(args, settings)
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection) if data.adapt_pairs else []
-    pairs = best_pairs(candidates, read_gains(data.gains, candidates)) if candidates else []
+    pairs = best_pairs(candidates, read_gains(data.gains, candidates, corpus=collection.corpus)) if candidates else []
     texts = choose_texts(collection, pairs, num_documents=data.adapt_documents, seed=args.seed)
     lm = load_llm(model)
     rows, held_out = make_rows(lm, data, collection, texts=texts, candidates=candidates)

@@ -21,6 +21,7 @@ from nlt_trainer.assembly.parts import (
     target_of,
 )
 from nlt_trainer.choices import TargetKind
+from nlt_trainer.content import model_content
 from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.gains import audit_file, audit_teacher, write_gains
@@ -29,6 +30,7 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json, write_json
 from nlt_trainer.lm.candidate_pairs import CandidatePairs
 from nlt_trainer.lm.scoring import LikelihoodScorer, likelihood_gain
+from nlt_trainer.locations import local_path
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
@@ -46,6 +48,7 @@ def check_scorer(model: ModelArguments, data: DataArguments, target: TargetKind)
     """Check that the recipe's gains were computed with the recipe's prompt and LLM.
 
     The audit beside the gains says how they were computed. Entries that an older audit does not have are not compared.
+    An LLM or an adapter counts by its name and, where it is a folder on this machine, by its content.
 
     Returns:
         The audit's description of the scorer; `None` if there is no audit.
@@ -67,7 +70,23 @@ def check_scorer(model: ModelArguments, data: DataArguments, target: TargetKind)
         raise NLTError(
             f"{data.gains} was scored with {were}; run nlt score again, or set {', '.join(different)} as in {path}"
         )
+    for key, name in {"weights": model.llm, "adapter": model.adapter}.items():
+        before, now = scorer.get("llm", {}).get(key), _folder_content(name, base=key == "weights")
+        if before and now not in (None, before):
+            raise NLTError(
+                f"{data.gains} was scored with other files in {name} than it has now; run nlt score again, or put the "
+                "former ones back"
+            )
     return scorer
+
+
+def _folder_content(name: str | None, *, base: bool) -> str | None:
+    """Content of an LLM or, without its base, of an adapter, see `model_content`; `None` if it is no folder here."""
+    try:
+        folder = None if name is None else local_path(name)
+        return model_content(str(folder), base=base) if folder is not None and folder.is_dir() else None
+    except NLTError:  # it is needed no more, once its gains are there
+        return None
 
 
 def score(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
@@ -120,7 +139,7 @@ def score_candidates(
     relevant = relevance(candidates, collection.split_qrels(data.train_split)) if data.train_split else None
     named = {key: getattr(model, key) for key in SCORER_KEYS}
     return write_results(
-        scorer, data, candidates, texts, tokens=tokens, named=named, seconds=seconds, relevant=relevant
+        scorer, data, candidates, collection, tokens=tokens, named=named, seconds=seconds, relevant=relevant
     )
 
 
@@ -140,7 +159,7 @@ def write_results(
     scorer: LikelihoodScorer,
     data: DataArguments,
     candidates: list[QueryCandidates],
-    texts: list[list[str]],
+    collection: Collection,
     *,
     tokens: int,
     named: dict[str, str | None],
@@ -152,7 +171,7 @@ def write_results(
     All scores are in the cache by now. If a part of them was there before this call, the seconds of this call are
     scaled up to all tokens. Judgements of the candidates, `(B, K)` bool, are used only for the audit.
     """
-    computed = scorer.lm_tokens
+    computed, texts = scorer.lm_tokens, texts_of(candidates, collection)
     with_document = scorer.log_likelihood(pairs_of(candidates, texts))
     without = scorer.log_likelihood(pairs_of(candidates))
     gain = likelihood_gain(with_document, without)
@@ -173,7 +192,7 @@ def write_results(
         "seconds": round(seconds * tokens / computed, 1) if computed else earlier.get("seconds", 0.0),
         "scorer": {**scorer.description, "model": named},
     }
-    write_gains(data.gains, candidates, gain, further=further)
+    write_gains(data.gains, candidates, gain, corpus=collection.corpus, further=further)
     write_json(path, report)
     return report
 

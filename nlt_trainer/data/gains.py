@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from nlt_trainer.data.beir import Document
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import read_jsonl, write_jsonl
+from nlt_trainer.lm.score_cache import ScoreCache
 
 
 def audit_file(gains: str | Path) -> Path:
@@ -25,14 +27,18 @@ def write_gains(
     candidates: Sequence[QueryCandidates],
     gain: np.ndarray,
     *,
+    corpus: Mapping[str, Document],
     further: Mapping[str, Iterable[Any]] | None = None,
 ) -> None:
-    """Write one line a query: `query_id`, `document_ids` and `gain`, K numbers in nats per target token.
+    """Write one line a query: `query_id`, `document_ids`, `texts` and `gain`, K numbers in nats per target token.
+
+    `texts` is a hash of the texts that were scored. A reader that has others refuses the gains.
 
     Args:
         path: the file.
         candidates: B queries with K candidates each.
         gain: `(B, K)`.
+        corpus: has the documents that were scored, by their ids.
         further: further columns of B values each, which `read_likelihoods` reads: `target_tokens` (a number),
             `log_likelihood` (K numbers, nats of the whole target) and `token_log_likelihoods` (K lists with a number
             for each target token).
@@ -41,11 +47,16 @@ def write_gains(
     write_jsonl(
         path,
         (
-            {"query_id": c.query_id, "document_ids": list(c.document_ids)}
+            {"query_id": c.query_id, "document_ids": list(c.document_ids), "texts": _texts(c, corpus)}
             | {name: _rounded(value) for name, value in zip(columns, values, strict=True)}
             for c, *values in zip(candidates, *columns.values(), strict=True)
         ),
     )
+
+
+def _texts(c: QueryCandidates, corpus: Mapping[str, Document]) -> str:
+    """Hash of a query, its answer and the texts of its candidates (32 hex digits)."""
+    return ScoreCache.key(c.query, c.answer, *(corpus[document_id].content for document_id in c.document_ids)).hex()
 
 
 def _rounded(value: Any) -> Any:
@@ -55,15 +66,18 @@ def _rounded(value: Any) -> Any:
     return [_rounded(v) for v in value] if np.ndim(value) else round(float(value), 6)
 
 
-def read_gains(path: str | Path, candidates: Sequence[QueryCandidates]) -> np.ndarray:
-    """Read gains for candidates: `(B, K)` float64, nats per target token.
+def read_gains(
+    path: str | Path, candidates: Sequence[QueryCandidates], *, corpus: Mapping[str, Document]
+) -> np.ndarray:
+    """Read gains for candidates, whose documents are in `corpus`: `(B, K)` float64, nats per target token.
 
     Raises:
-        DataError: the file is missing or malformed, a number is not finite, or it was made for other candidates.
+        DataError: the file is missing or malformed, a number is not finite, or it was made for other candidates or
+            other texts. A file that an older version wrote does not say for which texts, and is read.
     """
     path = Path(path)
     gains = []
-    for c, (line, row) in zip(candidates, _rows(path, candidates), strict=True):
+    for c, (line, row) in zip(candidates, _rows(path, candidates, corpus), strict=True):
         try:
             gain = np.array(row.get("gain"), np.float64)
         except (TypeError, ValueError) as error:
@@ -82,7 +96,7 @@ LIKELIHOODS = ("target_tokens", "log_likelihood", "token_log_likelihoods")
 
 
 def read_likelihoods(
-    path: str | Path, candidates: Sequence[QueryCandidates], names: Iterable[str]
+    path: str | Path, candidates: Sequence[QueryCandidates], names: Iterable[str], *, corpus: Mapping[str, Document]
 ) -> dict[str, list[Any]]:
     """Read further columns of a gains file: a list of B values for each of the names, which come from `LIKELIHOODS`.
 
@@ -92,7 +106,7 @@ def read_likelihoods(
     """
     path = Path(path)
     columns: dict[str, list[Any]] = {name: [] for name in names}
-    for c, (line, row) in zip(candidates, _rows(path, candidates), strict=True):
+    for c, (line, row) in zip(candidates, _rows(path, candidates, corpus), strict=True):
         for name, values in columns.items():
             if name not in row:
                 option = " with token_likelihoods: true" if name == "token_log_likelihoods" else ""
@@ -115,18 +129,27 @@ def _is_likelihood(name: str, value: Any, k: int) -> bool:
     return numbers.ndim == dimensions and len(numbers) == k and bool(np.isfinite(numbers).all())
 
 
-def _rows(path: Path, candidates: Sequence[QueryCandidates]) -> list[tuple[int, dict[str, Any]]]:
+def _rows(
+    path: Path, candidates: Sequence[QueryCandidates], corpus: Mapping[str, Document]
+) -> list[tuple[int, dict[str, Any]]]:
     """For each query, the number and the content of its line."""
     if not path.is_file():
         raise DataError(path, "file not found; run `nlt score` first, which writes it")
     rows: dict[str, tuple[int, dict[str, Any]]] = {}
-    expected = {c.query_id: list(c.document_ids) for c in candidates}
+    expected = {c.query_id: c for c in candidates}
     for line, row in read_jsonl(path):
         query_id = row.get("query_id")
         if query_id not in expected:
             continue
-        if row.get("document_ids") != expected[query_id]:
+        if row.get("document_ids") != list(expected[query_id].document_ids):
             raise DataError(path, f"query {query_id!r} has other candidates here; run `nlt score` again", line=line)
+        if row.get("texts") not in (None, _texts(expected[query_id], corpus)):
+            raise DataError(
+                path,
+                f"query {query_id!r}, its answer or one of its documents had another text when it was scored; run "
+                "`nlt mine` and `nlt score` again",
+                line=line,
+            )
         rows[query_id] = (line, row)
     if missing := [query_id for query_id in expected if query_id not in rows]:
         raise DataError(path, f"no gains for {len(missing)} queries, e.g. {missing[0]!r}; run `nlt score` again")

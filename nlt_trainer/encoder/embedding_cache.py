@@ -1,11 +1,14 @@
 """Keep embeddings on disk, so that texts which were embedded once are read the next time.
 
-Files are named by the content of encoder and texts, so they are never out of date. Any file can be removed at any
-time, and `trim` limits their total size.
+Files are named by the content of encoder and texts, so they are never out of date. Each ends in a checksum, so that
+damaged embeddings are never used. Any file can be removed at any time, and `trim` limits their total size.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,6 +22,8 @@ from tqdm.auto import tqdm
 from nlt_trainer.content import encoder_content
 from nlt_trainer.files import atomic_write_bytes, cache_folder
 from nlt_trainer.lm.score_cache import ScoreCache
+
+logger = logging.getLogger(__name__)
 
 PART = 512
 """Texts in one file. A kill loses at most so many, and a change of one text means that so many are embedded again."""
@@ -113,11 +118,13 @@ class EmbeddingCache:
         return found
 
     def _files(self, role: Role, texts: Sequence[str], prompt: str | None, batch_size: int) -> list[Path]:
-        """The files of all texts. Existing files are only mapped into memory; missing or damaged ones are made."""
+        """The files of all texts. Those that are missing or damaged are made."""
         parts = [list(texts[start : start + PART]) for start in range(0, len(texts), PART)]
         named = self.encoder.prompts.get(role) if prompt is None else prompt
         files = [self.folder / f"{ScoreCache.key(role, named or '', *part).hex()}.npy" for part in parts]
-        missing = [i for i, (part, file) in enumerate(zip(parts, files, strict=True)) if _read(file, part) is None]
+        missing = [
+            i for i, (part, file) in enumerate(zip(parts, files, strict=True)) if not _is_whole(file, len(part))
+        ]
         mine = missing
         if self.processes is not None:
             self.processes.wait_for_everyone()  # all must list what is missing before one writes: they divide one list
@@ -129,8 +136,7 @@ class EmbeddingCache:
             disable=self.progress is None or not mine,
         ) as bar:
             for i in mine:
-                with atomic_write_bytes(files[i]) as handle:
-                    np.save(handle, self._embed(role, parts[i], prompt, batch_size))
+                _write(files[i], self._embed(role, parts[i], prompt, batch_size))
                 bar.update(len(parts[i]))
         if self.processes is not None:
             self.processes.wait_for_everyone()
@@ -144,14 +150,36 @@ class EmbeddingCache:
             return encode(texts, prompt=prompt, **options).float().cpu().numpy()
 
 
-def _read(file: Path, texts: list[str]) -> np.ndarray | None:
-    """Map a file's embeddings into memory and mark the file as just used; `None` if it is missing or damaged."""
+def _write(file: Path, array: np.ndarray) -> None:
+    """Write a `.npy` file with a checksum behind its array, where `np.load` reads nothing."""
+    npy = io.BytesIO()
+    np.save(npy, array)
+    with atomic_write_bytes(file) as handle:
+        handle.write(npy.getvalue() + _checksum(npy.getvalue()))
+
+
+def _checksum(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _is_whole(file: Path, number: int) -> bool:
+    """Whether a file has so many embeddings and is as it was written; marks it as just used.
+
+    A file that an older version wrote has no checksum, and only its size is checked.
+    """
+    if not file.is_file():
+        return False
     try:
-        array = np.load(file, mmap_mode="r")
+        array, data = np.load(file, mmap_mode="r"), file.read_bytes()
+        end = array.offset + array.nbytes
+        whole = len(array) == number and data[end:] in (b"", _checksum(data[:end]))
+    except Exception:  # numpy raises errors without a common base for a damaged header
+        whole = False
+    if whole:
         file.touch()
-    except (OSError, ValueError, EOFError):
-        return None
-    return array if len(array) == len(texts) else None
+    else:
+        logger.warning("%s is damaged, and its texts are embedded again", file)
+    return whole
 
 
 def trim(folder: str | Path, max_bytes: float) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -30,6 +31,8 @@ from nlt_trainer.evaluation.folder_task import METRICS, TOP_K, Part
 from nlt_trainer.evaluation.retrieval_metric import query_values
 from nlt_trainer.evaluation.tasks import EvaluationTask
 from nlt_trainer.files import read_json, write_json
+
+logger = logging.getLogger(__name__)
 
 LIBRARIES = ("mteb", "sentence-transformers", "transformers", "torch", "bm25s", "pytrec_eval-terrier")
 FORMAT = 1
@@ -183,19 +186,27 @@ class TaskScoreCache:
         return self.folder / f"{hashlib.blake2b(content.encode(), digest_size=16).hexdigest()}.json"
 
     def get(self, system: str, entry: EvaluationTask) -> TaskScores | None:
-        """The stored result; `None` if there is none.
+        """The stored result; `None` if there is none, or if the file is damaged, which a warning says.
 
-        Raises:
-            DataError: the file is damaged.
+        A file that an older version wrote has no checksum, and counts as whole.
         """
         path = self.path(system, entry)
         if not path.is_file():
             return None
         try:
-            return TaskScores(**read_json(path))
-        except TypeError as error:
-            raise DataError(path, f"is not a result ({error}); remove the file to compute it again") from error
+            value = read_json(path)
+            if value.pop("checksum", None) in (None, _checksum(value)):
+                return TaskScores(**value)
+        except (DataError, TypeError):
+            pass
+        logger.warning("%s is damaged, and the result is computed again", path)
+        return None
 
     def put(self, system: str, entry: EvaluationTask, scores: TaskScores) -> None:
-        """Store a result."""
-        write_json(self.path(system, entry), asdict(scores))
+        """Store a result with its checksum."""
+        value = asdict(scores)
+        write_json(self.path(system, entry), {**value, "checksum": _checksum(value)})
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()

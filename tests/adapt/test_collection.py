@@ -74,14 +74,15 @@ def test_the_candidate_of_the_highest_gain_is_judged_relevant(tmp_path: Path) ->
     rows = [QueryCandidates(q.id, q.text, None, ids, b) for q, b in zip(held_out, bm25, strict=True)]
     gain = np.array([[0.1, 0.2, 0.9]] * 19 + [[0.51, 0.5, 0.1], [-0.1, -0.2, -0.3]])
     write_candidates(tmp_path / "candidates.jsonl", rows)
-    write_gains(tmp_path / "gains.jsonl", rows, gain)
+    corpus = {document.id: document for document in CORPUS}
+    write_gains(tmp_path / "gains.jsonl", rows, gain, corpus=corpus)
     files = {"candidates": tmp_path / "candidates.jsonl", "gains": tmp_path / "gains.jsonl"}
     judge_held_out(tmp_path / "c", **files)
     judged = load_collection(tmp_path / "c").split_qrels(HELD_OUT)
     clear = {row.query_id: {"d1": 1} for row in rows[:19]}
     assert judged == {**clear, rows[19].query_id: {"d2": 1}, rows[20].query_id: {"d2": 0}}
     gain[0] -= 1
-    write_gains(tmp_path / "gains.jsonl", rows, gain)
+    write_gains(tmp_path / "gains.jsonl", rows, gain, corpus=corpus)
     with pytest.raises(NLTError, match=r"judge 19 of 21 held-out queries, .* fewer than 20 decide nothing; give more"):
         judge_held_out(tmp_path / "c", **files)
 

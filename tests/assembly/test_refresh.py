@@ -168,7 +168,8 @@ def test_new_candidates_are_read_from_the_next_step_on(
             assert documents == [collection.corpus[document_id].content for document_id in row.document_ids]
             if reads_gains:
                 weight = 0.5 if "--prior_weight" in flags else 0.0
-                expected = with_prior(read_gains(gains[file], [row]), [row], prior="bm25", weight=weight)
+                scored = read_gains(gains[file], [row], corpus=collection.corpus)
+                expected = with_prior(scored, [row], prior="bm25", weight=weight)
                 assert gain == pytest.approx(expected[0])
     assert run.refreshed_gains(3).exists() == reads_gains
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from nlt_trainer.data.beir import Document
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.gains import (
     AUDIT_TEMPERATURES,
@@ -20,24 +22,48 @@ from nlt_trainer.data.gains import (
     write_gains,
 )
 from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.files import read_jsonl, write_jsonl
 
 CANDIDATES = [
     QueryCandidates("q1", "one", None, ("d1", "d2", "d3"), (3.0, 2.0, 1.0)),
     QueryCandidates("q2", "two", None, ("d3", "d4", "d5"), (5.0, 0.5, 0.0)),
 ]
+CORPUS = {f"d{i}": Document(f"d{i}", "", f"text {i}") for i in range(1, 6)}
 GAIN = np.array([[0.25, -0.5, 1.125], [0.0, 0.5, -0.125]])
 
 
 def test_gains_are_read_as_they_were_written(tmp_path: Path) -> None:
     """Reference: the array; rows are found by query id, and queries that nobody asks for are left out."""
     path = tmp_path / "gains.jsonl"
-    write_gains(path, CANDIDATES, GAIN)
-    np.testing.assert_array_equal(read_gains(path, CANDIDATES), GAIN)
-    np.testing.assert_array_equal(read_gains(path, CANDIDATES[::-1]), GAIN[::-1])
-    np.testing.assert_array_equal(read_gains(path, CANDIDATES[1:]), GAIN[1:])
-    assert json.loads(path.read_text().splitlines()[0]) == {
-        "query_id": "q1", "document_ids": ["d1", "d2", "d3"], "gain": [0.25, -0.5, 1.125]
-    }  # fmt: skip
+    write_gains(path, CANDIDATES, GAIN, corpus=CORPUS)
+    np.testing.assert_array_equal(read_gains(path, CANDIDATES, corpus=CORPUS), GAIN)
+    np.testing.assert_array_equal(read_gains(path, CANDIDATES[::-1], corpus=CORPUS), GAIN[::-1])
+    np.testing.assert_array_equal(read_gains(path, CANDIDATES[1:], corpus=CORPUS), GAIN[1:])
+    row = json.loads(path.read_text().splitlines()[0])
+    assert len(row.pop("texts")) == 32
+    assert row == {"query_id": "q1", "document_ids": ["d1", "d2", "d3"], "gain": [0.25, -0.5, 1.125]}
+
+
+@pytest.mark.parametrize("changed", ["document", "title", "query", "answer"])
+def test_gains_of_other_texts_are_refused(changed: str, tmp_path: Path) -> None:
+    """Reference: file, line and remedy; other documents do not count, and an older version wrote no hash."""
+    path, corpus, candidates = tmp_path / "gains.jsonl", dict(CORPUS), [*CANDIDATES]
+    write_gains(path, CANDIDATES, GAIN, corpus=CORPUS, further=FURTHER)
+    corpus["d6"] = Document("d6", "", "nobody's candidate")
+    np.testing.assert_array_equal(read_gains(path, CANDIDATES, corpus=corpus), GAIN)
+    if changed in ("document", "title"):
+        corpus["d4"] = Document("d4", "title" if changed == "title" else "", "text 4" if changed == "title" else "new")
+    else:
+        changes: dict[str, Any] = {changed: "new"}
+        candidates[1] = replace(CANDIDATES[1], **changes)
+    np.testing.assert_array_equal(read_gains(path, candidates[:1], corpus=corpus), GAIN[:1])
+    message = r"gains.jsonl:2: query 'q2', its answer or one .* run `nlt mine` and `nlt score` again"
+    with pytest.raises(DataError, match=message):
+        read_gains(path, candidates, corpus=corpus)
+    with pytest.raises(DataError, match=message):
+        read_likelihoods(path, candidates, ["target_tokens"], corpus=corpus)
+    write_jsonl(path, [{k: v for k, v in row.items() if k != "texts"} for _, row in read_jsonl(path)])
+    np.testing.assert_array_equal(read_gains(path, candidates, corpus=corpus), GAIN)
 
 
 FURTHER: dict[str, Any] = {
@@ -54,26 +80,26 @@ def test_likelihoods_are_read_as_they_were_written(tmp_path: Path) -> None:
     """Reference: the arrays, at 6 decimals, in the order of the queries that are asked for; gains as without them."""
     path = tmp_path / "gains.jsonl"
     by_query = iter(FURTHER["token_log_likelihoods"])
-    write_gains(path, CANDIDATES, GAIN, further={**FURTHER, "token_log_likelihoods": by_query})
-    np.testing.assert_array_equal(read_gains(path, CANDIDATES), GAIN)
-    found = read_likelihoods(path, CANDIDATES[::-1], LIKELIHOODS)
+    write_gains(path, CANDIDATES, GAIN, corpus=CORPUS, further={**FURTHER, "token_log_likelihoods": by_query})
+    np.testing.assert_array_equal(read_gains(path, CANDIDATES, corpus=CORPUS), GAIN)
+    found = read_likelihoods(path, CANDIDATES[::-1], LIKELIHOODS, corpus=CORPUS)
     assert found == {
         "target_tokens": [1, 2],
         "log_likelihood": [[-2.0, -1.0, -9.0], [-3.0, -4.5, -1.123457]],
         "token_log_likelihoods": [[[-2.0], [-1.0], [-9.0]], [[-1.0, -2.0], [-4.0, -0.5], [-1.0, -0.123457]]],
     }
-    assert read_likelihoods(path, CANDIDATES, ["target_tokens"]) == {"target_tokens": [2, 1]}
+    assert read_likelihoods(path, CANDIDATES, ["target_tokens"], corpus=CORPUS) == {"target_tokens": [2, 1]}
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_a_file_from_before_likelihoods_is_refused_where_they_are_read(tmp_path: Path, name: str) -> None:
     """Reference: the remedy in the message; its gains are still read."""
     path = tmp_path / "gains.jsonl"
-    write_gains(path, CANDIDATES, GAIN)
-    np.testing.assert_array_equal(read_gains(path, CANDIDATES), GAIN)
+    write_gains(path, CANDIDATES, GAIN, corpus=CORPUS)
+    np.testing.assert_array_equal(read_gains(path, CANDIDATES, corpus=CORPUS), GAIN)
     option = " with token_likelihoods: true" if name == "token_log_likelihoods" else ""
     with pytest.raises(DataError, match=rf"gains.jsonl:1: the file has no {name}; run `nlt score` again{option}$"):
-        read_likelihoods(path, CANDIDATES, [name])
+        read_likelihoods(path, CANDIDATES, [name], corpus=CORPUS)
 
 
 @pytest.mark.parametrize(
@@ -90,11 +116,11 @@ def test_a_file_from_before_likelihoods_is_refused_where_they_are_read(tmp_path:
 def test_malformed_likelihoods_are_refused(tmp_path: Path, name: str, value: Any) -> None:
     """Reference: file, line, query and remedy in the message."""
     path = tmp_path / "gains.jsonl"
-    write_gains(path, CANDIDATES, GAIN, further=FURTHER)
+    write_gains(path, CANDIDATES, GAIN, corpus=CORPUS, further=FURTHER)
     lines = path.read_text().splitlines()
     path.write_text(f"{lines[0]}\n{json.dumps({**json.loads(lines[1]), name: value})}\n")
     with pytest.raises(DataError, match=rf"gains.jsonl:2: {name} of query 'q2' is malformed; run `nlt score` again"):
-        read_likelihoods(path, CANDIDATES, [name])
+        read_likelihoods(path, CANDIDATES, [name], corpus=CORPUS)
 
 
 @pytest.mark.parametrize(
@@ -110,11 +136,11 @@ def test_malformed_likelihoods_are_refused(tmp_path: Path, name: str, value: Any
 def test_a_bad_line_is_refused_with_file_and_line(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     """Reference: the rule that each message names."""
     path = tmp_path / "gains.jsonl"
-    write_gains(path, CANDIDATES, GAIN)
+    write_gains(path, CANDIDATES, GAIN, corpus=CORPUS)
     lines = path.read_text().splitlines()
     path.write_text(f"{lines[0]}\n{json.dumps({**json.loads(lines[1]), **change})}\n")
     with pytest.raises(DataError, match=reason) as caught:
-        read_gains(path, CANDIDATES)
+        read_gains(path, CANDIDATES, corpus=CORPUS)
     assert (caught.value.path, caught.value.line) == (path, 2)
 
 
@@ -122,10 +148,10 @@ def test_missing_gains_are_refused(tmp_path: Path) -> None:
     """Reference: the remedy in each message."""
     path = tmp_path / "gains.jsonl"
     with pytest.raises(DataError, match="file not found; run `nlt score` first, which writes it"):
-        read_gains(path, CANDIDATES)
-    write_gains(path, CANDIDATES[:1], GAIN[:1])
+        read_gains(path, CANDIDATES, corpus=CORPUS)
+    write_gains(path, CANDIDATES[:1], GAIN[:1], corpus=CORPUS)
     with pytest.raises(DataError, match=r"no gains for 1 queries, e.g. 'q2'; run `nlt score` again"):
-        read_gains(path, CANDIDATES)
+        read_gains(path, CANDIDATES, corpus=CORPUS)
 
 
 def test_the_audit_is_the_arithmetic_it_names() -> None:

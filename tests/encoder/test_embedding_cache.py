@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import threading
@@ -143,6 +144,52 @@ def test_a_damaged_file_is_made_again(
     for _ in range(2):
         np.testing.assert_array_equal(cache.encode_document(TEXTS[:2]), expected)
     assert embedded == TEXTS[:2] * 2
+
+
+def test_no_flipped_bit_is_used(
+    tiny_encoder: SentenceTransformer, embedded: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reference: the embeddings from before, whichever byte of the file is damaged; the file in the warning."""
+    cache = EmbeddingCache(tiny_encoder, tmp_path)
+    expected = np.array(cache.encode_document(TEXTS[:2]))
+    (path,) = tmp_path.rglob("*.npy")
+    content = path.read_bytes()
+    flipped = [*range(128), *range(128, len(content), 41), len(content) - 1]  # the header has 128 bytes
+    for at in flipped:
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 7]) + content[at + 1 :])
+        np.testing.assert_array_equal(cache.encode_document(TEXTS[:2]), expected)
+        assert path.read_bytes() == content
+        assert f"{path} is damaged, and its texts are embedded again" in caplog.text
+        caplog.clear()
+    assert embedded == TEXTS[:2] * (1 + len(flipped))
+
+
+def test_a_file_that_cannot_be_written_has_the_systems_error(
+    tiny_encoder: SentenceTransformer, tmp_path: Path
+) -> None:
+    """Reference: the number of the error, which numpy loses, where a file may have 256 bytes; no half file is left."""
+    cache = EmbeddingCache(tiny_encoder, tmp_path, progress=None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (256, hard))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as caught:
+            cache.encode_document(TEXTS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_embeddings_without_a_checksum_are_read(
+    tiny_encoder: SentenceTransformer, embedded: list[str], tmp_path: Path
+) -> None:
+    """Reference: the file as numpy alone writes it and an older version wrote it."""
+    cache = EmbeddingCache(tiny_encoder, tmp_path)
+    expected = np.array(cache.encode_document(TEXTS[:2]))
+    (path,) = tmp_path.rglob("*.npy")
+    np.save(path, expected)
+    np.testing.assert_array_equal(cache.encode_document(TEXTS[:2]), expected)
+    assert embedded == TEXTS[:2]
 
 
 class _Process:

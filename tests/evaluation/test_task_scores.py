@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import unicodedata
@@ -27,7 +28,7 @@ from nlt_trainer.data.beir import Collection, Document, Query, load_collection, 
 from nlt_trainer.data.bm25 import LANGUAGE_SHARE, RUN, STOP_WORDS, _reader, tokenize
 from nlt_trainer.data.trec import read_run
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
-from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation import task_scores
 from nlt_trainer.evaluation.evaluator import evaluate_bm25, evaluate_encoder
 from nlt_trainer.evaluation.folder_task import METRICS, BEIRFolderRetrieval
@@ -284,7 +285,7 @@ def test_subsets_are_kept_apart(
 def test_a_result_is_kept_for_its_system_and_task_alone(
     entry: EvaluationTask, tiny_collection_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reference: the cell; another system, task or version of a library has none; a damaged file is named."""
+    """Reference: the cell; another system, task or version of a library has none."""
     cell, cache = score(entry, rank_bm25(entry)), TaskScoreCache(tmp_path / "results")
     cache.put("bm25", entry, cell)
     assert cache.get("bm25", entry) == cell
@@ -294,9 +295,26 @@ def test_a_result_is_kept_for_its_system_and_task_alone(
     with monkeypatch.context() as patch:
         patch.setattr(task_scores, "version", lambda name: "0")
         assert TaskScoreCache(tmp_path / "results").get("bm25", entry) is None
-    write_json(cache.path("bm25", entry), {"unknown": 1})
-    with pytest.raises(DataError, match=r"is not a result .*remove the file"):
-        cache.get("bm25", entry)
+
+
+def test_a_damaged_result_is_computed_again(
+    entry: EvaluationTask, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reference: the file in the warning; every flip of a bit is damage, as is another content."""
+    cell, cache = score(entry, rank_bm25(entry)), TaskScoreCache(tmp_path / "results")
+    cache.put("bm25", entry, cell)
+    path = cache.path("bm25", entry)
+    content = path.read_bytes()
+    for at in range(0, len(content), 97):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 7]) + content[at + 1 :])
+        if path.read_text().split() != content.decode().split():  # white space around values says nothing
+            assert cache.get("bm25", entry) is None
+            assert f"{path} is damaged, and the result is computed again" in caplog.text
+            caplog.clear()
+    write_json(path, {"unknown": 1})
+    assert cache.get("bm25", entry) is None
+    write_json(path, {key: value for key, value in json.loads(content).items() if key != "checksum"})
+    assert cache.get("bm25", entry) == cell  # as an older version wrote it
 
 
 def without_case(text: str, language: str) -> list[str]:

@@ -460,6 +460,33 @@ def test_gains_of_other_candidates_are_refused(project: Project) -> None:
         project.run(train, "likelihood_gain", "--num_candidates", "4")
 
 
+def test_gains_of_other_documents_are_refused(project: Project) -> None:
+    """Reference: documents that were edited after the scores, under the same ids; the heads are found by gains too."""
+    project.run(score)
+    corpus = project.root / "collection" / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({**row, "text": f"{row['text']} edited"}) + "\n" for row in rows_of(corpus)))
+    for stage, objective in ((train, "likelihood_gain"), (train, "emdr2"), (detect_heads, "dream")):
+        with pytest.raises(DataError, match=r"gains.jsonl:1: query 'q1', .* had another text when it was scored"):
+            project.run(stage, objective)
+    project.run(score)
+    project.run(train)
+
+
+def test_gains_of_an_llm_with_other_weights_are_refused(project: Project) -> None:
+    """Reference: a folder whose files have changed under the same name; one that is gone is not needed."""
+    llm = project.llm = Path(shutil.copytree(project.llm, project.root / "llm"))
+    project.run(score)
+    config = llm / "config.json"
+    before = config.read_text()
+    config.write_text(json.dumps({**json.loads(before), "rms_norm_eps": 0.5}))
+    with pytest.raises(NLTError, match=r"gains.jsonl was scored with other files in .*llm than it has now; run nlt"):
+        project.run(train)
+    config.write_text(before)
+    project.run(train)
+    shutil.rmtree(llm)
+    project.run(train, "likelihood_gain", "--output_dir", str(project.root / "elsewhere"))
+
+
 @pytest.mark.parametrize(
     ("stage", "objective", "missing", "message"),
     [
