@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,19 @@ class Collection:
         if split not in self.qrels:
             raise _no_judgements(self.folder, split, known=self.qrels)
         return self.qrels[split]
+
+    @cached_property
+    def ids_are_shared(self) -> bool:
+        """Whether a document with a query's id is taken for the query itself, as in ArguAna and Quora.
+
+        It is not if a document is judged relevant to a query of its own id, for then each kind has ids of its own.
+        """
+        judged = chain.from_iterable(split.items() for split in self.qrels.values())
+        return not any(grades.get(query_id, 0) > 0 for query_id, grades in judged)
+
+    def own_document(self, query_id: str) -> str | None:
+        """The id of the document that is the query itself, and so no answer to it; `None` if there is none."""
+        return query_id if query_id in self.corpus and self.ids_are_shared else None
 
     def split_queries(self, split: str) -> list[Query]:
         """Return the queries that have a line in the qrels of a split, in the order of `queries.jsonl`.

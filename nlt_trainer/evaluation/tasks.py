@@ -41,13 +41,14 @@ class EvaluationTask:
     @classmethod
     def of(cls, task: AbsTaskRetrieval) -> EvaluationTask:
         """Make the entry of a task."""
+        own = ", without own documents" if task.ignore_identical_ids else ""
         if isinstance(task, BEIRFolderRetrieval):
             content = f"{task.metadata.name} {task.metadata.dataset['revision']}"  # independent of the folder's place
-            return cls(task, task.collection.name, task.split, content)
+            return cls(task, task.collection.name, task.split, content + own)
         described = [task.metadata.name, task.metadata.dataset, list(task.eval_splits), list(task.hf_subsets)]
         splits = list(task.eval_splits)
         split = splits[0] if len(splits) == 1 else f"{len(splits)} splits"
-        return cls(task, task.metadata.name, split, json.dumps(described, sort_keys=True))
+        return cls(task, task.metadata.name, split, json.dumps(described, sort_keys=True) + own)
 
     @property
     def title(self) -> str:

@@ -65,7 +65,7 @@ def outcomes(index: SearchIndex, collection: Collection, split: str) -> dict[str
     """Compute the outcome of each query of a split: query id -> outcome.
 
     As everywhere in this project, nDCG is that of trec_eval: among equal scores the document with the greater id comes
-    first.
+    first. A document that is the query itself is not found, see `Collection.own_document`.
 
     Args:
         index: the collection's corpus, embedded by the encoder.
@@ -83,9 +83,12 @@ def outcomes(index: SearchIndex, collection: Collection, split: str) -> dict[str
     for start in range(0, len(queries), QUERY_CHUNK):
         chunk = queries[start : start + QUERY_CHUNK]
         for query, scores in zip(chunk, index.scores([query.text for query in chunk]), strict=True):  # (N,)
+            if (own := collection.own_document(query.id)) is not None:
+                scores[numbers[own]] = -np.inf
             place = ranks(scores)
             last = scores[place <= TOP_K].min()  # trec_eval may put any document with this score among the first
-            run = {index.documents[i].id: float(scores[i]) for i in np.flatnonzero(scores >= last)}
+            first = np.flatnonzero(np.isfinite(scores) & (scores >= last))
+            run = {index.documents[i].id: float(scores[i]) for i in first}
             relevant = [numbers[document_id] for document_id, grade in qrels[query.id].items() if grade > 0]
             found[query.id] = Outcome(
                 evaluator.evaluate({query.id: run})[query.id][f"ndcg_cut_{TOP_K}"],

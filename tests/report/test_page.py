@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.data.beir import Collection, load_collection, write_collection
+from nlt_trainer.data.beir import Collection, Query, load_collection, write_collection
 from nlt_trainer.data.gains import audit_teacher
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.evaluation.evaluator import RetrievalEvaluator
@@ -132,6 +132,20 @@ def test_outcomes_are_those_of_the_evaluator(collection: Collection, tiny_encode
         places = ranks(index.scores([collection.queries[query_id].text])[0])
         assert outcome.rank == min(places[ids.index(d)] for d in collection.qrels["train"][query_id])
         assert outcome.first.id == ids[places.tolist().index(1)]
+
+
+def test_a_query_is_not_its_own_first_document(
+    collection: Collection, tiny_static_encoder: SentenceTransformer
+) -> None:
+    """Reference: `RetrievalEvaluator` on queries that are documents of the corpus."""
+    queries = {d.id: Query(d.id, d.content) for d in collection.corpus.values()}
+    judged = {"train": {query_id: {other: 1} for query_id, other in zip(queries, [*queries][::-1], strict=True)}}
+    alike = dataclasses.replace(collection, queries=queries, qrels=judged)
+    index = SearchIndex("tiny", tiny_static_encoder, alike.corpus, cache=collection.folder.parent / "cache")
+    found = outcomes(index, alike, "train")
+    mean = RetrievalEvaluator(alike, split="train")(tiny_static_encoder)["train_ndcg_at_10"]
+    assert np.mean([outcome.ndcg for outcome in found.values()]) == pytest.approx(mean, abs=1e-9)
+    assert all(outcome.first.id != query_id for query_id, outcome in found.items())
 
 
 def test_ties_and_queries_without_a_relevant_document(
