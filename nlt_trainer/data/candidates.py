@@ -50,7 +50,7 @@ def mine_candidates(
     If BM25 finds fewer than K documents that share a token with the query, random documents fill the rest. The random
     draw depends only on `seed` and the query's id, so neither the order of the queries nor other queries change it.
 
-    The document that is the query itself is never among them, see `Collection.own_document`.
+    An empty document is never among them, nor one that is the query itself, see `Collection.own_document`.
 
     Args:
         collection: the corpus to search; no judgement chooses a candidate.
@@ -62,21 +62,16 @@ def mine_candidates(
         fused: whether candidates are chosen from both rankings, joined by `fuse`.
 
     Raises:
-        NLTError: K is below 1 or above the number of documents, the query itself not counted.
+        NLTError: K is below 1 or above the number of documents from which a query's may be chosen.
     """
-    own = [collection.own_document(query.id) for query in queries]
-    usable = len(collection.corpus) - any(own)
-    if not 1 <= num_candidates <= usable:
-        others = " other than a query itself" if any(own) else ""
-        raise NLTError(
-            f"num_candidates={num_candidates} with {usable} documents{others} in {collection.folder}; choose at most "
-            "the number of documents"
-        )
     index, depth = BM25Index(collection.corpus), ranking_depth(num_candidates, fused=fused)
+    empty = {index.numbers[document.id] for document in collection.corpus.values() if not document.content}
     mined = []
     for b, query in enumerate(queries):
-        left_out = [] if own[b] is None else [index.numbers[str(own[b])]]
-        scores = index.scores(query.text, leave_out=own[b])
+        own = collection.own_document(query.id)
+        left_out = empty if own is None else {*empty, index.numbers[own]}
+        _check_number(num_candidates, len(index.numbers) - len(left_out), own=own, collection=collection)
+        scores = index.scores(query.text, leave_out=own)
         if encoder_rankings is None:
             chosen = matching(scores, num_candidates)
         else:
@@ -88,6 +83,16 @@ def mine_candidates(
         bm25 = tuple(float(scores[i]) for i in chosen)
         mined.append(QueryCandidates(query.id, query.text, query.answer, document_ids, bm25))
     return mined
+
+
+def _check_number(num_candidates: int, usable: int, *, own: str | None, collection: Collection) -> None:
+    """Refuse a K that is below 1 or above the number of documents from which a query's candidates may be chosen."""
+    if not 1 <= num_candidates <= usable:
+        others = f" with text other than query {own!r} itself" if own else " with text"
+        raise NLTError(
+            f"num_candidates={num_candidates} with {usable} documents{others} in {collection.folder}; choose at most "
+            "the number of documents"
+        )
 
 
 def ranking_depth(num_chosen: int, *, fused: bool) -> int:

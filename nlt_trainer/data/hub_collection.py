@@ -74,7 +74,8 @@ def build_hub_collection(
 
     Args:
         folder: where to write.
-        beir: its corpus is kept whole, repeated texts included, so that figures compare with published ones.
+        beir: its corpus and judgements are kept whole, repeated and empty texts and documents that are judged but not
+            there included, so that figures compare with published ones.
         questions: each distinct passage becomes one document, each distinct question one query.
 
     Raises:
@@ -179,9 +180,7 @@ class _Build:
         for row in _rows(part, part.part_files("corpus", beir.splits)):
             document = Document(_id(row, part), _text(row, "title"), _text(row, "text"))
             key = hash_of(document.content)
-            if not document.content:
-                self.left_out["empty documents"] += 1
-            elif document.id not in self.text_of:
+            if document.id not in self.text_of:
                 self.text_of[document.id] = key
                 self.id_of.setdefault(key, document.id)
                 yield document
@@ -196,7 +195,7 @@ class _Build:
                 yield passage
 
     def queries(self) -> tuple[list[Query], dict[str, Qrels]]:
-        """Queries, and judgements of the documents that `documents` yielded. No evaluation query is also in train."""
+        """Queries and judgements. No evaluation query is also in train."""
         queries: dict[str, Query] = {}
         qrels: dict[str, Qrels] = {}
         if self.beir is not None and self.beir.splits:
@@ -218,10 +217,7 @@ class _Build:
             judgements = qrels.setdefault(target, {})
             for row in _rows(part, part.split_files(source, configs=("default", "qrels"), inside="qrels")):
                 query_id, document_id, grade = _judgement(row, part)
-                if document_id in self.text_of:
-                    judgements.setdefault(query_id, {})[document_id] = grade
-                else:
-                    self.left_out["judgements of documents that are not there"] += 1
+                judgements.setdefault(query_id, {})[document_id] = grade
         return qrels
 
     def _beir_queries(self, beir: BEIRSource, judged: set[str]) -> dict[str, Query]:

@@ -17,7 +17,6 @@ under BEIR's header.
 from __future__ import annotations
 
 import html
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,12 +31,12 @@ from nlt_trainer.data.beir import (
     Document,
     Qrels,
     Query,
+    check_judged,
+    check_texts,
     load_collection,
 )
 from nlt_trainer.errors import DataError
 from nlt_trainer.files import read_jsonl, read_lines
-
-logger = logging.getLogger(__name__)
 
 ENDING = r"(\.(jsonl|json|tsv|txt|trec|sgml|xml|qrels))?(\.gz)?"
 DOCUMENT_FILES = ("corpus", "collection", "documents", "docs")
@@ -66,9 +65,7 @@ def load_folder(folder: str | Path, *, split: str) -> Collection:
 
 
 def load_trec(folder: str | Path, *, split: str) -> Collection:
-    """Read and check a TREC folder.
-
-    Judged documents that the corpus lacks stay in the judgements, as trec_eval counts them; a warning says how many.
+    """Read and check a TREC folder; warns of documents without text, and of judged ones that the corpus lacks.
 
     Args:
         folder: holds the files that this module's documentation names.
@@ -83,9 +80,7 @@ def load_trec(folder: str | Path, *, split: str) -> Collection:
     queries = _read_topics(_one_file(folder, TOPIC_FILES, split))
     path = _one_file(folder, QRELS_FILES, split)
     qrels = _read_qrels(path, queries)
-    missing = {document_id for grades in qrels.values() for document_id in grades} - corpus.keys()
-    if missing:
-        logger.warning("%s judges %d documents that the corpus lacks, e.g. %s", path, len(missing), min(missing))
+    check_judged(path, qrels, corpus)
     return Collection(folder.resolve().name, folder, corpus, queries, {split: qrels})
 
 
@@ -145,8 +140,7 @@ def _read_documents(path: Path) -> dict[str, Document]:
         corpus[document_id] = Document(document_id, title, text if text.strip() else "")
     if not corpus:
         raise DataError(path, "holds no document")
-    if empty := [document.id for document in corpus.values() if not document.content]:
-        logger.warning("%s has %d empty documents, e.g. %s", path, len(empty), empty[0])
+    check_texts(path, corpus)
     return corpus
 
 

@@ -30,7 +30,7 @@ class Outcome:
 
     Args:
         ndcg: nDCG@10.
-        rank: rank of the best relevant document in the whole corpus, from 1; `None` if none is judged relevant.
+        rank: rank of the best relevant document in the whole corpus, from 1; `None` if it has none.
         first: the document that the encoder ranks first.
     """
 
@@ -45,7 +45,7 @@ class QueryChange:
 
     Args:
         query: the query.
-        relevant: a document with the query's highest grade; `None` if none is judged relevant.
+        relevant: a relevant document with the query's highest grade in the corpus; `None` if it has none.
         before: outcome with the encoder before training.
         after: outcome with the trained encoder.
     """
@@ -89,7 +89,7 @@ def outcomes(index: SearchIndex, collection: Collection, split: str) -> dict[str
             last = scores[place <= TOP_K].min()  # trec_eval may put any document with this score among the first
             first = np.flatnonzero(np.isfinite(scores) & (scores >= last))
             run = {index.documents[i].id: float(scores[i]) for i in first}
-            relevant = [numbers[document_id] for document_id, grade in qrels[query.id].items() if grade > 0]
+            relevant = [numbers[d] for d, grade in qrels[query.id].items() if grade > 0 and d in numbers]
             found[query.id] = Outcome(
                 evaluator.evaluate({query.id: run})[query.id][f"ndcg_cut_{TOP_K}"],
                 int(place[relevant].min()) if relevant else None,
@@ -114,8 +114,8 @@ def query_changes(before: SearchIndex, after: SearchIndex, collection: Collectio
 
 
 def _relevant(collection: Collection, grades: dict[str, int]) -> Document | None:
-    document_id = max(grades, key=lambda key: grades[key])
-    return collection.corpus[document_id] if grades[document_id] > 0 else None
+    relevant = [document_id for document_id, grade in grades.items() if grade > 0 and document_id in collection.corpus]
+    return collection.corpus[max(relevant, key=lambda key: grades[key])] if relevant else None
 
 
 @dataclass(frozen=True)

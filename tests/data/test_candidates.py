@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nlt_trainer.data.beir import Collection, Query, load_collection, training_queries, write_collection
+from nlt_trainer.data.beir import Collection, Document, Query, load_collection, training_queries, write_collection
 from nlt_trainer.data.bm25 import bm25_rankings
 from nlt_trainer.data.candidates import mine_candidates, read_candidates, write_candidates
 from nlt_trainer.errors import DataError, NLTError
@@ -87,8 +87,25 @@ def test_the_query_itself_is_no_candidate(collection: Collection, miner: str) ->
         )
         assert [row.query_id in row.document_ids for row in rows] == [False] * 12
         assert [len(set(row.document_ids)) for row in rows] == [k] * 12
-    with pytest.raises(NLTError, match="num_candidates=12 with 11 documents other than a query itself"):
+    with pytest.raises(NLTError, match="num_candidates=12 with 11 documents with text other than query 'd01' itself"):
         mine_candidates(collection, queries, num_candidates=12, encoder_rankings=rankings)
+
+
+@pytest.mark.parametrize("miner", ["bm25", "encoder", "fused"])
+def test_empty_documents_are_no_candidates(collection: Collection, miner: str) -> None:
+    """Reference: rankings in which two empty documents are the first, and queries that match nothing."""
+    corpus = {**collection.corpus, **{i: Document(i, "", "") for i in ("d01", "d02")}}
+    rankings = None if miner == "bm25" else [list(range(12))]
+    (row,) = mine_candidates(
+        replace(collection, corpus=corpus),
+        [Query("strange", "zzz")],
+        num_candidates=10,
+        encoder_rankings=rankings,
+        fused=miner == "fused",
+    )
+    assert set(row.document_ids) == set(corpus) - {"d01", "d02"}
+    with pytest.raises(NLTError, match="num_candidates=11 with 10 documents with text in"):
+        mine_candidates(replace(collection, corpus=corpus), [Query("strange", "zzz")], num_candidates=11)
 
 
 def test_a_document_with_a_query_s_id_that_is_judged_relevant_is_not_the_query(collection: Collection) -> None:

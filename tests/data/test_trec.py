@@ -128,6 +128,9 @@ def test_judged_documents_outside_the_corpus_count(tmp_path: Path, caplog: pytes
     assert collection.qrels["test"] == {"1": {"a": 1, "gone": -1}}
     assert "judges 1 documents that the corpus lacks, e.g. gone" in caplog.text
     assert "has 1 empty documents, e.g. b" in caplog.text
+    write(tmp_path, {"qrels": "1 0 gone 1\n"})
+    with pytest.raises(DataError, match=r"qrels: judges no document of the corpus, but e.g. 'gone'"):
+        load_trec(tmp_path, split="test")
 
 
 def test_a_run_is_what_trec_eval_reads(tmp_path: Path) -> None:

@@ -125,6 +125,24 @@ def test_the_query_itself_is_no_hit(collection: Collection, tiny_static_encoder:
     assert evaluate_bm25(arguments) == pytest.approx(_metric(arguments, without), abs=1e-4)
 
 
+@pytest.mark.parametrize("encoder_name", ["tiny_encoder", "tiny_static_encoder"])
+def test_empty_documents_are_ranked_and_missing_ones_count(
+    tmp_path: Path, encoder_name: str, request: pytest.FixtureRequest
+) -> None:
+    """Reference: trec_eval by hand. A query finds its document first; the document of another is not there."""
+    corpus = [Document("d1", "", "amber birch"), Document("d2", "", "cedar dune"), Document("d3", "", "")]
+    queries = [Query("q1", "amber birch"), Query("q2", "cedar dune"), Query("q3", "cedar dune")]
+    judged = {"q1": {"d1": 1}, "q2": {"gone": 1}, "q3": {"d2": 1, "gone": 1}}
+    folder = write_collection(tmp_path / "public", corpus=corpus, queries=queries, qrels={"test": judged})
+    encoder: SentenceTransformer = request.getfixturevalue(encoder_name)
+    expected = {"ndcg_at_10": (1 + 0 + 1 / (1 + 1 / np.log2(3))) / 3, "mrr_at_10": 2 / 3, "recall_at_100": 0.5}
+    assert evaluate_bm25(folder) == pytest.approx(expected, abs=1e-5)
+    assert evaluate_encoder(encoder, folder) == pytest.approx(expected, abs=1e-5)
+    assert RetrievalEvaluator(folder, split="test")(encoder) == pytest.approx(
+        {f"test_{name}": value for name, value in expected.items()}
+    )
+
+
 def test_search_is_a_product_of_embeddings_in_every_chunk(
     collection: Collection, tiny_static_encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,12 +151,15 @@ def test_a_query_is_not_its_own_first_document(
 def test_ties_and_queries_without_a_relevant_document(
     collection: Collection, tiny_encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reference: trec_eval, for which the greater id of equal scores stands first; an unjudged rank is none."""
+    """Reference: trec_eval, for which the greater id of equal scores stands first; an unjudged rank is none.
+
+    A judged document that the corpus lacks counts in the ideal ranking alone.
+    """
     index = SearchIndex("tiny", tiny_encoder, collection.corpus, cache=collection.folder.parent / "cache")
     monkeypatch.setattr(index, "scores", lambda queries: np.zeros((len(queries), 12), np.float32))
-    collection.qrels["train"] = {"q1": {"d12": 1, "d11": 2}, "q2": {"d01": 1}, "q3": {"d05": 0}}
+    collection.qrels["train"] = {"q1": {"d12": 1, "d11": 2, "gone": 3}, "q2": {"d01": 1, "gone": 2}, "q3": {"d05": 0}}
     found = outcomes(index, collection, "train")
-    ideal = 2 + 1 / np.log2(3)
+    ideal = 3 + 2 / np.log2(3) + 1 / 2  # with the judged document that the corpus lacks
     assert found["q1"].ndcg == pytest.approx((1 + 2 / np.log2(3)) / ideal)
     assert (found["q2"].ndcg, found["q3"].ndcg) == (0.0, 0.0)
     assert (found["q2"].rank, found["q3"].rank) == (1, None)
