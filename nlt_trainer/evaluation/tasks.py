@@ -55,6 +55,14 @@ class EvaluationTask:
         """Name and split."""
         return f"{self.collection} {self.split}"
 
+    @property
+    def query_texts(self) -> list[str]:
+        """The queries of a folder; none for a task of mteb, whose data may not have been loaded."""
+        task = self.task
+        if not isinstance(task, BEIRFolderRetrieval):
+            return []
+        return [query.text for query in task.collection.split_queries(task.split)]
+
     def parts(self) -> list[Part]:
         """Split and subset of each part of a loaded task; the figure of a task is the mean over its parts."""
         return [
