@@ -127,3 +127,8 @@ def _joined(value: Any) -> str:
 def hash_of(text: str) -> int:
     """A 64-bit hash of a text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def text_key(text: str) -> int:
+    """A 63-bit hash of a text, which a tensor can hold: equal for equal texts."""
+    return hash_of(text) >> 1
