@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from nlt_trainer.data.beir import Document, Qrels, Query, write_corpus, write_qrels, write_queries
 from nlt_trainer.data.hub import HubDataset, fetch_dataset, read_rows
-from nlt_trainer.data.questions import Columns, Question, hash_of, read_question
+from nlt_trainer.data.questions import Columns, Question, hash_of, read_question, text_of
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import atomic_folder, read_json, write_json
 
@@ -178,7 +178,7 @@ class _Build:
     def _beir_documents(self, beir: BEIRSource) -> Iterator[Document]:
         part = self.parts["beir"]
         for row in _rows(part, part.part_files("corpus", beir.splits)):
-            document = Document(_id(row, part), _text(row, "title"), _text(row, "text"))
+            document = Document(_id(row, part), _text(row, "title", part), _text(row, "text", part))
             key = hash_of(document.content)
             if document.id not in self.text_of:
                 self.text_of[document.id] = key
@@ -224,7 +224,7 @@ class _Build:
         part = self.parts["beir"]
         found: dict[str, Query] = {}
         for row in _rows(part, part.part_files("queries", beir.splits)):
-            query = Query(_id(row, part), _text(row, "text"))
+            query = Query(_id(row, part), _text(row, "text", part))
             if query.id not in judged:
                 continue
             if not query.text:
@@ -312,8 +312,11 @@ def _id(row: Mapping[str, Any], part: HubDataset) -> str:
     return str(value)
 
 
-def _text(row: Mapping[str, Any], column: str) -> str:
-    return str(row.get(column) or "").strip()
+def _text(row: Mapping[str, Any], column: str, part: HubDataset) -> str:
+    try:
+        return text_of(row.get(column))
+    except NLTError as error:
+        raise DataError(part.folder, f"{column}: {error}") from error
 
 
 def _judgement(row: Mapping[str, Any], part: HubDataset) -> tuple[str, str, int]:

@@ -156,6 +156,19 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path: Path) -> None:
     assert [sorted(grades) for grades in collection.qrels["train"].values()] == [sorted(collection.corpus)]
 
 
+def test_missing_and_listed_texts_are_no_python(tmp_path: Path) -> None:
+    """Reference: the texts by hand; NaN is no word, a list is its parts, and an object is named with its column."""
+    folder = mteb_lines(tmp_path / "hub")
+    corpus = corpus_rows()
+    changed = [{**corpus[0], "title": float("nan")}, {**corpus[1], "text": ["one", "two"]}, *corpus[2:]]
+    write_lines(folder / "corpus.jsonl", changed)
+    found = build(tmp_path / "out", beir=BEIRSource(str(folder))).corpus
+    assert (found["d01"].title, found["d02"].text) == ("", "one two")
+    write_lines(folder / "corpus.jsonl", [{**corpus[0], "text": {"en": "tea"}}, *corpus[1:]])
+    with pytest.raises(DataError, match=r"hub: text: found an object where a text belongs"):
+        build_hub_collection(tmp_path / "other", beir=BEIRSource(str(folder)))
+
+
 def test_empty_and_missing_documents_stay_judged_and_empty_queries_are_left_out(tmp_path: Path) -> None:
     """Reference: the judgements that were written; one document is empty, one is not there, one stands twice."""
     folder = mteb_lines(tmp_path / "hub")
