@@ -122,7 +122,7 @@ def checkpoints_of(run: Run, model: ModelArguments) -> list[Checkpoint]:
     """The encoder from which training started, and the trained encoder."""
     return [
         Checkpoint("start", model.encoder, start_options(vars(model))),
-        Checkpoint(run.report["objective"], str(run.encoder), cost=run.cost),
+        Checkpoint.of_run(run.report["objective"], run),
     ]
 
 

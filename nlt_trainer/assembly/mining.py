@@ -44,6 +44,11 @@ def mine(
         return
     write_mined(data, candidates)
     say(f"{data.candidates}: {len(candidates)} queries with {data.num_candidates} candidates each ({data.miner})")
+    if own := sum(collection.own_document(query.id) is not None for query in queries):
+        say(
+            f"{own:,} of {len(queries):,} queries have the id of a document, which is taken for the query itself and "
+            "is none of its candidates; if it is another text, give the queries ids of their own"
+        )
     if (unmatched := sum(not any(row.bm25) for row in candidates)) and data.miner != "encoder":
         whose = "random documents" if data.miner == "bm25" else "the encoder's"
         say(f"{unmatched_line(unmatched, len(candidates))}. Their candidates are {whose}")
@@ -108,6 +113,6 @@ def rank_by_encoder(
     asked = torch.as_tensor(cache.encode_query([query.text for query in queries]))
     if not state.is_main_process:
         return None
-    depth = ranking_depth(data.num_candidates, fused=data.miner == "fused")
+    depth = ranking_depth(data.num_candidates, fused=data.miner == "fused") + 1  # one may be the query itself
     parts = (torch.from_numpy(np.load(file)) for file in files)
     return nearest(asked, parts, top_k=depth, similarity=cache.similarity)[1].tolist()

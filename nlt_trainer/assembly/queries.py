@@ -91,7 +91,8 @@ def _written(
     lm, corpus, out = load_llm(model), made.corpus, Path(data.collection)
     scorer = make_scorer(lm, data, target="query")
     collection = Collection(out.name, out, corpus, {}, {})
-    retrieval = dataclasses.replace(data, num_candidates=min(RETRIEVED, len(corpus)))
+    minable = sum(bool(document.content) for document in corpus.values())
+    retrieval = dataclasses.replace(data, num_candidates=min(RETRIEVED, minable))
     folder = Path(f"{out}.embeddings")
     encoder = None if data.miner == "bm25" else load_untrained(model)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from nlt_trainer.data.collator import NLTCollator
 from nlt_trainer.data.current_rows import CurrentRows
 from nlt_trainer.data.fewer_documents import with_fewer_documents
 from nlt_trainer.data.gains import audit_file
+from nlt_trainer.data.known_queries import count_known, query_keys
 from nlt_trainer.encoder.averaging import start_weights
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import NLTError
@@ -58,6 +60,8 @@ from nlt_trainer.run.resume import (
 from nlt_trainer.terminal import say
 from nlt_trainer.trainer import NLTTrainer
 from nlt_trainer.training_arguments import NLTTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 
 def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
@@ -92,6 +96,7 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
         # with bf16 the trainer lets the encoder compute in bfloat16, in which evaluations would go on
         trainer.accelerator.unwrap_model(encoder, keep_fp32_wrapper=False)
         saved = choose_weights(trainer, start)
+        write_json(run.trained_queries_file, sorted(set(query_keys(dataset["query"]))))
         finished = was_finished(run, checkpoint, steps=trainer.state.global_step, saved=saved)
         if not finished or run.decision_file.is_file():
             forget_results(run)
@@ -201,7 +206,7 @@ def make_trainer(
         train_dataset=rows.numbered() if refreshes else dataset,
         loss=loss,
         data_collator=rows if refreshes else collator,  # type: ignore[arg-type]  # any callable
-        evaluator=dev_evaluator(parts.data, seed=args.seed),
+        evaluator=dev_evaluator(parts.data, seed=args.seed, trained=dataset["query"]),
         callbacks=[
             *refreshes,
             CostCallback(loss, *refreshes),
@@ -287,17 +292,25 @@ def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> Sente
     return encoder
 
 
-def dev_evaluator(data: DataArguments, *, seed: int) -> RetrievalEvaluator | None:
-    """Make the evaluator for the judged queries of `dev_split`; the objective never sees them.
+def dev_evaluator(data: DataArguments, *, seed: int, trained: Iterable[str]) -> RetrievalEvaluator | None:
+    """Make the evaluator for the judged queries of `dev_split`, whose judgements the objective never sees.
 
     Args:
         data: block `data:`; with `dev_documents` so many documents are searched.
         seed: of the documents that are drawn.
+        trained: the queries of training; a warning says how many of the evaluator's are among them.
     """
     split = data.dev_split
     if split is None:
         return None
     collection = load_collection(data.collection, splits=[split])
+    asked = [query.text for query in collection.split_queries(split)]
+    if known := count_known(asked, set(query_keys(trained))):
+        logger.warning(
+            "%d of %d queries of dev_split %s are trained on, so that they do not show how others fare; set "
+            "train_split to queries that are not among them",
+            known, len(asked), split,
+        )  # fmt: skip
     if data.dev_documents is not None:
         collection = with_fewer_documents(collection, split=split, num_documents=data.dev_documents, seed=seed)
     return RetrievalEvaluator(collection, split=split)

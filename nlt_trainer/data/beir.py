@@ -1,18 +1,25 @@
 """A retrieval collection as a BEIR folder: `corpus.jsonl`, `queries.jsonl` and, where there are labels, `qrels/*.tsv`.
 
-Reading is strict. Anything that is missing, empty or doubled, or that points nowhere, raises a `DataError`, which
-names the file and the line. Labels are optional, because training can do without them.
+Reading is strict. Anything that is missing or doubled raises a `DataError`, which names the file and the line. What
+public collections have is read with a warning: documents without text, which are never candidates, and judgements of
+documents that the corpus lacks, which count as relevant and not found, as trec_eval counts them. Labels are optional,
+because training can do without them.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from nlt_trainer.errors import DataError
 from nlt_trainer.files import atomic_folder, atomic_write, read_jsonl, read_lines, write_jsonl
+
+logger = logging.getLogger(__name__)
 
 CORPUS_FILE = "corpus.jsonl"
 QUERIES_FILE = "queries.jsonl"
@@ -25,7 +32,7 @@ Qrels = dict[str, dict[str, int]]
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document of a corpus. Its title or its text may be empty, but not both."""
+    """One document of a corpus."""
 
     id: str
     title: str
@@ -74,6 +81,19 @@ class Collection:
             raise _no_judgements(self.folder, split, known=self.qrels)
         return self.qrels[split]
 
+    @cached_property
+    def ids_are_shared(self) -> bool:
+        """Whether a document with a query's id is taken for the query itself, as in ArguAna and Quora.
+
+        It is not if a document is judged relevant to a query of its own id, for then each kind has ids of its own.
+        """
+        judged = chain.from_iterable(split.items() for split in self.qrels.values())
+        return not any(grades.get(query_id, 0) > 0 for query_id, grades in judged)
+
+    def own_document(self, query_id: str) -> str | None:
+        """The id of the document that is the query itself, and so no answer to it; `None` if there is none."""
+        return query_id if query_id in self.corpus and self.ids_are_shared else None
+
     def split_queries(self, split: str) -> list[Query]:
         """Return the queries that have a line in the qrels of a split, in the order of `queries.jsonl`.
 
@@ -99,7 +119,7 @@ def training_queries(collection: Collection, split: str | None) -> list[Query]:
 
 
 def load_collection(folder: str | Path, *, splits: Sequence[str] | None = None) -> Collection:
-    """Read and check a BEIR folder.
+    """Read and check a BEIR folder; warns of documents without text, and of judged ones that the corpus lacks.
 
     Args:
         folder: holds `corpus.jsonl` (`_id`, `text`, optional `title`), `queries.jsonl` (`_id`, `text`, optional
@@ -107,8 +127,8 @@ def load_collection(folder: str | Path, *, splits: Sequence[str] | None = None) 
         splits: the qrels to read; `None` reads all there are, which may be none.
 
     Raises:
-        DataError: a file is missing or malformed, an id is missing, empty or doubled, a text is empty, qrels point to
-            an unknown query or document, a split of `splits` has no qrels; names file and line.
+        DataError: a file is missing or malformed, an id is missing, empty or doubled, a query is empty, qrels point to
+            an unknown query or to no document of the corpus, a split of `splits` has no qrels; names file and line.
     """
     folder = Path(folder)
     corpus = load_corpus(folder)
@@ -190,19 +210,51 @@ def load_corpus(folder: str | Path) -> dict[str, Document]:
     """Read and check the documents of a BEIR folder alone: document id -> document, in file order.
 
     Raises:
-        DataError: `corpus.jsonl` is missing or malformed; names file and line.
+        DataError: `corpus.jsonl` is missing, malformed or without text; names file and line.
     """
     path = Path(folder) / CORPUS_FILE
     corpus: dict[str, Document] = {}
     for line, row in _rows(path):
         document_id = _new_id(row, corpus, path=path, line=line)
-        title, text = _text(row, "title", path, line).strip(), _text(row, "text", path, line)
-        if not title and not text.strip():
-            raise DataError(path, f"document {document_id!r} is empty; fill in its text or remove the line", line=line)
+        title = _text(row, "title", path, line, may_be_null=True).strip()
+        text = _text(row, "text", path, line, may_be_null="text" in row)  # a missing key is a misnamed one
         corpus[document_id] = Document(document_id, title, text if text.strip() else "")
     if not corpus:
         raise DataError(path, "holds no document; write one JSON object a line with _id, title and text")
+    check_texts(path, corpus)
     return corpus
+
+
+def check_texts(path: Path, corpus: Mapping[str, Document]) -> None:
+    """Warn of documents without text.
+
+    Raises:
+        DataError: no document has text.
+    """
+    empty = [document.id for document in corpus.values() if not document.content]
+    if len(empty) == len(corpus):
+        raise DataError(path, "has no document with text; write one under title or text")
+    if empty:
+        logger.warning("%s has %d empty documents, e.g. %s; they are never candidates", path, len(empty), empty[0])
+
+
+def check_judged(path: Path, qrels: Qrels, corpus: Mapping[str, Document]) -> None:
+    """Warn of judged documents that the corpus lacks.
+
+    Raises:
+        DataError: it lacks all of them.
+    """
+    judged = {document_id for grades in qrels.values() for document_id in grades}
+    if not (missing := judged - corpus.keys()):
+        return
+    if missing == judged:
+        raise DataError(
+            path, f"judges no document of the corpus, but e.g. {min(missing)!r}; put the two that belong together"
+        )
+    logger.warning(
+        "%s judges %d documents that the corpus lacks, e.g. %s; they count as documents that nothing finds",
+        path, len(missing), min(missing),
+    )  # fmt: skip
 
 
 def _read_queries(path: Path) -> dict[str, Query]:
@@ -241,9 +293,9 @@ def _new_id(row: dict[str, Any], known: Mapping[str, object], *, path: Path, lin
     return value
 
 
-def _text(row: dict[str, Any], key: str, path: Path, line: int) -> str:
+def _text(row: dict[str, Any], key: str, path: Path, line: int, *, may_be_null: bool = False) -> str:
     value = row.get(key)
-    if value is None and key == "title":
+    if value is None and may_be_null:
         return ""
     if not isinstance(value, str):
         raise DataError(path, f"{key} must be a string, found {value!r}; correct the line", line=line)
@@ -277,10 +329,6 @@ def _read_qrels(path: Path, *, queries: Mapping[str, Query], corpus: Mapping[str
             raise DataError(
                 path, f"unknown query {query_id!r}; add it to {QUERIES_FILE} or remove the line", line=line
             )
-        if document_id not in corpus:
-            raise DataError(
-                path, f"unknown document {document_id!r}; add it to {CORPUS_FILE} or remove the line", line=line
-            )
         if document_id in qrels.setdefault(query_id, {}):
             raise DataError(
                 path, f"query {query_id!r} and document {document_id!r} were judged before; keep one line", line=line
@@ -288,6 +336,7 @@ def _read_qrels(path: Path, *, queries: Mapping[str, Query], corpus: Mapping[str
         qrels[query_id][document_id] = grade
     if not qrels:
         raise DataError(path, "holds no judgement; add some or remove the file")
+    check_judged(path, qrels, corpus)
     return qrels
 
 

@@ -128,6 +128,7 @@ class BM25Index:
 
     def __init__(self, corpus: Mapping[str, Document]) -> None:
         self.document_ids = list(corpus)
+        self.numbers = {document_id: number for number, document_id in enumerate(self.document_ids)}
         sample = list(corpus.values())[:: max(1, len(corpus) // LANGUAGE_SAMPLE)]
         self.language = language_of([document.content for document in sample])
         self.vocabulary = {"": 0}
@@ -138,12 +139,20 @@ class BM25Index:
         self.bm25 = bm25s.BM25()
         self.bm25.index(Tokenized(ids=token_ids, vocab=self.vocabulary), show_progress=False)
 
-    def scores(self, text: str) -> np.ndarray:
-        """Return a score for every document, float32 of shape `(number of documents,)`; 0 if no token is shared."""
+    def scores(self, text: str, *, leave_out: str | None = None) -> np.ndarray:
+        """Return a score for every document, float32 of shape `(number of documents,)`; 0 if no token is shared.
+
+        Args:
+            text: the query.
+            leave_out: the id of a document that gets 0.
+        """
         tokens = [token for token in tokenize(text, self.language) if token in self.vocabulary]
         if not tokens:
             return np.zeros(len(self.document_ids), dtype=np.float32)
-        return self.bm25.get_scores(tokens)
+        scores = self.bm25.get_scores(tokens)
+        if leave_out is not None:
+            scores[self.numbers[leave_out]] = 0
+        return scores
 
 
 def matching(scores: np.ndarray, top_k: int) -> list[int]:
@@ -154,7 +163,7 @@ def matching(scores: np.ndarray, top_k: int) -> list[int]:
 
 
 def bm25_rankings(
-    collection: Collection, queries: Sequence[Query], *, top_k: int = 100
+    collection: Collection, queries: Sequence[Query], *, top_k: int = 100, keep_own: bool = False
 ) -> dict[str, dict[str, float]]:
     """Rank the corpus for each query.
 
@@ -162,6 +171,7 @@ def bm25_rankings(
         collection: the corpus to search.
         queries: the queries; their answers are not used.
         top_k: documents for each query, or fewer if fewer share a token with it.
+        keep_own: whether the document that is the query itself may be found, see `Collection.own_document`.
 
     Returns:
         query id -> document id -> score, best first; a run of trec_eval has the same form.
@@ -169,7 +179,8 @@ def bm25_rankings(
     index = BM25Index(collection.corpus)
     rankings = {}
     for query in queries:
-        scores = index.scores(query.text)
+        own = None if keep_own else collection.own_document(query.id)
+        scores = index.scores(query.text, leave_out=own)
         rankings[query.id] = {index.document_ids[i]: float(scores[i]) for i in matching(scores, top_k)}
     return rankings
 

@@ -50,40 +50,49 @@ def mine_candidates(
     If BM25 finds fewer than K documents that share a token with the query, random documents fill the rest. The random
     draw depends only on `seed` and the query's id, so neither the order of the queries nor other queries change it.
 
+    An empty document is never among them, nor one that is the query itself, see `Collection.own_document`.
+
     Args:
-        collection: the corpus to search; its qrels are not read.
+        collection: the corpus to search; no judgement chooses a candidate.
         queries: the queries, for example from `training_queries`.
         num_candidates: K, the number of documents for each query.
         seed: seed of the random documents.
-        encoder_rankings: for each query, `ranking_depth` indices into the corpus, best first; candidates are chosen
-            from these rankings instead of BM25's.
+        encoder_rankings: for each query, one more than `ranking_depth` indices into the corpus, best first; candidates
+            are chosen from these rankings instead of BM25's.
         fused: whether candidates are chosen from both rankings, joined by `fuse`.
 
     Raises:
-        NLTError: K is below 1 or above the size of the corpus.
+        NLTError: K is below 1 or above the number of documents from which a query's may be chosen.
     """
-    if not 1 <= num_candidates <= len(collection.corpus):
-        raise NLTError(
-            f"num_candidates={num_candidates} with {len(collection.corpus)} documents in {collection.folder}; "
-            "choose at most the number of documents"
-        )
-    index = BM25Index(collection.corpus)
+    index, depth = BM25Index(collection.corpus), ranking_depth(num_candidates, fused=fused)
+    empty = {index.numbers[document.id] for document in collection.corpus.values() if not document.content}
     mined = []
     for b, query in enumerate(queries):
-        scores = index.scores(query.text)
+        own = collection.own_document(query.id)
+        left_out = empty if own is None else {*empty, index.numbers[own]}
+        _check_number(num_candidates, len(index.numbers) - len(left_out), own=own, collection=collection)
+        scores = index.scores(query.text, leave_out=own)
         if encoder_rankings is None:
             chosen = matching(scores, num_candidates)
-        elif fused:
-            chosen = fuse(matching(scores, ranking_depth(num_candidates, fused=True)), encoder_rankings[b])[
-                :num_candidates
-            ]
         else:
-            chosen = list(encoder_rankings[b][:num_candidates])
-        chosen += _draw(len(scores), chosen, count=num_candidates - len(chosen), key=f"{seed}:{query.id}")
+            chosen = [i for i in encoder_rankings[b] if i not in left_out][:depth]
+            chosen = (fuse(matching(scores, depth), chosen) if fused else chosen)[:num_candidates]
+        taken = [*chosen, *left_out]
+        chosen += _draw(len(scores), taken, count=num_candidates - len(chosen), key=f"{seed}:{query.id}")
         document_ids = tuple(index.document_ids[i] for i in chosen)
         bm25 = tuple(float(scores[i]) for i in chosen)
         mined.append(QueryCandidates(query.id, query.text, query.answer, document_ids, bm25))
     return mined
+
+
+def _check_number(num_candidates: int, usable: int, *, own: str | None, collection: Collection) -> None:
+    """Refuse a K that is below 1 or above the number of documents from which a query's candidates may be chosen."""
+    if not 1 <= num_candidates <= usable:
+        others = f" with text other than query {own!r} itself" if own else " with text"
+        raise NLTError(
+            f"num_candidates={num_candidates} with {usable} documents{others} in {collection.folder}; choose at most "
+            "the number of documents"
+        )
 
 
 def ranking_depth(num_chosen: int, *, fused: bool) -> int:

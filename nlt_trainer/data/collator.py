@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 
 from nlt_trainer.choices import DocumentLayout, TargetKind
-from nlt_trainer.data.questions import hash_of
+from nlt_trainer.data.questions import text_key
 from nlt_trainer.encoder.tokens import EncoderTokens
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.chunks import ChunkGroups, build_chunks
@@ -124,6 +124,7 @@ class NLTCollator:
     | `target_tokens` | `(B,)` int64 | length of the target, under the same condition |
     | `token_log_likelihoods` | `(B, K, T)` float32 | of the target's tokens, nats, 0 after its end, if given |
     | `positive` | `(B,)` int64 | index of the labelled candidate, if the rows have one |
+    | `no_negatives` | `(B, R)` int64 | keys of texts that are no negatives, then -1, if the rows have them |
     | fields of `DocumentPrompts` | `(B, ...)` | the LLM's prompts, with `prompts` |
     | fields of `ChunkGroups` | `(B, K + 1, ...)` | the LLM's chunks, with `chunks` |
 
@@ -165,6 +166,9 @@ class NLTCollator:
         batch |= self._likelihoods(rows)
         if "positive" in rows[0]:
             batch["positive"] = torch.tensor([row["positive"] for row in rows])
+        if "no_negatives" in rows[0]:
+            keys_of = [torch.tensor(row["no_negatives"], dtype=torch.int64) for row in rows]
+            batch["no_negatives"] = pad_sequence(keys_of, batch_first=True, padding_value=-1)  # (B, R)
         if self.prompts is not None:
             batch |= self.prompts(rows).as_dict()
         if self.chunks is not None:
@@ -242,8 +246,3 @@ class NLTCollator:
             row["gain"] = gain[b].tolist()
             row["log_likelihood"] = with_document.log_likelihood.reshape(gain.shape)[b].tolist()
             row["target_tokens"] = int(without.target_tokens[b])
-
-
-def text_key(text: str) -> int:
-    """A 63-bit hash of a text: equal for equal texts."""
-    return hash_of(text) >> 1

@@ -31,7 +31,8 @@ def with_fewer_documents(collection: Collection, *, split: str, num_documents: i
     """
     if num_documents >= len(collection.corpus):
         return collection
-    judged = dict.fromkeys(chain.from_iterable(collection.split_qrels(split).values()))
+    named = dict.fromkeys(chain.from_iterable(collection.split_qrels(split).values()))
+    judged = [document_id for document_id in named if document_id in collection.corpus]
     if len(judged) > num_documents:
         raise NLTError(
             f"dev_documents is {num_documents}, and {len(judged)} documents are judged for the queries of split "

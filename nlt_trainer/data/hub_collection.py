@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from nlt_trainer.data.beir import Document, Qrels, Query, write_corpus, write_qrels, write_queries
 from nlt_trainer.data.hub import HubDataset, fetch_dataset, read_rows
-from nlt_trainer.data.questions import Columns, Question, hash_of, read_question
+from nlt_trainer.data.questions import Columns, Question, hash_of, read_question, text_of
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import atomic_folder, read_json, write_json
 
@@ -74,7 +74,8 @@ def build_hub_collection(
 
     Args:
         folder: where to write.
-        beir: its corpus is kept whole, repeated texts included, so that figures compare with published ones.
+        beir: its corpus and judgements are kept whole, repeated and empty texts and documents that are judged but not
+            there included, so that figures compare with published ones.
         questions: each distinct passage becomes one document, each distinct question one query.
 
     Raises:
@@ -177,11 +178,9 @@ class _Build:
     def _beir_documents(self, beir: BEIRSource) -> Iterator[Document]:
         part = self.parts["beir"]
         for row in _rows(part, part.part_files("corpus", beir.splits)):
-            document = Document(_id(row, part), _text(row, "title"), _text(row, "text"))
+            document = Document(_id(row, part), _text(row, "title", part), _text(row, "text", part))
             key = hash_of(document.content)
-            if not document.content:
-                self.left_out["empty documents"] += 1
-            elif document.id not in self.text_of:
+            if document.id not in self.text_of:
                 self.text_of[document.id] = key
                 self.id_of.setdefault(key, document.id)
                 yield document
@@ -196,7 +195,7 @@ class _Build:
                 yield passage
 
     def queries(self) -> tuple[list[Query], dict[str, Qrels]]:
-        """Queries, and judgements of the documents that `documents` yielded. No evaluation query is also in train."""
+        """Queries and judgements. No evaluation query is also in train."""
         queries: dict[str, Query] = {}
         qrels: dict[str, Qrels] = {}
         if self.beir is not None and self.beir.splits:
@@ -218,17 +217,14 @@ class _Build:
             judgements = qrels.setdefault(target, {})
             for row in _rows(part, part.split_files(source, configs=("default", "qrels"), inside="qrels")):
                 query_id, document_id, grade = _judgement(row, part)
-                if document_id in self.text_of:
-                    judgements.setdefault(query_id, {})[document_id] = grade
-                else:
-                    self.left_out["judgements of documents that are not there"] += 1
+                judgements.setdefault(query_id, {})[document_id] = grade
         return qrels
 
     def _beir_queries(self, beir: BEIRSource, judged: set[str]) -> dict[str, Query]:
         part = self.parts["beir"]
         found: dict[str, Query] = {}
         for row in _rows(part, part.part_files("queries", beir.splits)):
-            query = Query(_id(row, part), _text(row, "text"))
+            query = Query(_id(row, part), _text(row, "text", part))
             if query.id not in judged:
                 continue
             if not query.text:
@@ -316,8 +312,11 @@ def _id(row: Mapping[str, Any], part: HubDataset) -> str:
     return str(value)
 
 
-def _text(row: Mapping[str, Any], column: str) -> str:
-    return str(row.get(column) or "").strip()
+def _text(row: Mapping[str, Any], column: str, part: HubDataset) -> str:
+    try:
+        return text_of(row.get(column))
+    except NLTError as error:
+        raise DataError(part.folder, f"{column}: {error}") from error
 
 
 def _judgement(row: Mapping[str, Any], part: HubDataset) -> tuple[str, str, int]:

@@ -56,13 +56,12 @@ def cut_needles(
             f"{collection.folder}: {len(cut)} documents have a sentence of {MIN_WORDS} to {MAX_WORDS} words and one "
             f"more, and {num_candidates} candidates are wanted; choose another head_method"
         )
-    rests = replace(collection, corpus={document_id: rest for document_id, (_, rest) in cut.items()})
+    rests = replace(collection, corpus={document_id: rest for document_id, (_, rest) in cut.items()}, qrels={})
     queries = [Query(i, cut[i][0]) for i in draw.sample(list(cut), min(num_needles, len(cut)))]
-    needles = []
-    for c in mine_candidates(rests, queries, num_candidates=num_candidates, seed=seed):
-        others = [i for i in c.document_ids if i != c.query_id][: num_candidates - 1]
-        needles.append(Needle(c.query, tuple(rests.corpus[i].content for i in (c.query_id, *others))))
-    return needles
+    return [
+        Needle(c.query, tuple(rests.corpus[i].content for i in (c.query_id, *c.document_ids)))
+        for c in mine_candidates(rests, queries, num_candidates=num_candidates - 1, seed=seed)
+    ]
 
 
 def _cut(document: Document, draw: random.Random, max_words: int) -> tuple[str, Document] | None:

@@ -69,9 +69,9 @@ def read_question(row: Mapping[str, Any], columns: Columns) -> Question:
 def _passages(row: Mapping[str, Any], columns: Columns) -> list[Document]:
     """All passages of a row, empty ones included."""
     value = value_at(row, str(columns.passage))
-    texts = [_joined(text) for text in (value if isinstance(value, list) else [value])]
+    texts = [text_of(text) for text in (value if isinstance(value, list) else [value])]
     title = "" if columns.title is None else value_at(row, columns.title)
-    titles = [_joined(t) for t in title] if isinstance(title, list) else [_joined(title)] * len(texts)
+    titles = [text_of(t) for t in title] if isinstance(title, list) else [text_of(title)] * len(texts)
     if len(titles) != len(texts):
         raise NLTError(f"a row has {len(texts)} passages in {columns.passage!r} and {len(titles)} titles")
     pairs = (Document("", *pair) for pair in zip(titles, texts, strict=True))
@@ -85,7 +85,7 @@ def _gold(row: Mapping[str, Any], columns: Columns, titles: list[str]) -> list[b
     value = value_at(row, columns.gold)
     marks = value if isinstance(value, list) else [value]
     if all(isinstance(mark, str) for mark in marks):
-        names = {_joined(mark) for mark in marks}
+        names = {text_of(mark) for mark in marks}
         return [title in names for title in titles]
     if len(marks) != len(titles):
         raise NLTError(f"a row has {len(titles)} passages and {len(marks)} marks in {columns.gold!r}")
@@ -115,15 +115,28 @@ def _part(value: Any, name: str, path: str) -> Any:
 
 def _first_text(value: Any) -> str | None:
     """The first text that is not empty, from a text or a list of texts."""
-    texts = (_joined(item) for item in (value if isinstance(value, list) else [value]))
+    texts = (text_of(item) for item in (value if isinstance(value, list) else [value]))
     return next((text for text in texts if text), None)
 
 
-def _joined(value: Any) -> str:
-    """A text, or its sentences joined, without space around it."""
-    return " ".join(_joined(item) for item in value) if isinstance(value, list) else str(value or "").strip()
+def text_of(value: Any) -> str:
+    """A text or a number as text, or a list of them joined, without space around it; empty for null and NaN.
+
+    Raises:
+        NLTError: it is an object.
+    """
+    if isinstance(value, list):
+        return " ".join(filter(None, map(text_of, value)))
+    if isinstance(value, Mapping):
+        raise NLTError(f"found an object where a text belongs: {str(value)[:80]}; name the part that is the text")
+    return "" if value is None or value != value else str(value).strip()  # only NaN differs from itself
 
 
 def hash_of(text: str) -> int:
     """A 64-bit hash of a text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def text_key(text: str) -> int:
+    """A 63-bit hash of a text, which a tensor can hold: equal for equal texts."""
+    return hash_of(text) >> 1

@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from nlt_trainer.data.beir import Collection, Qrels
 from nlt_trainer.data.candidates import QueryCandidates
+from nlt_trainer.data.questions import text_key
 from nlt_trainer.errors import NLTError
 
 
@@ -24,7 +25,8 @@ def training_dataset(
     """Make a dataset with one row for each query.
 
     A row has `query` and `documents` (K texts), and `answer` if all queries have one. If they are given, it also has
-    `gain` (K numbers), the columns of `likelihoods`, and from `qrels` the index `positive`.
+    `gain` (K numbers), the columns of `likelihoods`, and from `qrels` the index `positive` and `no_negatives`: the
+    keys of the documents that are judged relevant, whether they are candidates or not, and of the query itself.
 
     Args:
         collection: where the documents' texts come from.
@@ -53,10 +55,18 @@ def training_dataset(
             if max(grades) <= 0:
                 continue
             row["positive"] = int(np.argmax(grades))
+            row["no_negatives"] = _no_negatives(collection, c.query_id, qrels)
         rows.append(row)
     if not rows:
         raise NLTError("no query has a relevant candidate; mine more candidates or train without labels")
     return Dataset.from_list(rows)
+
+
+def _no_negatives(collection: Collection, query_id: str, qrels: Qrels) -> list[int]:
+    """Keys of the texts that are no negatives of a query, wherever in a batch they stand."""
+    relevant = [document_id for document_id, grade in qrels[query_id].items() if grade > 0]
+    ids = [*relevant, collection.own_document(query_id)]
+    return [text_key(collection.corpus[i].content) for i in ids if i is not None and i in collection.corpus]
 
 
 def relevance(candidates: Sequence[QueryCandidates], qrels: Qrels) -> np.ndarray:

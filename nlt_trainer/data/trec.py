@@ -9,15 +9,14 @@ The files are found by name, where `SPLIT` is the split that is asked for:
 | judgements | `qrels.SPLIT`, `qrels/SPLIT` or `qrels` |
 
 Endings are `.jsonl`, `.json`, `.tsv`, `.txt`, `.trec`, `.sgml`, `.xml`, `.qrels` or none, each also packed (`.gz`).
-The content tells the format: JSON lines, TREC's tags (`<DOC>`, `<top>`), or columns with tabs between them. The
-columns are an id and a text, unless a first line names others. Judgements have TREC's four columns, or BEIR's three
-under BEIR's header.
+The content tells the format: JSON lines, TREC's tags (`<DOC>`; `<top>`, or `<topic number="1">`), or columns with tabs
+between them. In tagged text a `<` that begins no tag, as in `3 < 5`, is text. The columns are an id and a text, unless
+a first line names others. Judgements have TREC's four columns, or BEIR's three under BEIR's header.
 """
 
 from __future__ import annotations
 
 import html
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,12 +31,13 @@ from nlt_trainer.data.beir import (
     Document,
     Qrels,
     Query,
+    check_judged,
+    check_texts,
     load_collection,
 )
-from nlt_trainer.errors import DataError
+from nlt_trainer.data.questions import text_of
+from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import read_jsonl, read_lines
-
-logger = logging.getLogger(__name__)
 
 ENDING = r"(\.(jsonl|json|tsv|txt|trec|sgml|xml|qrels))?(\.gz)?"
 DOCUMENT_FILES = ("corpus", "collection", "documents", "docs")
@@ -49,6 +49,18 @@ TEXT_KEYS = ("text", "contents", "body", "passage")
 TOPIC_KEYS = ("text", "query", "title", "topic")
 TITLE_TAGS = re.compile(r"<(TITLE|HEADLINE|HEAD|TI)>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
 TEXT_TAGS = re.compile(r"<TEXT>(.*?)</TEXT>", re.DOTALL | re.IGNORECASE)
+DOCUMENT, TOPIC = "DOC", "top|topic"
+"""Tags around a document and around a topic."""
+TAG = re.compile(
+    r"<!--.*?-->|<[?!][^<>]*>|</?[a-z][\w:.-]*(?:\s+[\w:.-]+\s*=\s*(?:\"[^\"]*\"|'[^']*'|[^\s<>\"']+))*\s*/?>",
+    re.DOTALL | re.IGNORECASE,
+)
+"""A tag with its attributes, or a comment; other text between `<` and `>` is text."""
+ID_ATTRIBUTE = re.compile(r"\b(?:number|num|id)\s*=\s*[\"']?([^\s<>\"']+)", re.IGNORECASE)
+NUMBER = re.compile(r"<num>\s*(?:Number:)?\s*([^\s<]+)", re.IGNORECASE)
+CLOSED_QUERY = re.compile(r"<(query|title)\b[^<>]*>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
+OPEN_QUERY = re.compile(rf"<(query|title)>(.*?)(?={TAG.pattern}|\Z)", re.DOTALL | re.IGNORECASE)
+"""The query of a topic, whose elements may be left open, as TREC's are."""
 
 
 def load_folder(folder: str | Path, *, split: str) -> Collection:
@@ -66,9 +78,7 @@ def load_folder(folder: str | Path, *, split: str) -> Collection:
 
 
 def load_trec(folder: str | Path, *, split: str) -> Collection:
-    """Read and check a TREC folder.
-
-    Judged documents that the corpus lacks stay in the judgements, as trec_eval counts them; a warning says how many.
+    """Read and check a TREC folder; warns of documents without text, and of judged ones that the corpus lacks.
 
     Args:
         folder: holds the files that this module's documentation names.
@@ -83,9 +93,7 @@ def load_trec(folder: str | Path, *, split: str) -> Collection:
     queries = _read_topics(_one_file(folder, TOPIC_FILES, split))
     path = _one_file(folder, QRELS_FILES, split)
     qrels = _read_qrels(path, queries)
-    missing = {document_id for grades in qrels.values() for document_id in grades} - corpus.keys()
-    if missing:
-        logger.warning("%s judges %d documents that the corpus lacks, e.g. %s", path, len(missing), min(missing))
+    check_judged(path, qrels, corpus)
     return Collection(folder.resolve().name, folder, corpus, queries, {split: qrels})
 
 
@@ -139,22 +147,21 @@ def _one_file(folder: Path, stems: Sequence[str], split: str) -> Path:
 
 def _read_documents(path: Path) -> dict[str, Document]:
     corpus: dict[str, Document] = {}
-    for line, row in _rows(path, "DOC"):
+    for line, row in _rows(path, DOCUMENT):
         document_id = _new_id(row, corpus, path=path, line=line)
-        title, text = _value(row, TITLE_KEYS).strip(), _value(row, TEXT_KEYS)
-        corpus[document_id] = Document(document_id, title, text if text.strip() else "")
+        title, text = (_value(row, keys, path=path, line=line) for keys in (TITLE_KEYS, TEXT_KEYS))
+        corpus[document_id] = Document(document_id, title, text)
     if not corpus:
         raise DataError(path, "holds no document")
-    if empty := [document.id for document in corpus.values() if not document.content]:
-        logger.warning("%s has %d empty documents, e.g. %s", path, len(empty), empty[0])
+    check_texts(path, corpus)
     return corpus
 
 
 def _read_topics(path: Path) -> dict[str, Query]:
     queries: dict[str, Query] = {}
-    for line, row in _rows(path, "top"):
+    for line, row in _rows(path, TOPIC):
         query_id = _new_id(row, queries, path=path, line=line)
-        if not (text := _value(row, TOPIC_KEYS).strip()):
+        if not (text := _value(row, TOPIC_KEYS, path=path, line=line)):
             raise DataError(path, f"topic {query_id!r} has no text; write one under {TOPIC_KEYS[0]}", line=line)
         queries[query_id] = Query(query_id, text)
     if not queries:
@@ -184,59 +191,74 @@ def _column_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _tagged_rows(path: Path, tag: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the blocks between `<tag>` and `</tag>`; elements of a topic may be left open, as TREC's are."""
+    """Yield the blocks between `<tag>` and `</tag>`, of which a line may have several; `tag` may name alternatives."""
+    mark = re.compile(rf"<(/?)({tag})(\s[^<>]*)?>", re.IGNORECASE)
     block: list[str] = []
+    opened: re.Match[str] | None = None
     start = 0
     for line, raw in read_lines(path):
-        opened, closed = (re.search(rf"<{mark}{tag}>", raw, re.IGNORECASE) for mark in ("", "/"))
-        if opened:
-            block, start = [], line
-        if start:
-            block.append(raw)
-        if closed and start:
-            text = re.sub(rf"</?{tag}>", "", "\n".join(block), flags=re.IGNORECASE)
-            yield start, _document_row(text) if tag == "DOC" else _topic_row(text)
-            start = 0
-    if start:
-        raise DataError(path, f"<{tag}> is not closed by </{tag}>", line=start)
+        begin = 0
+        for found in mark.finditer(raw):
+            if opened is None and not found[1]:
+                block, opened, start, begin = [], found, line, found.end()
+            elif opened is not None and found[2].casefold() == opened[2].casefold():
+                if not found[1]:
+                    raise _not_closed(path, opened, start)
+                text = "\n".join([*block, raw[begin : found.start()]])
+                yield start, _document_row(opened[0], text) if tag == DOCUMENT else _topic_row(opened[0], text)
+                opened = None
+        if opened is not None:
+            block.append(raw[begin:])
+    if opened is not None:
+        raise _not_closed(path, opened, start)
 
 
-def _document_row(text: str) -> dict[str, str]:
+def _not_closed(path: Path, opened: re.Match[str], line: int) -> DataError:
+    return DataError(path, f"{opened[0]} is not closed by </{opened[2]}>; close it", line=line)
+
+
+def _document_row(opened: str, text: str) -> dict[str, str]:
+    """Id, title and text of a document, from its opening tag and what it holds."""
     number = re.search(r"<DOCNO>(.*?)</DOCNO>", text, re.DOTALL | re.IGNORECASE)
-    title = TITLE_TAGS.search(text)
+    attribute, title = ID_ATTRIBUTE.search(opened), TITLE_TAGS.search(text)
     rest = text
     for match in (number, title):
         rest = rest.replace(match.group(), "") if match else rest
     return {
-        "id": _plain(number.group(1)) if number else "",
-        "title": _plain(title.group(2)) if title else "",
+        "id": _plain(number[1]) if number else attribute[1] if attribute else "",
+        "title": _plain(title[2]) if title else "",
         "text": _plain("\n".join(TEXT_TAGS.findall(text)) or rest),
     }
 
 
-def _topic_row(text: str) -> dict[str, str]:
-    number = re.search(r"<num>\s*(?:Number:)?\s*([^\s<]+)", text, re.IGNORECASE)
-    title = re.search(r"<title>\s*(?:Topic:)?([^<]*)", text, re.IGNORECASE)
-    return {"id": number.group(1) if number else "", "text": _plain(title.group(1)) if title else ""}
+def _topic_row(opened: str, text: str) -> dict[str, str]:
+    """Number and query of a topic, from its opening tag and what it holds; without title or query it is read whole."""
+    number = NUMBER.search(text) or ID_ATTRIBUTE.search(opened)
+    query = CLOSED_QUERY.search(text) or OPEN_QUERY.search(text)
+    whole = _plain(query[2] if query else NUMBER.sub("", text))
+    return {"id": number[1] if number else "", "text": re.sub(r"^Topic:\s*", "", whole, flags=re.IGNORECASE)}
 
 
 def _plain(text: str) -> str:
     """The text without tags, with entities resolved and white space reduced to single blanks."""
-    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())
+    return " ".join(html.unescape(TAG.sub(" ", text)).split())
 
 
 def _new_id(row: Mapping[str, Any], known: Mapping[str, object], *, path: Path, line: int) -> str:
-    value = _value(row, ID_KEYS).strip()
+    value = _value(row, ID_KEYS, path=path, line=line)
     if not value:
-        raise DataError(path, f"has no id ({', '.join(ID_KEYS)}, or DOCNO and num in tags); add it", line=line)
+        raise DataError(path, f"has no id ({', '.join(ID_KEYS)}, or DOCNO, num and number in tags); add it", line=line)
     if value in known:
         raise DataError(path, f"id {value!r} was used before; make ids unique", line=line)
     return value
 
 
-def _value(row: Mapping[str, Any], keys: Sequence[str]) -> str:
+def _value(row: Mapping[str, Any], keys: Sequence[str], *, path: Path, line: int) -> str:
     """The value of the first key that the row has, as text."""
-    return next((str(row[key]) for key in keys if row.get(key) is not None), "")
+    try:
+        return next((text_of(row[key]) for key in keys if row.get(key) is not None), "")
+    except NLTError as error:
+        raise DataError(path, str(error), line=line) from error
 
 
 def _read_qrels(path: Path, queries: Mapping[str, Query]) -> Qrels:

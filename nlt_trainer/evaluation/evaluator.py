@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -169,20 +170,23 @@ def search(
         batch_size: texts encoded at once.
 
     Returns:
-        query id -> document id -> similarity, best first.
+        query id -> document id -> similarity, best first, without the document that is the query itself, see
+        `Collection.own_document`.
     """
     options: dict[str, Any] = {"batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}
     document_ids = list(collection.corpus)
     contents = [document.content for document in collection.corpus.values()]
     document_embeddings = torch.as_tensor(encoder.encode_document(contents, **options)).float()  # (N, H)
     query_embeddings = torch.as_tensor(encoder.encode_query([q.text for q in queries], **options)).float()  # (B, H)
-    scores, rows = nearest(  # (B, top_k) each
-        query_embeddings, document_embeddings.split(PART), top_k=top_k, similarity=encoder.similarity
+    scores, rows = nearest(  # (B, top_k + 1) each: one may be the query itself
+        query_embeddings, document_embeddings.split(PART), top_k=top_k + 1, similarity=encoder.similarity
     )
-    return {
-        query.id: {document_ids[i]: score for i, score in zip(found, values, strict=True)}
-        for query, found, values in zip(queries, rows.tolist(), scores.tolist(), strict=True)
-    }
+    rankings = {}
+    for query, found, values in zip(queries, rows.tolist(), scores.tolist(), strict=True):
+        ranking = {document_ids[i]: score for i, score in zip(found, values, strict=True)}
+        ranking.pop(collection.own_document(query.id), None)
+        rankings[query.id] = dict(islice(ranking.items(), top_k))
+    return rankings
 
 
 def best(ranking: Mapping[str, float], top_k: int) -> dict[str, float]:

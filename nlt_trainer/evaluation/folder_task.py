@@ -24,6 +24,7 @@ class BEIRFolderRetrieval(AbsTaskRetrieval):
     """A BEIR or TREC folder as a retrieval task of mteb; nothing is downloaded.
 
     Titles are joined to texts as `Document.content` does it, so encoders see in evaluation what they saw in training.
+    A document that is the query itself counts as not found, as in mteb's ArguAna, see `Collection.own_document`.
     The task's dataset revision is a hash of the data, so results of other data are never taken for its own.
     Like every task of mteb it seeds the global random generators when it is made.
 
@@ -44,11 +45,16 @@ class BEIRFolderRetrieval(AbsTaskRetrieval):
         ```
     """
 
-    k_values = (1, 10, TOP_K)
+    k_values: tuple[int, ...] = (1, 10, TOP_K)
 
     def __init__(self, collection: Collection | str | Path, *, split: str = "test"):
         self.collection = as_collection(collection, split)
         self.split = split
+        self.ignore_identical_ids = any(
+            self.collection.own_document(query.id) for query in self.collection.split_queries(split)
+        )
+        if self.ignore_identical_ids:  # one document more is searched for, which may be the query itself
+            self.k_values = (*self.k_values, TOP_K + 1)
         self.metadata = TaskMetadata(
             name=f"{self.collection.name}-{split}",
             description=f"Retrieval on the {split} split of a folder.",

@@ -45,6 +45,7 @@ class System:
         train_seconds: seconds that its training took, see `Result`.
         lm_tokens: tokens that the LLM read for its training.
         seed: seed of its training.
+        trained_queries: keys of the queries that it was trained on, as far as that is known, see `query_keys`.
     """
 
     name: str
@@ -55,6 +56,7 @@ class System:
     train_seconds: float = 0
     lm_tokens: int = 0
     seed: int | None = None
+    trained_queries: frozenset[int] = frozenset()
 
 
 PROBES = (
@@ -89,7 +91,8 @@ def bm25_fingerprint() -> str:
     for texts in PROBES:
         corpus = {str(i): Document(str(i), "", text) for i, text in enumerate(texts)}
         queries = [Query(document.id, document.text) for document in corpus.values()]
-        for query, row in bm25_rankings(Collection("probes", Path(), corpus, {}, {}), queries).items():
+        probes = Collection("probes", Path(), corpus, {}, {})
+        for query, row in bm25_rankings(probes, queries, keep_own=True).items():
             rounded += [(query, document, round(score, 4)) for document, score in row.items()]
     scores = hashlib.blake2b(json.dumps(rounded).encode(), digest_size=8).hexdigest()
     return f"bm25 {bm25s.__version__} {Stemmer.version()} {scores}"
@@ -139,12 +142,19 @@ class Checkpoint:
         location: Hub id, folder, or anything else that `load_encoder` takes.
         loading: further arguments of `load_encoder`.
         cost: `train_seconds`, `lm_tokens` and `seed`, if they are known.
+        trained_queries: see `System`.
     """
 
     name: str
     location: str
     loading: Mapping[str, Any] = field(default_factory=dict)
     cost: Mapping[str, Any] = field(default_factory=dict)
+    trained_queries: frozenset[int] = frozenset()
+
+    @classmethod
+    def of_run(cls, name: str, run: Run) -> Checkpoint:
+        """The trained encoder of a finished run."""
+        return cls(name, str(run.encoder), cost=run.cost, trained_queries=run.trained_queries)
 
     @classmethod
     def named(cls, name: str) -> Checkpoint:
@@ -155,7 +165,7 @@ class Checkpoint:
         """
         run = Run(Path(name).expanduser())
         if run.is_finished:
-            return cls(name, str(run.encoder), cost=run.cost)
+            return cls.of_run(name, run)
         if run.settings_file.is_file():
             raise NLTError(
                 f"{name} has no finished encoder; run `nlt train` to its end, or name one of its checkpoints"
@@ -220,18 +230,19 @@ class EncoderSystems:
     def systems(self) -> list[System]:
         """The checkpoint's rows."""
         name, content = self.checkpoint.name, self.checkpoint.fingerprint + (", bf16" if self.bf16 else "")
-        rows = [System(name, content, self.rank, self.rank, is_encoder=True, **self.checkpoint.cost)]
+        make = functools.partial(System, trained_queries=self.checkpoint.trained_queries)
+        rows = [make(name, content, self.rank, self.rank, is_encoder=True, **self.checkpoint.cost)]
         if self.bm25 is not None:
             both = f"{content} + {self.bm25.fingerprint}"
             if self.reciprocal_ranks:
-                rows.append(System(f"{name} + bm25", both, self.fused, self.rank))
+                rows.append(make(f"{name} + bm25", both, self.fused, self.rank))
             for weight in self.bm25_weights:
                 fused = functools.partial(self.fused, weight=weight)
-                rows.append(System(f"{name} + {weight:g} bm25", f"{both}, {weight!r}", fused, self.rank))
+                rows.append(make(f"{name} + {weight:g} bm25", f"{both}, {weight!r}", fused, self.rank))
         for dim, precision in self.sizes[1:]:
             size = ", ".join(([f"{dim} dimensions"] if dim else []) + ([precision] if precision else []))
             rank = self._smaller(dim, precision)
-            rows.append(System(f"{name}, {size}", f"{content}, {size}", rank, rank))
+            rows.append(make(f"{name}, {size}", f"{content}, {size}", rank, rank))
         return rows
 
     def rank(self, entry: EvaluationTask) -> TaskRankings:

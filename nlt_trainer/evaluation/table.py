@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nlt_trainer.data.known_queries import count_known
 from nlt_trainer.evaluation.folder_task import METRICS
 from nlt_trainer.evaluation.significance import bootstrap_interval, randomisation_test, weighted_mean
 from nlt_trainer.evaluation.systems import System
@@ -89,6 +90,8 @@ class Evaluation:
 
     def _row(self, system: System, title: str, collection: str, split: str) -> Result:
         low, high = bootstrap_interval(*self.values(system.name, title, METRICS[0])) or (None, None)
+        asked = next((entry.query_texts for entry in self.tasks.tasks if entry.title == title), [])
+        trained_on = count_known(asked, system.trained_queries) if system.trained_queries else 0
         ndcg, mrr, recall = (weighted_mean(*self.values(system.name, title, name)) for name in METRICS)
         return Result(
             system.name,
@@ -102,6 +105,8 @@ class Evaluation:
             split=split,
             ndcg_at_10_low=low,
             ndcg_at_10_high=high,
+            queries=len(asked) if trained_on else 0,
+            trained_on=trained_on,
         )
 
     def comparisons(self) -> list[Comparison]:

@@ -69,7 +69,9 @@ def rank_bm25(entry: EvaluationTask) -> TaskRankings:
         corpus = {row["id"]: Document(row["id"], row.get("title") or "", row["text"]) for row in data["corpus"]}
         queries = [Query(row["id"], _query_text(row["text"])) for row in data["queries"]]
         collection = Collection(entry.collection, Path(), corpus, {}, {})
-        rankings[split, subset] = bm25_rankings(collection, queries, top_k=max(entry.task.k_values))
+        rankings[split, subset] = bm25_rankings(
+            collection, queries, top_k=max(entry.task.k_values), keep_own=not entry.task.ignore_identical_ids
+        )
     return rankings
 
 
@@ -89,6 +91,8 @@ def rank_encoder(
     precision: Precision | None = None,
 ) -> TaskRankings:
     """An encoder's rankings of a loaded task, found by mteb's own search with the prompts that mteb chooses.
+
+    A document that is the query itself is left out where the task ignores it.
 
     Args:
         entry: the task.
@@ -112,7 +116,11 @@ def rank_encoder(
             of_task["encode_kwargs"] = {"batch_size": batch_size, "show_progress_bar": False}
             search = SearchEncoderWrapper(model)
             search.index(data["corpus"], **of_task)
-            rankings[split, subset] = search.search(data["queries"], top_k=max(entry.task.k_values), **of_task)
+            found = search.search(data["queries"], top_k=max(entry.task.k_values), **of_task)
+            if entry.task.ignore_identical_ids:
+                for query_id, ranking in found.items():
+                    ranking.pop(query_id, None)
+            rankings[split, subset] = found
     return rankings
 
 

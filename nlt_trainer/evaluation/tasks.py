@@ -41,18 +41,27 @@ class EvaluationTask:
     @classmethod
     def of(cls, task: AbsTaskRetrieval) -> EvaluationTask:
         """Make the entry of a task."""
+        own = ", without own documents" if task.ignore_identical_ids else ""
         if isinstance(task, BEIRFolderRetrieval):
             content = f"{task.metadata.name} {task.metadata.dataset['revision']}"  # independent of the folder's place
-            return cls(task, task.collection.name, task.split, content)
+            return cls(task, task.collection.name, task.split, content + own)
         described = [task.metadata.name, task.metadata.dataset, list(task.eval_splits), list(task.hf_subsets)]
         splits = list(task.eval_splits)
         split = splits[0] if len(splits) == 1 else f"{len(splits)} splits"
-        return cls(task, task.metadata.name, split, json.dumps(described, sort_keys=True))
+        return cls(task, task.metadata.name, split, json.dumps(described, sort_keys=True) + own)
 
     @property
     def title(self) -> str:
         """Name and split."""
         return f"{self.collection} {self.split}"
+
+    @property
+    def query_texts(self) -> list[str]:
+        """The queries of a folder; none for a task of mteb, whose data may not have been loaded."""
+        task = self.task
+        if not isinstance(task, BEIRFolderRetrieval):
+            return []
+        return [query.text for query in task.collection.split_queries(task.split)]
 
     def parts(self) -> list[Part]:
         """Split and subset of each part of a loaded task; the figure of a task is the mean over its parts."""

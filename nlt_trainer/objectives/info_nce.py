@@ -19,7 +19,8 @@ class InfoNCELoss(Objective):
 
     where d runs over the query's own K candidates and over those of all other queries of the global batch. With
     several processes it runs over the candidates of all of them; then every process needs the same batch size, so set
-    `dataloader_drop_last`. A candidate with the same text as the positive is never a negative. With
+    `dataloader_drop_last`. A candidate with the same text as the positive is never a negative, nor is one of the
+    documents in `no_negatives`: the others that are judged relevant to the query, and the query itself. With
     `false_negative_margin` m a candidate is no negative either if its gain for this query is at least the positive's
     gain minus m, because the LLM then finds it about as helpful or more. Gains are known for the query's own
     candidates, and so for every candidate of the batch that has the text of one of them.
@@ -30,11 +31,12 @@ class InfoNCELoss(Objective):
         | B queries, B x K documents | `positive` of shape `(B,)`, index of the labelled candidate, or else `gain` |
         |                    | of shape `(B, K)`, whose best candidate is taken; `gain` also for the margin       |
         |                    | `candidate_keys` of shape `(B, K)`, equal for equal texts                          |
+        |                    | optionally `no_negatives` of shape `(B, R)`, keys of further texts, padded with -1 |
 
     Args:
         model: the encoder.
         temperature: of the encoder's cosines.
-        false_negative_margin: m, nats per target token; `None` leaves out only candidates with the positive's text.
+        false_negative_margin: m, nats per target token; `None` means that no gain leaves a candidate out.
 
     When to use it: with labels, or as a baseline. Relation to its siblings: `LikelihoodGainLoss` with a teacher
     temperature near 0 is this loss over a query's own candidates alone, with the candidate of the highest gain as the
@@ -75,6 +77,8 @@ class InfoNCELoss(Objective):
         scores = all_cosines(queries, documents) / self.temperature  # (B, W * B * K)
         positive = own_positive + torch.arange(b, device=own_positive.device) * k + rank * b * k
         excluded = _same_text(keys.expand(b, -1), own_keys, not_negative)
+        if (others := labels.get("no_negatives")) is not None:
+            excluded |= _same_text(keys.expand(b, -1), others, torch.ones_like(others, dtype=torch.bool))
         return {"info_nce": self.compute_loss_from_scores(scores, positive, excluded)}
 
     def not_negative(self, labels: dict[str, Tensor], positive: Tensor) -> Tensor:
@@ -92,6 +96,6 @@ class InfoNCELoss(Objective):
 
 
 def _same_text(keys: Tensor, own_keys: Tensor, chosen: Tensor) -> Tensor:
-    """Mark the candidates `(B, N)` whose text is that of a chosen one of the query's own `(B, K)`: `(B, N)` bool."""
+    """Mark the candidates `(B, N)` whose text is that of a chosen one of the query's `(B, K)`: `(B, N)` bool."""
     equal = keys[:, :, None] == own_keys[:, None, :]  # (B, N, K)
     return (equal & chosen[:, None, :]).any(-1)

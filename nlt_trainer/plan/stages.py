@@ -48,7 +48,9 @@ class Planner:
         self.base = 0.0 if torch.cuda.is_available() else float(shared.resident_peak())  # memory without a model
         self.queries, corpus = shared.chosen_queries(self.collection, data, seed=args.seed), self.collection.corpus
         share = min(1.0, MINED_DOCUMENTS / len(corpus), COUNTED_QUERIES / len(self.queries))
-        documents = self.drawn(list(corpus), max(data.num_candidates, round(share * len(corpus))))
+        minable = [document.id for document in corpus.values() if document.content]
+        own = any(self.collection.own_document(query.id) for query in self.queries)
+        documents = self.drawn(minable, max(data.num_candidates + own, round(share * len(minable))))
         self.part = dataclasses.replace(self.collection, corpus={d: corpus[d] for d in documents})
         self.asked = self.drawn(self.queries, max(32, round(share * len(self.queries))))
         self.candidates, self.factor = self._candidates()

@@ -69,6 +69,6 @@ def generate_queries(
 
 def _jobs(corpus: Mapping[str, Document], *, seed: int) -> list[Job]:
     """All pairs of a passage and a kind: first one of each passage, with kinds in turn, then a second, and so on."""
-    kinds, order = list(KINDS), spread(corpus, seed=seed)
+    kinds, order = list(KINDS), spread((i for i in corpus if corpus[i].content), seed=seed)
     first = {passage_id: hash_of(f"{seed} {passage_id}") for passage_id in order}
     return [Job(kinds[(first[i] + turn) % len(kinds)], corpus[i]) for turn in range(len(kinds)) for i in order]

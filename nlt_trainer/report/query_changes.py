@@ -30,7 +30,7 @@ class Outcome:
 
     Args:
         ndcg: nDCG@10.
-        rank: rank of the best relevant document in the whole corpus, from 1; `None` if none is judged relevant.
+        rank: rank of the best relevant document in the whole corpus, from 1; `None` if it has none.
         first: the document that the encoder ranks first.
     """
 
@@ -45,7 +45,7 @@ class QueryChange:
 
     Args:
         query: the query.
-        relevant: a document with the query's highest grade; `None` if none is judged relevant.
+        relevant: a relevant document with the query's highest grade in the corpus; `None` if it has none.
         before: outcome with the encoder before training.
         after: outcome with the trained encoder.
     """
@@ -65,7 +65,7 @@ def outcomes(index: SearchIndex, collection: Collection, split: str) -> dict[str
     """Compute the outcome of each query of a split: query id -> outcome.
 
     As everywhere in this project, nDCG is that of trec_eval: among equal scores the document with the greater id comes
-    first.
+    first. A document that is the query itself is not found, see `Collection.own_document`.
 
     Args:
         index: the collection's corpus, embedded by the encoder.
@@ -83,10 +83,13 @@ def outcomes(index: SearchIndex, collection: Collection, split: str) -> dict[str
     for start in range(0, len(queries), QUERY_CHUNK):
         chunk = queries[start : start + QUERY_CHUNK]
         for query, scores in zip(chunk, index.scores([query.text for query in chunk]), strict=True):  # (N,)
+            if (own := collection.own_document(query.id)) is not None:
+                scores[numbers[own]] = -np.inf
             place = ranks(scores)
             last = scores[place <= TOP_K].min()  # trec_eval may put any document with this score among the first
-            run = {index.documents[i].id: float(scores[i]) for i in np.flatnonzero(scores >= last)}
-            relevant = [numbers[document_id] for document_id, grade in qrels[query.id].items() if grade > 0]
+            first = np.flatnonzero(np.isfinite(scores) & (scores >= last))
+            run = {index.documents[i].id: float(scores[i]) for i in first}
+            relevant = [numbers[d] for d, grade in qrels[query.id].items() if grade > 0 and d in numbers]
             found[query.id] = Outcome(
                 evaluator.evaluate({query.id: run})[query.id][f"ndcg_cut_{TOP_K}"],
                 int(place[relevant].min()) if relevant else None,
@@ -111,8 +114,8 @@ def query_changes(before: SearchIndex, after: SearchIndex, collection: Collectio
 
 
 def _relevant(collection: Collection, grades: dict[str, int]) -> Document | None:
-    document_id = max(grades, key=lambda key: grades[key])
-    return collection.corpus[document_id] if grades[document_id] > 0 else None
+    relevant = [document_id for document_id, grade in grades.items() if grade > 0 and document_id in collection.corpus]
+    return collection.corpus[max(relevant, key=lambda key: grades[key])] if relevant else None
 
 
 @dataclass(frozen=True)

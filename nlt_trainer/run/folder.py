@@ -39,6 +39,8 @@ class Run:
         """The recipe's blocks, and the trajectory, which a run must share to resume here; see `resume`."""
         self.training_file = self.folder / "training.json"
         """What training did: objective, cost and log. It is written when training has ended."""
+        self.trained_queries_file = self.folder / "trained_queries.json"
+        """Keys of the queries that were trained on, see `query_keys`."""
         self.encoder = self.folder / "encoder"
         """The trained encoder, a Sentence-Transformers folder with its card, recipe and record."""
         self.adapter = self.folder / "adapter"
@@ -132,6 +134,16 @@ class Run:
     def cost(self) -> dict[str, Any]:
         """What the encoder cost: `train_seconds`, `lm_tokens` and `seed`, as a `Result` has them."""
         return {key: self.report[key] for key in ("train_seconds", "lm_tokens", "seed")}
+
+    @cached_property
+    def trained_queries(self) -> frozenset[int]:
+        """Keys of the queries that were trained on; none where an older version has trained.
+
+        Raises:
+            DataError: the file is malformed.
+        """
+        path = self.trained_queries_file
+        return frozenset(read_json(path, kind=list)) if path.is_file() else frozenset()
 
     @property
     def log(self) -> list[dict[str, Any]]:

@@ -28,6 +28,8 @@ class Result:
         ndcg_at_10_high: its upper bound.
         p_against_start: two-sided p-value of its difference from the start in nDCG@10; `None` where none was computed.
         kept: whether this is the encoder that `nlt adapt` has kept; `None` where there was nothing to decide.
+        trained_on: how many of the queries the system was trained on, as far as that is known.
+        queries: the number of all queries; 0 where none was trained on.
     """
 
     name: str
@@ -43,6 +45,13 @@ class Result:
     ndcg_at_10_high: float | None = None
     p_against_start: float | None = None
     kept: bool | None = None
+    trained_on: int = 0
+    queries: int = 0
+
+    @property
+    def trained_share(self) -> str:
+        """How many of the queries were trained on, as `3 of 16`; empty where none was."""
+        return f"{self.trained_on:,} of {self.queries:,}" if self.trained_on else ""
 
 
 def write_results(path: str | Path, results: Sequence[Result]) -> None:
@@ -65,18 +74,26 @@ def read_results(path: str | Path) -> list[Result]:
 
 
 def results_table(results: Sequence[Result]) -> str:
-    """Render rows as a Markdown table, with columns for what `nlt adapt` has decided where it decided something."""
+    """Render rows as a Markdown table.
+
+    There are columns for what `nlt adapt` has decided where it decided something, and for how many queries were
+    trained on where some were.
+    """
     header = ["collection", "system", "nDCG@10", "MRR@10", "Recall@100", "training seconds", "LLM tokens", "seed"]
     decided = any(row.kept is not None for row in results)
     header += ["p against start", "kept"] if decided else []
+    trained = any(row.trained_on for row in results)
+    header += ["queries trained on"] if trained else []
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     for r in results:
         cost = (f"{r.train_seconds:,.0f}", f"{r.lm_tokens:,}", str(r.seed)) if r.seed is not None else ("", "", "")
         interval = "" if r.ndcg_at_10_low is None else f" [{r.ndcg_at_10_low:.3f}, {r.ndcg_at_10_high:.3f}]"
         metrics = (f"{r.ndcg_at_10:.3f}{interval}", f"{r.mrr_at_10:.3f}", f"{r.recall_at_100:.3f}")
         p = "" if r.p_against_start is None else f"{r.p_against_start:.2g}"
-        decision = (p, "yes" if r.kept else "") if decided else ()
-        lines.append(f"| {' | '.join((f'{r.collection} {r.split}', r.name, *metrics, *cost, *decision))} |")
+        cells = [f"{r.collection} {r.split}", r.name, *metrics, *cost]
+        cells += [p, "yes" if r.kept else ""] if decided else []
+        cells += [r.trained_share] if trained else []
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -91,19 +108,22 @@ def verdicts(results: Sequence[Result], name: str, *, start: str = "start") -> l
     Returns:
         The sentences. A collection that has neither the start nor BM25 to compare with gets none.
     """
-    rows = {(row.collection, row.split, row.name): row.ndcg_at_10 for row in results}
+    figures = {(row.collection, row.split, row.name): row.ndcg_at_10 for row in results}
     sentences = []
-    for (collection, split, system), value in rows.items():
-        before = rows.get((collection, split, start)) if name != start else None
-        bm25 = rows.get((collection, split, "bm25"))
-        if system != name or (before is None and bm25 is None):
+    for row in results:
+        value = row.ndcg_at_10
+        before = figures.get((row.collection, row.split, start)) if name != start else None
+        bm25 = figures.get((row.collection, row.split, "bm25"))
+        if row.name != name or (before is None and bm25 is None):
             continue
-        parts = [f"On {collection} {split} its nDCG@10 is {value:.3f}"]
+        parts = [f"On {row.collection} {row.split} its nDCG@10 is {value:.3f}"]
         if before is not None:
             other = "the start" if start == "start" else start
             parts.append(f"{abs(value - before):.3f} {'above' if value >= before else 'below'} {other}")
         if bm25 is not None:
             ahead = f"BM25 is still ahead by {bm25 - value:.3f}" if bm25 > value else f"{value - bm25:.3f} above BM25"
             parts.append(ahead)
+        if row.trained_on:
+            parts.append(f"{row.trained_share} queries were trained on")
         sentences.append(", ".join(parts) + ".")
     return sentences

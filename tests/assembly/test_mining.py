@@ -1,7 +1,8 @@
-"""What `nlt mine` says of queries that share no word with the corpus."""
+"""What `nlt mine` says of queries that share no word with the corpus, and of queries that are documents of it."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -35,3 +36,20 @@ def test_queries_that_match_nothing_are_counted(
     lines = capsys.readouterr().out.splitlines()
     assert f"2 queries with 2 candidates each ({miner})" in lines[0]
     assert len(lines) == 1 if said is None else re.match(said, lines[1])
+
+
+@pytest.mark.parametrize("miner", ["bm25", "encoder", "fused"])
+def test_queries_that_are_documents_are_counted(
+    miner: str, tiny_encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reference: of two queries one is the document with its id; the other two documents are its candidates."""
+    queries = [Query("d0", ENGLISH[0].text), Query("q2", "the banks")]
+    folder = write_collection(tmp_path / "c", corpus=ENGLISH, queries=queries, qrels={})
+    candidates = tmp_path / "candidates.jsonl"
+    flags = ["--collection", str(folder), "--candidates", str(candidates), "--num_candidates", "2"]
+    mine.main([*flags, "--encoder", str(tiny_encoder_folder), "--miner", miner, "--use_cpu", "true"])
+    said = (
+        "1 of 2 queries have the id of a document, which is taken for the query itself and is none of its candidates"
+    )
+    assert capsys.readouterr().out.splitlines()[1].startswith(said)
+    assert sorted(json.loads(candidates.read_text().splitlines()[0])["document_ids"]) == ["d1", "d2"]

@@ -49,6 +49,24 @@ def test_a_title_may_be_left_out(tmp_path: Path) -> None:
     assert collection.corpus == {"d1": Document("d1", "", "one")}
 
 
+def test_what_public_collections_have_is_read_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Reference: FiQA's empty documents, a text that is null, and ArguAna's judged documents outside the corpus."""
+    corpus = CORPUS + '{"_id": "d3", "title": " ", "text": " "}\n{"_id": "d4", "title": "Four", "text": null}\n'
+    folder = _write(tmp_path, corpus=corpus, qrels=HEADER + "q1\td1\t1\nq2\tgone\t1\n")
+    collection = load_collection(folder)
+    assert [document.content for document in collection.corpus.values()] == ["T\none", "two", "", "Four"]
+    assert collection.qrels == {"train": {"q1": {"d1": 1}, "q2": {"gone": 1}}}
+    empty, missing = caplog.messages
+    assert empty == f"{folder / 'corpus.jsonl'} has 1 empty documents, e.g. d3; they are never candidates"
+    assert missing.startswith(f"{folder / 'qrels' / 'train.tsv'} judges 1 documents that the corpus lacks, e.g. gone")
+
+
+def test_a_corpus_without_text_is_refused(tmp_path: Path) -> None:
+    folder = _write(tmp_path, corpus='{"_id": "d1", "text": ""}\n{"_id": "d2", "text": null}\n')
+    with pytest.raises(DataError, match=r"corpus.jsonl: has no document with text; write one"):
+        load_collection(folder)
+
+
 def test_a_failed_write_leaves_the_earlier_folder(tmp_path: Path) -> None:
     folder = _write(tmp_path / "set")
 
@@ -105,7 +123,6 @@ def test_the_first_of_several_answers_is_taken(tmp_path: Path) -> None:
         ('{"_id": 3, "text": "x"}', '_id must be a string, found the number 3; write "3"'),
         ('{"_id": true, "text": "x"}', "found True"),
         ('{"text": "x"}', "found None"),
-        ('{"_id": "d3", "title": " ", "text": " "}', "document 'd3' is empty"),
         ('{"_id": "d3", "title": "x"}', "text must be a string"),
         ('{"_id": "d3", "title": ["x"], "text": "y"}', "title must be a string"),
         ('{"_id": "d3", "text": "x"', "not valid JSON"),
@@ -141,7 +158,7 @@ def test_a_bad_query_is_refused_with_file_and_line(tmp_path: Path, line: str, re
     [
         ("q1\td1\t1\n", 1, "the first line must be query-id corpus-id score"),
         (HEADER + "q1\td1\t1\nq9\td1\t1\n", 3, "unknown query 'q9'"),
-        (HEADER + "q1\td9\t1\n", 2, "unknown document 'd9'"),
+        (HEADER + "q1\td9\t1\nq2\td8\t0\n", None, "judges no document of the corpus, but e.g. 'd8'"),
         (HEADER + "q1\td1\t0.5\n", 2, "'0.5' is not an integer"),
         (HEADER + "q1 d1 1\n", 2, "3 fields separated by tabs, found 1"),
         (HEADER + "q1\td1\t1\nq1\td1\t0\n", 3, "were judged before"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nlt_trainer.data.beir import Collection, Query, load_collection, training_queries, write_collection
+from nlt_trainer.data.beir import Collection, Document, Query, load_collection, training_queries, write_collection
 from nlt_trainer.data.bm25 import bm25_rankings
 from nlt_trainer.data.candidates import mine_candidates, read_candidates, write_candidates
 from nlt_trainer.errors import DataError, NLTError
@@ -73,6 +73,50 @@ def test_labels_are_not_read(collection: Collection) -> None:
     expected = mine_candidates(collection, queries, num_candidates=4)
     assert mine_candidates(unlabelled, queries, num_candidates=4) == expected
     assert mine_candidates(relabelled, queries, num_candidates=4) == expected
+
+
+@pytest.mark.parametrize("miner", ["bm25", "encoder", "fused"])
+def test_the_query_itself_is_no_candidate(collection: Collection, miner: str) -> None:
+    """Reference: a corpus of questions, as Quora's. Each is the best of BM25 and of the rankings for itself."""
+    queries = [Query(document.id, document.content) for document in collection.corpus.values()]
+    rankings = None if miner == "bm25" else [[i, *(j for j in range(12) if j != i)] for i in range(12)]
+    assert all(next(iter(found)) == i for i, found in bm25_rankings(collection, queries, keep_own=True).items())
+    for k in (3, 11):  # few, and all that there are
+        rows = mine_candidates(
+            collection, queries, num_candidates=k, encoder_rankings=rankings, fused=miner == "fused"
+        )
+        assert [row.query_id in row.document_ids for row in rows] == [False] * 12
+        assert [len(set(row.document_ids)) for row in rows] == [k] * 12
+    with pytest.raises(NLTError, match="num_candidates=12 with 11 documents with text other than query 'd01' itself"):
+        mine_candidates(collection, queries, num_candidates=12, encoder_rankings=rankings)
+
+
+@pytest.mark.parametrize("miner", ["bm25", "encoder", "fused"])
+def test_empty_documents_are_no_candidates(collection: Collection, miner: str) -> None:
+    """Reference: rankings in which two empty documents are the first, and queries that match nothing."""
+    corpus = {**collection.corpus, **{i: Document(i, "", "") for i in ("d01", "d02")}}
+    rankings = None if miner == "bm25" else [list(range(12))]
+    (row,) = mine_candidates(
+        replace(collection, corpus=corpus),
+        [Query("strange", "zzz")],
+        num_candidates=10,
+        encoder_rankings=rankings,
+        fused=miner == "fused",
+    )
+    assert set(row.document_ids) == set(corpus) - {"d01", "d02"}
+    with pytest.raises(NLTError, match="num_candidates=11 with 10 documents with text in"):
+        mine_candidates(replace(collection, corpus=corpus), [Query("strange", "zzz")], num_candidates=11)
+
+
+def test_a_document_with_a_query_s_id_that_is_judged_relevant_is_not_the_query(collection: Collection) -> None:
+    """Reference: two numberings that begin at 1, in which the document of one query has the query's number."""
+    corpus = {str(number): document for number, document in enumerate(collection.corpus.values(), start=1)}
+    query = Query("1", corpus["1"].content)
+    numbered = replace(collection, corpus=corpus, queries={"1": query}, qrels={"train": {"1": {"2": 1}}})
+    (left_out,) = mine_candidates(numbered, [query], num_candidates=3)
+    assert "1" not in left_out.document_ids
+    (found,) = mine_candidates(replace(numbered, qrels={"train": {"1": {"1": 1}}}), [query], num_candidates=3)
+    assert found.document_ids[0] == "1"
 
 
 @pytest.mark.parametrize(

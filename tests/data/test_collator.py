@@ -12,7 +12,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch.utils.data import DataLoader
 
-from nlt_trainer.data.collator import ChunkBuilder, NLTCollator, PromptBuilder, text_key
+from nlt_trainer.data.collator import ChunkBuilder, NLTCollator, PromptBuilder
+from nlt_trainer.data.questions import text_key
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.chunks import ChunkGroups
 from nlt_trainer.injection.document_prompts import DocumentPrompts
@@ -66,6 +67,14 @@ def test_shuffling_keeps_documents_gains_and_keys_together(tiny_encoder: Sentenc
     labelled = [{**row, "positive": 2} for row in ROWS]
     positive = NLTCollator(tiny_encoder)(labelled)["positive"]
     assert [documents[4 * b + int(k)] for b, k in enumerate(positive)] == [row["documents"][2] for row in ROWS]
+
+
+def test_keys_of_no_negatives_are_padded(tiny_encoder: SentenceTransformer) -> None:
+    """Reference: the rows' keys, which stay in their order, and -1, which is no key."""
+    keys = [[text_key("a"), text_key("b")], [], [text_key("c")], [2**63 - 1], [0]]
+    batch = NLTCollator(tiny_encoder)([{**row, "no_negatives": own} for row, own in zip(ROWS, keys, strict=True)])
+    assert batch["no_negatives"].tolist() == [[*own, -1, -1][:2] for own in keys]
+    assert batch["no_negatives"].dtype == torch.int64
 
 
 def test_likelihoods_are_shuffled_with_their_documents_and_padded(tiny_encoder: SentenceTransformer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,16 @@ def test_judged_documents_come_first_then_those_of_bm25(whole: Collection) -> No
         assert list(found.corpus) == sorted(order[:number])
         assert (found.qrels, found.queries) == (whole.qrels, whole.queries)
     assert with_fewer_documents(whole, split="dev", num_documents=9) is whole
+
+
+def test_judged_documents_that_the_corpus_lacks_take_no_place(whole: Collection) -> None:
+    """Reference: the documents without that judgement."""
+    judged = {"dev": {**whole.qrels["dev"], "q3": {"gone": 1}}, "test": {}}
+    found, expected = (
+        with_fewer_documents(replace(whole, qrels=qrels), split="dev", num_documents=5)
+        for qrels in (judged, {"dev": {**whole.qrels["dev"], "q3": {"d9": 0}}})
+    )
+    assert found.corpus == expected.corpus
 
 
 def test_the_seed_decides_the_rest(whole: Collection) -> None:

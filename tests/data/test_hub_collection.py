@@ -156,18 +156,32 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path: Path) -> None:
     assert [sorted(grades) for grades in collection.qrels["train"].values()] == [sorted(collection.corpus)]
 
 
-def test_empty_documents_and_their_judgements_are_left_out(tmp_path: Path) -> None:
-    """Reference: a corpus in which one judged document is empty, and a query without text."""
+def test_missing_and_listed_texts_are_no_python(tmp_path: Path) -> None:
+    """Reference: the texts by hand; NaN is no word, a list is its parts, and an object is named with its column."""
+    folder = mteb_lines(tmp_path / "hub")
+    corpus = corpus_rows()
+    changed = [{**corpus[0], "title": float("nan")}, {**corpus[1], "text": ["one", "two"]}, *corpus[2:]]
+    write_lines(folder / "corpus.jsonl", changed)
+    found = build(tmp_path / "out", beir=BEIRSource(str(folder))).corpus
+    assert (found["d01"].title, found["d02"].text) == ("", "one two")
+    write_lines(folder / "corpus.jsonl", [{**corpus[0], "text": {"en": "tea"}}, *corpus[1:]])
+    with pytest.raises(DataError, match=r"hub: text: found an object where a text belongs"):
+        build_hub_collection(tmp_path / "other", beir=BEIRSource(str(folder)))
+
+
+def test_empty_and_missing_documents_stay_judged_and_empty_queries_are_left_out(tmp_path: Path) -> None:
+    """Reference: the judgements that were written; one document is empty, one is not there, one stands twice."""
     folder = mteb_lines(tmp_path / "hub")
     corpus = [row if row["_id"] != "d11" else {"_id": "d11", "title": None, "text": " "} for row in corpus_rows()]
-    write_lines(folder / "corpus.jsonl", [*corpus, corpus[0]])
+    write_lines(folder / "corpus.jsonl", [*(row for row in corpus if row["_id"] != "d10"), corpus[0]])
     report = build_hub_collection(tmp_path / "out", beir=BEIRSource(str(folder)))
-    assert report["documents"] == len(DOCUMENTS) - 1
-    assert report["left_out"] == {"empty documents": 1, "judgements of documents that are not there": 1}
-    write_lines(folder / "queries.jsonl", [row if row["_id"] != "q8" else {**row, "text": ""} for row in query_rows()])
+    assert (report["documents"], report["left_out"]) == (len(DOCUMENTS) - 1, {})
+    built = load_collection(tmp_path / "out")
+    assert (built.qrels, built.corpus["d11"].content) == ({"test": ids_of("test")}, "")
+    write_lines(folder / "queries.jsonl", [{**row, "text": ""} for row in query_rows()])
     with pytest.raises(NLTError, match="no query is left; look at beir_splits"):
         build_hub_collection(tmp_path / "out", beir=BEIRSource(str(folder)))
-    assert load_collection(tmp_path / "out").qrels == {"test": {"q8": {"d10": 1}}}  # the build before still stands
+    assert load_collection(tmp_path / "out") == built  # the build before still stands
 
 
 @pytest.mark.parametrize(

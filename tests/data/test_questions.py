@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nlt_trainer.data.questions import Columns, hash_of, read_question, value_at
+from nlt_trainer.data.questions import Columns, hash_of, read_question, text_of, value_at
 from nlt_trainer.errors import NLTError
 
 HOTPOT: dict[str, Any] = {
@@ -80,3 +80,11 @@ def test_rows_that_do_not_fit_are_refused() -> None:
 
 def test_a_column_whose_name_has_a_dot_is_found_first() -> None:
     assert value_at({"a.b": 1, "a": {"b": 2}}, "a.b") == 1
+
+
+def test_values_that_are_no_text_are_none_or_refused() -> None:
+    """Reference: pandas writes a missing text as NaN; a number is a text, and an object is not."""
+    values: list[Any] = [float("nan"), None, " x ", 0, [" one", None, ["two"]]]
+    assert [text_of(value) for value in values] == ["", "", "x", "0", "one two"]
+    with pytest.raises(NLTError, match=r"found an object where a text belongs: \{'en': 'tea'\}"):
+        text_of({"en": "tea"})

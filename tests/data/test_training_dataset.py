@@ -11,6 +11,7 @@ import pytest
 
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.candidates import QueryCandidates
+from nlt_trainer.data.questions import text_key
 from nlt_trainer.data.training import relevance, training_dataset
 from nlt_trainer.errors import NLTError
 
@@ -60,6 +61,17 @@ def test_labels_name_the_best_judged_candidate(collection: Collection) -> None:
     assert dataset["positive"][:] == [1]
     graded = training_dataset(collection, CANDIDATES, qrels={"q1": {"d02": 1, "d01": 2}, "q2": {"d03": 1}})
     assert graded["positive"][:] == [1, 0]
+
+
+def test_documents_judged_relevant_and_the_query_itself_are_no_negatives(collection: Collection) -> None:
+    """Reference: the judgements; d05 is no candidate, `gone` no document of the corpus, and d03 is not relevant."""
+    candidates = [dataclasses.replace(CANDIDATES[0], query_id="d04"), CANDIDATES[1]]
+    judged = {"d04": {"d01": 1, "d05": 2, "d03": 0, "gone": 1}, "q2": {"d03": 1, "d04": 1}}
+    found = training_dataset(collection=dataclasses.replace(collection, qrels={}), candidates=candidates, qrels=judged)
+    texts = {"d04": ["d01", "d05", "d04"], "q2": ["d03", "d04"]}
+    assert found["no_negatives"][:] == [
+        [text_key(collection.corpus[i].content) for i in ids] for ids in texts.values()
+    ]
 
 
 def test_no_labelled_query_is_refused(collection: Collection) -> None:

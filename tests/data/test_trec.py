@@ -54,6 +54,47 @@ def test_every_format_is_the_same_collection(documents: str, topics: str, tmp_pa
     check(load_folder(tmp_path, split="test"))
 
 
+DOCUMENT = "<DOC>\n<DOCNO> a </DOCNO>\n<TEXT>\n{}\n</TEXT>\n</DOC>\n<DOC><DOCNO>b</DOCNO><TEXT>x</TEXT></DOC>\n"
+
+
+@pytest.mark.parametrize(
+    ("documents", "texts"),
+    [
+        (DOCUMENT.format("3 < 5 and 7 > 2"), {"a": "3 < 5 and 7 > 2", "b": "x"}),
+        (DOCUMENT.format("if a<b and c>d"), {"a": "if a<b and c>d", "b": "x"}),
+        (DOCUMENT.format("<P CLASS=x>a<BR/>b</P> <!-- c > d -->"), {"a": "a b", "b": "x"}),
+        (DOCUMENT.format("one").replace("\n", " "), {"a": "one", "b": "x"}),
+        (DOCUMENT.format("one").replace("</DOC>\n<DOC>", "</DOC><DOC>"), {"a": "one", "b": "x"}),
+        ('<DOC id="a" type="story"><TEXT>one</TEXT></DOC>\n', {"a": "one"}),
+        ('{"id": "a", "contents": ["one", "two"]}\n', {"a": "one two"}),
+        ('{"id": "a", "title": NaN, "contents": "one"}\n', {"a": "one"}),
+        ('{"id": "a", "contents": "one"}\n{"id": "b", "contents": NaN}\n', {"a": "one", "b": ""}),
+    ],
+)
+def test_texts_of_documents_lose_nothing(documents: str, texts: dict[str, str], tmp_path: Path) -> None:
+    """Reference: the texts that were put in. TREC's tags are not XML, and JSON's NaN is no word."""
+    write(tmp_path, {"docs": documents, "topics": "1\tx\n", "qrels": "1 0 a 1\n"})
+    found = load_trec(tmp_path, split="test").corpus
+    assert {document.id: document.text for document in found.values()} == texts
+
+
+@pytest.mark.parametrize(
+    "topics",
+    [
+        '<topics task="trials">\n<topic number="1">\nhot tea\n</topic>\n<topic number="2">x < y</topic>\n</topics>\n',
+        '<?xml version="1.0"?>\n<topics><topic number="1"><query>hot tea</query><question>Which?</question></topic>'
+        '<topic number="2" type="a"><query>x &lt; y</query></topic></topics>\n',
+        "<top>\n<num> Number: 1\n<title> hot tea\n<desc> Which topic?\n</top>\n<top><num>2<title>x < y<desc>z</top>\n",
+        "<top><num>1</num><title>hot <b>tea</b></title><topic>drinks</topic></top><top><num>2</num>x < y</top>",
+    ],
+)
+def test_topics_are_numbered_by_element_or_attribute(topics: str, tmp_path: Path) -> None:
+    """Reference: the queries by hand, in the forms of several of TREC's tracks."""
+    write(tmp_path, {"docs": "a\tb\n", "topics.xml": topics, "qrels": "1 0 a 1\n"})
+    queries = load_trec(tmp_path, split="test").queries
+    assert {query.id: query.text for query in queries.values()} == {"1": "hot tea", "2": "x < y"}
+
+
 def test_judgements_of_beir_serve_a_trec_folder(tmp_path: Path) -> None:
     """Reference: the same collection."""
     rows = "query-id\tcorpus-id\tscore\n1\ta\t2\n1\tb\t0\n2\tb\t1\n"
@@ -100,7 +141,13 @@ def test_a_beir_folder_stays_one(tiny_collection_folder: Path, tmp_path: Path) -
         ("topics", "1\thot\n1\ttea\n", r"topics:2: id '1' was used before"),
         ("topics", "<top>\n<num>1\n</top>", r"topics:1: topic '1' has no text"),
         ("topics", "\n<top>\n<num>1\n<title>a\n", r"topics:2: <top> is not closed by </top>"),
+        ("topics", "<top><num>1\n<title>a\n<top>\n", r"topics:1: <top> is not closed by </top>"),
         ("topics", "", r"topics: holds no topic"),
+        (
+            "docs",
+            '{"id": "a", "text": {"en": "tea"}}\n',
+            r"docs:1: found an object where a text belongs: .*name the part",
+        ),
         ("docs", '{"text": "no id"}\n', r"docs:1: has no id"),
         ("docs", "", r"docs: holds no document"),
         ("docs.tsv", "a\tb\n", r"has docs and docs.tsv; keep one of them"),
@@ -128,6 +175,9 @@ def test_judged_documents_outside_the_corpus_count(tmp_path: Path, caplog: pytes
     assert collection.qrels["test"] == {"1": {"a": 1, "gone": -1}}
     assert "judges 1 documents that the corpus lacks, e.g. gone" in caplog.text
     assert "has 1 empty documents, e.g. b" in caplog.text
+    write(tmp_path, {"qrels": "1 0 gone 1\n"})
+    with pytest.raises(DataError, match=r"qrels: judges no document of the corpus, but e.g. 'gone'"):
+        load_trec(tmp_path, split="test")
 
 
 def test_a_run_is_what_trec_eval_reads(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import random
@@ -90,6 +91,56 @@ def test_the_evaluator_agrees_with_mteb(
     evaluator = RetrievalEvaluator(collection, split="test", name="part", batch_size=7)
     assert evaluator.primary_metric == "part_ndcg_at_10"
     assert evaluator(encoder) == pytest.approx({f"part_{name}": expected[name] for name in METRICS}, abs=1e-4)
+
+
+def test_the_query_itself_is_no_hit(collection: Collection, tiny_static_encoder: SentenceTransformer) -> None:
+    """Reference: trec_eval on the cosines of all documents but the query itself, as BEIR evaluates ArguAna."""
+    ids = [f"d{i}" for i in range(30)]
+    queries = {i: Query(i, collection.corpus[i].content) for i in ids}
+    judged = dict(
+        zip(ids, ({f"d{d + 30}": 1 for d in range(number, number + 5)} for number in range(30)), strict=True)
+    )
+    arguments = dataclasses.replace(collection, queries=queries, qrels={"test": judged})
+    contents = [document.content for document in collection.corpus.values()]
+    embeddings = tiny_static_encoder.encode(contents, normalize_embeddings=True)
+    cosines = (embeddings @ embeddings.T)[:30]
+    rankings = {
+        q: dict(zip(collection.corpus, map(float, row), strict=True)) for q, row in zip(ids, cosines, strict=True)
+    }
+    itself = _metric(arguments, rankings)["ndcg_at_10"]
+    for query_id, ranking in rankings.items():
+        del ranking[query_id]
+    best = {q: dict(sorted(row.items(), key=lambda item: -item[1])[:100]) for q, row in rankings.items()}
+    expected = _metric(arguments, best)
+    assert abs(expected["ndcg_at_10"] - itself) > 0.01
+    assert evaluate_encoder(tiny_static_encoder, arguments) == pytest.approx(expected, abs=1e-4)
+    quick = RetrievalEvaluator(arguments, split="test")(tiny_static_encoder)
+    assert quick == pytest.approx({f"test_{name}": value for name, value in expected.items()}, abs=1e-4)
+    assert all(
+        len(row) == 100 and q not in row
+        for q, row in search(tiny_static_encoder, arguments, [*queries.values()]).items()
+    )
+    without = bm25_rankings(arguments, [*queries.values()])
+    assert all(q not in row for q, row in without.items())
+    assert evaluate_bm25(arguments) == pytest.approx(_metric(arguments, without), abs=1e-4)
+
+
+@pytest.mark.parametrize("encoder_name", ["tiny_encoder", "tiny_static_encoder"])
+def test_empty_documents_are_ranked_and_missing_ones_count(
+    tmp_path: Path, encoder_name: str, request: pytest.FixtureRequest
+) -> None:
+    """Reference: trec_eval by hand. A query finds its document first; the document of another is not there."""
+    corpus = [Document("d1", "", "amber birch"), Document("d2", "", "cedar dune"), Document("d3", "", "")]
+    queries = [Query("q1", "amber birch"), Query("q2", "cedar dune"), Query("q3", "cedar dune")]
+    judged = {"q1": {"d1": 1}, "q2": {"gone": 1}, "q3": {"d2": 1, "gone": 1}}
+    folder = write_collection(tmp_path / "public", corpus=corpus, queries=queries, qrels={"test": judged})
+    encoder: SentenceTransformer = request.getfixturevalue(encoder_name)
+    expected = {"ndcg_at_10": (1 + 0 + 1 / (1 + 1 / np.log2(3))) / 3, "mrr_at_10": 2 / 3, "recall_at_100": 0.5}
+    assert evaluate_bm25(folder) == pytest.approx(expected, abs=1e-5)
+    assert evaluate_encoder(encoder, folder) == pytest.approx(expected, abs=1e-5)
+    assert RetrievalEvaluator(folder, split="test")(encoder) == pytest.approx(
+        {f"test_{name}": value for name, value in expected.items()}
+    )
 
 
 def test_search_is_a_product_of_embeddings_in_every_chunk(

@@ -30,7 +30,7 @@ from nlt_trainer.data.trec import read_run
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation import task_scores
-from nlt_trainer.evaluation.evaluator import evaluate_bm25, evaluate_encoder
+from nlt_trainer.evaluation.evaluator import best, evaluate_bm25, evaluate_encoder
 from nlt_trainer.evaluation.folder_task import METRICS, BEIRFolderRetrieval
 from nlt_trainer.evaluation.systems import BM25, Checkpoint, EncoderSystems, RunFile
 from nlt_trainer.evaluation.task_scores import (
@@ -145,20 +145,44 @@ def test_fusion_by_a_weight_is_that_of_the_search() -> None:
     assert fused[part] == {"q": pytest.approx({"a": 0.75, "b": 0.375, "c": 0.25})}
 
 
-class _Twins(BEIRFolderRetrieval):
-    """A task whose queries may find themselves in the corpus."""
+@pytest.fixture
+def twins(collection: Collection) -> EvaluationTask:
+    """A task whose queries are documents of the corpus."""
+    queries = {f"{i}": Query(f"{i}", collection.corpus[f"{i}"].content) for i in range(20)}
+    judged = {
+        "test": {q: {d: grade for d, grade in row.items() if d != q} for q, row in collection.qrels["test"].items()}
+    }
+    entry = EvaluationTask.of(BEIRFolderRetrieval(replace(collection, queries=queries, qrels=judged), split="test"))
+    load_task(entry)
+    return entry
 
-    ignore_identical_ids = True
 
+def test_a_query_does_not_find_itself(
+    twins: EvaluationTask, tiny_static_encoder: SentenceTransformer, tmp_path: Path
+) -> None:
+    """Reference: mteb's own figure for a run with the query itself (`score` compares the two), and rankings without.
 
-def test_a_query_does_not_find_itself_where_mteb_says_so(collection: Collection) -> None:
-    """Reference: mteb's own figure (`score` compares the two), which differs from that of the plain task."""
-    plain, twins = (EvaluationTask.of(make(collection, split="test")) for make in (BEIRFolderRetrieval, _Twins))
+    Nothing of the query itself is left where BM25 and an encoder are fused, either, or the best score would be its.
+    """
     near = {f"{q}": {f"{d}": float(-abs(d - q)) for d in range(120)} for q in range(20)}
-    rankings: TaskRankings = {("test", "default"): near}
-    for entry in (plain, twins):
-        load_task(entry)
-    assert means(score(twins, rankings)) != means(score(plain, rankings))
+    without = {q: {d: value for d, value in row.items() if d != q} for q, row in near.items()}
+    part = ("test", "default")
+    assert score(twins, {part: near}).values == score(twins, {part: without}).values
+    words, found = rank_bm25(twins), rank_encoder(twins, EmbeddingCache(tiny_static_encoder, tmp_path), batch_size=8)
+    for rankings in (words, found, fuse(found, words), fuse(found, words, weight=0.5)):
+        assert all(q not in row for q, row in rankings[part].items())
+    assert {len(row) for row in found[part].values()} == {100}
+
+
+def test_a_task_of_mteb_says_itself_whether_a_query_may_find_itself(
+    twins: EvaluationTask, tiny_static_encoder: SentenceTransformer, tmp_path: Path
+) -> None:
+    """Reference: each query is the best document for itself, and the kept results are not those of the other kind."""
+    before, cached = twins.fingerprint, EmbeddingCache(tiny_static_encoder, tmp_path)
+    twins.task.ignore_identical_ids = False
+    for rankings in (rank_bm25(twins), rank_encoder(twins, cached, batch_size=8)):
+        assert all(best(row, 1).keys() == {q} for q, row in rankings["test", "default"].items())
+    assert EvaluationTask.of(twins.task).fingerprint != before
 
 
 def test_a_task_that_scores_in_its_own_way_is_refused(entry: EvaluationTask, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,24 @@ def test_candidates_within_the_margin_are_no_negatives(
     assert masked > 0 or (margin == 0 and not labels)
 
 
+def test_other_relevant_documents_are_no_negatives(tiny_static_encoder: SentenceTransformer) -> None:
+    """Reference: numpy. Text 2 is a second relevant document of the first query: its own candidate, and the third's.
+
+    Text 4 is relevant to the second query, which does not have it as a candidate. The third has no further one.
+    """
+    queries = tiny_static_encoder.encode(QUERIES, normalize_embeddings=True).astype(np.float64)
+    documents = tiny_static_encoder.encode(DOCUMENTS, normalize_embeddings=True).astype(np.float64)
+    others, expected = [{2}, {4}, set()], 0.0
+    for b, scores in enumerate(queries @ documents.T / 0.1):
+        positive, keys = 2 * b, KEYS.flatten().tolist()
+        left = [j for j in range(6) if keys[j] not in {*others[b], keys[positive]}]
+        expected -= scores[positive] - np.log(np.exp(scores[[positive, *left]]).sum())
+    labels = {"positive": torch.tensor([0, 0, 0]), "no_negatives": torch.tensor([[1, 2], [3, 4], [4, -1]])}
+    found = run(tiny_static_encoder, labels).item()
+    assert found == pytest.approx(expected / 3, rel=1e-4)
+    assert found < run(tiny_static_encoder, {"positive": torch.tensor([0, 0, 0])}).item() - 0.01
+
+
 def test_a_margin_needs_gains(tiny_static_encoder: SentenceTransformer) -> None:
     """Reference: the remedy in the message; labels alone do not say which negatives are false."""
     features = [tiny_static_encoder.preprocess(QUERIES), tiny_static_encoder.preprocess(DOCUMENTS)]

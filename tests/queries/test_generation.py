@@ -75,6 +75,13 @@ def test_each_passage_is_asked_once_before_any_is_asked_twice() -> None:
     assert all(made.sources[f"{job.kind}:{job.passage.id}"] == job.passage.id for job in writer.asked)
 
 
+def test_empty_passages_are_not_asked() -> None:
+    """Reference: each kind of the other passages."""
+    writer = ScriptedWriter()
+    generate_queries(writer, {**CORPUS, "empty": Document("empty", "", "")}, num_queries=1000, keep=keep_all)
+    assert {job.passage.id for job in writer.asked} == set(CORPUS)
+
+
 def test_no_more_is_written_than_is_wanted() -> None:
     """Reference: the smallest wave, and the number of queries."""
     writer = ScriptedWriter()

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.data.beir import Collection, load_collection, write_collection
+from nlt_trainer.data.beir import Collection, Query, load_collection, write_collection
 from nlt_trainer.data.gains import audit_teacher
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.evaluation.evaluator import RetrievalEvaluator
@@ -134,15 +134,32 @@ def test_outcomes_are_those_of_the_evaluator(collection: Collection, tiny_encode
         assert outcome.first.id == ids[places.tolist().index(1)]
 
 
+def test_a_query_is_not_its_own_first_document(
+    collection: Collection, tiny_static_encoder: SentenceTransformer
+) -> None:
+    """Reference: `RetrievalEvaluator` on queries that are documents of the corpus."""
+    queries = {d.id: Query(d.id, d.content) for d in collection.corpus.values()}
+    judged = {"train": {query_id: {other: 1} for query_id, other in zip(queries, [*queries][::-1], strict=True)}}
+    alike = dataclasses.replace(collection, queries=queries, qrels=judged)
+    index = SearchIndex("tiny", tiny_static_encoder, alike.corpus, cache=collection.folder.parent / "cache")
+    found = outcomes(index, alike, "train")
+    mean = RetrievalEvaluator(alike, split="train")(tiny_static_encoder)["train_ndcg_at_10"]
+    assert np.mean([outcome.ndcg for outcome in found.values()]) == pytest.approx(mean, abs=1e-9)
+    assert all(outcome.first.id != query_id for query_id, outcome in found.items())
+
+
 def test_ties_and_queries_without_a_relevant_document(
     collection: Collection, tiny_encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reference: trec_eval, for which the greater id of equal scores stands first; an unjudged rank is none."""
+    """Reference: trec_eval, for which the greater id of equal scores stands first; an unjudged rank is none.
+
+    A judged document that the corpus lacks counts in the ideal ranking alone.
+    """
     index = SearchIndex("tiny", tiny_encoder, collection.corpus, cache=collection.folder.parent / "cache")
     monkeypatch.setattr(index, "scores", lambda queries: np.zeros((len(queries), 12), np.float32))
-    collection.qrels["train"] = {"q1": {"d12": 1, "d11": 2}, "q2": {"d01": 1}, "q3": {"d05": 0}}
+    collection.qrels["train"] = {"q1": {"d12": 1, "d11": 2, "gone": 3}, "q2": {"d01": 1, "gone": 2}, "q3": {"d05": 0}}
     found = outcomes(index, collection, "train")
-    ideal = 2 + 1 / np.log2(3)
+    ideal = 3 + 2 / np.log2(3) + 1 / 2  # with the judged document that the corpus lacks
     assert found["q1"].ndcg == pytest.approx((1 + 2 / np.log2(3)) / ideal)
     assert (found["q2"].ndcg, found["q3"].ndcg) == (0.0, 0.0)
     assert (found["q2"].rank, found["q3"].rank) == (1, None)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from nlt_trainer.run.results import Result, results_table
+from nlt_trainer.run.results import Result, results_table, verdicts
 
 
 def test_the_table_says_what_was_decided_where_something_was() -> None:
@@ -13,3 +13,15 @@ def test_the_table_says_what_was_decided_where_something_was() -> None:
     assert row == "| docs held_out | adapted | 0.600 [0.550, 0.650] | 0.500 | 0.900 | 12 | 3,456 | 42 | 0.0001 | yes |"
     other = Result("start", 0.5, 0.4, 0.9, 0.0, 0, None, "docs", "held_out", kept=False)
     assert results_table([kept, other]).splitlines()[-1].endswith("|  |  |  |  |  |")
+
+
+def test_the_table_says_what_was_trained_on_where_something_was() -> None:
+    """Against the cells and the sentence, written by hand."""
+    start = Result("start", 0.5, 0.4, 0.9, 0.0, 0, None, "docs", "test")
+    trained = Result("dream", 0.6, 0.5, 0.9, 12.0, 3456, 42, "docs", "test", trained_on=12, queries=1600)
+    header, _, *rows = results_table([start, trained]).splitlines()
+    assert header.endswith("| seed | queries trained on |")
+    assert rows[0].endswith("|  |  |  |  |")
+    assert rows[1].endswith("| 42 | 12 of 1,600 |")
+    said = "On docs test its nDCG@10 is 0.600, 0.100 above the start, 12 of 1,600 queries were trained on."
+    assert verdicts([start, trained], "dream") == [said]

@@ -16,12 +16,12 @@ from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.assembly import scoring
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.scripts import build_stdlib, detect_heads, evaluate, make_encoder, mine, score, train
+from nlt_trainer.scripts import build_stdlib, detect_heads, evaluate, make_encoder, mine, report, score, train
 
 OBJECTIVES = ("likelihood_gain", "dream", "info_nce")
 RESULT_KEYS = {
     "name", "ndcg_at_10", "mrr_at_10", "recall_at_100", "train_seconds", "lm_tokens", "seed", "collection", "split",
-    "ndcg_at_10_low", "ndcg_at_10_high", "p_against_start", "kept",
+    "ndcg_at_10_low", "ndcg_at_10_high", "p_against_start", "kept", "trained_on", "queries",
 }  # fmt: skip
 
 
@@ -238,6 +238,37 @@ def test_labels_are_used_where_they_are_asked_for(project: Project) -> None:
     report = json.loads((project.root / "info_nce" / "training.json").read_text())
     assert report["lm_tokens"] == 0
     assert 1 <= report["queries"] <= 4
+
+
+def test_queries_of_the_evaluation_that_were_trained_on_are_counted(
+    project: Project, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reference: without a train_split all eight queries train, with one the four of that split.
+
+    The number stands in the table, its verdict, the card and the report, also if the run is named as a checkpoint.
+    """
+    root = project.root
+    (root / "candidates.jsonl").unlink()
+    path = Path(project.recipe("likelihood_gain"))
+    path.write_text(path.read_text().replace("  train_split: train\n", ""))
+    for stage in (mine, score, train, evaluate):
+        stage.main(["--config", str(path)])
+    assert "2 of 2 queries of dev_split dev are trained on" in caplog.text
+    results = json.loads((root / "likelihood_gain" / "results.json").read_text())
+    counts = {row["name"]: (row["trained_on"], row["queries"]) for row in results}
+    assert counts == {"bm25": (0, 0), "start": (0, 0), "likelihood_gain": (2, 2)}
+    card = (root / "likelihood_gain" / "encoder" / "README.md").read_text()
+    for text in (capsys.readouterr().out, card):
+        assert ", 2 of 2 queries were trained on.\n" in text
+        assert "| seed | queries trained on |\n" in text
+    report.main([str(root / "likelihood_gain"), "--embeddings", str(root / "embeddings")])
+    page = (root / "likelihood_gain" / "report.html").read_text()
+    assert '<th scope="col">queries trained on</th>' in page
+    assert "<td>42</td><td>2 of 2</td></tr>" in page
+    named = ["--checkpoints", str(root / "likelihood_gain"), "--output_dir", str(root / "other"), "--use_cpu", "true"]
+    evaluate.main([*named, "--tasks", f"{root}/collection:train", f"{root}/collection:test", "--fused", "true"])
+    results = json.loads((root / "other" / "results.json").read_text())
+    assert [row["trained_on"] for row in results] == [0, 4, 4, 0, 2, 2]
 
 
 def test_heads_by_each_method(project: Project) -> None:
