@@ -43,7 +43,7 @@ from nlt_trainer.assembly.mining import mine
 from nlt_trainer.assembly.parts import load_untrained, processes
 from nlt_trainer.assembly.queries import make_queries
 from nlt_trainer.assembly.scoring import score
-from nlt_trainer.assembly.training import train
+from nlt_trainer.assembly.training import check_options, load_start, train
 from nlt_trainer.choices import QueryOrigin
 from nlt_trainer.data.beir import load_collection, load_corpus
 from nlt_trainer.data.bm25 import bm25_rankings
@@ -81,6 +81,8 @@ def adapt(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
         )
     work = prepared(model, data, args, options)
     check_folder(work.run.encoder)
+    check_options(*blocks(work))  # training comes last, and would refuse these only when the LLM has read everything
+    load_start(model)
     data = work.data
     write_recipe(with_length(work))
     write_documents(work)

@@ -37,6 +37,7 @@ from nlt_trainer.data.fewer_documents import with_fewer_documents
 from nlt_trainer.data.gains import audit_file
 from nlt_trainer.encoder.averaging import start_weights
 from nlt_trainer.encoder.loading import load_encoder
+from nlt_trainer.encoder.similarity import check_similarity
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.evaluator import RetrievalEvaluator
 from nlt_trainer.evaluation.folder_task import METRICS
@@ -64,7 +65,8 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     """Train the encoder and save it; prints its folder."""
     processes(args)
     run = Run(str(args.output_dir))
-    check_folder(run.encoder)
+    for folder in (run.encoder, *([run.adapter] if model.keep_adapter else [])):
+        check_folder(folder)
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection)
     take_advice(args, data)
@@ -269,8 +271,8 @@ def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> Sente
     """Load the encoder to train; if the backbone is shared, it uses the LLM's weights.
 
     Raises:
-        NLTError: `train_max_length` is set for an encoder that reads whole texts, or bfloat16 weights would be
-            trained.
+        NLTError: `train_max_length` is set for an encoder that reads whole texts, bfloat16 weights would be trained,
+            or the encoder does not rank documents by cosines.
     """
     if model.encoder_dtype == "bfloat16" and not model.lora:
         raise NLTError(
@@ -284,6 +286,7 @@ def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> Sente
             f"encoder {model.encoder!r} is a table of token embeddings and reads whole texts; leave "
             "train_max_length out"
         )
+    check_similarity(encoder)
     return encoder
 
 
