@@ -107,18 +107,24 @@ def test_an_adapter_is_read_back_bit_by_bit(tiny_llm_folder: Path, tmp_path: Pat
     assert any(not torch.equal(value.bfloat16().float(), value) for value in expected.values())
 
 
-def test_a_resumed_run_gets_its_base_and_its_adapter_back(tiny_llm_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", ["begin", "end"])
+@pytest.mark.parametrize("lora", [{}, {"use_dora": True}, {"modules_to_save": ["embed_tokens"]}])
+def test_a_checkpoint_gives_a_run_its_base_and_its_adapter_back(
+    tiny_llm_folder: Path, tmp_path: Path, lora: dict[str, Any], at: str
+) -> None:
     """Reference: the weights before a load that changed them all, as one of another revision does."""
-    lora = {"r": 2, "target_modules": ["q_proj"]}
+    lora = {"r": 2, "target_modules": ["q_proj"], **lora}
     encoder = load_encoder(str(tiny_llm_folder), pooling="lasttoken", lora=lora, device="cpu")
     encoder.save_pretrained(str(tmp_path))
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    state = TrainerState(), TrainerControl()
     for checkpoint, restored in ((str(tmp_path), True), (None, False), (str(tmp_path / "none"), False)):
-        callback = AdapterCallback(encoder, checkpoint)
-        for parameter in encoder.parameters():
-            parameter.data += 1
-        callback.on_train_begin(TrainingArguments(use_cpu=True), *state)
+        state = TrainerState(best_model_checkpoint=checkpoint if at == "end" else None), TrainerControl()
+        callback = AdapterCallback(encoder, None if at == "end" else checkpoint, loads_best=at == "end")
+        for value in encoder.state_dict().values():
+            value += 1
+        arguments = TrainingArguments(use_cpu=True)
+        callback.on_train_begin(arguments, *state)
+        callback.on_train_end(arguments, *state)
         same = [torch.equal(value, before[name]) for name, value in encoder.state_dict().items()]
         assert all(same) if restored else not all(same)
 
