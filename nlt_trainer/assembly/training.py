@@ -37,6 +37,7 @@ from nlt_trainer.data.fewer_documents import with_fewer_documents
 from nlt_trainer.data.gains import audit_file
 from nlt_trainer.encoder.averaging import start_weights
 from nlt_trainer.encoder.loading import load_encoder
+from nlt_trainer.encoder.lora import check_no_adapter
 from nlt_trainer.encoder.similarity import check_similarity
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.evaluator import RetrievalEvaluator
@@ -272,7 +273,7 @@ def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> Sente
 
     Raises:
         NLTError: `train_max_length` is set for an encoder that reads whole texts, bfloat16 weights would be trained,
-            or the encoder does not rank documents by cosines.
+            the encoder is an adapter on another model, or it does not rank documents by cosines.
     """
     if model.encoder_dtype == "bfloat16" and not model.lora:
         raise NLTError(
@@ -286,6 +287,8 @@ def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> Sente
             f"encoder {model.encoder!r} is a table of token embeddings and reads whole texts; leave "
             "train_max_length out"
         )
+    if not model.lora:
+        check_no_adapter(encoder, model.encoder)
     check_similarity(encoder)
     return encoder
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer.choices import EncoderDtype, PoolingMode, check_choice
-from nlt_trainer.encoder.lora import lora_config
+from nlt_trainer.encoder.lora import check_no_adapter, lora_config
 from nlt_trainer.encoder.positions import position_limit
 from nlt_trainer.encoder.shared_backbone import share_weights
 from nlt_trainer.errors import NLTError
@@ -84,6 +84,7 @@ def load_encoder(
             raise NLTError(
                 f"encoder {name!r} is a table of token embeddings; LoRA needs a transformer, leave `lora` out"
             )
+        check_no_adapter(encoder, name)
         _add_lora(encoder, lora, base=adapter_base(location))
     return encoder
 

@@ -75,6 +75,19 @@ def merge_lora(encoder: SentenceTransformer) -> None:
         encoder.delete_adapter(adapters)
 
 
+def check_no_adapter(encoder: SentenceTransformer, name: str) -> None:
+    """Refuse to train an encoder that is an adapter on a base: its checkpoints could not be loaded.
+
+    Raises:
+        NLTError: the encoder has an adapter.
+    """
+    if _first_wrapper(encoder):
+        raise NLTError(
+            f"encoder {name!r} is an adapter on another model, and training starts from whole weights; run "
+            "`nlt export --form merged` with the recipe that has trained it, and name the folder that this writes"
+        )
+
+
 def _first_wrapper(encoder: SentenceTransformer) -> tuple[str, BaseTunerLayer | AuxiliaryTrainingWrapper] | None:
     """Name and module of the first of the encoder's modules that an adapter has taken the place of."""
     wrappers = (BaseTunerLayer, AuxiliaryTrainingWrapper)

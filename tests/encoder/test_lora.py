@@ -62,10 +62,9 @@ def test_every_trained_weight_is_in_the_merged_encoder(
 ) -> None:
     """Reference: the embeddings of the encoder before merging, and the names of the weights before training."""
     encoder, _ = adapted
+    start = load_encoder(str(tiny_encoder_folder), device="cpu").encode(["green tea", "an owl"])
     expected = encoder.encode(["green tea", "an owl"])
-    assert np.abs(
-        expected - load_encoder(str(tiny_encoder_folder), device="cpu").encode(["green tea", "an owl"])
-    ).min()
+    assert np.abs(expected - start).max() > 1e-3
     merge_lora(encoder)
     np.testing.assert_allclose(encoder.encode(["green tea", "an owl"]), expected, atol=1e-5)
     encoder.save_pretrained(str(tmp_path))

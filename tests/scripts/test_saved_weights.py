@@ -131,6 +131,24 @@ def test_an_adapter_comes_back_from_the_best_checkpoint(training: Training, tiny
     assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in saved.values())
 
 
+def test_training_goes_on_from_an_adapter_that_was_merged(training: Training) -> None:
+    """Reference: the embeddings of the adapter's folder; a second training with learning rate 0 leaves them alone."""
+    lora, config = ("--lora", '{"r": 2, "target_modules": ["query"]}'), ("--config", f"{training.root}/recipe.yaml")
+    training.train(*lora, "--merge_lora", "false")
+    following = ("--output_dir", f"{training.root}/next", "--learning_rate", "0", "--encoder")
+    for flags in ((), lora):
+        with pytest.raises(NLTError, match=r"run/encoder' is an adapter on another.*run `nlt export --form merged`"):
+            training.train(*flags, *following, f"{training.run}/encoder")
+    assert not (training.root / "next").exists()
+    export.main([*config, "--form", "merged"])
+    training.train(*lora, *following, f"{training.run}/merged")
+    expected, found = (
+        SentenceTransformer(str(folder), device="cpu").encode(["green tea", "an owl"], convert_to_tensor=True)
+        for folder in (training.run / "encoder", training.root / "next" / "encoder")
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
