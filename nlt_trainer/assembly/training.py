@@ -47,6 +47,7 @@ from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.release.card import encoder_facts, prepare_card, write_card
 from nlt_trainer.release.export import save_trained
+from nlt_trainer.run.checkpoints import checkpoint_fault
 from nlt_trainer.run.early_stopping import EarlyStopping
 from nlt_trainer.run.folder import Run
 from nlt_trainer.run.progress import dev_gain
@@ -135,15 +136,33 @@ def choose_weights(trainer: NLTTrainer, start: Mapping[str, Tensor]) -> dict[str
 
     Returns:
         `best_step`, whose weights were taken if the best ones were, and `average`, as `average_with_start` returns it.
+
+    Raises:
+        NLTError: the best checkpoint is not whole.
     """
     args, evaluator = trainer.args, trainer.evaluator
     best = trainer.state.best_global_step if args.load_best_model_at_end else None
+    if best is not None:
+        check_best(Path(str(trainer.state.best_model_checkpoint)))
     if not start:
         return {"best_step": best, "average": None}
     assert isinstance(evaluator, RetrievalEvaluator | None)
     average = average_with_start(trainer.model, start, args.average_with_start, evaluator=evaluator)
     say(share_line(average, evaluator.split if evaluator else None))
     return {"best_step": best, "average": average}
+
+
+def check_best(checkpoint: Path) -> None:
+    """Refuse a best checkpoint that is not whole; the trainer would go on with the last weights in its place.
+
+    Raises:
+        NLTError: a file is missing or damaged.
+    """
+    if (fault := checkpoint_fault(checkpoint)) is not None:
+        raise NLTError(
+            f"{checkpoint}, the best checkpoint, is not whole ({fault}), and no encoder is saved; copy it again, or "
+            "remove it and all later ones, so that the run makes these steps anew"
+        )
 
 
 def last_line(run: Run, state: TrainerState, data: DataArguments) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from nlt_trainer.arguments.trainer import TrainerArguments
 from nlt_trainer.content import model_content
 from nlt_trainer.encoder.lora import ADAPTER_WEIGHTS, load_lora
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import read_json
+from nlt_trainer.files import file_hash, read_json
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.dtypes import resolved_dtype
 from nlt_trainer.run.checkpoints import checkpoint_fault, last_checkpoint
@@ -106,14 +105,8 @@ def decisive(arguments: Any, *what: Decides) -> dict[str, Any]:
 
 def file_contents(files: Mapping[str, str | Path]) -> dict[str, str | None]:
     """Hash of what a file of each role holds; `None` for a missing file, which is reported where it is read."""
-    return {f"content of {role}": _file_hash(Path(file)) for role, file in files.items()}
-
-
-def _file_hash(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "blake2b").hexdigest()[:16]
+    paths = {role: Path(file) for role, file in files.items()}
+    return {f"content of {role}": file_hash(path) if path.is_file() else None for role, path in paths.items()}
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,21 @@ def test_the_best_checkpoint_is_averaged(training: Training, tiny_encoder_folder
     _, data, args = parse_recipe(RECIPE_BLOCKS, ["--config", str(recipe), "--output_dir", "x"])
     assert (data.dev_documents, args.early_stopping_patience, args.eval_steps) == (6, 1, 1)
     assert args.metric_for_best_model in ("mrr_at_10", "eval_dev_mrr_at_10")
+
+
+def test_a_damaged_best_checkpoint_is_not_replaced_by_the_last(training: Training) -> None:
+    """Reference: step 1, the first of equal ones, with a bit that a disk has changed; without it training goes on."""
+    flags = ("--load_best_model_at_end", "true", "--learning_rate", "0")
+    assert training.train(*flags)["best_step"] == 1
+    file = training.run / "checkpoint-1" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(NLTError, match=r"checkpoint-1, the best .* not whole \(model.safetensors is not as it was"):
+        training.train(*flags)
+    for checkpoint in training.run.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    assert training.train(*flags)["best_step"] == 1
 
 
 def test_an_adapter_comes_back_from_the_best_checkpoint(training: Training, tiny_encoder_folder: Path) -> None:
