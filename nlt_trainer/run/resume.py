@@ -1,4 +1,4 @@
-"""Let a run resume where it stopped, and refuse to resume from the checkpoints of a run with other settings."""
+"""Let a run resume where it stopped, and refuse to mix with a run of other settings or to replace what it made."""
 
 from __future__ import annotations
 
@@ -110,13 +110,14 @@ def file_contents(files: Mapping[str, str | Path]) -> dict[str, str | None]:
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> str | None:
-    """The checkpoint to resume from, if there is one. A checkpoint of another trajectory is refused.
+    """The checkpoint to resume from, if there is one. Checkpoints and results of another trajectory are refused.
 
     Raises:
-        NLTError: the folder has checkpoints of another run; names what differs.
+        NLTError: the folder has checkpoints, an encoder or an LLM's adapter of another run; names what differs.
     """
-    checkpoint = last_checkpoint(folder)
-    if checkpoint is not None and Run(folder).settings_file.is_file():
+    run, checkpoint = Run(folder), last_checkpoint(folder)
+    used = checkpoint is not None or run.is_finished or run.adaptation_file.is_file()
+    if used and run.settings_file.is_file():
         _check_trajectory(folder, settings, remedy="choose another output_dir or remove the folder")
     return checkpoint
 
@@ -140,7 +141,7 @@ def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _check_trajectory(folder: Path, settings: dict[str, Any], *, remedy: str) -> None:
     found = read_json(Run(folder).settings_file).get("trajectory", {})
     if different := _differences(found, settings["trajectory"]):
-        raise NLTError(f"{folder} holds checkpoints of a run with other settings ({'; '.join(different)}); {remedy}")
+        raise NLTError(f"{folder} holds a run with other settings ({'; '.join(different)}); {remedy}")
 
 
 def start_checkpoint(args: TrainingArguments, settings: dict[str, Any]) -> str | None:

@@ -132,6 +132,17 @@ def test_a_damaged_best_checkpoint_is_not_replaced_by_the_last(training: Trainin
     assert training.train(*flags)["best_step"] == 1
 
 
+def test_a_training_with_other_settings_replaces_no_encoder(training: Training) -> None:
+    """Reference: all files before. What is saved of the same training may change, as where there are checkpoints."""
+    training.train("--save_strategy", "no")
+    before = {path: path.read_bytes() for path in training.run.rglob("*") if path.is_file()}
+    with pytest.raises(NLTError, match=r"run holds a run with other settings \(seed: 42 there, 7 now\); choose another"):
+        training.train("--save_strategy", "no", "--seed", "7")
+    assert {path: path.read_bytes() for path in training.run.rglob("*") if path.is_file()} == before
+    training.train("--save_strategy", "no", "--average_with_start", "1")
+    assert "| weights | 1 of the start's and 0 of the trained |" in training.card
+
+
 def test_an_adapter_comes_back_from_the_best_checkpoint(training: Training, tiny_encoder_folder: Path) -> None:
     """Reference: the start's weights where none are adapted, and half of the adapter of the best checkpoint."""
     lora = ("--lora", '{"r": 2, "target_modules": ["query"]}', "--encoder_dtype", "bfloat16", "--merge_lora", "false")
