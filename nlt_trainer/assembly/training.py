@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import Tensor
 from transformers import IntervalStrategy, TrainerState, set_seed
 
 from nlt_trainer.arguments.data import DataArguments
-from nlt_trainer.arguments.model import ModelArguments, start_options
+from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.assembly.advice import take_advice
 from nlt_trainer.assembly.losses import Parts, make_collator, make_loss
 from nlt_trainer.assembly.parts import (
     check_batches,
     load_candidates,
     load_llm,
+    load_start,
     load_training_collection,
     make_dataset,
     peak_memory,
@@ -36,18 +35,14 @@ from nlt_trainer.data.current_rows import CurrentRows
 from nlt_trainer.data.fewer_documents import with_fewer_documents
 from nlt_trainer.data.gains import audit_file
 from nlt_trainer.encoder.averaging import start_weights
-from nlt_trainer.encoder.loading import load_encoder
-from nlt_trainer.encoder.lora import check_no_adapter
-from nlt_trainer.encoder.similarity import check_similarity
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.evaluator import RetrievalEvaluator
 from nlt_trainer.evaluation.folder_task import METRICS
 from nlt_trainer.files import check_folder, read_json, write_json
 from nlt_trainer.injection.heads import HeadSet
-from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.release.card import encoder_facts, prepare_card, write_card
-from nlt_trainer.release.export import save_trained
-from nlt_trainer.run.checkpoints import checkpoint_fault
+from nlt_trainer.release.export import check_saved, save_trained
+from nlt_trainer.run.checkpoints import check_best
 from nlt_trainer.run.early_stopping import EarlyStopping
 from nlt_trainer.run.folder import Run
 from nlt_trainer.run.progress import dev_gain
@@ -64,7 +59,7 @@ from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
 def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
-    """Train the encoder and save it; prints its folder."""
+    """Train the encoder, save it and check that it is loaded as it was in the trainer; prints its folder."""
     processes(args)
     run = Run(str(args.output_dir))
     for folder in (run.encoder, *([run.adapter] if model.keep_adapter else [])):
@@ -102,6 +97,7 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
         save_trained(run, encoder, merge=model.merge_lora, keep_adapter=model.keep_adapter)
         if finished:
             write_card(run, run.results)
+            check_saved(run)
             say(f"{run.encoder}: all {trainer.state.global_step} steps were done before")
             return
         report = {
@@ -122,6 +118,7 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
         }
         write_json(run.training_file, report)
         write_card(run)
+        check_saved(run)
         if truncated:
             say(f"{truncated:.0%} of the documents were cut to {data.max_document_tokens} tokens for the LLM")
         say(last_line(run, trainer.state, data))
@@ -150,19 +147,6 @@ def choose_weights(trainer: NLTTrainer, start: Mapping[str, Tensor]) -> dict[str
     average = average_with_start(trainer.model, start, args.average_with_start, evaluator=evaluator)
     say(share_line(average, evaluator.split if evaluator else None))
     return {"best_step": best, "average": average}
-
-
-def check_best(checkpoint: Path) -> None:
-    """Refuse a best checkpoint that is not whole; the trainer would go on with the last weights in its place.
-
-    Raises:
-        NLTError: a file is missing or damaged.
-    """
-    if (fault := checkpoint_fault(checkpoint)) is not None:
-        raise NLTError(
-            f"{checkpoint}, the best checkpoint, is not whole ({fault}), and no encoder is saved; copy it again, or "
-            "remove it and all later ones, so that the run makes these steps anew"
-        )
 
 
 def last_line(run: Run, state: TrainerState, data: DataArguments) -> str:
@@ -285,31 +269,6 @@ def best_metric(name: str | None, dev_split: str | None) -> str:
         if name in (metric, f"{dev_split}_{metric}", f"eval_{dev_split}_{metric}"):
             return f"eval_{dev_split}_{metric}"
     raise NLTError(f"metric_for_best_model {name!r} is unknown; choose one of {', '.join(METRICS)}, all on dev_split")
-
-
-def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> SentenceTransformer:
-    """Load the encoder to train; if the backbone is shared, it uses the LLM's weights.
-
-    Raises:
-        NLTError: `train_max_length` is set for an encoder that reads whole texts, bfloat16 weights would be trained,
-            the encoder is an adapter on another model, or it does not rank documents by cosines.
-    """
-    if model.encoder_dtype == "bfloat16" and not model.lora:
-        raise NLTError(
-            "encoder_dtype bfloat16 rounds small steps of its weights away; set lora, or float32 with bf16: true"
-        )
-    encoder = load_encoder(
-        model.encoder, dtype=model.encoder_dtype, lora=model.lora, backbone=backbone, **start_options(vars(model))
-    )
-    if model.train_max_length is not None and isinstance(encoder[0], StaticEmbedding):
-        raise NLTError(
-            f"encoder {model.encoder!r} is a table of token embeddings and reads whole texts; leave "
-            "train_max_length out"
-        )
-    if not model.lora:
-        check_no_adapter(encoder, model.encoder)
-    check_similarity(encoder)
-    return encoder
 
 
 def dev_evaluator(data: DataArguments, *, seed: int) -> RetrievalEvaluator | None:

@@ -46,6 +46,19 @@ def checkpoint_fault(checkpoint: Path) -> str | None:
     return None
 
 
+def check_best(checkpoint: Path) -> None:
+    """Refuse a best checkpoint that is not whole; the trainer would go on with the last weights in its place.
+
+    Raises:
+        NLTError: a file is missing or damaged.
+    """
+    if (fault := checkpoint_fault(checkpoint)) is not None:
+        raise NLTError(
+            f"{checkpoint}, the best checkpoint, is not whole ({fault}), and no encoder is saved; copy it again, or "
+            "remove it and all later ones, so that the run makes these steps anew"
+        )
+
+
 class CheckpointFiles(TrainerCallback):
     """Writes a list of a checkpoint's files and their hashes into it, when all processes have written their files.
 

@@ -136,7 +136,7 @@ def test_a_training_with_other_settings_replaces_no_encoder(training: Training) 
     """Reference: all files before. What is saved of the same training may change, as where there are checkpoints."""
     training.train("--save_strategy", "no")
     before = {path: path.read_bytes() for path in training.run.rglob("*") if path.is_file()}
-    with pytest.raises(NLTError, match=r"run holds a run with other settings \(seed: 42 there, 7 now\); choose another"):
+    with pytest.raises(NLTError, match=r"holds a run with other settings \(seed: 42 there, 7 now\); choose another"):
         training.train("--save_strategy", "no", "--seed", "7")
     assert {path: path.read_bytes() for path in training.run.rglob("*") if path.is_file()} == before
     training.train("--save_strategy", "no", "--average_with_start", "1")
@@ -145,7 +145,12 @@ def test_a_training_with_other_settings_replaces_no_encoder(training: Training) 
 
 def test_an_adapter_comes_back_from_the_best_checkpoint(training: Training, tiny_encoder_folder: Path) -> None:
     """Reference: the start's weights where none are adapted, and half of the adapter of the best checkpoint."""
-    lora = ("--lora", '{"r": 2, "target_modules": ["query"]}', "--encoder_dtype", "bfloat16", "--merge_lora", "false")
+    base = str(training.root / "bfloat16")
+    SentenceTransformer(str(tiny_encoder_folder), device="cpu").bfloat16().save_pretrained(base)
+    lora = ("--encoder_dtype", "bfloat16", "--merge_lora", "false", "--lora", '{"r": 2, "target_modules": ["query"]}')
+    with pytest.raises(NLTError, match=r"weights are torch.float32, and .* rounded to torch.bfloat16; set merge_lora"):
+        training.train(*lora)
+    lora = ("--encoder", base, *lora)
     report = training.train(*lora, "--load_best_model_at_end", "true", "--average_with_start", "0.5")
     from safetensors.torch import load_file
 
@@ -209,6 +214,26 @@ def test_the_best_checkpoint_needs_no_metric(training: Training) -> None:
     figures = {e["step"]: e["eval_dev_ndcg_at_10"] for e in report["log"] if "eval_dev_ndcg_at_10" in e}
     assert report["best_step"] == max(figures, key=lambda step: (figures[step], -step))
     assert report["average"] is None
+
+
+def test_an_encoder_that_loads_otherwise_than_it_was_trained_is_no_success(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: a prompt that saving loses; the message says what differs, and encoder and report are there."""
+    save = SentenceTransformer.save_pretrained
+
+    def save_without_prompt(encoder: SentenceTransformer, path: str, **options: Any) -> None:
+        save(encoder, path, **options)
+        config = Path(path) / "config_sentence_transformers.json"
+        config.write_text(config.read_text().replace("query: ", ""))
+
+    flags = ("--save_strategy", "no", "--encoder_prompts", '{"query": "query: "}')
+    with monkeypatch.context() as patch:
+        patch.setattr(SentenceTransformer, "save_pretrained", save_without_prompt)
+        with pytest.raises(NLTError, match=r"is not the encoder that was trained.*already the tokens of a query do"):
+            training.train(*flags)
+    assert {"encoder", "training.json"} <= {path.name for path in training.run.iterdir()}
+    training.train(*flags)
 
 
 def test_a_bfloat16_run_is_probed_in_float32(training: Training) -> None:
