@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import snapshot_download
 
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import RECORD_FILE, SIZES_FILE, read_json
+from nlt_trainer.files import CHECKSUMS_FILE, RECORD_FILE, read_json
 from nlt_trainer.locations import loading, resolve_model
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ RECORDS = {
     "trainer_state.json",
     "training_args.bin",
     "optimizer.bin",
-    SIZES_FILE,
+    CHECKSUMS_FILE,
 }
 """Files that have such endings but only say how a model was made or how good it is."""
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -18,8 +19,8 @@ from nlt_trainer.errors import DataError, NLTError
 FOLDER_MARK = ".nlt_trainer"
 RECORD_FILE = "record.json"
 """File in an encoder's folder from which its card is made. It is no part of the model; each evaluation rewrites it."""
-SIZES_FILE = "checkpoint_files.json"
-"""File in a checkpoint that lists its other files with their sizes, so that a half-written checkpoint is known."""
+CHECKSUMS_FILE = "checkpoint_files.json"
+"""File in a checkpoint that lists its other files with a hash of each, so that a damaged checkpoint is known."""
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character, which is valid only if the other half follows
 
 
@@ -59,6 +60,12 @@ def _atomic(path: Path, mode: str, *, encoding: str | None) -> Iterator[Any]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def file_hash(path: Path) -> str:
+    """Hash of a file's content (16 hex digits)."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "blake2b").hexdigest()[:16]
 
 
 def half_written(folder: Path) -> list[Path]:

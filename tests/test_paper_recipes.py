@@ -19,7 +19,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, LlamaConfig, LlamaForCausalLM, PretrainedConfig, Qwen2Config, Qwen2ForCausalLM
 
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
-from nlt_trainer.assembly.training import load_start
+from nlt_trainer.assembly.parts import load_start
 from nlt_trainer.data.beir import load_collection
 from nlt_trainer.errors import NLTError
 from nlt_trainer.recipe.parsing import parse_recipe

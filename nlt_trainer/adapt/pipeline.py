@@ -40,10 +40,10 @@ from nlt_trainer.arguments.queries import QueriesArguments
 from nlt_trainer.assembly.advice import take_advice
 from nlt_trainer.assembly.corpus import corpus
 from nlt_trainer.assembly.mining import mine
-from nlt_trainer.assembly.parts import load_untrained, processes
+from nlt_trainer.assembly.parts import load_start, load_untrained, processes
 from nlt_trainer.assembly.queries import make_queries
 from nlt_trainer.assembly.scoring import score
-from nlt_trainer.assembly.training import train
+from nlt_trainer.assembly.training import check_options, train
 from nlt_trainer.choices import QueryOrigin
 from nlt_trainer.data.beir import load_collection, load_corpus
 from nlt_trainer.data.bm25 import bm25_rankings
@@ -55,7 +55,7 @@ from nlt_trainer.evaluation.evaluator import search
 from nlt_trainer.evaluation.folder_task import TOP_K
 from nlt_trainer.files import check_folder, read_json, write_json
 from nlt_trainer.release.card import write_card
-from nlt_trainer.release.export import save_trained
+from nlt_trainer.release.export import check_saved, save_trained
 from nlt_trainer.report.page import write_report
 from nlt_trainer.run.results import Result, results_table, write_results
 from nlt_trainer.run.resume import is_another_training, run_settings
@@ -81,6 +81,8 @@ def adapt(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
         )
     work = prepared(model, data, args, options)
     check_folder(work.run.encoder)
+    check_options(*blocks(work))  # training comes last, and would refuse these only when the LLM has read everything
+    load_start(model)
     data = work.data
     write_recipe(with_length(work))
     write_documents(work)
@@ -212,6 +214,7 @@ def keep(work: Adaptation) -> None:
     decision = read_json(work.run.decision_file)
     if decision["kept"] == "start":
         save_trained(work.run, load_untrained(with_length(work).model), merge=False, keep_adapter=False)
+        check_saved(work.run)
     write_card(work.run, rows_of(decision))
     write_report(work.run.folder, embeddings=work.embeddings)
 

@@ -13,7 +13,8 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from transformers import AutoConfig, PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils.logging import set_tqdm_hook
 
 from nlt_trainer.arguments.data import DataArguments
@@ -25,10 +26,13 @@ from nlt_trainer.data.gains import read_gains, read_likelihoods
 from nlt_trainer.data.prior import with_prior
 from nlt_trainer.data.training import training_dataset
 from nlt_trainer.encoder.loading import load_encoder
+from nlt_trainer.encoder.lora import check_no_adapter
+from nlt_trainer.encoder.similarity import check_similarity
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import PromptTokens
 from nlt_trainer.lm.scoring import LikelihoodScorer
+from nlt_trainer.locations import resolve_model
 from nlt_trainer.prompts import default_target
 from nlt_trainer.terminal import late_bar
 from nlt_trainer.training_arguments import NLTTrainingArguments
@@ -166,6 +170,49 @@ def make_dataset(
 def load_untrained(model: ModelArguments) -> SentenceTransformer:
     """Load the recipe's encoder in float32, without what training would add, such as an adapter."""
     return load_encoder(model.encoder, **start_options(vars(model)))
+
+
+def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> SentenceTransformer:
+    """Load the encoder to train; if the backbone is shared, it uses the LLM's weights.
+
+    Raises:
+        NLTError: `train_max_length` is set for an encoder that reads whole texts, bfloat16 weights would be trained,
+            the encoder is an adapter on another model, it does not rank documents by cosines, or an adapter would be
+            saved for other weights than it was trained on.
+    """
+    if model.encoder_dtype == "bfloat16" and not model.lora:
+        raise NLTError(
+            "encoder_dtype bfloat16 rounds small steps of its weights away; set lora, or float32 with bf16: true"
+        )
+    encoder = load_encoder(
+        model.encoder, dtype=model.encoder_dtype, lora=model.lora, backbone=backbone, **start_options(vars(model))
+    )
+    if model.train_max_length is not None and isinstance(encoder[0], StaticEmbedding):
+        raise NLTError(
+            f"encoder {model.encoder!r} is a table of token embeddings and reads whole texts; leave "
+            "train_max_length out"
+        )
+    if not model.lora:
+        check_no_adapter(encoder, model.encoder)
+    if not model.merge_lora:
+        check_base_dtype(encoder, model.encoder)
+    check_similarity(encoder)
+    return encoder
+
+
+def check_base_dtype(encoder: SentenceTransformer, name: str) -> None:
+    """Refuse to save an adapter alone that is trained on other weights than its base's folder has.
+
+    Raises:
+        NLTError: the base is rounded to another dtype than its own.
+    """
+    stored = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False).dtype
+    used = next(parameter.dtype for parameter in encoder.parameters() if not parameter.requires_grad)
+    if used not in (stored, torch.float32):
+        raise NLTError(
+            f"merge_lora: false saves an adapter that names {name!r}, whose weights are {stored}, and it would be "
+            f"trained on weights that are rounded to {used}; set merge_lora: true, or load the encoder in float32"
+        )
 
 
 def load_llm(model: ModelArguments) -> FrozenLM:

@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import Tensor
 from transformers import IntervalStrategy, TrainerState, set_seed
 
 from nlt_trainer.arguments.data import DataArguments
-from nlt_trainer.arguments.model import ModelArguments, start_options
+from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.assembly.advice import take_advice
 from nlt_trainer.assembly.losses import Parts, make_collator, make_loss
 from nlt_trainer.assembly.parts import (
     check_batches,
     load_candidates,
     load_llm,
+    load_start,
     load_training_collection,
     make_dataset,
     peak_memory,
@@ -38,15 +37,14 @@ from nlt_trainer.data.fewer_documents import with_fewer_documents
 from nlt_trainer.data.gains import audit_file
 from nlt_trainer.data.known_queries import count_known, query_keys
 from nlt_trainer.encoder.averaging import start_weights
-from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.evaluator import RetrievalEvaluator
 from nlt_trainer.evaluation.folder_task import METRICS
 from nlt_trainer.files import check_folder, read_json, write_json
 from nlt_trainer.injection.heads import HeadSet
-from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.release.card import encoder_facts, prepare_card, write_card
-from nlt_trainer.release.export import save_trained
+from nlt_trainer.release.export import check_saved, save_trained
+from nlt_trainer.run.checkpoints import check_best
 from nlt_trainer.run.early_stopping import EarlyStopping
 from nlt_trainer.run.folder import Run
 from nlt_trainer.run.progress import dev_gain
@@ -65,10 +63,11 @@ logger = logging.getLogger(__name__)
 
 
 def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
-    """Train the encoder and save it; prints its folder."""
+    """Train the encoder, save it and check that it is loaded as it was in the trainer; prints its folder."""
     processes(args)
     run = Run(str(args.output_dir))
-    check_folder(run.encoder)
+    for folder in (run.encoder, *([run.adapter] if model.keep_adapter else [])):
+        check_folder(folder)
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection)
     take_advice(args, data)
@@ -103,6 +102,7 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
         save_trained(run, encoder, merge=model.merge_lora, keep_adapter=model.keep_adapter)
         if finished:
             write_card(run, run.results)
+            check_saved(run)
             say(f"{run.encoder}: all {trainer.state.global_step} steps were done before")
             return
         report = {
@@ -123,6 +123,7 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
         }
         write_json(run.training_file, report)
         write_card(run)
+        check_saved(run)
         if truncated:
             say(f"{truncated:.0%} of the documents were cut to {data.max_document_tokens} tokens for the LLM")
         say(last_line(run, trainer.state, data))
@@ -137,9 +138,14 @@ def choose_weights(trainer: NLTTrainer, start: Mapping[str, Tensor]) -> dict[str
 
     Returns:
         `best_step`, whose weights were taken if the best ones were, and `average`, as `average_with_start` returns it.
+
+    Raises:
+        NLTError: the best checkpoint is not whole.
     """
     args, evaluator = trainer.args, trainer.evaluator
     best = trainer.state.best_global_step if args.load_best_model_at_end else None
+    if best is not None:
+        check_best(Path(str(trainer.state.best_model_checkpoint)))
     if not start:
         return {"best_step": best, "average": None}
     assert isinstance(evaluator, RetrievalEvaluator | None)
@@ -268,28 +274,6 @@ def best_metric(name: str | None, dev_split: str | None) -> str:
         if name in (metric, f"{dev_split}_{metric}", f"eval_{dev_split}_{metric}"):
             return f"eval_{dev_split}_{metric}"
     raise NLTError(f"metric_for_best_model {name!r} is unknown; choose one of {', '.join(METRICS)}, all on dev_split")
-
-
-def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> SentenceTransformer:
-    """Load the encoder to train; if the backbone is shared, it uses the LLM's weights.
-
-    Raises:
-        NLTError: `train_max_length` is set for an encoder that reads whole texts, or bfloat16 weights would be
-            trained.
-    """
-    if model.encoder_dtype == "bfloat16" and not model.lora:
-        raise NLTError(
-            "encoder_dtype bfloat16 rounds small steps of its weights away; set lora, or float32 with bf16: true"
-        )
-    encoder = load_encoder(
-        model.encoder, dtype=model.encoder_dtype, lora=model.lora, backbone=backbone, **start_options(vars(model))
-    )
-    if model.train_max_length is not None and isinstance(encoder[0], StaticEmbedding):
-        raise NLTError(
-            f"encoder {model.encoder!r} is a table of token embeddings and reads whole texts; leave "
-            "train_max_length out"
-        )
-    return encoder
 
 
 def dev_evaluator(data: DataArguments, *, seed: int, trained: Iterable[str]) -> RetrievalEvaluator | None:

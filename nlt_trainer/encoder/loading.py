@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer.choices import EncoderDtype, PoolingMode, check_choice
-from nlt_trainer.encoder.lora import lora_config
+from nlt_trainer.encoder.lora import check_no_adapter, lora_config
+from nlt_trainer.encoder.positions import position_limit
 from nlt_trainer.encoder.shared_backbone import share_weights
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.frozen_lm import FrozenLM
@@ -45,7 +47,7 @@ def load_encoder(
         dtype: `float32` or `bfloat16`; the weights are converted to it, but an adapter is always float32.
         prompts: texts that are put in front of queries and documents; only the keys `query` and `document` are
             allowed, because MTEB ignores others.
-        max_seq_length: tokens at which texts are cut; the default is the model's own.
+        max_seq_length: tokens at which texts are cut; the default is the model's own, as far as it has positions.
         pooling: pooling for a plain transformer: `mean`, `cls` or `lasttoken`. A Sentence-Transformers folder has its
             own pooling; leave this out or name the same one.
         lora: arguments of `peft.LoraConfig`, e.g. `{"r": 16, "lora_alpha": 32}`; then only the adapter is trained.
@@ -74,13 +76,7 @@ def load_encoder(
             _check_pooling(location, pooling)
             transformer = _transformer(location, revision=revision, kwargs=kwargs, backbone=backbone)
             encoder = _with_pooling(transformer, pooling, device=str(backbone.device) if backbone else device)
-    if max_seq_length is not None:
-        if isinstance(encoder[0], StaticEmbedding):
-            raise NLTError(
-                f"encoder {name!r} is a table of token embeddings, which reads texts of any length; leave "
-                "`max_seq_length` out"
-            )
-        encoder.max_seq_length = max_seq_length
+        _set_length(encoder, name, max_seq_length)
     # MTEB and encode_query/encode_document look for prompts under these two names.
     encoder.prompts = {"query": "", "document": "", **encoder.prompts, **(prompts or {})}
     if lora:
@@ -88,8 +84,25 @@ def load_encoder(
             raise NLTError(
                 f"encoder {name!r} is a table of token embeddings; LoRA needs a transformer, leave `lora` out"
             )
+        check_no_adapter(encoder, name)
         _add_lora(encoder, lora, base=adapter_base(location))
     return encoder
+
+
+def _set_length(encoder: SentenceTransformer, name: str, length: int | None) -> None:
+    """Set the limit of texts that a recipe names, or lower the encoder's own to what it has positions for."""
+    if length is not None and isinstance(encoder[0], StaticEmbedding):
+        raise NLTError(
+            f"encoder {name!r} is a table of token embeddings, which reads texts of any length; leave "
+            "`max_seq_length` out"
+        )
+    most = position_limit(encoder) or math.inf
+    if length is not None and not 1 <= length <= most:
+        raise NLTError(f"max_seq_length is {length}, and encoder {name!r} reads texts of 1 to {most} tokens")
+    if length is not None:
+        encoder.max_seq_length = length
+    elif most < (encoder.max_seq_length or math.inf):  # an encoder may state more than it has positions for
+        encoder.max_seq_length = most
 
 
 def _add_lora(encoder: SentenceTransformer, lora: Mapping[str, object], *, base: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, TaskType, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch import nn
@@ -55,18 +56,42 @@ def add_llm_lora(lm: FrozenLM, lora: Mapping[str, object], *, seed: int) -> dict
 
 
 def merge_lora(encoder: SentenceTransformer) -> None:
-    """Add each adapter's product to the weight that it adapts and remove the adapter; without one nothing happens.
+    """Put the trained weights into the places of the adapter's modules; without an adapter nothing happens.
 
-    The sums are new tensors, because a frozen LLM may share the memory of the old weights.
+    Each adapter's product is added to the weight that it adapts, and a module of `modules_to_save` is replaced by its
+    trained copy. The sums are new tensors, because a frozen LLM may share the memory of the old weights.
     """
-    layers = [(name, module) for name, module in encoder.named_modules() if isinstance(module, BaseTunerLayer)]
-    adapters = encoder.active_adapters() if layers else []
-    for name, layer in layers:
-        layer.merge(safe_merge=True)
+    adapters = encoder.active_adapters() if _first_wrapper(encoder) else []
+    while found := _first_wrapper(encoder):  # a trained copy may itself have adapted layers
+        name, wrapper = found
+        if isinstance(wrapper, BaseTunerLayer):
+            wrapper.merge(safe_merge=True)
+            merged = wrapper.get_base_layer()
+        else:
+            merged = wrapper.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
         parent, _, child = name.rpartition(".")
-        setattr(encoder.get_submodule(parent), child, layer.get_base_layer())
+        setattr(encoder.get_submodule(parent), child, merged)
     if adapters:
         encoder.delete_adapter(adapters)
+
+
+def check_no_adapter(encoder: SentenceTransformer, name: str) -> None:
+    """Refuse to train an encoder that is an adapter on a base: its checkpoints could not be loaded.
+
+    Raises:
+        NLTError: the encoder has an adapter.
+    """
+    if _first_wrapper(encoder):
+        raise NLTError(
+            f"encoder {name!r} is an adapter on another model, and training starts from whole weights; run "
+            "`nlt export --form merged` with the recipe that has trained it, and name the folder that this writes"
+        )
+
+
+def _first_wrapper(encoder: SentenceTransformer) -> tuple[str, BaseTunerLayer | AuxiliaryTrainingWrapper] | None:
+    """Name and module of the first of the encoder's modules that an adapter has taken the place of."""
+    wrappers = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    return next(((name, module) for name, module in encoder.named_modules() if isinstance(module, wrappers)), None)
 
 
 def load_lora(encoder: SentenceTransformer, folder: str | Path) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from sentence_transformers.util import all_gather, all_gather_with_grad
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize
+from sentence_transformers.util import all_gather, all_gather_with_grad, truncate_embeddings
 from torch import Tensor, nn
 
 from nlt_trainer.errors import NLTError
@@ -15,10 +17,37 @@ Features = Iterable[dict[str, Tensor]]
 """First tokenised queries (B texts), then tokenised candidates (B * K texts, query-major: row `b * K + k`)."""
 
 
-def embed(model: Callable[[dict[str, Any]], Any], features: Features) -> tuple[Tensor, Tensor]:
-    """Unit-length embeddings in float32: queries `(B, D)` and candidates `(B, K, D)`."""
+def check_similarity(encoder: SentenceTransformer) -> None:
+    """Refuse to train cosines where the encoder would afterwards rank documents by something else.
+
+    Embeddings of unit length are ranked by the dot product and by the distance as they are by the cosine.
+
+    Raises:
+        NLTError: the encoder's similarity ranks documents otherwise than the cosine.
+    """
+    name = encoder.similarity_fn_name
+    unit_length = isinstance(encoder[-1], Normalize) and encoder.truncate_dim is None
+    if name != "cosine" and not (unit_length and name in ("dot", "euclidean")):
+        raise NLTError(
+            f"the encoder compares texts by {name!r}, and training improves cosines, so that evaluation and search "
+            "would rank by what was not trained; save it as one that compares by cosine and train that: "
+            "SentenceTransformer(ENCODER, similarity_fn_name='cosine').save_pretrained(FOLDER)"
+        )
+
+
+def embed(
+    model: Callable[[dict[str, Any]], Any], features: Features, *, dimensions: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Unit-length embeddings in float32: queries `(B, D)` and candidates `(B, K, D)`.
+
+    Args:
+        model: the encoder, wrapped or not.
+        features: the encoder's inputs.
+        dimensions: how many of the encoder's dimensions are kept, its `truncate_dim`; `None` keeps all.
+    """
+    whole = (model(dict(f))["sentence_embedding"].float() for f in features)
     queries, documents = (
-        nn.functional.normalize(model(dict(f))["sentence_embedding"].float(), dim=-1) for f in features
+        nn.functional.normalize(truncate_embeddings(embeddings, dimensions), dim=-1) for embeddings in whole
     )
     return queries, documents.unflatten(0, (len(queries), -1))  # (B * K, D) -> (B, K, D)
 

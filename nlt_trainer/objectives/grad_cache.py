@@ -65,7 +65,8 @@ class GradCacheLoss(Objective):
         return self.objective.llm_texts
 
     def forward(self, sentence_features: Features, labels: dict[str, Tensor]) -> dict[str, Tensor]:
-        embeddings = embed(_EncoderInParts(self.model, self.micro_batch_size), sentence_features)
+        encoder = _EncoderInParts(self.model, self.micro_batch_size)
+        embeddings = embed(encoder, sentence_features, dimensions=self.dimensions)
         return self.compute_loss_from_embeddings(*embeddings, labels)
 
     def compute_loss_from_embeddings(

@@ -13,7 +13,7 @@ from nlt_trainer.choices import DocumentLayout, TargetKind
 from nlt_trainer.data.collator import NLTCollator
 from nlt_trainer.data.llm_texts import LLMTexts
 from nlt_trainer.encoder.parts import EncoderInParts
-from nlt_trainer.encoder.similarity import Features, embed, own_cosines
+from nlt_trainer.encoder.similarity import Features, check_similarity, embed, own_cosines
 from nlt_trainer.errors import NLTError
 from nlt_trainer.prompts import PromptTemplate
 
@@ -30,19 +30,24 @@ class Objective(nn.Module, ABC):
         temperature: of the encoder's cosines.
 
     Raises:
-        NLTError: the temperature is not positive.
+        NLTError: the temperature is not positive, or the encoder ranks documents by something else than cosines.
     """
 
     def __init__(self, model: SentenceTransformer, *, temperature: float) -> None:
         super().__init__()
         if temperature <= 0:
             raise NLTError(f"temperature is {temperature}; it must be greater than 0")
+        self.dimensions: int | None = None
+        if isinstance(model, SentenceTransformer):  # where only the LLM is held, another module stands for the encoder
+            check_similarity(model)
+            self.dimensions = model.truncate_dim
         self.model = model
         self.temperature = temperature
 
     def forward(self, sentence_features: Features, labels: dict[str, Tensor]) -> dict[str, Tensor]:
         """Named terms, scalars, from tokenised queries and candidates and the other entries of the batch."""
-        return self.compute_loss_from_embeddings(*embed(EncoderInParts(self.model), sentence_features), labels)
+        embeddings = embed(EncoderInParts(self.model), sentence_features, dimensions=self.dimensions)
+        return self.compute_loss_from_embeddings(*embeddings, labels)
 
     @property
     def lm_tokens(self) -> int:

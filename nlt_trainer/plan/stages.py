@@ -19,7 +19,6 @@ from nlt_trainer.assembly import parts as shared
 from nlt_trainer.assembly.evaluation import reported
 from nlt_trainer.assembly.losses import Parts
 from nlt_trainer.assembly.scoring import pairs_of
-from nlt_trainer.assembly.training import load_start
 from nlt_trainer.data.beir import load_corpus
 from nlt_trainer.data.bm25 import BM25Index
 from nlt_trainer.data.candidates import QueryCandidates, mine_candidates
@@ -60,7 +59,7 @@ class Planner:
         self.llm = find_model("llm", self.model, shared.load_llm, notes=self.notes) if reads else None
         lm = self.llm.loaded if self.llm else None
         backbone = lm if model.shared_backbone else None
-        self.encoder = find_model("encoder", self.model, lambda m: load_start(m, backbone), notes=self.notes)
+        self.encoder = find_model("encoder", self.model, lambda m: shared.load_start(m, backbone), notes=self.notes)
         self.parts = Parts(self.encoder and self.encoder.loaded, self.model, data, args, self.candidates, lm)  # type: ignore[arg-type]  # a missing encoder is never run
         self.scoring_rate = self.training_rate = math.nan  # seconds per FLOP
 

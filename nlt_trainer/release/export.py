@@ -23,7 +23,7 @@ RUNTIMES = {"onnx": "onnxruntime", "openvino": "optimum.intel"}
 
 
 def save_trained(run: Run, encoder: SentenceTransformer, *, merge: bool, keep_adapter: bool) -> None:
-    """Save the encoder that a run has trained, and a probe of it with which exports are compared.
+    """Save the encoder that a run has trained, and a probe of it with which `check_saved` and exports compare.
 
     Args:
         run: the run.
@@ -44,6 +44,15 @@ def save_trained(run: Run, encoder: SentenceTransformer, *, merge: bool, keep_ad
     if merge:
         merge_lora(encoder)
     _save(run.encoder, encoder)
+
+
+def check_saved(run: Run) -> None:
+    """Load the encoder that a run has saved, and compare it with the encoder as it was in the trainer.
+
+    Raises:
+        NLTError: it cannot be loaded, or an embedding differs.
+    """
+    check_loading(run.encoder, Probe.load(run.probe_file))
 
 
 def _save(folder: Path, encoder: SentenceTransformer) -> None:

@@ -1,4 +1,4 @@
-"""Check a saved encoder before it is exported or published: loaded in any way, it embeds as it did in the trainer."""
+"""Check an encoder that was saved, exported or is to be published: loaded in any way, it embeds as in the trainer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tell whole checkpoints from half-written ones, and find the last whole one."""
+"""Tell whole checkpoints from damaged or half-written ones, and find the last whole one."""
 
 from __future__ import annotations
 
@@ -10,46 +10,60 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import SIZES_FILE, read_json, write_json
+from nlt_trainer.files import CHECKSUMS_FILE, file_hash, read_json, write_json
 from nlt_trainer.run.folder import Run
 
 logger = logging.getLogger(__name__)
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The last checkpoint whose files are all complete. Later ones are ignored, with a warning that names them."""
+    """The last checkpoint that is whole. Later ones are ignored, with a warning that names them."""
     for _, checkpoint in sorted(Run(folder).checkpoints().items(), reverse=True):
         fault = checkpoint_fault(checkpoint)
         if fault is None:
             return str(checkpoint)
-        logger.warning("%s is half-written and ignored: %s; remove it, or copy it again", checkpoint, fault)
+        logger.warning("%s is not whole and ignored: %s; remove it, or copy it again", checkpoint, fault)
     return None
 
 
 def checkpoint_fault(checkpoint: Path) -> str | None:
-    """What a checkpoint lacks; `None` where it is whole."""
+    """What is wrong with a checkpoint; `None` where it is whole, so that each file is as it was written."""
     if not checkpoint.is_dir():
         return "there is no such folder"
-    if not (checkpoint / SIZES_FILE).is_file():
-        return f"{SIZES_FILE}, which is written last, is missing"
+    if not (checkpoint / CHECKSUMS_FILE).is_file():
+        return f"{CHECKSUMS_FILE}, which is written last, is missing"
     try:
-        sizes = read_json(checkpoint / SIZES_FILE)
+        listed = read_json(checkpoint / CHECKSUMS_FILE)
     except NLTError as error:
         return str(error)
-    for name, size in sizes.items():
+    for name, written in listed.items():
         file = checkpoint / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} of {size} bytes"
+        # earlier versions of this package have listed sizes
+        if written != (file.stat().st_size if isinstance(written, int) else file_hash(file)):
+            return f"{name} is not as it was written"
     return None
 
 
+def check_best(checkpoint: Path) -> None:
+    """Refuse a best checkpoint that is not whole; the trainer would go on with the last weights in its place.
+
+    Raises:
+        NLTError: a file is missing or damaged.
+    """
+    if (fault := checkpoint_fault(checkpoint)) is not None:
+        raise NLTError(
+            f"{checkpoint}, the best checkpoint, is not whole ({fault}), and no encoder is saved; copy it again, or "
+            "remove it and all later ones, so that the run makes these steps anew"
+        )
+
+
 class CheckpointFiles(TrainerCallback):
-    """Writes a list of a checkpoint's files and their sizes into it, when all processes have written their files.
+    """Writes a list of a checkpoint's files and their hashes into it, when all processes have written their files.
 
     A checkpoint that lacks the list, or a file on it, was interrupted by a kill, by a full disk or while it was
-    copied.
+    copied. A file with another hash was cut off, or the disk has changed it.
     """
 
     def on_train_begin(
@@ -62,11 +76,11 @@ class CheckpointFiles(TrainerCallback):
         if state.is_world_process_zero:
             for step, checkpoint in Run(str(args.output_dir)).checkpoints().items():
                 if step > state.global_step:
-                    (checkpoint / SIZES_FILE).unlink(missing_ok=True)
+                    (checkpoint / CHECKSUMS_FILE).unlink(missing_ok=True)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             folder = Run(str(args.output_dir)).checkpoint(state.global_step)
-            files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SIZES_FILE)
-            write_json(folder / SIZES_FILE, {f.relative_to(folder).as_posix(): f.stat().st_size for f in files})
+            files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS_FILE)
+            write_json(folder / CHECKSUMS_FILE, {f.relative_to(folder).as_posix(): file_hash(f) for f in files})

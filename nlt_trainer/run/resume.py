@@ -1,9 +1,8 @@
-"""Let a run resume where it stopped, and refuse to resume from the checkpoints of a run with other settings."""
+"""Let a run resume where it stopped, and refuse to mix with a run of other settings or to replace what it made."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from nlt_trainer.arguments.trainer import TrainerArguments
 from nlt_trainer.content import model_content
 from nlt_trainer.encoder.lora import ADAPTER_WEIGHTS, load_lora
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import read_json
+from nlt_trainer.files import file_hash, read_json
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.dtypes import resolved_dtype
 from nlt_trainer.run.checkpoints import checkpoint_fault, last_checkpoint
@@ -106,24 +105,19 @@ def decisive(arguments: Any, *what: Decides) -> dict[str, Any]:
 
 def file_contents(files: Mapping[str, str | Path]) -> dict[str, str | None]:
     """Hash of what a file of each role holds; `None` for a missing file, which is reported where it is read."""
-    return {f"content of {role}": _file_hash(Path(file)) for role, file in files.items()}
-
-
-def _file_hash(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "blake2b").hexdigest()[:16]
+    paths = {role: Path(file) for role, file in files.items()}
+    return {f"content of {role}": file_hash(path) if path.is_file() else None for role, path in paths.items()}
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> str | None:
-    """The checkpoint to resume from, if there is one. A checkpoint of another trajectory is refused.
+    """The checkpoint to resume from, if there is one. Checkpoints and results of another trajectory are refused.
 
     Raises:
-        NLTError: the folder has checkpoints of another run; names what differs.
+        NLTError: the folder has checkpoints, an encoder or an LLM's adapter of another run; names what differs.
     """
-    checkpoint = last_checkpoint(folder)
-    if checkpoint is not None and Run(folder).settings_file.is_file():
+    run, checkpoint = Run(folder), last_checkpoint(folder)
+    used = checkpoint is not None or run.is_finished or run.adaptation_file.is_file()
+    if used and run.settings_file.is_file():
         _check_trajectory(folder, settings, remedy="choose another output_dir or remove the folder")
     return checkpoint
 
@@ -147,7 +141,7 @@ def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _check_trajectory(folder: Path, settings: dict[str, Any], *, remedy: str) -> None:
     found = read_json(Run(folder).settings_file).get("trajectory", {})
     if different := _differences(found, settings["trajectory"]):
-        raise NLTError(f"{folder} holds checkpoints of a run with other settings ({'; '.join(different)}); {remedy}")
+        raise NLTError(f"{folder} holds a run with other settings ({'; '.join(different)}); {remedy}")
 
 
 def start_checkpoint(args: TrainingArguments, settings: dict[str, Any]) -> str | None:

@@ -31,8 +31,8 @@ from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
 from nlt_trainer.assembly.losses import Parts
-from nlt_trainer.assembly.parts import load_llm, load_training_collection, make_dataset
-from nlt_trainer.assembly.training import load_start, make_trainer
+from nlt_trainer.assembly.parts import load_llm, load_start, load_training_collection, make_dataset
+from nlt_trainer.assembly.training import make_trainer
 from nlt_trainer.choices import LLMDtype
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.candidates import read_candidates

@@ -41,10 +41,10 @@ def test_a_checkpoint_lists_its_files(tiny_encoder: SentenceTransformer, tmp_pat
     assert last_checkpoint(tmp_path) is None
     make_trainer(tiny_encoder, tmp_path, steps=10).train()
     checkpoint = tmp_path / "checkpoint-10"
-    sizes = json.loads((checkpoint / "checkpoint_files.json").read_text())
+    listed = json.loads((checkpoint / "checkpoint_files.json").read_text())
     found = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
-    assert set(sizes) == found - {"checkpoint_files.json"}
-    assert {"model.safetensors", "optimizer.pt", "trainer_state.json", "1_Pooling/config.json"} <= set(sizes)
+    assert set(listed) == found - {"checkpoint_files.json"}
+    assert {"model.safetensors", "optimizer.pt", "trainer_state.json", "1_Pooling/config.json"} <= set(listed)
     assert last_checkpoint(tmp_path) == str(checkpoint)
 
 
@@ -52,10 +52,21 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
 
 
+def flip(path: Path) -> None:
+    """Change one bit in the middle, as a failing disk does."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "fault"),
     [
-        ("optimizer.pt", cut, r"optimizer.pt has 100 of \d+ bytes"),
+        ("optimizer.pt", cut, "optimizer.pt is not as it was written"),
+        ("optimizer.pt", flip, "optimizer.pt is not as it was written"),
+        ("model.safetensors", flip, "model.safetensors is not as it was written"),
+        ("config.json", flip, "config.json is not as it was written"),
+        ("scheduler.pt", flip, "scheduler.pt is not as it was written"),
         ("model.safetensors", Path.unlink, "model.safetensors is missing"),
         ("1_Pooling/config.json", Path.unlink, "1_Pooling/config.json is missing"),
         ("checkpoint_files.json", Path.unlink, "checkpoint_files.json, which is written last, is missing"),
@@ -75,11 +86,23 @@ def test_a_damaged_checkpoint_is_passed_over(
     damage(tmp_path / "checkpoint-4" / name)
     with caplog.at_level(logging.WARNING):
         assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
-    assert re.search(rf"checkpoint-4 is half-written and ignored: .*{fault}.*; remove it, or copy it", caplog.text)
+    assert re.search(rf"checkpoint-4 is not whole and ignored: .*{fault}.*; remove it, or copy it", caplog.text)
     trainer = make_trainer(tiny_encoder, tmp_path, steps=6)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 6
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+
+
+def test_a_list_of_sizes_from_an_earlier_version_is_read(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
+    """Reference: the sizes of the files, in the place of their hashes."""
+    make_trainer(tiny_encoder, tmp_path, steps=2).train()
+    checkpoint = tmp_path / "checkpoint-2"
+    files = [path for path in checkpoint.rglob("*") if path.is_file() and path.name != "checkpoint_files.json"]
+    sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
+    (checkpoint / "checkpoint_files.json").write_text(json.dumps(sizes))
+    assert last_checkpoint(tmp_path) == str(checkpoint)
+    cut(checkpoint / "optimizer.pt")
+    assert last_checkpoint(tmp_path) is None
 
 
 def test_a_later_checkpoint_of_an_earlier_run_is_not_gone_on_from(

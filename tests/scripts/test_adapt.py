@@ -207,7 +207,10 @@ def test_wrong_input_is_named(folder: Path, flags: list[str], tmp_path: Path) ->
         "19 made queries could be held out": [str(folder), *flags, "--num_queries=39", "--held_out=30"],
         "documents is not set": flags,
         "nowhere": [str(tmp_path / "nowhere"), *flags],
+        "max_seq_length is 999": [str(folder), *flags, "--max_seq_length=999"],
+        "llm_lora: objective 'likelihood_gain' trains no LLM": [str(folder), *flags, "--llm_lora={r: 2}"],
     }
     for message, words in cases.items():
         with pytest.raises(NLTError, match=message):
             adapt.main(words)
+    assert not list(tmp_path.rglob("gains.jsonl"))

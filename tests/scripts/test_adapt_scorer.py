@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-5, atol=1e-6)
     whole, run = report_of(tmp_path / "whole"), report_of(tmp_path / "run")
     assert {**whole, "seconds": 0} == {**run, "seconds": 0}
-    with pytest.raises(NLTError, match=r"holds checkpoints of a run with other settings .*learning_rate: 0.01 there"):
-        adapt_scorer.main(["--config", recipe, "--learning_rate", "0.1"])
+    for checkpoints in ([], (tmp_path / "run").glob("checkpoint-*")):
+        for checkpoint in checkpoints:
+            shutil.rmtree(checkpoint)
+        with pytest.raises(NLTError, match=r"holds a run with other settings .*learning_rate: 0.01 there"):
+            adapt_scorer.main(["--config", recipe, "--learning_rate", "0.1"])
 
 
 def test_a_failed_write_leaves_no_adapter(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,6 +166,10 @@ def test_another_encoder_in_the_same_place_has_no_results_yet(project: Project) 
     assert (run / "results.json").is_file()
     shutil.rmtree(run / "checkpoint-4")
     shutil.rmtree(run / "checkpoint-2")
+    with pytest.raises(NLTError, match=r"info_nce holds a run with other settings \(learning_rate: 0.1 there, 0.01"):
+        project.run(train, "info_nce", "--learning_rate", "0.01")
+    assert (run / "results.json").is_file()
+    (run / "training.json").unlink()  # as `nlt adapt` does before another training
     project.run(train, "info_nce", "--learning_rate", "0.01")
     assert not (run / "results.json").exists()
     assert not (run / "evaluation").exists()
@@ -223,9 +227,7 @@ def test_a_second_run_of_each_stage_changes_nothing(project: Project, capsys: py
     assert next((project.root / "likelihood_gain" / "encoder").rglob("model.safetensors")).read_bytes() == weights
     assert "all 4 steps were done before" in capsys.readouterr().out
     assert json.loads((project.root / "likelihood_gain" / "training.json").read_text())["steps"] == 4
-    with pytest.raises(
-        NLTError, match=r"holds checkpoints of a run with other settings .*temperature: 0.05 there, 0.1"
-    ):
+    with pytest.raises(NLTError, match=r"holds a run with other settings .*temperature: 0.05 there, 0.1"):
         project.run(train, "likelihood_gain", "--temperature", "0.1")
 
 
@@ -413,7 +415,7 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_named(project: Project) -> No
         match=r"resume_from_checkpoint: nosuch is no whole checkpoint .*no such folder.*; name another, or leave the",
     ):
         project.run(train, "likelihood_gain", *flags, "nosuch")
-    with pytest.raises(NLTError, match=r"likelihood_gain holds checkpoints of a run with other settings .*seed: 42"):
+    with pytest.raises(NLTError, match=r"likelihood_gain holds a run with other settings .*seed: 42"):
         project.run(train, "likelihood_gain", *flags, str(whole / "checkpoint-2"), "--seed", "3")
     project.run(train, "likelihood_gain", *flags, str(whole / "checkpoint-2"))
     assert [path.name for path in branch.glob("checkpoint-*")] == ["checkpoint-4"]
@@ -582,6 +584,10 @@ def test_an_encoder_folder_that_is_no_run_is_refused_before_training(project: Pr
     with pytest.raises(NLTError, match=r"encoder is there already and was not written by nlt.*name another folder"):
         project.run(train)
     assert list(half.parent.iterdir()) == [half]
+    half.rename(half.parent / "adapter")
+    with pytest.raises(NLTError, match=r"adapter is there already and was not written by nlt.*name another folder"):
+        project.run(train, "likelihood_gain", "--lora", "{r: 2, target_modules: all-linear}")
+    assert list(half.parent.iterdir()) == [half.parent / "adapter"]
     with pytest.raises(NLTError, match=r"gains.jsonl is a file, and a folder is to be written there; name a folder"):
         project.run(train, "likelihood_gain", "--output_dir", str(project.root / "gains.jsonl"))
 

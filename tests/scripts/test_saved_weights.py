@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,40 @@ def test_the_best_checkpoint_is_averaged(training: Training, tiny_encoder_folder
     assert args.metric_for_best_model in ("mrr_at_10", "eval_dev_mrr_at_10")
 
 
+def test_a_damaged_best_checkpoint_is_not_replaced_by_the_last(training: Training) -> None:
+    """Reference: step 1, the first of equal ones, with a bit that a disk has changed; without it training goes on."""
+    flags = ("--load_best_model_at_end", "true", "--learning_rate", "0")
+    assert training.train(*flags)["best_step"] == 1
+    file = training.run / "checkpoint-1" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(NLTError, match=r"checkpoint-1, the best .* not whole \(model.safetensors is not as it was"):
+        training.train(*flags)
+    for checkpoint in training.run.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    assert training.train(*flags)["best_step"] == 1
+
+
+def test_a_training_with_other_settings_replaces_no_encoder(training: Training) -> None:
+    """Reference: all files before. What is saved of the same training may change, as where there are checkpoints."""
+    training.train("--save_strategy", "no")
+    before = {path: path.read_bytes() for path in training.run.rglob("*") if path.is_file()}
+    with pytest.raises(NLTError, match=r"holds a run with other settings \(seed: 42 there, 7 now\); choose another"):
+        training.train("--save_strategy", "no", "--seed", "7")
+    assert {path: path.read_bytes() for path in training.run.rglob("*") if path.is_file()} == before
+    training.train("--save_strategy", "no", "--average_with_start", "1")
+    assert "| weights | 1 of the start's and 0 of the trained |" in training.card
+
+
 def test_an_adapter_comes_back_from_the_best_checkpoint(training: Training, tiny_encoder_folder: Path) -> None:
     """Reference: the start's weights where none are adapted, and half of the adapter of the best checkpoint."""
-    lora = ("--lora", '{"r": 2, "target_modules": ["query"]}', "--encoder_dtype", "bfloat16", "--merge_lora", "false")
+    base = str(training.root / "bfloat16")
+    SentenceTransformer(str(tiny_encoder_folder), device="cpu").bfloat16().save_pretrained(base)
+    lora = ("--encoder_dtype", "bfloat16", "--merge_lora", "false", "--lora", '{"r": 2, "target_modules": ["query"]}')
+    with pytest.raises(NLTError, match=r"weights are torch.float32, and .* rounded to torch.bfloat16; set merge_lora"):
+        training.train(*lora)
+    lora = ("--encoder", base, *lora)
     report = training.train(*lora, "--load_best_model_at_end", "true", "--average_with_start", "0.5")
     from safetensors.torch import load_file
 
@@ -129,6 +161,24 @@ def test_an_adapter_comes_back_from_the_best_checkpoint(training: Training, tiny
     for name, weight in best.items():
         torch.testing.assert_close(saved[name], weight * (0.5 if "lora_B" in name else 1), rtol=0, atol=0)
     assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in saved.values())
+
+
+def test_training_goes_on_from_an_adapter_that_was_merged(training: Training) -> None:
+    """Reference: the embeddings of the adapter's folder; a second training with learning rate 0 leaves them alone."""
+    lora, config = ("--lora", '{"r": 2, "target_modules": ["query"]}'), ("--config", f"{training.root}/recipe.yaml")
+    training.train(*lora, "--merge_lora", "false")
+    following = ("--output_dir", f"{training.root}/next", "--learning_rate", "0", "--encoder")
+    for flags in ((), lora):
+        with pytest.raises(NLTError, match=r"run/encoder' is an adapter on another.*run `nlt export --form merged`"):
+            training.train(*flags, *following, f"{training.run}/encoder")
+    assert not (training.root / "next").exists()
+    export.main([*config, "--form", "merged"])
+    training.train(*lora, *following, f"{training.run}/merged")
+    expected, found = (
+        SentenceTransformer(str(folder), device="cpu").encode(["green tea", "an owl"], convert_to_tensor=True)
+        for folder in (training.run / "encoder", training.root / "next" / "encoder")
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +214,26 @@ def test_the_best_checkpoint_needs_no_metric(training: Training) -> None:
     figures = {e["step"]: e["eval_dev_ndcg_at_10"] for e in report["log"] if "eval_dev_ndcg_at_10" in e}
     assert report["best_step"] == max(figures, key=lambda step: (figures[step], -step))
     assert report["average"] is None
+
+
+def test_an_encoder_that_loads_otherwise_than_it_was_trained_is_no_success(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: a prompt that saving loses; the message says what differs, and encoder and report are there."""
+    save = SentenceTransformer.save_pretrained
+
+    def save_without_prompt(encoder: SentenceTransformer, path: str, **options: Any) -> None:
+        save(encoder, path, **options)
+        config = Path(path) / "config_sentence_transformers.json"
+        config.write_text(config.read_text().replace("query: ", ""))
+
+    flags = ("--save_strategy", "no", "--encoder_prompts", '{"query": "query: "}')
+    with monkeypatch.context() as patch:
+        patch.setattr(SentenceTransformer, "save_pretrained", save_without_prompt)
+        with pytest.raises(NLTError, match=r"is not the encoder that was trained.*already the tokens of a query do"):
+            training.train(*flags)
+    assert {"encoder", "training.json"} <= {path.name for path in training.run.iterdir()}
+    training.train(*flags)
 
 
 def test_a_bfloat16_run_is_probed_in_float32(training: Training) -> None:
