@@ -15,6 +15,10 @@ from typing import IO, Any, BinaryIO, TextIO
 
 from nlt_trainer.errors import DataError, NLTError
 
+CORPUS_FILE = "corpus.jsonl"
+QUERIES_FILE = "queries.jsonl"
+QRELS_FOLDER = "qrels"
+"""What a collection, a BEIR folder, consists of."""
 FOLDER_MARK = ".nlt_trainer"
 RECORD_FILE = "record.json"
 """File in an encoder's folder from which its card is made. It is no part of the model; each evaluation rewrites it."""

@@ -14,11 +14,13 @@ class CollectionArguments:
     folder: str = option(
         default="collection",
         decides="nothing",
+        path="collection",
         help="BEIR folder to write.",
     )
     beir: str | None = option(
         default=None,
         decides="nothing",
+        path="folder",
         help="Data set in BEIR's layout (corpus, queries, qrels): Hub id or folder.",
     )
     beir_revision: str | None = option(
@@ -29,6 +31,7 @@ class CollectionArguments:
     beir_qrels: str | None = option(
         default=None,
         decides="nothing",
+        path="folder",
         help="Data set with the judgements of beir, if they lie elsewhere, e.g. BeIR/nq-qrels.",
     )
     beir_qrels_revision: str | None = option(
@@ -44,6 +47,7 @@ class CollectionArguments:
     questions: str | None = option(
         default=None,
         decides="nothing",
+        path="folder",
         help="Question-answer set: Hub id or folder.",
     )
     questions_revision: str | None = option(

@@ -19,6 +19,7 @@ class EvaluationArguments:
     tasks: list[str] = option(
         default_factory=list,
         decides="nothing",
+        path="collection",
         help=(
             "What to evaluate on in place of the recipe's collections: tasks and benchmarks of mteb by name "
             "(SciFact, NanoBEIR, BEIR, CoIR, 'MTEB(eng, v2)', 'RTEB(beta)'), or BEIR and TREC folders as FOLDER:SPLIT."
@@ -27,11 +28,13 @@ class EvaluationArguments:
     checkpoints: list[str] = option(
         default_factory=list,
         decides="nothing",
+        path="folder",
         help="Encoders to evaluate beside that of the recipe: Hub ids, folders, or output folders of other runs.",
     )
     run_files: list[str] = option(
         default_factory=list,
         decides="nothing",
+        path="file",
         help="Rankings in trec_eval's run format to add as rows; possible with a single task.",
     )
     fused: bool = option(
@@ -70,6 +73,7 @@ class EvaluationArguments:
     evaluation_cache: str | None = option(
         default=None,
         decides="nothing",
+        path="cache",
         help="Folder in which results and embeddings are kept; unset: the user's cache (NLT_CACHE).",
     )
     embedding_cache_gib: float = option(

@@ -18,6 +18,7 @@ class ModelArguments:
     encoder: str = option(
         default="sentence-transformers/all-MiniLM-L6-v2",
         decides="start",
+        path="model",
         help="Encoder to start from: Hub id, folder, or package:<module>/<path>.",
     )
     encoder_revision: str | None = option(
@@ -58,6 +59,7 @@ class ModelArguments:
     llm: str = option(
         default="HuggingFaceTB/SmolLM2-135M-Instruct",
         decides="llm",
+        path="model",
         help="Frozen LLM: Hub id, folder, .gguf file, or package:<module>/<path>.",
     )
     llm_revision: str | None = option(
@@ -68,6 +70,7 @@ class ModelArguments:
     adapter: str | None = option(
         default=None,
         decides="llm",
+        path="model",
         help="LoRA adapter that is merged into the LLM and frozen: Hub id or folder (adapt_scorer makes one).",
     )
     llm_lora: dict[str, int | float | str | list[str]] | None = option(
@@ -117,6 +120,7 @@ class ModelArguments:
     heads: str = option(
         default="heads.json",
         decides="nothing",
+        path="file",
         help="File of query-focused heads: detect_heads writes it, dream reads it.",
     )
     num_heads: int = option(
@@ -132,6 +136,7 @@ class ModelArguments:
     head_scores: str | None = option(
         default=None,
         decides="nothing",
+        path="file",
         help="Head file whose scores detect_heads selects from; unset: it observes the LLM's attention.",
     )
 

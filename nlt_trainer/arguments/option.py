@@ -20,11 +20,22 @@ Decides = Literal["start", "llm", "training", "adaptation", "result", "nothing"]
 - `nothing`: where files lie (their content is compared instead), speed and memory, or another stage.
 """
 
+PathKind = Literal["file", "collection", "model", "cache", "folder"]
+"""What lies at the path that an option names, which no output may replace (`check_outputs`):
+
+- `file`: one file;
+- `collection`: a BEIR folder, in which other files than its own may be written;
+- `model`: a model, in whose folder nothing is written, because all of it is read;
+- `cache`: a folder to which stages only add files;
+- `folder`: any other folder or file.
+"""
+
 
 def option(
     *,
     help: str,
     decides: Decides,
+    path: PathKind | None = None,
     default: Any = dataclasses.MISSING,
     default_factory: Callable[[], Any] | Any = dataclasses.MISSING,
 ) -> Any:
@@ -33,17 +44,18 @@ def option(
     Args:
         help: the option's documentation, of which there is no other copy.
         decides: see `Decides`.
+        path: see `PathKind`; `None` where the option names no file or folder.
         default: its value where a recipe does not set it.
         default_factory: makes that value, if it is mutable, such as a list.
     """
-    metadata = {"help": help, "decides": decides}
+    metadata = {"help": help, "decides": decides, "path": path}
     return field(default=default, default_factory=default_factory, metadata=metadata)
 
 
 def same_as(name: str, *, of: type) -> dict[str, Any]:
-    """The help and the default of another dataclass's option, for an `option` that means the same."""
+    """The help, the path and the default of another dataclass's option, for an `option` that means the same."""
     (found,) = (f for f in dataclasses.fields(of) if f.name == name)
-    return {"help": found.metadata["help"], "default": found.default}
+    return {"help": found.metadata["help"], "path": found.metadata["path"], "default": found.default}
 
 
 def options_deciding(*what: Decides, of: type) -> list[str]:

@@ -15,6 +15,7 @@ class QueriesArguments:
 
     corpus: str = option(
         decides="nothing",
+        path="collection",
         help="BEIR folder whose corpus.jsonl has the passages; ids such as path.md#3 name their documents.",
     )
     kind: QueryOrigin = option(

@@ -69,6 +69,7 @@ class PullArguments:
     )
     folder: str = option(
         decides="nothing",
+        path="folder",
         help="Folder to write; one that an earlier pull has written is replaced.",
     )
     revision: str | None = option(

@@ -17,15 +17,18 @@ class IndexArguments:
 
     encoder: str = option(
         decides="nothing",
+        path="model",
         help="Encoder: Hub id, folder, or package:<module>/<path>.",
     )
     corpus: str = option(
         decides="nothing",
+        path="collection",
         help="BEIR folder whose corpus.jsonl is searched.",
     )
     against: str | None = option(
         default=None,
         decides="nothing",
+        path="model",
         help="Encoder that the first is compared with.",
     )
     top_k: int = option(
@@ -41,6 +44,7 @@ class IndexArguments:
     embeddings: str | None = option(
         default=None,
         decides="nothing",
+        path="cache",
         help="Folder in which embeddings are kept; unset: the user's cache.",
     )
 

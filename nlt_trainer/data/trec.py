@@ -24,10 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from nlt_trainer.data.beir import (
-    CORPUS_FILE,
-    QRELS_FOLDER,
     QRELS_HEADER,
-    QUERIES_FILE,
     Collection,
     Document,
     Qrels,
@@ -35,7 +32,7 @@ from nlt_trainer.data.beir import (
     load_collection,
 )
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import read_jsonl, read_lines
+from nlt_trainer.files import CORPUS_FILE, QRELS_FOLDER, QUERIES_FILE, read_jsonl, read_lines
 
 logger = logging.getLogger(__name__)
 
