@@ -1,4 +1,4 @@
-"""Refuse a stage whose output would replace something that an option names as its input."""
+"""What a stage writes: its outputs must replace no input, and what a killed stage has left of them is removed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import CORPUS_FILE, QRELS_FOLDER, QUERIES_FILE
+from nlt_trainer.files import CORPUS_FILE, QRELS_FOLDER, QUERIES_FILE, cache_folder, sweep
 
 
 def check_outputs(writes: Iterable[str | Path], arguments: Sequence[Any], *, config: str | None = None) -> None:
@@ -25,18 +25,36 @@ def check_outputs(writes: Iterable[str | Path], arguments: Sequence[Any], *, con
     """
     named = [*_named(arguments), *([] if config is None else [("config", config, "file")])]
     kinds = {option: kind for option, _, kind in named}
-    for written in writes:
-        option, *inside = Path(written).parts
-        value = next(getattr(block, option) for block in arguments if hasattr(block, option))
-        if value is None:
-            continue
-        output = Path(value, *inside)
-        whole = bool(inside) or kinds.get(option, "cache") != "cache"
+    for option, place, inside in _places(writes, arguments):
+        output = place / inside
+        whole = output != place or kinds.get(option, "cache") != "cache"
         for other, path, kind in named:
             if other != option and _would_replace(_absolute(output), _absolute(path), kind, whole=whole):
                 raise NLTError(
                     f"{option}: {output} would replace {other} {path} or a part of it; name another path for {option}"
                 )
+
+
+def sweep_outputs(writes: Iterable[str | Path], arguments: Sequence[Any]) -> None:
+    """Remove what killed processes have left where the stage writes, and in the user's cache.
+
+    Args:
+        writes: as for `check_outputs`.
+        arguments: as for `check_outputs`.
+    """
+    for _, place, _ in _places(writes, arguments):
+        sweep(place.parent)
+        sweep(place, below=True)
+    sweep(cache_folder(), below=True)
+
+
+def _places(writes: Iterable[str | Path], arguments: Sequence[Any]) -> Iterator[tuple[str, Path, Path]]:
+    """The option of each output that is set, the path that it names, and where inside of that the output lies."""
+    for written in writes:
+        option, *inside = Path(written).parts
+        value = next(getattr(block, option) for block in arguments if hasattr(block, option))
+        if value is not None:
+            yield option, Path(value), Path(*inside)
 
 
 def _named(arguments: Sequence[Any]) -> Iterator[tuple[str, str, str]]:

@@ -21,14 +21,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.recipe.command_line import config_of, make_parser, with_underscores
 from nlt_trainer.recipe.keys import Block, Blocks, KnownKeys, default_of, field_hints
-from nlt_trainer.recipe.outputs import check_outputs
+from nlt_trainer.recipe.outputs import check_outputs, sweep_outputs
 from nlt_trainer.recipe.values import NULL, Unread, coerce, expand_home, from_text, read
 from nlt_trainer.recipe.yaml_files import read_mapping
 
@@ -42,7 +42,7 @@ def parse_recipe(
     *,
     description: str | None = None,
     check: Callable[..., None] | None = None,
-    writes: Iterable[str | Path] = (),
+    writes: Sequence[str | Path] = (),
 ) -> Any:
     """Build one instance of each argument dataclass from `--config FILE.yaml` and the rest of the command line.
 
@@ -52,7 +52,7 @@ def parse_recipe(
         description: what the help says before the keys.
         check: refuses what the stage cannot work on, such as a missing file, by an `NLTError`. It gets an instance of
             each block's own dataclass, in the order of `blocks`, before the class of any library is imported.
-        writes: names of the options that say where the stage writes; see `check_outputs`.
+        writes: names of the options that say where the stage writes; see `check_outputs` and `sweep_outputs`.
 
     Returns:
         The instances, in the order of `blocks`.
@@ -84,7 +84,9 @@ def parse_recipe(
     if check is not None:
         check(*own)
     arguments = _placed(_whole, known, recipe, flags, config=config)
-    check_outputs(writes, arguments, config=config)
+    if writes:
+        check_outputs(writes, arguments, config=config)
+        sweep_outputs(writes, arguments)
     return arguments
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from nlt_trainer.arguments import stages
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import FOLDER_MARK
+from nlt_trainer.files import FOLDER_MARK, cache_folder
 from nlt_trainer.recipe.keys import KnownKeys
 
 
@@ -123,3 +123,22 @@ def test_every_option_that_names_a_file_or_folder_says_so() -> None:
                 speaks |= {field.name} if words & {"file", "folder", "folders", "package"} else set()
                 declared |= {field.name} if field.metadata["path"] else set()
     assert speaks - declared == {"merge_lora", "embedding_cache_gib"}
+
+
+def test_a_stage_begins_with_sweeping_what_killed_ones_have_left(inputs: dict[Path, bytes], tmp_path: Path) -> None:
+    """Reference: names of files that a killed stage leaves beside its outputs, in its folders and in the cache."""
+    left = [
+        Path(".candidates.jsonl.01234567.partial"),
+        cache_folder() / "models" / ".tiny.01234567.partial" / "weights",
+        Path("runs/.encoder.01234567.previous/config.json"),
+    ]
+    for file in left:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    Path("runs/encoder").mkdir()
+    importlib.import_module("nlt_trainer.scripts.mine").main([*RECIPE, "--num_candidates", "3"])
+    assert [file.exists() for file in left] == [False, False, True]
+    with pytest.raises(NLTError, match=r"gains.jsonl"):
+        importlib.import_module("nlt_trainer.scripts.train").main([*RECIPE, "--num_candidates", "3"])
+    assert not left[2].exists()
+    assert Path("runs/encoder").is_dir()
