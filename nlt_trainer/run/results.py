@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -64,19 +64,25 @@ def read_results(path: str | Path) -> list[Result]:
         raise DataError(path, f"is no table of results ({error}); write it again with `nlt evaluate`") from error
 
 
+def table_row(cells: Iterable[str]) -> str:
+    """A row of a Markdown table, in whose cells a bar and a line break would end the cell."""
+    escaped = (cell.replace("|", "\\|").replace("\n", " ") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
+
+
 def results_table(results: Sequence[Result]) -> str:
     """Render rows as a Markdown table, with columns for what `nlt adapt` has decided where it decided something."""
     header = ["collection", "system", "nDCG@10", "MRR@10", "Recall@100", "training seconds", "LLM tokens", "seed"]
     decided = any(row.kept is not None for row in results)
     header += ["p against start", "kept"] if decided else []
-    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    lines = [table_row(header), f"|{'---|' * len(header)}"]
     for r in results:
         cost = (f"{r.train_seconds:,.0f}", f"{r.lm_tokens:,}", str(r.seed)) if r.seed is not None else ("", "", "")
         interval = "" if r.ndcg_at_10_low is None else f" [{r.ndcg_at_10_low:.3f}, {r.ndcg_at_10_high:.3f}]"
         metrics = (f"{r.ndcg_at_10:.3f}{interval}", f"{r.mrr_at_10:.3f}", f"{r.recall_at_100:.3f}")
         p = "" if r.p_against_start is None else f"{r.p_against_start:.2g}"
         decision = (p, "yes" if r.kept else "") if decided else ()
-        lines.append(f"| {' | '.join((f'{r.collection} {r.split}', r.name, *metrics, *cost, *decision))} |")
+        lines.append(table_row((f"{r.collection} {r.split}", r.name, *metrics, *cost, *decision)))
     return "\n".join(lines)
 
 
