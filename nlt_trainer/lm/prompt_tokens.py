@@ -109,11 +109,12 @@ class PromptTokens:
             raise NLTError(f"max_document_tokens is {max_document_tokens}; it must be at least 1")
         self.template = template
         self.max_document_tokens = max_document_tokens
-        self._tokenizer = tokenizer
         self._plain = PlainText(tokenizer)
         self._known: dict[int, int] = {}
         self._before = tuple(template_ids(tokenizer, template.document_prefix))
         self._after = tuple(template_ids(tokenizer, template.document_suffix))
+        self._before_query = template_ids(tokenizer, template.query_prefix)
+        self._before_answer = template_ids(tokenizer, template.answer_prefix)
         self.start = _sequence_start(tokenizer)
         # The same texts come again: queries share candidates, and every epoch repeats them.
         self.document = lru_cache(maxsize=kept_texts)(self._document)
@@ -125,7 +126,7 @@ class PromptTokens:
         return self._before, self._after
 
     def _ids(self, text: str) -> list[int]:
-        ids = self._plain(text) if text else []
+        ids = self._plain(text) if text.strip() else []
         return [self._known.setdefault(i, i) for i in ids]  # equal ids share an object: 8 bytes a token, not 36
 
     def _document(self, text: str) -> tuple[tuple[int, ...], bool]:
@@ -137,21 +138,24 @@ class PromptTokens:
 
     def _suffix(self, query: str, answer: str | None, target: TargetKind) -> Suffix:
         """Ids of `query_prefix query [answer_prefix answer]` and which of them are the target."""
-        before = template_ids(self._tokenizer, self.template.query_prefix)
-        segments = [(before, False), (self._ids(f" {query}"), target != "answer")]
+        texts = [(self._before_query, query, target != "answer")]
         if target != "query":
             if not answer:
                 raise NLTError(
                     f"target {target!r} needs an answer, and query {query[:60]!r} has none; "
                     "give every query an answer or set target to 'query'"
                 )
-            between = template_ids(self._tokenizer, self.template.answer_prefix)
-            segments += [(between, False), (self._ids(f" {answer}"), True)]
-        ids = tuple(i for segment, _ in segments for i in segment)
-        marks = tuple(mark for segment, mark in segments for _ in segment)
-        if not any(marks):
-            raise NLTError(f"query {query[:60]!r} has no target tokens; remove empty queries and answers")
-        return Suffix(ids, marks)
+            texts.append((self._before_answer, answer, True))
+        ids: list[int] = []
+        marks: list[bool] = []
+        for before, text, marked in texts:
+            if not (own := self._ids(f" {text}")):
+                raise NLTError(
+                    f"query {query[:60]!r} has no target tokens: {text!r} is empty; remove empty queries and answers"
+                )
+            ids += [*before, *own]
+            marks += [False] * len(before) + [marked] * len(own)
+        return Suffix(tuple(ids), tuple(marks))
 
 
 def _sequence_start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

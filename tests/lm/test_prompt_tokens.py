@@ -124,6 +124,19 @@ def test_nothing_to_read_is_refused(tiny_lm: FrozenLM) -> None:
         PromptTemplate(query_prefix="")
 
 
+@pytest.mark.parametrize(
+    ("query", "answer", "target"),
+    [("", None, "query"), (" \n", None, "query"), ("q", " ", "answer"), ("q", "\t", "joint"), ("", "a", "answer")],
+)
+def test_an_empty_target_is_refused(tiny_lm: FrozenLM, query: str, answer: str | None, target: TargetKind) -> None:
+    """Reference: the remedy in the message; the space before a text is a token, and no target by itself."""
+    tokens = PromptTokens(tiny_lm.tokenizer, TEMPLATE, max_document_tokens=8)
+    with pytest.raises(NLTError, match=r"has no target tokens: .* is empty; remove empty queries and answers"):
+        tokens.suffix(query, answer, target)
+    with pytest.raises(NLTError, match=r"has no tokens; remove empty documents"):
+        tokens.document(query if query != "q" else " \n ")
+
+
 def test_targets_by_name() -> None:
     """Reference: the three kinds; joint where there are answers."""
     check_choice("target", "joint", TargetKind)

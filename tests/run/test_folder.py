@@ -33,7 +33,7 @@ def joined(path: Path) -> set[str]:
 
 
 def test_the_names_of_a_runs_files_stand_in_one_module() -> None:
-    """Reference: every other module; a template, BEIR folders, encoders and an example in a message have such names too."""
+    """Reference: every other module; a template, BEIR folders, encoders and a message have such names too."""
     own = {PACKAGE / "run" / "folder.py"}
     others = {
         PACKAGE / "report" / "page.py": {"report.html"},
