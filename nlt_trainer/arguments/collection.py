@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nlt_trainer.arguments.option import option
+from nlt_trainer.arguments.option import check_values, option
 
 
 @dataclass
@@ -100,3 +100,6 @@ class CollectionArguments:
         decides="nothing",
         help="Column that says which passages answer: their titles, or a 0 or 1 for each; unset: all do.",
     )
+
+    def __post_init__(self) -> None:
+        check_values(self)

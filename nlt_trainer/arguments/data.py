@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nlt_trainer.arguments.option import check_words, option
+from nlt_trainer.arguments.option import check_values, option
 from nlt_trainer.choices import DocumentLayout, HeadMethod, Miner, TargetKind
 from nlt_trainer.errors import NLTError
 from nlt_trainer.prompts import PromptTemplate
@@ -178,7 +178,7 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        check_words(self)
+        check_values(self)
         if (self.head_method == "qrels") != (self.head_qrels is not None):
             raise NLTError(
                 f"head_method is {self.head_method!r} and head_qrels {self.head_qrels!r}; judgements are read where "

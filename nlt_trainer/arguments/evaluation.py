@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from nlt_trainer.arguments.option import check_words, option
+from nlt_trainer.arguments.option import check_values, option
 from nlt_trainer.choices import Precision
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import cache_folder
@@ -83,7 +83,7 @@ class EvaluationArguments:
     )
 
     def __post_init__(self) -> None:
-        check_words(self)
+        check_values(self)
         if wrong := [dim for dim in self.truncate_dims if dim < 1]:
             raise NLTError(f"truncate_dims has {wrong[0]}; it must be at least 1")
         if strange := [weight for weight in self.bm25_weights if not 0 <= weight <= 1]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nlt_trainer.arguments.option import check_words, option
+from nlt_trainer.arguments.option import check_values, option
 from nlt_trainer.choices import EncoderDtype, HeadSelection, LLMDtype, PoolingMode
 from nlt_trainer.errors import NLTError
 
@@ -141,7 +141,7 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        check_words(self)
+        check_values(self)
         if self.shared_backbone and (self.llm_device is not None or self.llm_process):
             raise NLTError("shared_backbone keeps encoder and LLM on one device; leave llm_device and llm_process out")
         if self.shared_backbone and self.encoder_revision != self.llm_revision:

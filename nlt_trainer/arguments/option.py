@@ -8,6 +8,8 @@ from dataclasses import field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nlt_trainer.choices import check_choice
+from nlt_trainer.errors import NLTError
+from nlt_trainer.recipe.values import is_finite
 
 Decides = Literal["start", "llm", "training", "adaptation", "result", "nothing"]
 """What part of a run an option decides. A run that resumes from a checkpoint must share all but the last two kinds:
@@ -63,18 +65,20 @@ def options_deciding(*what: Decides, of: type) -> list[str]:
     return [f.name for f in dataclasses.fields(of) if f.metadata.get("decides") in what]
 
 
-def check_words(arguments: Any) -> None:
-    """Refuse a word that one of the arguments' `Literal` options does not have.
+def check_values(arguments: Any) -> None:
+    """Refuse a word that one of the arguments' `Literal` options does not have, and a number that is not finite.
 
     Args:
         arguments: an instance of a dataclass of options.
 
     Raises:
-        NLTError: names the option, the word and the choices.
+        NLTError: names the option, the value and what is allowed.
     """
     for name, hint in get_type_hints(type(arguments)).items():
+        value = getattr(arguments, name, None)
+        if not is_finite(value):
+            raise NLTError(f"{name} is {value}; it must be a finite number")
         for part in (hint, *get_args(hint)):
-            value = getattr(arguments, name, None)
             if get_origin(part) is Literal and isinstance(value, str):
                 check_choice(name, value, part)
             elif isinstance(value, list) and get_origin(part) is Literal:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.arguments.option import check_words, option, same_as
+from nlt_trainer.arguments.option import check_values, option, same_as
 from nlt_trainer.choices import LLMDtype
 from nlt_trainer.errors import NLTError
 
@@ -102,6 +102,6 @@ class AppArguments(IndexArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_words(self)
+        check_values(self)
         if self.port is not None and not 0 < self.port < 65536:
             raise NLTError(f"port is {self.port}; it must be between 1 and 65535")
