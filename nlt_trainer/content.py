@@ -130,11 +130,20 @@ def encoder_content(encoder: SentenceTransformer) -> str:
 
 def _tokenizer_settings(tokenizer: Any) -> list[Any]:
     """All settings of a tokenizer that decide into which tokens it cuts a text."""
+    from sentence_transformers.sentence_transformer.modules.tokenizer import (
+        TransformersTokenizerWrapper,
+        WordTokenizer,
+    )
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     if isinstance(tokenizer, Tokenizer):  # of a `StaticEmbedding`; truncation is among its settings
         return [tokenizer.to_str()]
+    if isinstance(tokenizer, TransformersTokenizerWrapper):
+        tokenizer = tokenizer.tokenizer
+    elif isinstance(tokenizer, WordTokenizer):  # of a table of word vectors
+        values = {name: sorted(v) if isinstance(v, set) else v for name, v in vars(tokenizer).items()}
+        return [type(tokenizer).__name__, values]
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         # each call sets truncation and padding of the backend anew, from the settings below
         vocabulary: Any = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TextIO
 
 from nlt_trainer.errors import DataError, NLTError
 
+logger = logging.getLogger(__name__)
+
+CORPUS_FILE = "corpus.jsonl"
+QUERIES_FILE = "queries.jsonl"
+QRELS_FOLDER = "qrels"
+"""What a collection, a BEIR folder, consists of."""
 FOLDER_MARK = ".nlt_trainer"
 RECORD_FILE = "record.json"
 """File in an encoder's folder from which its card is made. It is no part of the model; each evaluation rewrites it."""
 CHECKSUMS_FILE = "checkpoint_files.json"
 """File in a checkpoint that lists its other files with a hash of each, so that a damaged checkpoint is known."""
+LEFT = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(partial|previous)")
+"""Name of a file or folder that is being written, or of a folder that is being replaced."""
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character, which is valid only if the other half follows
 
 
@@ -50,16 +60,47 @@ def _atomic(path: Path, mode: str, *, encoding: str | None) -> Iterator[Any]:
     if path.is_dir():
         raise NLTError(f"{path} is a folder, and a file is to be written there; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    with _held_beside(path, make=Path.touch) as partial:
+        try:
+            handle: IO[Any]
+            with partial.open(mode, encoding=encoding) as handle:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _held_beside(path: Path, *, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Make a file or folder beside `path` and hold it, so that no other process sweeps it away."""
+    while True:
+        partial = _beside(path, "partial")
+        make(partial)
+        with _held(partial):
+            if partial.exists():  # else another process has swept it in the moment before it was held
+                yield partial
+                return
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{ending}")
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[bool]:
+    """Lock a file or folder, under whatever name, until the block or the process ends; yields whether that went."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        handle: IO[Any]
-        with partial.open(mode, encoding=encoding) as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        partial.replace(path)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = True
+    except OSError:  # another process holds it, or the file system has no locks
+        held = False
+    try:
+        yield held
     finally:
-        partial.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def file_hash(path: Path) -> str:
@@ -68,9 +109,34 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(handle, "blake2b").hexdigest()[:16]
 
 
-def half_written(folder: Path) -> list[Path]:
-    """The files in a folder that a killed process has left; they have no final name."""
-    return [path for path in folder.glob(".*.partial") if path.is_file()]
+def sweep(folder: str | Path, *, below: bool = False) -> None:
+    """Remove what killed processes have left in a folder, and with `below` in all folders below it.
+
+    Files and folders that a live process writes stay. A folder that was moved aside and never replaced gets its name
+    back.
+    """
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if left := LEFT.fullmatch(name):
+                _remove(Path(place, name), final=Path(place, left[1]))
+        if not below:
+            return
+
+
+def _remove(path: Path, *, final: Path) -> None:
+    """Remove what a killed process has left, unless it is held; `final` is the name that it has or had before."""
+    try:
+        with _held(path) as held:
+            if not held:
+                return
+            if path.suffix == ".previous" and not final.exists():
+                path.replace(final)
+            elif path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+    except OSError as error:  # another process was faster, or this one may not
+        logger.debug("%s stays: %s", path, error)
 
 
 def check_folder(path: Path) -> None:
@@ -78,13 +144,17 @@ def check_folder(path: Path) -> None:
 
     Raises:
         NLTError: `path` or one of its parents is a file, `path` is a folder with content that this package has not
-            written, or `path` has no name of its own, such as `.`. Half-written files are no content.
+            written, or `path` has no name of its own, such as `.`. What `sweep` removes is no content.
     """
     if not path.name:
         raise NLTError(f"{path} is no name for a folder that is to be written; give it one, e.g. {path / 'encoder'}")
     if files := [place for place in (path, *path.parents) if place.is_file()]:
         raise NLTError(f"{files[0]} is a file, and a folder is to be written there; name a folder")
-    if path.is_dir() and not (path / FOLDER_MARK).is_file() and {*path.iterdir()} - {*half_written(path)}:
+    if (
+        path.is_dir()
+        and not (path / FOLDER_MARK).is_file()
+        and not all(LEFT.fullmatch(inside.name) for inside in path.iterdir())
+    ):
         raise NLTError(
             f"{path} is there already and was not written by nlt (it has no {FOLDER_MARK}); name another folder, or "
             "move this one away"
@@ -103,20 +173,20 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     check_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.mkdir()
-    try:
-        yield partial
-        (partial / FOLDER_MARK).touch()
-        if path.exists():
-            previous = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.previous")
-            path.replace(previous)
-            partial.replace(path)
-            shutil.rmtree(previous)
-        else:
-            partial.replace(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with _held_beside(path, make=Path.mkdir) as partial:
+        try:
+            yield partial
+            (partial / FOLDER_MARK).touch()
+            if path.exists():
+                previous = _beside(path, "previous")
+                with _held(path):
+                    path.replace(previous)
+                    partial.replace(path)
+                    shutil.rmtree(previous)
+            else:
+                partial.replace(path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:

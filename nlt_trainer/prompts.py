@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from nlt_trainer.choices import TargetKind
 from nlt_trainer.errors import NLTError
 
-TEMPLATE_VERSION = 1
+TEMPLATE_VERSION = 2
 """Version of the way in which the segments are put together. It grows with each change, and every score's cache key
 contains it."""
 

@@ -11,6 +11,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.base.sampler import DefaultBatchSampler
+from sentence_transformers.base.training_args import BatchSamplers
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -116,13 +117,18 @@ class NLTTrainer(SentenceTransformerTrainer):
         one.
 
         Raises:
-            NLTError: another strategy, which would be ignored.
+            NLTError: another strategy, or another `batch_sampler` beside this one, which would be ignored.
         """
         strategy = self.args.train_sampling_strategy
         if strategy == "random":
             return super().get_batch_sampler(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
         if strategy != "group_by_length":
             raise NLTError(f"train_sampling_strategy {strategy!r} is not known here; choose random or group_by_length")
+        if self.args.batch_sampler != BatchSamplers.BATCH_SAMPLER:
+            raise NLTError(
+                f"batch_sampler is {self.args.batch_sampler} and train_sampling_strategy group_by_length, which makes "
+                "batches itself; leave one of them out"
+            )
         lengths = [len(row["query"]) + sum(map(len, row["documents"])) for row in dataset]
         rows = LengthGroupedSampler(batch_size * self.args.world_size, lengths=lengths, generator=generator)
         return DefaultBatchSampler(rows, batch_size=batch_size, drop_last=drop_last)

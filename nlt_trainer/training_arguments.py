@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from dataclasses import dataclass
 
@@ -76,9 +75,9 @@ class NLTTrainingArguments(TrainerArguments, SentenceTransformerTrainingArgument
             ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1
         ) | dict.fromkeys(("seed", "data_seed", "dataloader_num_workers", "warmup_steps", "weight_decay"), 0)
         for name, bound in lowest.items():
-            if (number := getattr(self, name)) is not None and not bound <= number < math.inf:
+            if (number := getattr(self, name)) is not None and number < bound:
                 raise NLTError(f"{name} is {number}; it must be a number of at least {bound}")
-        if not 0 <= self.learning_rate < math.inf:
+        if self.learning_rate < 0:
             raise NLTError(f"learning_rate is {self.learning_rate}; it must be a number of at least 0, such as 2e-5")
-        if self.max_steps < 1 and not 0 < self.num_train_epochs < math.inf:
+        if self.max_steps < 1 and self.num_train_epochs <= 0:
             raise NLTError(f"num_train_epochs is {self.num_train_epochs}; it must be above 0, or set max_steps")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ import torch
 from peft import TaskType
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
-from sentence_transformers.sentence_transformer.modules import Dense, Pooling, StaticEmbedding
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling, StaticEmbedding, WordEmbeddings
+from sentence_transformers.sentence_transformer.modules.tokenizer import WhitespaceTokenizer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
@@ -272,3 +276,23 @@ def test_a_tokenizer_without_a_backend_has_its_vocabulary(tiny_encoder_folder: P
         found.append((embedded(encoder), encoder_content(encoder), encoder_content(encoder)))
     assert np.abs(found[0][0] - found[1][0]).max() > 1e-5
     assert found[0][1] == found[0][2] != found[1][1]
+
+
+def test_a_table_of_word_vectors_has_its_words(tmp_path: Path) -> None:
+    """Reference: the embeddings of words in another order, and of another stop word; another process, by hash seed."""
+    found = []
+    for words, stop in ((["the", "tea"], ["a"]), (["tea", "the"], ["a"]), (["the", "tea"], ["the"])):
+        vectors = np.arange(8.0, dtype=np.float32).reshape(2, 4) + 1
+        table = WordEmbeddings(WhitespaceTokenizer(words, stop_words={*stop, *"bcdefgh"}), vectors)
+        encoder = SentenceTransformer(modules=[table, Pooling(4)], device="cpu")
+        found.append((encoder.encode("the tea the").tolist(), encoder_content(encoder)))
+    assert len({str(embedding) for embedding, _ in found}) == len({content for _, content in found}) == 3
+    encoder.save_pretrained(str(tmp_path / "words"))
+    code = (
+        "import sys; from sentence_transformers import SentenceTransformer as S; "
+        "from nlt_trainer.content import encoder_content; print(encoder_content(S(sys.argv[1], device='cpu')))"
+    )
+    for seed in ("1", "2"):
+        command = [sys.executable, "-c", code, str(tmp_path / "words")]
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        assert subprocess.run(command, env=environment, capture_output=True, text=True).stdout.strip() == found[-1][1]

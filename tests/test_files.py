@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import FOLDER_MARK, atomic_folder, atomic_write, read_json, read_jsonl, write_json, write_jsonl
+from nlt_trainer.files import (
+    FOLDER_MARK,
+    atomic_folder,
+    atomic_write,
+    read_json,
+    read_jsonl,
+    sweep,
+    write_json,
+    write_jsonl,
+)
 
 
 def test_data_error_names_file_and_line() -> None:
@@ -57,6 +68,70 @@ def test_atomic_folder_keeps_the_previous_folder_when_the_block_fails(tmp_path: 
         raise RuntimeError("killed")
     assert (path / "weights").read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+STAGES = {
+    "amid a file": ("atomic_write('x/file')", "handle.write('half')"),
+    "amid a folder": ("atomic_folder('x/model')", "(handle / 'weights').write_text('half')"),
+}
+
+
+def writing(block: str, inside: str, end: str) -> str:
+    """A program that ends, or waits, amid an atomic block."""
+    return f"""
+import os, sys, time
+from nlt_trainer.files import atomic_folder, atomic_write
+with {block} as handle:
+    {inside}
+    print('writing', flush=True)
+    {end}
+"""
+
+
+@pytest.mark.parametrize("when", STAGES)
+def test_what_a_killed_process_leaves_is_swept_and_what_a_live_one_writes_is_not(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: a program that ends amid a block without cleaning up, and one that waits there and then goes on."""
+    monkeypatch.chdir(tmp_path)
+    program = writing(*STAGES[when], end="os._exit(9)")
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 9
+    program = writing(*STAGES[when], end="sys.stdin.readline()")
+    live = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert live.stdout is not None and live.stdout.readline() == "writing\n"
+    assert len(list(Path("x").iterdir())) == 2
+    sweep("x")
+    (left,) = Path("x").iterdir()
+    sweep(tmp_path, below=True)
+    assert left.exists()
+    live.communicate("\n")
+    assert live.returncode == 0
+    assert [path.suffix for path in Path("x").iterdir()] == [""]
+
+
+def test_a_folder_that_was_moved_aside_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: a program that ends between the two renames: the former folder, under its name."""
+    monkeypatch.chdir(tmp_path)
+    write_json(tmp_path / "model" / "config.json", {})
+    (tmp_path / "model" / FOLDER_MARK).touch()
+    program = writing("atomic_folder('model')", "Path.replace = once", end="pass").replace(
+        "with ", "from pathlib import Path\nreplace = Path.replace\n"
+        "def once(*paths):\n    replace(*paths)\n    os._exit(9)\nwith "
+    )  # fmt: skip
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 9
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".partial", ".previous"]
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert read_json(tmp_path / "model" / "config.json") == {}
+
+
+def test_other_hidden_files_stay(tmp_path: Path) -> None:
+    """Reference: the files; a pull that was cut short finds its own folder again."""
+    names = {".model.0123456789ab.partial", ".partial", "a.01234567.partial", ".a.0123456z.partial", ".a.lock"}
+    for name in names:
+        (tmp_path / name).touch()
+    sweep(tmp_path, below=True)
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_json_round_trip_against_the_json_module(tmp_path: Path) -> None:

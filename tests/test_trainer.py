@@ -123,6 +123,9 @@ def test_batches_are_grouped_by_length(tiny_encoder: SentenceTransformer, tiny_l
     assert sorted(row for batch in grouped for row in batch) == list(range(64))
     assert 2 * distance(grouped) < distance(at_random)
     assert batches(trainer) == grouped
+    trainer.args.batch_sampler = "no_duplicates"
+    with pytest.raises(NLTError, match=r"batch_sampler is no_duplicates and .* leave one of them out"):
+        batches(trainer)
     trainer.args.train_sampling_strategy = "sequential"
     with pytest.raises(NLTError, match="train_sampling_strategy 'sequential' is not known here; choose random or"):
         batches(trainer)

@@ -7,12 +7,12 @@ with 128 tokens than with its own 256, and of passages of COVID-QA much less.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedTokenizerBase
 
 from nlt_trainer.adapt.collection import HELD_OUT, judged_queries
 from nlt_trainer.adapt.decision import SURE
@@ -59,7 +59,7 @@ def lengths_tried(encoder: SentenceTransformer, folder: Path, *, embeddings: Pat
         Only the own length where no other is worth a trial, and nothing where the encoder has no limit.
     """
     own = encoder.max_seq_length
-    if own is None or math.isinf(own):  # so for a table of token embeddings
+    if own is None or not isinstance(encoder.tokenizer, PreTrainedTokenizerBase):  # a table of tokens or of words
         return []
     collection, qrels = load_collection(folder, splits=[]), judged_queries(folder, HELD_OUT)
     found: list[Length] = []

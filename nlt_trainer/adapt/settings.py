@@ -13,9 +13,9 @@ from nlt_trainer.arguments.model import ModelArguments, start_options
 from nlt_trainer.arguments.option import options_deciding
 from nlt_trainer.arguments.trainer import TrainerArguments
 from nlt_trainer.content import model_content
-from nlt_trainer.data.beir import CORPUS_FILE
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import atomic_write, read_json
+from nlt_trainer.files import CORPUS_FILE, atomic_write, read_json
+from nlt_trainer.recipe.outputs import check_outputs
 from nlt_trainer.release.card_rendering import dump_recipe
 from nlt_trainer.run.folder import Run, changed_settings
 from nlt_trainer.run.resume import decisive, heads_content, llm_content, trainer_settings
@@ -90,7 +90,7 @@ def prepared(
     """Point the recipe at the files in the output folder.
 
     Raises:
-        NLTError: the recipe sets a key that `nlt adapt` sets itself.
+        NLTError: the recipe sets a key that `nlt adapt` sets itself, or a file in the output folder is also an input.
     """
     default, unset = DataArguments(), NLTTrainingArguments(use_cpu=args.use_cpu).output_dir
     given = [key for key in OWN_KEYS if getattr(data, key) != getattr(default, key)]
@@ -108,7 +108,12 @@ def prepared(
         dev_split=DEV if chooses(args) else HELD_OUT,
         eval_split=HELD_OUT,
     )
-    return Adaptation(model, data, args, options)
+    work = Adaptation(model, data, args, options)
+    inside = (path.relative_to(folder) for path in (work.run.encoder, work.documents, work.embeddings))
+    check_outputs(
+        ["collection", "candidates", "gains", *(Path("output", path) for path in inside)], (options, model, data)
+    )
+    return work
 
 
 def with_length(work: Adaptation) -> Adaptation:
@@ -140,8 +145,8 @@ def write_recipe(work: Adaptation) -> None:
     }
     changed = changed_settings(settings)
     recipe = {block: {k: v for k, v in values.items() if k in changed} for block, values in settings.items()}
-    with atomic_write(work.run.folder / "recipe.yaml") as handle:
-        handle.write(f"# nlt train --config {work.run.folder / 'recipe.yaml'}\n{dump_recipe(recipe)}")
+    with atomic_write(work.run.recipe_file) as handle:
+        handle.write(f"# nlt train --config {work.run.recipe_file}\n{dump_recipe(recipe)}")
 
 
 def of_queries(work: Adaptation, models: str) -> str:

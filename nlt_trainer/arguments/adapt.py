@@ -20,6 +20,7 @@ class AdaptArguments:
 
     documents: str = option(
         decides="nothing",
+        path="folder",
         help=(
             "Folder of documents, a single document, or a BEIR folder, whose corpus.jsonl is then taken as it is. The "
             "first word of the command may be this folder without its flag."
@@ -27,11 +28,13 @@ class AdaptArguments:
     )
     output: str = option(
         decides="nothing",
+        path="folder",
         help="Folder for everything that is made; the encoder is its subfolder `encoder`.",
     )
     queries: str = option(
         default="crop",
         decides="nothing",
+        path="file",
         help=(
             "Queries to train on: a file with one that people have typed on each line, or JSONL; or how to make them: "
             "crop (sentences and headings cut out of the documents), llm (written by the LLM) or both."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nlt_trainer.arguments.option import option
+from nlt_trainer.arguments.option import check_values, option
 
 
 @dataclass
@@ -14,11 +14,13 @@ class CollectionArguments:
     folder: str = option(
         default="collection",
         decides="nothing",
+        path="collection",
         help="BEIR folder to write.",
     )
     beir: str | None = option(
         default=None,
         decides="nothing",
+        path="folder",
         help="Data set in BEIR's layout (corpus, queries, qrels): Hub id or folder.",
     )
     beir_revision: str | None = option(
@@ -29,6 +31,7 @@ class CollectionArguments:
     beir_qrels: str | None = option(
         default=None,
         decides="nothing",
+        path="folder",
         help="Data set with the judgements of beir, if they lie elsewhere, e.g. BeIR/nq-qrels.",
     )
     beir_qrels_revision: str | None = option(
@@ -44,6 +47,7 @@ class CollectionArguments:
     questions: str | None = option(
         default=None,
         decides="nothing",
+        path="folder",
         help="Question-answer set: Hub id or folder.",
     )
     questions_revision: str | None = option(
@@ -96,3 +100,6 @@ class CollectionArguments:
         decides="nothing",
         help="Column that says which passages answer: their titles, or a 0 or 1 for each; unset: all do.",
     )
+
+    def __post_init__(self) -> None:
+        check_values(self)

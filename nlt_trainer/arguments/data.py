@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nlt_trainer.arguments.option import check_words, option
+from nlt_trainer.arguments.option import check_values, option
 from nlt_trainer.choices import DocumentLayout, HeadMethod, Miner, TargetKind
 from nlt_trainer.errors import NLTError
 from nlt_trainer.prompts import PromptTemplate
@@ -17,6 +17,7 @@ class DataArguments:
     collection: str = option(
         default="collection",
         decides="nothing",
+        path="collection",
         help="BEIR folder with corpus.jsonl and queries.jsonl.",
     )
     train_split: str | None = option(
@@ -35,6 +36,7 @@ class DataArguments:
     candidates: str = option(
         default="candidates.jsonl",
         decides="nothing",
+        path="file",
         help="File of candidates: mine writes it, later stages read it.",
     )
     num_candidates: int = option(
@@ -53,6 +55,7 @@ class DataArguments:
     gains: str = option(
         default="gains.jsonl",
         decides="nothing",
+        path="file",
         help="File of likelihood gains: score writes it, later stages read it.",
     )
     token_likelihoods: bool = option(
@@ -63,6 +66,7 @@ class DataArguments:
     score_cache: str = option(
         default="scores",
         decides="nothing",
+        path="cache",
         help="Folder of the score cache.",
     )
     target: TargetKind | None = option(
@@ -169,11 +173,12 @@ class DataArguments:
     eval_collections: list[str] = option(
         default_factory=list,
         decides="nothing",
+        path="collection",
         help="Further collections to report on, each as FOLDER:SPLIT.",
     )
 
     def __post_init__(self) -> None:
-        check_words(self)
+        check_values(self)
         if (self.head_method == "qrels") != (self.head_qrels is not None):
             raise NLTError(
                 f"head_method is {self.head_method!r} and head_qrels {self.head_qrels!r}; judgements are read where "

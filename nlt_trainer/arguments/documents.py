@@ -14,11 +14,13 @@ class DocumentArguments:
 
     documents: str = option(
         decides="nothing",
+        path="folder",
         help="Folder that is read with its subfolders, or one file. A BEIR folder or its corpus.jsonl stays as it is.",
     )
     corpus: str = option(
         default="corpus",
         decides="nothing",
+        path="collection",
         help="BEIR folder to write: corpus.jsonl, and corpus.report.json, which says what was left out.",
     )
     passage_words: int = option(

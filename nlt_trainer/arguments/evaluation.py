@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from nlt_trainer.arguments.option import check_words, option
+from nlt_trainer.arguments.option import check_values, option
 from nlt_trainer.choices import Precision
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import cache_folder
@@ -19,6 +19,7 @@ class EvaluationArguments:
     tasks: list[str] = option(
         default_factory=list,
         decides="nothing",
+        path="collection",
         help=(
             "What to evaluate on in place of the recipe's collections: tasks and benchmarks of mteb by name "
             "(SciFact, NanoBEIR, BEIR, CoIR, 'MTEB(eng, v2)', 'RTEB(beta)'), or BEIR and TREC folders as FOLDER:SPLIT."
@@ -27,11 +28,13 @@ class EvaluationArguments:
     checkpoints: list[str] = option(
         default_factory=list,
         decides="nothing",
+        path="folder",
         help="Encoders to evaluate beside that of the recipe: Hub ids, folders, or output folders of other runs.",
     )
     run_files: list[str] = option(
         default_factory=list,
         decides="nothing",
+        path="file",
         help="Rankings in trec_eval's run format to add as rows; possible with a single task.",
     )
     fused: bool = option(
@@ -70,6 +73,7 @@ class EvaluationArguments:
     evaluation_cache: str | None = option(
         default=None,
         decides="nothing",
+        path="cache",
         help="Folder in which results and embeddings are kept; unset: the user's cache (NLT_CACHE).",
     )
     embedding_cache_gib: float = option(
@@ -79,7 +83,7 @@ class EvaluationArguments:
     )
 
     def __post_init__(self) -> None:
-        check_words(self)
+        check_values(self)
         if wrong := [dim for dim in self.truncate_dims if dim < 1]:
             raise NLTError(f"truncate_dims has {wrong[0]}; it must be at least 1")
         if strange := [weight for weight in self.bm25_weights if not 0 <= weight <= 1]:

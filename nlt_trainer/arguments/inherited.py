@@ -23,14 +23,12 @@ CHOOSING = (
 
 OTHER = frozenset(
     """
-    activation_checkpointing activation_checkpointing_kwargs average_tokens_across_devices bf16_full_eval
-    dataloader_multiprocessing_context dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory
-    dataloader_prefetch_factor ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters
-    ddp_static_graph ddp_timeout debug deepspeed disable_tqdm enable_jit_checkpoint eval_delay eval_on_start
-    fsdp fsdp_config full_determinism gradient_checkpointing gradient_checkpointing_kwargs
-    greater_is_better include_num_input_tokens_seen local_rank log_level log_level_replica log_on_each_node
-    logging_first_step logging_nan_inf_filter logging_steps logging_strategy output_dir parallelism_config
-    per_device_eval_batch_size project remove_unused_columns report_to resume_from_checkpoint run_name
+    activation_checkpointing activation_checkpointing_kwargs bf16_full_eval dataloader_num_workers
+    dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor ddp_backend ddp_broadcast_buffers
+    ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout debug deepspeed disable_tqdm
+    enable_jit_checkpoint eval_delay eval_on_start fsdp fsdp_config full_determinism gradient_checkpointing
+    gradient_checkpointing_kwargs greater_is_better log_level log_level_replica log_on_each_node logging_first_step
+    logging_steps logging_strategy output_dir parallelism_config project report_to resume_from_checkpoint run_name
     save_on_each_node save_only_model save_total_limit skip_memory_metrics torch_compile torch_compile_backend
     torch_compile_mode torch_empty_cache_steps trackio_bucket_id trackio_space_id trackio_static_space_id use_cpu
     """.split()
@@ -68,6 +66,13 @@ REFUSED = {
     "use_liger_kernel": _LIGER,
     "liger_kernel_config": _LIGER,
     "use_cache": "an encoder generates nothing; leave it out",
+    "average_tokens_across_devices": "losses are means over queries, alike in all processes; leave it out",
+    "dataloader_multiprocessing_context": "workers begin as the library begins them; leave it out",
+    "include_num_input_tokens_seen": "the log has lm_tokens, which the LLM reads; leave it out",
+    "local_rank": "`accelerate launch` and `torchrun` number the processes; leave it out",
+    "logging_nan_inf_filter": "a loss that is infinite or NaN ends training, and none is logged; leave it out",
+    "remove_unused_columns": "training rows only have columns that are read; leave it out",
+    "per_device_eval_batch_size": _NO_DATASET,
     "prediction_loss_only": _NO_DATASET,
     "include_for_metrics": _NO_DATASET,
     "batch_eval_metrics": _NO_DATASET,

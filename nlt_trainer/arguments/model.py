@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nlt_trainer.arguments.option import check_words, option
+from nlt_trainer.arguments.option import check_values, option
 from nlt_trainer.choices import EncoderDtype, HeadSelection, LLMDtype, PoolingMode
 from nlt_trainer.errors import NLTError
 
@@ -18,6 +18,7 @@ class ModelArguments:
     encoder: str = option(
         default="sentence-transformers/all-MiniLM-L6-v2",
         decides="start",
+        path="model",
         help="Encoder to start from: Hub id, folder, or package:<module>/<path>.",
     )
     encoder_revision: str | None = option(
@@ -58,6 +59,7 @@ class ModelArguments:
     llm: str = option(
         default="HuggingFaceTB/SmolLM2-135M-Instruct",
         decides="llm",
+        path="model",
         help="Frozen LLM: Hub id, folder, .gguf file, or package:<module>/<path>.",
     )
     llm_revision: str | None = option(
@@ -68,6 +70,7 @@ class ModelArguments:
     adapter: str | None = option(
         default=None,
         decides="llm",
+        path="model",
         help="LoRA adapter that is merged into the LLM and frozen: Hub id or folder (adapt_scorer makes one).",
     )
     llm_lora: dict[str, int | float | str | list[str]] | None = option(
@@ -117,6 +120,7 @@ class ModelArguments:
     heads: str = option(
         default="heads.json",
         decides="nothing",
+        path="file",
         help="File of query-focused heads: detect_heads writes it, dream reads it.",
     )
     num_heads: int = option(
@@ -132,11 +136,12 @@ class ModelArguments:
     head_scores: str | None = option(
         default=None,
         decides="nothing",
+        path="file",
         help="Head file whose scores detect_heads selects from; unset: it observes the LLM's attention.",
     )
 
     def __post_init__(self) -> None:
-        check_words(self)
+        check_values(self)
         if self.shared_backbone and (self.llm_device is not None or self.llm_process):
             raise NLTError("shared_backbone keeps encoder and LLM on one device; leave llm_device and llm_process out")
         if self.shared_backbone and self.encoder_revision != self.llm_revision:

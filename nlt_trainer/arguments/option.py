@@ -8,6 +8,8 @@ from dataclasses import field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nlt_trainer.choices import check_choice
+from nlt_trainer.errors import NLTError
+from nlt_trainer.recipe.values import is_finite
 
 Decides = Literal["start", "llm", "training", "adaptation", "result", "nothing"]
 """What part of a run an option decides. A run that resumes from a checkpoint must share all but the last two kinds:
@@ -20,11 +22,22 @@ Decides = Literal["start", "llm", "training", "adaptation", "result", "nothing"]
 - `nothing`: where files lie (their content is compared instead), speed and memory, or another stage.
 """
 
+PathKind = Literal["file", "collection", "model", "cache", "folder"]
+"""What lies at the path that an option names, which no output may replace (`check_outputs`):
+
+- `file`: one file;
+- `collection`: a BEIR folder, in which other files than its own may be written;
+- `model`: a model, in whose folder nothing is written, because all of it is read;
+- `cache`: a folder to which stages only add files;
+- `folder`: any other folder or file.
+"""
+
 
 def option(
     *,
     help: str,
     decides: Decides,
+    path: PathKind | None = None,
     default: Any = dataclasses.MISSING,
     default_factory: Callable[[], Any] | Any = dataclasses.MISSING,
 ) -> Any:
@@ -33,17 +46,18 @@ def option(
     Args:
         help: the option's documentation, of which there is no other copy.
         decides: see `Decides`.
+        path: see `PathKind`; `None` where the option names no file or folder.
         default: its value where a recipe does not set it.
         default_factory: makes that value, if it is mutable, such as a list.
     """
-    metadata = {"help": help, "decides": decides}
+    metadata = {"help": help, "decides": decides, "path": path}
     return field(default=default, default_factory=default_factory, metadata=metadata)
 
 
 def same_as(name: str, *, of: type) -> dict[str, Any]:
-    """The help and the default of another dataclass's option, for an `option` that means the same."""
+    """The help, the path and the default of another dataclass's option, for an `option` that means the same."""
     (found,) = (f for f in dataclasses.fields(of) if f.name == name)
-    return {"help": found.metadata["help"], "default": found.default}
+    return {"help": found.metadata["help"], "path": found.metadata["path"], "default": found.default}
 
 
 def options_deciding(*what: Decides, of: type) -> list[str]:
@@ -51,18 +65,20 @@ def options_deciding(*what: Decides, of: type) -> list[str]:
     return [f.name for f in dataclasses.fields(of) if f.metadata.get("decides") in what]
 
 
-def check_words(arguments: Any) -> None:
-    """Refuse a word that one of the arguments' `Literal` options does not have.
+def check_values(arguments: Any) -> None:
+    """Refuse a word that one of the arguments' `Literal` options does not have, and a number that is not finite.
 
     Args:
         arguments: an instance of a dataclass of options.
 
     Raises:
-        NLTError: names the option, the word and the choices.
+        NLTError: names the option, the value and what is allowed.
     """
     for name, hint in get_type_hints(type(arguments)).items():
+        value = getattr(arguments, name, None)
+        if not is_finite(value):
+            raise NLTError(f"{name} is {value}; it must be a finite number")
         for part in (hint, *get_args(hint)):
-            value = getattr(arguments, name, None)
             if get_origin(part) is Literal and isinstance(value, str):
                 check_choice(name, value, part)
             elif isinstance(value, list) and get_origin(part) is Literal:

@@ -43,6 +43,7 @@ class PlanArguments:
     plan_file: str | None = option(
         default=None,
         decides="nothing",
+        path="file",
         help="Write the plan as JSON too.",
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nlt_trainer.arguments.option import check_words, option
+from nlt_trainer.arguments.option import check_values, option
 from nlt_trainer.choices import QueryOrigin
 from nlt_trainer.errors import NLTError
 
@@ -15,6 +15,7 @@ class QueriesArguments:
 
     corpus: str = option(
         decides="nothing",
+        path="collection",
         help="BEIR folder whose corpus.jsonl has the passages; ids such as path.md#3 name their documents.",
     )
     kind: QueryOrigin = option(
@@ -44,7 +45,7 @@ class QueriesArguments:
     )
 
     def __post_init__(self) -> None:
-        check_words(self)
+        check_values(self)
         for name in ("num_queries", "writing_batch"):
             if (number := getattr(self, name)) < 1:
                 raise NLTError(f"{name} is {number}; it must be at least 1")

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import get_args
 
-from nlt_trainer.arguments.option import check_words, option
+from nlt_trainer.arguments.option import check_values, option
 from nlt_trainer.choices import ExportForm, RepoType
 from nlt_trainer.errors import NLTError
 
@@ -69,6 +69,7 @@ class PullArguments:
     )
     folder: str = option(
         decides="nothing",
+        path="folder",
         help="Folder to write; one that an earlier pull has written is replaced.",
     )
     revision: str | None = option(
@@ -88,4 +89,4 @@ class PullArguments:
     )
 
     def __post_init__(self) -> None:
-        check_words(self)
+        check_values(self)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.arguments.option import check_words, option, same_as
+from nlt_trainer.arguments.option import check_values, option, same_as
 from nlt_trainer.choices import LLMDtype
 from nlt_trainer.errors import NLTError
 
@@ -17,15 +17,18 @@ class IndexArguments:
 
     encoder: str = option(
         decides="nothing",
+        path="model",
         help="Encoder: Hub id, folder, or package:<module>/<path>.",
     )
     corpus: str = option(
         decides="nothing",
+        path="collection",
         help="BEIR folder whose corpus.jsonl is searched.",
     )
     against: str | None = option(
         default=None,
         decides="nothing",
+        path="model",
         help="Encoder that the first is compared with.",
     )
     top_k: int = option(
@@ -41,6 +44,7 @@ class IndexArguments:
     embeddings: str | None = option(
         default=None,
         decides="nothing",
+        path="cache",
         help="Folder in which embeddings are kept; unset: the user's cache.",
     )
 
@@ -98,6 +102,6 @@ class AppArguments(IndexArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_words(self)
+        check_values(self)
         if self.port is not None and not 0 < self.port < 65536:
             raise NLTError(f"port is {self.port}; it must be between 1 and 65535")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nlt_trainer.arguments.data import DataArguments
-from nlt_trainer.arguments.option import check_words, option
+from nlt_trainer.arguments.option import check_values, option
 from nlt_trainer.choices import Divergence, DocumentMass, EncoderPrecision, InjectedRows, MarginalLevel, Prior
 from nlt_trainer.errors import NLTError
 
@@ -185,7 +185,7 @@ class TrainerArguments:
     )
 
     def __post_init__(self) -> None:
-        check_words(self)
+        check_values(self)
         if not isinstance(self.prior_weight, str) and self.prior_weight < 0:
             raise NLTError(f"prior_weight is {self.prior_weight}; it must be at least 0, where nothing is mixed in")
         if self.prior_weight == "auto" and self.prior != "bm25":

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from nlt_trainer.arguments.documents import DocumentArguments
-from nlt_trainer.data.beir import CORPUS_FILE
 from nlt_trainer.documents.corpus import REPORT_FILE, build_corpus
 from nlt_trainer.documents.passages import FEWEST_WORDS, PassageLength
 from nlt_trainer.documents.report import CorpusReport
+from nlt_trainer.files import CORPUS_FILE
 from nlt_trainer.terminal import say
 
 

@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding, WordEmbeddings
 from transformers import AutoConfig, PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils.logging import set_tqdm_hook
 
@@ -176,8 +176,8 @@ def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> Sente
     """Load the encoder to train; if the backbone is shared, it uses the LLM's weights.
 
     Raises:
-        NLTError: `train_max_length` is set for an encoder that reads whole texts, bfloat16 weights would be trained,
-            the encoder is an adapter on another model, it does not rank documents by cosines, or an adapter would be
+        NLTError: `train_max_length` is set for an encoder that reads whole texts, bfloat16 weights or none would be
+            trained, the encoder is an adapter on another model, it does not rank documents by cosines, or an adapter would be
             saved for other weights than it was trained on.
     """
     if model.encoder_dtype == "bfloat16" and not model.lora:
@@ -187,10 +187,14 @@ def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> Sente
     encoder = load_encoder(
         model.encoder, dtype=model.encoder_dtype, lora=model.lora, backbone=backbone, **start_options(vars(model))
     )
-    if model.train_max_length is not None and isinstance(encoder[0], StaticEmbedding):
+    if not any(parameter.requires_grad for parameter in encoder.parameters()):
         raise NLTError(
-            f"encoder {model.encoder!r} is a table of token embeddings and reads whole texts; leave "
-            "train_max_length out"
+            f"encoder {model.encoder!r} has no weights that training changes; choose another one, or if it is a table "
+            "of word vectors set update_embeddings in its wordembedding_config.json to true"
+        )
+    if model.train_max_length is not None and isinstance(encoder[0], StaticEmbedding | WordEmbeddings):
+        raise NLTError(
+            f"encoder {model.encoder!r} is a table of embeddings and reads whole texts; leave train_max_length out"
         )
     if not model.lora:
         check_no_adapter(encoder, model.encoder)

@@ -15,9 +15,9 @@ from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.queries import QueriesArguments
 from nlt_trainer.assembly.mining import mined
 from nlt_trainer.assembly.parts import load_llm, load_untrained, make_scorer, processes
-from nlt_trainer.data.beir import CORPUS_FILE, Collection, Query, load_corpus, write_collection
+from nlt_trainer.data.beir import Collection, Query, load_corpus, write_collection
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import check_folder
+from nlt_trainer.files import CORPUS_FILE, check_folder
 from nlt_trainer.queries.crop import crop_queries
 from nlt_trainer.queries.generation import generate_queries
 from nlt_trainer.queries.made import MadeQueries
@@ -47,18 +47,18 @@ def make_queries(
 
     Raises:
         DataError: the corpus is malformed or has fewer than 2 passages.
-        NLTError: the collection would replace the corpus, there are several processes, or too few queries can be made.
+        NLTError: there are several processes, or too few queries can be made.
     """
     state = processes(args)
     if state.num_processes > 1:
         raise NLTError(f"{state.num_processes} processes were started, and make_queries works in one; start it alone")
-    out, source = Path(data.collection), Path(queries.corpus)
-    if source.resolve().is_relative_to(out.resolve()):
-        raise NLTError(f"collection {out} would replace the corpus {source}; name another folder")
+    out = Path(data.collection)
     check_folder(out)
-    corpus = load_corpus(source)
+    corpus = load_corpus(queries.corpus)
     if len(corpus) < 2:
-        raise DataError(source / CORPUS_FILE, "has one passage, which every query would find; give more documents")
+        raise DataError(
+            Path(queries.corpus) / CORPUS_FILE, "has one passage, which every query would find; give more documents"
+        )
     made = MadeQueries(corpus, {}, {})
     if queries.kind != "llm":
         wanted = queries.num_queries if queries.kind == "crop" else queries.num_queries // 2

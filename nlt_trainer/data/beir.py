@@ -17,13 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import atomic_folder, atomic_write, read_jsonl, read_lines, write_jsonl
+from nlt_trainer.files import (
+    CORPUS_FILE,
+    QRELS_FOLDER,
+    QUERIES_FILE,
+    atomic_folder,
+    atomic_write,
+    read_jsonl,
+    read_lines,
+    write_jsonl,
+)
 
 logger = logging.getLogger(__name__)
 
-CORPUS_FILE = "corpus.jsonl"
-QUERIES_FILE = "queries.jsonl"
-QRELS_FOLDER = "qrels"
 QRELS_HEADER = ("query-id", "corpus-id", "score")
 
 Qrels = dict[str, dict[str, int]]

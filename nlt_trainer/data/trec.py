@@ -23,10 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from nlt_trainer.data.beir import (
-    CORPUS_FILE,
-    QRELS_FOLDER,
     QRELS_HEADER,
-    QUERIES_FILE,
     Collection,
     Document,
     Qrels,
@@ -37,7 +34,7 @@ from nlt_trainer.data.beir import (
 )
 from nlt_trainer.data.questions import text_of
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import read_jsonl, read_lines
+from nlt_trainer.files import CORPUS_FILE, QRELS_FOLDER, QUERIES_FILE, read_jsonl, read_lines
 
 ENDING = r"(\.(jsonl|json|tsv|txt|trec|sgml|xml|qrels))?(\.gz)?"
 DOCUMENT_FILES = ("corpus", "collection", "documents", "docs")

@@ -11,7 +11,7 @@ from urllib.parse import quote_from_bytes
 
 from tqdm.auto import tqdm
 
-from nlt_trainer.data.beir import CORPUS_FILE, Document, load_corpus
+from nlt_trainer.data.beir import Document, load_corpus
 from nlt_trainer.documents.duplicates import Duplicates
 from nlt_trainer.documents.passages import FEWEST_WORDS, PassageLength, cut
 from nlt_trainer.documents.readers import READERS
@@ -19,7 +19,7 @@ from nlt_trainer.documents.report import CorpusReport, read_report
 from nlt_trainer.documents.tables import BrokenLine
 from nlt_trainer.documents.walk import find_files
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import FOLDER_MARK, check_folder, half_written, write_jsonl
+from nlt_trainer.files import CORPUS_FILE, FOLDER_MARK, check_folder, sweep, write_jsonl
 from nlt_trainer.terminal import SECONDS
 
 REPORT_FILE = "corpus.report.json"
@@ -59,8 +59,7 @@ def build_corpus(
     earlier = read_report(out / REPORT_FILE)
     if earlier and earlier.key == report.key and _size(out / CORPUS_FILE) == earlier.corpus_bytes:
         return earlier, True
-    for stale in half_written(out):
-        stale.unlink()
+    sweep(out)
     passages = _copied(beir, report) if beir else _read(documents, without, report, files=files, length=length)
     write_jsonl(out / CORPUS_FILE, _rows(passages, out, report))
     report.corpus_bytes = _size(out / CORPUS_FILE)

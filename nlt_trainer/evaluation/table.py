@@ -18,7 +18,7 @@ from nlt_trainer.evaluation.task_scores import TaskScores
 from nlt_trainer.evaluation.tasks import TaskList
 from nlt_trainer.files import atomic_write, write_json, write_jsonl
 from nlt_trainer.run.folder import Run
-from nlt_trainer.run.results import Result, results_table
+from nlt_trainer.run.results import Result, results_table, table_row
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,5 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
         interval = "" if c.low is None else f" [{c.low:+.3f}, {c.high:+.3f}]"
         counts = f"{c.better} / {c.worse} / {c.queries - c.better - c.worse}"
         names = (f"{c.collection} {c.split}", c.system, c.against)
-        cells = (*names, f"{c.difference:+.3f}{interval}", f"{c.p:.4f}", counts)
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(table_row((*names, f"{c.difference:+.3f}{interval}", f"{c.p:.4f}", counts)))
     return "\n".join(lines)

@@ -51,6 +51,41 @@ class Suffix:
         return self.ids[:-1]
 
 
+class PlainText:
+    """Makes token ids of texts of a collection. A text that spells a control token, such as `</s>`, is read as text.
+
+    Args:
+        tokenizer: the LLM's tokenizer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._control = {i: token for i, token in added.items() if i != tokenizer.unk_token_id}
+
+    def __call__(self, text: str) -> list[int]:
+        """Ids of a text, without those that the tokenizer would put around it."""
+        ids: list[int] = self._tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+        ).input_ids
+        if self._control.keys().isdisjoint(ids):
+            return ids
+        # The vocabulary itself has the control token as a word, as with Unigram and WordLevel.
+        return [part for i in ids for part in (self._in_two(self._control[i]) if i in self._control else [i])]
+
+    def _in_two(self, token: str) -> list[int]:
+        """Ids of the first character of a control token, and of the rest."""
+        return [i for part in (token[:1], token[1:]) if part not in ("", token) for i in self(part)]
+
+
+def template_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a part of a template, whose control tokens, such as `<|im_start|>`, are meant."""
+    if not text:
+        return []
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=False, verbose=False).input_ids
+    return ids
+
+
 class PromptTokens:
     """Tokenises a template's segments with one tokenizer. The document is cut to fit; query and target never are.
 
@@ -74,10 +109,12 @@ class PromptTokens:
             raise NLTError(f"max_document_tokens is {max_document_tokens}; it must be at least 1")
         self.template = template
         self.max_document_tokens = max_document_tokens
-        self._tokenizer = tokenizer
+        self._plain = PlainText(tokenizer)
         self._known: dict[int, int] = {}
-        self._before = tuple(self._ids(template.document_prefix))
-        self._after = tuple(self._ids(template.document_suffix))
+        self._before = tuple(template_ids(tokenizer, template.document_prefix))
+        self._after = tuple(template_ids(tokenizer, template.document_suffix))
+        self._before_query = template_ids(tokenizer, template.query_prefix)
+        self._before_answer = template_ids(tokenizer, template.answer_prefix)
         self.start = _sequence_start(tokenizer)
         # The same texts come again: queries share candidates, and every epoch repeats them.
         self.document = lru_cache(maxsize=kept_texts)(self._document)
@@ -89,7 +126,7 @@ class PromptTokens:
         return self._before, self._after
 
     def _ids(self, text: str) -> list[int]:
-        ids = self._tokenizer(text, add_special_tokens=False).input_ids if text else []
+        ids = self._plain(text) if text.strip() else []
         return [self._known.setdefault(i, i) for i in ids]  # equal ids share an object: 8 bytes a token, not 36
 
     def _document(self, text: str) -> tuple[tuple[int, ...], bool]:
@@ -101,19 +138,24 @@ class PromptTokens:
 
     def _suffix(self, query: str, answer: str | None, target: TargetKind) -> Suffix:
         """Ids of `query_prefix query [answer_prefix answer]` and which of them are the target."""
-        segments = [(self._ids(self.template.query_prefix), False), (self._ids(f" {query}"), target != "answer")]
+        texts = [(self._before_query, query, target != "answer")]
         if target != "query":
             if not answer:
                 raise NLTError(
                     f"target {target!r} needs an answer, and query {query[:60]!r} has none; "
                     "give every query an answer or set target to 'query'"
                 )
-            segments += [(self._ids(self.template.answer_prefix), False), (self._ids(f" {answer}"), True)]
-        ids = tuple(i for segment, _ in segments for i in segment)
-        marks = tuple(mark for segment, mark in segments for _ in segment)
-        if not any(marks):
-            raise NLTError(f"query {query[:60]!r} has no target tokens; remove empty queries and answers")
-        return Suffix(ids, marks)
+            texts.append((self._before_answer, answer, True))
+        ids: list[int] = []
+        marks: list[bool] = []
+        for before, text, marked in texts:
+            if not (own := self._ids(f" {text}")):
+                raise NLTError(
+                    f"query {query[:60]!r} has no target tokens: {text!r} is empty; remove empty queries and answers"
+                )
+            ids += [*before, *own]
+            marks += [False] * len(before) + [marked] * len(own)
+        return Suffix(tuple(ids), tuple(marks))
 
 
 def _sequence_start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from nlt_trainer.data.beir import Document
 from nlt_trainer.data.questions import hash_of
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.lm.prompt_tokens import PlainText, template_ids
 from nlt_trainer.queries.prompts import prompt_end, prompt_start
 from nlt_trainer.queries.written_texts import WrittenTexts
 
@@ -84,6 +85,7 @@ class QueryWriter:
     ) -> None:
         self.lm, self.max_document_tokens, self.batch_size, self.seed = lm, max_document_tokens, batch_size, seed
         self.written = WrittenTexts(file)
+        self._plain = PlainText(lm.tokenizer)
         ends = lm.model.generation_config.eos_token_id or lm.tokenizer.eos_token_id
         self._ends: list[int] = [ends] if isinstance(ends, int) else list(ends or [])
         self._frame = cache(self._tokenised_frame)
@@ -122,10 +124,10 @@ class QueryWriter:
 
     def _tokenised_frame(self, kind: str) -> tuple[list[int], list[int]]:
         """Token ids of a prompt before and after the passage."""
-        before = self.lm.tokenizer(prompt_start(kind), add_special_tokens=False, verbose=False).input_ids
+        before = template_ids(self.lm.tokenizer, prompt_start(kind))
         first = self.lm.tokenizer("a").input_ids[:1]  # the begin-of-sequence token, if the tokenizer adds one
         start = first if first == [self.lm.tokenizer.bos_token_id] else []
-        return [*start, *before], self.lm.tokenizer(prompt_end(kind), add_special_tokens=False).input_ids
+        return [*start, *before], template_ids(self.lm.tokenizer, prompt_end(kind))
 
     @torch.inference_mode()
     def _keys_and_values(self, kind: str) -> Cache:
@@ -137,10 +139,7 @@ class QueryWriter:
     def _prompt(self, job: Job) -> list[int]:
         """Token ids of a job's prompt after its start. Special tokens that a passage spells out are plain text."""
         before, after = self._frame(job.kind)
-        passage = self.lm.tokenizer(
-            f" {job.passage.content}", add_special_tokens=False, split_special_tokens=True, verbose=False
-        ).input_ids
-        ids = [*passage[: self.max_document_tokens], *after]
+        ids = [*self._plain(f" {job.passage.content}")[: self.max_document_tokens], *after]
         if len(before) + len(ids) + MAX_NEW_TOKENS > self.lm.context_length:
             raise NLTError(
                 f"a prompt of {len(before) + len(ids)} tokens and {MAX_NEW_TOKENS} new ones do not fit the "

@@ -28,6 +28,7 @@ from typing import Any
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.recipe.command_line import config_of, make_parser, with_underscores
 from nlt_trainer.recipe.keys import Block, Blocks, KnownKeys, default_of, field_hints
+from nlt_trainer.recipe.outputs import check_outputs, sweep_outputs
 from nlt_trainer.recipe.values import NULL, Unread, coerce, expand_home, from_text, read
 from nlt_trainer.recipe.yaml_files import read_mapping
 
@@ -41,6 +42,7 @@ def parse_recipe(
     *,
     description: str | None = None,
     check: Callable[..., None] | None = None,
+    writes: Sequence[str | Path] = (),
 ) -> Any:
     """Build one instance of each argument dataclass from `--config FILE.yaml` and the rest of the command line.
 
@@ -50,6 +52,7 @@ def parse_recipe(
         description: what the help says before the keys.
         check: refuses what the stage cannot work on, such as a missing file, by an `NLTError`. It gets an instance of
             each block's own dataclass, in the order of `blocks`, before the class of any library is imported.
+        writes: names of the options that say where the stage writes; see `check_outputs` and `sweep_outputs`.
 
     Returns:
         The instances, in the order of `blocks`.
@@ -57,7 +60,8 @@ def parse_recipe(
     Raises:
         DataError: the recipe is missing or malformed, or holds an unknown block, an unknown key or a wrong value.
         NLTError: an unknown flag, a value of a wrong type, a required key that is missing, or values that a
-            dataclass refuses; says whether they stand in the recipe or on the command line.
+            dataclass refuses; says whether they stand in the recipe or on the command line. Also an output that would
+            replace what another option or `--config` names.
 
     Example:
         ```python
@@ -79,7 +83,11 @@ def parse_recipe(
     own = _placed(_own, known, recipe, flags, config=config)
     if check is not None:
         check(*own)
-    return _placed(_whole, known, recipe, flags, config=config)
+    arguments = _placed(_whole, known, recipe, flags, config=config)
+    if writes:
+        check_outputs(writes, arguments, config=config)
+        sweep_outputs(writes, arguments)
+    return arguments
 
 
 def _placed(

@@ -55,9 +55,18 @@ def coerce(value: Any, hint: Any) -> Any:
         if value is None:
             shown, remedy = NULL, "; this key cannot be unset, leave it out for its default"
         raise ValueError(f"is {shown}, expected {_type_name(hint)}{remedy}") from error
-    if isinstance(found, float) and not math.isfinite(found):
+    if not is_finite(found):
         raise ValueError(f"is {value!r}, expected a finite number")
     return found
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value is or holds no number that is infinite or NaN."""
+    if isinstance(value, dict):
+        return all(map(is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _config_for(hint: Any) -> ConfigDict | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.trainer import parse_objective
-from nlt_trainer.run.results import Result, results_table, verdicts
+from nlt_trainer.run.results import Result, results_table, table_row, verdicts
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
 TAGS = ("sentence-transformers", "sentence-similarity", "feature-extraction", "dense", "nlt_trainer")
@@ -30,6 +31,7 @@ PAPERS = {
     "info_nce": "van den Oord et al., *Representation Learning with Contrastive Predictive Coding*, arXiv:1807.03748",
 }
 """The paper that each objective comes from."""
+UNKNOWN_LICENCE = "not known: no card on the machine of training states one"
 LIBRARIES = "Reimers and Gurevych, *Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks*, arXiv:1908.10084"
 
 
@@ -53,16 +55,27 @@ def render_card(recipe: Mapping[str, Any], record: Mapping[str, Any], *, load_as
         adapter_base=record["adapter_base"],
         training=training,
         labels=labels_sentence(training["objective"], data, llm_trained=model.llm_lora is not None),
-        facts=_facts(training, model, data),
+        prompts=[table_row((key, code(text) if text else "none")) for key, text in encoder["prompts"].items()],
+        facts=[table_row(fact) for fact in _facts(training, model, data).items()],
         log=[(entry["step"], f"{entry['ndcg_at_10']:.3f}") for entry in training["log"]],
         recipe=dump_recipe(recipe).rstrip(),
         results=results_table(results) if results else "",
         verdict=record.get("verdict"),
         comparison=verdicts(results, training["objective"]),
-        licences=record["licences"],
+        licences=[
+            table_row((part["part"], code(part["name"]), part["licence"] or UNKNOWN_LICENCE))
+            for part in record["licences"]
+        ],
         papers=[*dict.fromkeys(PAPERS[name] for name in parse_objective(training["objective"])), LIBRARIES],
     )
     return str(card)
+
+
+def code(text: str) -> str:
+    """A text as code in Markdown, as Python writes it where it has line breaks or the like."""
+    shown = text if text.isprintable() else repr(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    return f"{fence} {shown} {fence}" if len(fence) > 1 else f"{fence}{shown}{fence}"
 
 
 def dump_recipe(recipe: Mapping[str, Any]) -> str:
@@ -136,7 +149,7 @@ def _scorer(scorer: Mapping[str, Any] | None) -> str:
         return "not known: no audit stands beside the gains"
     flat = {**scorer.get("model", {}), **{k: v for k, v in scorer.items() if k not in ("model", "llm", "template")}}
     flat |= {key: value for key, value in scorer.get("template", {}).items() if key != "version"}
-    return ", ".join(f"{key} `{value!r}`" for key, value in flat.items() if value is not None)
+    return ", ".join(f"{key} {code(repr(value))}" for key, value in flat.items() if value is not None)
 
 
 def labels_sentence(objective: str, data: DataArguments, *, llm_trained: bool = False) -> str:

@@ -54,6 +54,8 @@ class Run:
         self.decision_file = self.folder / "decision.json"
         """What `nlt adapt` has decided: which encoder is kept, the verdict, the weight of BM25 beside it, and by which
         results."""
+        self.recipe_file = self.folder / "recipe.yaml"
+        """The recipe that `nlt adapt` writes, with which each stage can be run alone."""
         self.page_file = self.folder / "report.html"
         self.evaluation = self.folder / "evaluation"
         self.table_file = self.evaluation / "table.md"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -73,6 +73,12 @@ def read_results(path: str | Path) -> list[Result]:
         raise DataError(path, f"is no table of results ({error}); write it again with `nlt evaluate`") from error
 
 
+def table_row(cells: Iterable[str]) -> str:
+    """A row of a Markdown table, in whose cells a bar and a line break would end the cell."""
+    escaped = (cell.replace("|", "\\|").replace("\n", " ") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
+
+
 def results_table(results: Sequence[Result]) -> str:
     """Render rows as a Markdown table.
 
@@ -84,7 +90,7 @@ def results_table(results: Sequence[Result]) -> str:
     header += ["p against start", "kept"] if decided else []
     trained = any(row.trained_on for row in results)
     header += ["queries trained on"] if trained else []
-    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    lines = [table_row(header), f"|{'---|' * len(header)}"]
     for r in results:
         cost = (f"{r.train_seconds:,.0f}", f"{r.lm_tokens:,}", str(r.seed)) if r.seed is not None else ("", "", "")
         interval = "" if r.ndcg_at_10_low is None else f" [{r.ndcg_at_10_low:.3f}, {r.ndcg_at_10_high:.3f}]"
@@ -93,7 +99,7 @@ def results_table(results: Sequence[Result]) -> str:
         cells = [f"{r.collection} {r.split}", r.name, *metrics, *cost]
         cells += [p, "yes" if r.kept else ""] if decided else []
         cells += [r.trained_share] if trained else []
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(table_row(cells))
     return "\n".join(lines)
 
 

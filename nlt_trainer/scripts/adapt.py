@@ -21,9 +21,13 @@ from pathlib import Path
 from nlt_trainer.arguments.stages import ADAPT_BLOCKS
 from nlt_trainer.program import run_main, shown
 from nlt_trainer.recipe.parsing import parse_recipe
+from nlt_trainer.run.folder import Run
 
 DEFAULTS = Path(__file__).parents[1] / "adapt" / "defaults.yaml"
 """The settings that the command begins with, a recipe like any other."""
+
+OUT = Run("output")
+"""The run in the folder that the option `output` names."""
 
 
 def with_flags(argv: Sequence[str]) -> list[str]:
@@ -39,7 +43,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run all stages; returns 0, or 3 where the encoder was not better than before."""
     words = with_flags(sys.argv[1:] if argv is None else argv)
     options, model, data, args = parse_recipe(
-        ADAPT_BLOCKS, words, description=shown(__doc__), check=lambda options, *_: options.check_files()
+        ADAPT_BLOCKS,
+        words,
+        description=shown(__doc__),
+        writes=[OUT.recipe_file],
+        check=lambda options, *_: options.check_files(),
     )
     from nlt_trainer.adapt.pipeline import adapt
 

@@ -15,11 +15,17 @@ from __future__ import annotations
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
 from nlt_trainer.program import run_main, shown
 from nlt_trainer.recipe.parsing import parse_recipe
+from nlt_trainer.run.folder import Run
+
+OUT = Run("output_dir")
+"""The run in the folder that the option `output_dir` names."""
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train and save the adapter; prints its folder and how it changes the loss of held-out documents."""
-    model, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__))
+    model, data, args = parse_recipe(
+        RECIPE_BLOCKS, argv, description=shown(__doc__), writes=["output_dir", OUT.adapter]
+    )
     from nlt_trainer.assembly.scorer_adaptation import adapt_scorer
 
     adapt_scorer(model, data, args)

@@ -20,7 +20,7 @@ from nlt_trainer.recipe.parsing import parse_recipe
 
 def main(argv: list[str] | None = None) -> None:
     """Serve the page until the process is stopped; prints its address."""
-    (args,) = parse_recipe(APP_BLOCKS, argv, description=shown(__doc__))
+    (args,) = parse_recipe(APP_BLOCKS, argv, description=shown(__doc__), writes=["embeddings"])
     check_corpus(args.corpus)
     from nlt_trainer.report.serving import run_app
 

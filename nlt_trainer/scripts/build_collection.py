@@ -18,7 +18,7 @@ from nlt_trainer.recipe.parsing import parse_recipe
 
 def main(argv: list[str] | None = None) -> None:
     """Write the BEIR folder; prints what it contains."""
-    (c,) = parse_recipe(COLLECTION_BLOCKS, argv, description=shown(__doc__))
+    (c,) = parse_recipe(COLLECTION_BLOCKS, argv, description=shown(__doc__), writes=["folder"])
     from nlt_trainer.data.hub_collection import BEIRSource, QuestionSource, build_hub_collection
     from nlt_trainer.data.questions import Columns
 

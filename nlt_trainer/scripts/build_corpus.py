@@ -19,7 +19,7 @@ from nlt_trainer.recipe.parsing import parse_recipe
 
 def main(argv: list[str] | None = None) -> None:
     """Write the corpus; prints what was read and what was left out."""
-    (args,) = parse_recipe(CORPUS_BLOCKS, argv, description=shown(__doc__))
+    (args,) = parse_recipe(CORPUS_BLOCKS, argv, description=shown(__doc__), writes=["corpus"])
     from nlt_trainer.assembly.corpus import corpus
 
     corpus(args)

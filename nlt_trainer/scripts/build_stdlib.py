@@ -16,7 +16,7 @@ from nlt_trainer.recipe.parsing import parse_recipe
 
 def main(argv: list[str] | None = None) -> None:
     """Write the BEIR folder that the recipe's `collection` names."""
-    model, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__))
+    model, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__), writes=["collection"])
     from nlt_trainer.assembly.starts import build_stdlib
 
     build_stdlib(model, data, args)

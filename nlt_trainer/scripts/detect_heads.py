@@ -23,7 +23,7 @@ from nlt_trainer.recipe.parsing import parse_recipe
 
 def main(argv: list[str] | None = None) -> None:
     """Write the recipe's `heads` file."""
-    model, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__))
+    model, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__), writes=["heads"])
     from nlt_trainer.assembly.head_detection import detect_heads
 
     detect_heads(model, data, args)

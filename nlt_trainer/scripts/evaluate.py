@@ -19,11 +19,20 @@ from __future__ import annotations
 from nlt_trainer.arguments.stages import EVALUATION_BLOCKS
 from nlt_trainer.program import run_main, shown
 from nlt_trainer.recipe.parsing import parse_recipe
+from nlt_trainer.run.folder import Run
+
+OUT = Run("output_dir")
+"""The run in the folder that the option `output_dir` names."""
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write results, card and the files of the evaluation; prints each result, then the table."""
-    model, data, args, evaluation = parse_recipe(EVALUATION_BLOCKS, argv, description=shown(__doc__))
+    model, data, args, evaluation = parse_recipe(
+        EVALUATION_BLOCKS,
+        argv,
+        description=shown(__doc__),
+        writes=["output_dir", OUT.results_file, OUT.table_file, OUT.query_values_file, "evaluation_cache"],
+    )
     from nlt_trainer.assembly.evaluation import evaluate
 
     evaluate(model, data, args, evaluation)

@@ -16,7 +16,7 @@ from nlt_trainer.recipe.parsing import parse_recipe
 
 def main(argv: list[str] | None = None) -> None:
     """Write the Sentence-Transformers folder that the recipe's `encoder` names, from the recipe's `llm`."""
-    model, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__))
+    model, data, args = parse_recipe(RECIPE_BLOCKS, argv, description=shown(__doc__), writes=["encoder"])
     from nlt_trainer.assembly.starts import make_encoder
 
     make_encoder(model, data, args)

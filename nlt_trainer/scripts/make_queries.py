@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> None:
         QUERIES_BLOCKS,
         argv,
         description=shown(__doc__),
+        writes=["collection", "score_cache"],
         check=lambda _, __, ___, queries: check_corpus(queries.corpus),
     )
     from nlt_trainer.assembly.queries import make_queries

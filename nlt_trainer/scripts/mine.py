@@ -21,7 +21,11 @@ from nlt_trainer.recipe.parsing import parse_recipe
 def main(argv: list[str] | None = None) -> None:
     """Write the recipe's `candidates` file."""
     model, data, args = parse_recipe(
-        RECIPE_BLOCKS, argv, description=shown(__doc__), check=lambda _, data, __: check_corpus(data.collection)
+        RECIPE_BLOCKS,
+        argv,
+        description=shown(__doc__),
+        writes=["candidates"],
+        check=lambda _, data, __: check_corpus(data.collection),
     )
     from nlt_trainer.assembly.mining import mine
 

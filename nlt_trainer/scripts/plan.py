@@ -16,7 +16,7 @@ from nlt_trainer.recipe.parsing import parse_recipe
 
 def main(argv: list[str] | None = None) -> None:
     """Print the plan."""
-    model, data, args, plan = parse_recipe(PLAN_BLOCKS, argv, description=shown(__doc__))
+    model, data, args, plan = parse_recipe(PLAN_BLOCKS, argv, description=shown(__doc__), writes=["plan_file"])
     from nlt_trainer.plan.table import plan_recipe
 
     plan_recipe(model, data, args, plan)

@@ -17,7 +17,7 @@ from nlt_trainer.recipe.parsing import parse_recipe
 
 def main(argv: list[str] | None = None) -> None:
     """Fetch the release; prints its folder and commit."""
-    (of,) = parse_recipe(PULL_BLOCKS, argv, description=shown(__doc__))
+    (of,) = parse_recipe(PULL_BLOCKS, argv, description=shown(__doc__), writes=["folder"])
     from nlt_trainer.assembly.publishing import pull_release
 
     pull_release(of)

@@ -12,14 +12,23 @@ repository is private; its owner can make it public on its page.
 
 from __future__ import annotations
 
+from typing import get_args
+
 from nlt_trainer.arguments.stages import PUSH_BLOCKS
+from nlt_trainer.choices import ExportForm
 from nlt_trainer.program import run_main, shown
 from nlt_trainer.recipe.parsing import parse_recipe
+from nlt_trainer.run.folder import Run
+
+OUT = Run("output_dir")
+"""The run in the folder that the option `output_dir` names."""
 
 
 def main(argv: list[str] | None = None) -> None:
     """Export and check the encoder, then send it; prints each file that is sent and the release."""
-    _, data, args, export, to = parse_recipe(PUSH_BLOCKS, argv, description=shown(__doc__))
+    _, data, args, export, to = parse_recipe(
+        PUSH_BLOCKS, argv, description=shown(__doc__), writes=[OUT.exported(form) for form in get_args(ExportForm)]
+    )
     from nlt_trainer.assembly.publishing import push_run
 
     push_run(data, args, export, to)

@@ -19,7 +19,11 @@ from nlt_trainer.recipe.parsing import parse_recipe
 def main(argv: list[str] | None = None) -> None:
     """Write the recipe's `gains` file and the audit beside it."""
     model, data, args = parse_recipe(
-        RECIPE_BLOCKS, argv, description=shown(__doc__), check=lambda _, data, __: check_corpus(data.collection)
+        RECIPE_BLOCKS,
+        argv,
+        description=shown(__doc__),
+        writes=["gains", "score_cache"],
+        check=lambda _, data, __: check_corpus(data.collection),
     )
     from nlt_trainer.assembly.scoring import score
 

@@ -19,7 +19,7 @@ from nlt_trainer.recipe.parsing import parse_recipe
 
 def main(argv: list[str] | None = None) -> None:
     """Print the documents that are found for each query."""
-    (args,) = parse_recipe(SEARCH_BLOCKS, argv, description=shown(__doc__))
+    (args,) = parse_recipe(SEARCH_BLOCKS, argv, description=shown(__doc__), writes=["embeddings"])
     check_corpus(args.corpus)
     from nlt_trainer.report.search_terminal import search
 

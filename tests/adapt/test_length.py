@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, WordEmbeddings
+from sentence_transformers.sentence_transformer.modules.tokenizer import WhitespaceTokenizer
 
 from nlt_trainer.adapt import length
 from nlt_trainer.adapt.collection import HELD_OUT
@@ -78,3 +81,10 @@ def test_a_shorter_length_is_taken_only_if_it_surely_finds_more(
 ) -> None:
     chosen = best_length([Length(512, 0.5, 1.0), *(Length(*one) for one in shorter)])
     assert (chosen and chosen.tokens) == expected
+
+
+def test_a_table_of_word_vectors_keeps_its_limit(folder: Path, tmp_path: Path) -> None:
+    """Reference: nothing is tried, because its tokenizer only knows words."""
+    table = WordEmbeddings(WhitespaceTokenizer(WORDS), np.eye(len(WORDS), dtype=np.float32))
+    encoder = SentenceTransformer(modules=[table, Pooling(len(WORDS))], device="cpu")
+    assert lengths_tried(encoder, folder, embeddings=tmp_path / "e", bf16=False) == []

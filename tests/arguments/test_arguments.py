@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 from sentence_transformers import SentenceTransformerTrainingArguments
@@ -171,6 +171,43 @@ def test_a_number_that_trains_nothing_is_refused(name: str, value: float, tmp_pa
         arguments(tmp_path, **{name: value})
 
 
+def numbers(block: type) -> dict[str, Any]:
+    """Options of a dataclass that hold a float, alone, in a list or in a mapping -> a maker of such a value."""
+    found: dict[str, Any] = {}
+    for name, hint in get_type_hints(block).items():
+        for part in (hint, *get_args(hint)):
+            if part is float:
+                found[name] = lambda number: number
+            elif get_origin(part) is list and float in get_args(part):
+                found[name] = lambda number: [0.5, number]
+            elif get_origin(part) is dict and float in {*get_args(part), *get_args(get_args(part)[1])}:
+                found[name] = lambda number: {"a": 0.5, "b": number}
+    return found
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_every_number_of_a_stage_must_be_finite(number: float, tmp_path: Path) -> None:
+    """Reference: each option with a float, of this package and of the library, by the types of the dataclasses."""
+    needed = {"documents": "a", "output": "b", "encoder": "a", "corpus": "b", "folder": "c", "repo": "a/b"}
+    tried = 0
+    for block in (*OWN.values(), NLTTrainingArguments):
+        given = {f.name: needed[f.name] for f in dataclasses.fields(block) if f.init and f.name in needed}
+        if block is NLTTrainingArguments:
+            given = {"output_dir": str(tmp_path)}
+        for name, make in numbers(block).items():
+            with pytest.raises(NLTError, match=rf"^{name} (is|has) .*(nan|inf)"):
+                block(**{**given, name: make(number)})
+            tried += 1
+    assert tried > 20
+    for flag, value in (("--max_grad_norm", str(number)), ("--temperatures", f"{{dream: {_yaml(number)}}}")):
+        with pytest.raises(NLTError, match=rf"argument {flag}: is .*, expected a finite number"):
+            parse_recipe(RECIPE_BLOCKS, [f"{flag}={value}"])
+
+
+def _yaml(number: float) -> str:
+    return {"nan": ".nan", "inf": ".inf", "-inf": "-.inf"}[str(number)]
+
+
 BLOCKS = [blocks for name, blocks in vars(stages).items() if name.endswith("_BLOCKS")]
 OWN: dict[str, type] = {own.__name__: own for blocks in BLOCKS for own in KnownKeys(blocks).own.values()}
 """Name of every dataclass whose options a stage takes -> the dataclass."""
@@ -231,10 +268,11 @@ def test_every_option_of_the_librarys_trainer_is_known() -> None:
     "name",
     """
     neftune_noise_alpha auto_find_batch_size ignore_data_skip accelerator_config dataloader_in_order
-    restore_callback_states_from_checkpoint use_liger_kernel
+    restore_callback_states_from_checkpoint use_liger_kernel local_rank logging_nan_inf_filter
+    per_device_eval_batch_size remove_unused_columns include_num_input_tokens_seen
     """.split(),
 )
-def test_an_option_that_changes_training_unseen_is_refused(name: str) -> None:
+def test_an_option_that_does_nothing_or_changes_training_unseen_is_refused(name: str) -> None:
     """Reference: the option and its remedy in the message; nothing of it would stand among the settings of a run."""
     with pytest.raises(NLTError, match=rf"argument --{name}: .*; (leave it out|set per_device_train_batch_size)"):
         parse_recipe(RECIPE_BLOCKS, [f"--{name}", "1"])

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram, WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 from nlt_trainer.choices import TargetKind, check_choice
 from nlt_trainer.errors import NLTError
@@ -61,6 +65,45 @@ def test_the_start_is_what_the_tokenizer_adds_by_itself(tiny_lm: FrozenLM, tiny_
     assert PromptTokens(tiny_bos_lm.tokenizer, TEMPLATE, max_document_tokens=8).start == (1,)
 
 
+def word_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """A tokenizer whose vocabulary has control tokens as words, as those of byte-level BPE do not."""
+    words = ["<unk>", "<s>", "</s>", "<|im_end|>", *sorted({*"<>/s|im_endateagrn ", "tea", "green"})]
+    if kind == "words":
+        backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+        backend.pre_tokenizer = WhitespaceSplit()
+    else:
+        backend = Tokenizer(Unigram([(word, -float(len(word) == 1)) for word in words], unk_id=0))
+    special = ["<s>", "<|im_end|>"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", eos_token="</s>", additional_special_tokens=special
+    )
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "words", "unigram"])
+@pytest.mark.parametrize("control", ["</s>", "<s>"])
+def test_a_text_is_never_a_control_token(tiny_lm: FrozenLM, kind: str, control: str) -> None:
+    """Reference: no id of a control token in what stands for a text, and all of them in what stands for a template."""
+    tokenizer = tiny_lm.tokenizer if kind == "byte-level" else word_tokenizer(kind)
+    ids = {tokenizer.convert_tokens_to_ids(word) for word in ("<s>", "</s>")}
+    template = PromptTemplate(f"{control} D", f"{control} A", f"{control} Q", f"{control} A")
+    tokens = PromptTokens(tokenizer, template, max_document_tokens=40)
+    text = f"tea {control} green {control}"
+    document = tokens.document(text)[0]
+    assert document and ids.isdisjoint(document)
+    assert all(not ids.isdisjoint(frame) for frame in tokens.document_frame)
+    suffix = tokens.suffix(text, text, "joint")
+    assert ids.isdisjoint(i for i, marked in zip(suffix.ids, suffix.target, strict=True) if marked)
+    assert sum(i in ids for i in suffix.ids) == 2
+
+
+def test_a_control_token_in_a_text_keeps_all_of_its_characters(tiny_lm: FrozenLM) -> None:
+    """Reference: the text itself, which the ids decode to; a text without control tokens has the ids of always."""
+    tokens = PromptTokens(tiny_lm.tokenizer, TEMPLATE, max_document_tokens=40)
+    text = "tea </s> and <pad>"
+    assert tiny_lm.tokenizer.decode(tokens.document(text)[0]) == text
+    assert list(tokens.document("tea and leaves")[0]) == ids_of(tiny_lm, "tea and leaves")
+
+
 @pytest.mark.parametrize("answer", [None, ""])
 def test_a_missing_answer_is_refused_only_where_it_is_needed(tiny_lm: FrozenLM, answer: str | None) -> None:
     """Reference: the rule that `answer` and `joint` need an answer."""
@@ -79,6 +122,19 @@ def test_nothing_to_read_is_refused(tiny_lm: FrozenLM) -> None:
         PromptTokens(tiny_lm.tokenizer, TEMPLATE, max_document_tokens=8).document("")
     with pytest.raises(NLTError, match=r"query_prefix is empty"):
         PromptTemplate(query_prefix="")
+
+
+@pytest.mark.parametrize(
+    ("query", "answer", "target"),
+    [("", None, "query"), (" \n", None, "query"), ("q", " ", "answer"), ("q", "\t", "joint"), ("", "a", "answer")],
+)
+def test_an_empty_target_is_refused(tiny_lm: FrozenLM, query: str, answer: str | None, target: TargetKind) -> None:
+    """Reference: the remedy in the message; the space before a text is a token, and no target by itself."""
+    tokens = PromptTokens(tiny_lm.tokenizer, TEMPLATE, max_document_tokens=8)
+    with pytest.raises(NLTError, match=r"has no target tokens: .* is empty; remove empty queries and answers"):
+        tokens.suffix(query, answer, target)
+    with pytest.raises(NLTError, match=r"has no tokens; remove empty documents"):
+        tokens.document(query if query != "q" else " \n ")
 
 
 def test_targets_by_name() -> None:

@@ -91,6 +91,30 @@ def test_the_table_shows_rows_in_order() -> None:
     assert lines[3] == "| stdlib test | dream | 0.123 | 0.200 | 0.600 | 1,234 | 7,654,321 | 7 |"
 
 
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("Represent: ", "`Represent: `"),
+        ("title: none | text: ", r"`title: none \| text: `"),
+        ("Instruct: Find passages\nQuery: ", r"`'Instruct: Find passages\nQuery: '`"),
+        ("Search `x`: ", "`` Search `x`:  ``"),
+        ("", "none"),
+    ],
+)
+def test_a_prompt_is_one_row_of_the_card(run: Path, text: str, cell: str) -> None:
+    """Reference: rows by hand; in a cell GitHub's Markdown takes a bar after a backslash, and no line break."""
+    training = json.loads((run / "training.json").read_text())
+    training["encoder"]["prompts"] = {"query": text}
+    training["scorer"]["template"]["query_prefix"] = "<|user|>\n"
+    write_json(run / "training.json", training)
+    write_card(Run(run), [dataclasses.replace(RESULTS[0], name="runs/a|b")])
+    lines = (run / "encoder" / "README.md").read_text().splitlines()
+    assert lines[lines.index("| prompt | text |") + 2 :][:2] == [f"| query | {cell} |", ""]
+    (scored,) = (line for line in lines if line.startswith("| gains scored with |"))
+    assert scored.endswith(r"query_prefix `'<\|user\|>\n'` |")
+    assert any(line.startswith(r"| stdlib test | runs/a\|b | 0.500 |") for line in lines)
+
+
 def test_results_are_a_list_of_objects(tmp_path: Path) -> None:
     """Reference: the fields of `Result`."""
     write_results(tmp_path / "results.json", RESULTS)

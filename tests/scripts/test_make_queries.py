@@ -143,7 +143,7 @@ def test_bad_input(project: list[str], tmp_path: Path) -> None:
     """Reference: place, value and remedy in the message; what is there stays."""
     corpus = str(tmp_path / "passages")
     for out in (corpus, str(tmp_path)):
-        with pytest.raises(NLTError, match=r"would replace the corpus .*name another folder"):
+        with pytest.raises(NLTError, match=r"would replace .*name another path for collection"):
             make_queries.main([*project, "--collection", out])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

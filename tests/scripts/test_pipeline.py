@@ -560,10 +560,10 @@ def test_stages_replace_no_folder_of_the_user(project: Project, monkeypatch: pyt
     project.run(make_encoder)
     collection = project.root / "collection"
     before = {path: path.read_bytes() for path in collection.rglob("*") if path.is_file()}
-    message = r"collection is there already and was not written by nlt.*name another folder"
-    with pytest.raises(NLTError, match=message):
-        project.run(make_encoder, "likelihood_gain", "--encoder", str(collection))
-    with pytest.raises(NLTError, match=message):
+    message = r"is there already and was not written by nlt.*name another folder"
+    with pytest.raises(NLTError, match=f"qrels {message}"):
+        project.run(make_encoder, "likelihood_gain", "--collection", "another", "--encoder", str(collection / "qrels"))
+    with pytest.raises(NLTError, match=f"collection {message}"):
         project.run(build_stdlib)
     assert {path: path.read_bytes() for path in collection.rglob("*") if path.is_file()} == before
     with pytest.raises(NLTError, match=r"'package:a/model' is a model in a package; name a folder"):
@@ -588,8 +588,8 @@ def test_an_encoder_folder_that_is_no_run_is_refused_before_training(project: Pr
     with pytest.raises(NLTError, match=r"adapter is there already and was not written by nlt.*name another folder"):
         project.run(train, "likelihood_gain", "--lora", "{r: 2, target_modules: all-linear}")
     assert list(half.parent.iterdir()) == [half.parent / "adapter"]
-    with pytest.raises(NLTError, match=r"gains.jsonl is a file, and a folder is to be written there; name a folder"):
-        project.run(train, "likelihood_gain", "--output_dir", str(project.root / "gains.jsonl"))
+    with pytest.raises(NLTError, match=r"audit.json is a file, and a folder is to be written there; name a folder"):
+        project.run(train, "likelihood_gain", "--output_dir", str(project.root / "gains.audit.json"))
 
 
 @pytest.mark.parametrize("stage", [score, train, detect_heads])

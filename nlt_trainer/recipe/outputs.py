@@ -1,0 +1,83 @@
+"""What a stage writes: its outputs must replace no input, and what a killed stage has left of them is removed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.files import CORPUS_FILE, QRELS_FOLDER, QUERIES_FILE, cache_folder, sweep
+
+
+def check_outputs(writes: Iterable[str | Path], arguments: Sequence[Any], *, config: str | None = None) -> None:
+    """Refuse an output that another option or the recipe's own file names, or that lies in or around such a path.
+
+    Args:
+        writes: names of the options that say where the stage writes. `output_dir/encoder` means a file or folder
+            inside that of an option.
+        arguments: instances of the dataclasses of options, whose `path` says which options name files and folders.
+        config: file of the recipe.
+
+    Raises:
+        NLTError: names both options, their values and the remedy.
+    """
+    named = [*_named(arguments), *([] if config is None else [("config", config, "file")])]
+    kinds = {option: kind for option, _, kind in named}
+    for option, place, inside in _places(writes, arguments):
+        output = place / inside
+        whole = output != place or kinds.get(option, "cache") != "cache"
+        for other, path, kind in named:
+            if other != option and _would_replace(_absolute(output), _absolute(path), kind, whole=whole):
+                raise NLTError(
+                    f"{option}: {output} would replace {other} {path} or a part of it; name another path for {option}"
+                )
+
+
+def sweep_outputs(writes: Iterable[str | Path], arguments: Sequence[Any]) -> None:
+    """Remove what killed processes have left where the stage writes, and in the user's cache.
+
+    Args:
+        writes: as for `check_outputs`.
+        arguments: as for `check_outputs`.
+    """
+    for _, place, _ in _places(writes, arguments):
+        sweep(place.parent)
+        sweep(place, below=True)
+    sweep(cache_folder(), below=True)
+
+
+def _places(writes: Iterable[str | Path], arguments: Sequence[Any]) -> Iterator[tuple[str, Path, Path]]:
+    """The option of each output that is set, the path that it names, and where inside of that the output lies."""
+    for written in writes:
+        option, *inside = Path(written).parts
+        value = next(getattr(block, option) for block in arguments if hasattr(block, option))
+        if value is not None:
+            yield option, Path(value), Path(*inside)
+
+
+def _named(arguments: Sequence[Any]) -> Iterator[tuple[str, str, str]]:
+    """Every path that options name: the option, the path, and what lies there."""
+    for block in arguments:
+        for field in dataclasses.fields(block):
+            if kind := field.metadata.get("path"):
+                value = getattr(block, field.name)
+                for path in value if isinstance(value, list) else [value] if value else []:
+                    yield field.name, path, kind
+                    if folder := path.rpartition(":")[0]:  # an entry FOLDER:SPLIT
+                        yield field.name, folder, kind
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(path).expanduser().resolve()
+
+
+def _would_replace(output: Path, path: Path, kind: str, *, whole: bool) -> bool:
+    """Whether writing `output` changes what lies at `path`. If not `whole`, files are only added to the folder."""
+    if output == path or (whole and path.is_relative_to(output)):
+        return True
+    if not output.is_relative_to(path):
+        return False
+    parts = {CORPUS_FILE, QUERIES_FILE, QRELS_FOLDER}
+    return kind == "model" or (kind == "collection" and output.relative_to(path).parts[0] in parts)

@@ -1,0 +1,144 @@
+"""No stage replaces what an option names as its input: every stage by its `main`, with outputs that would."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nlt_trainer.arguments import stages
+from nlt_trainer.errors import NLTError
+from nlt_trainer.files import FOLDER_MARK, cache_folder
+from nlt_trainer.recipe.keys import KnownKeys
+
+
+@pytest.fixture
+def inputs(
+    tiny_collection_folder: Path, tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[Path, bytes]:
+    """A working directory with inputs of every kind, of which nlt seems to have written the folders; their content."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_encoder_folder, "run/encoder")
+    shutil.copytree(tiny_encoder_folder, "llm")
+    for folder in ("collection", "run/encoder", "llm"):
+        Path(folder, FOLDER_MARK).touch()
+    Path("texts").mkdir()
+    Path("out/collection").mkdir(parents=True)
+    for file in ("texts/one.txt", "out/collection/corpus.jsonl", "queries.txt", "heads.json", "gains.jsonl"):
+        Path(file).write_text("what people wrote")
+    Path("model.gguf").touch()
+    shutil.copy("heads.json", "candidates.jsonl")
+    recipe = {
+        "model": {"encoder": "run/encoder", "llm": "llm"},
+        "data": {"collection": "collection", "candidates": "candidates.jsonl", "gains": "gains.jsonl"},
+        "trainer": {"output_dir": "runs", "use_cpu": True},
+    }
+    Path("my.yaml").write_text(yaml.safe_dump(recipe))
+    Path("link.jsonl").symlink_to("collection/corpus.jsonl")
+    return content(tmp_path)
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    """Every file below a folder with its bytes."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+RECIPE = ["--config", "my.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "message"),
+    [
+        ("mine", [*RECIPE, "--candidates", "collection/corpus.jsonl"], "candidates: .* replace collection collection"),
+        ("mine", [*RECIPE, "--candidates", "link.jsonl"], "candidates: link.jsonl would replace collection"),
+        ("mine", [*RECIPE, "--candidates", "collection/qrels/new.tsv"], "candidates: .* replace collection"),
+        ("mine", [*RECIPE, "--candidates", "./my.yaml"], "candidates: my.yaml would replace config my.yaml"),
+        ("mine", [*RECIPE, "--candidates", "run/encoder/config.json"], "candidates: .* replace encoder"),
+        ("mine", [*RECIPE, "--llm", "model.gguf", "--candidates", "model.gguf"], "candidates: .* replace llm"),
+        ("mine", [*RECIPE, "--candidates", "gains.jsonl"], "candidates: .* replace gains gains.jsonl"),
+        (
+            "mine",
+            [*RECIPE, "--eval_collections", "other:dev", "--candidates", "other/queries.jsonl"],
+            "candidates: .* replace eval_collections other or a part",
+        ),
+        ("score", [*RECIPE, "--gains", "candidates.jsonl"], "gains: .* replace candidates candidates.jsonl"),
+        ("score", [*RECIPE, "--score_cache", "collection"], "score_cache: collection would replace collection"),
+        ("detect_heads", [*RECIPE, "--head_scores", "heads.json"], "heads: .* replace head_scores heads.json"),
+        ("train", [*RECIPE, "--output_dir", "run"], "output_dir: run/encoder would replace encoder run/encoder"),
+        ("train", [*RECIPE, "--output_dir", "collection"], "output_dir: collection would replace collection"),
+        ("train", [*RECIPE, "--output_dir", "llm/run"], "output_dir: llm/run would replace llm llm"),
+        ("adapt_scorer", [*RECIPE, "--adapter", "runs/adapter"], "output_dir: .* replace adapter runs/adapter"),
+        ("evaluate", [*RECIPE, "--evaluation_cache", "llm"], "evaluation_cache: llm would replace llm"),
+        ("evaluate", [*RECIPE, "--tasks", "runs:test"], "output_dir: runs would replace tasks runs"),
+        ("export", [*RECIPE, "--encoder", "runs/merged"], "output_dir: runs/merged would replace encoder"),
+        ("push", [*RECIPE, "--encoder", "runs/onnx", "--repo", "a/b"], "output_dir: runs/onnx would replace encoder"),
+        ("plan", [*RECIPE, "--plan_file", "my.yaml"], "plan_file: my.yaml would replace config"),
+        ("make_encoder", [*RECIPE, "--encoder", "llm"], "encoder: llm would replace llm"),
+        ("build_stdlib", ["--collection", "llm", "--llm", "llm"], "collection: llm would replace llm"),
+        ("build_collection", ["--folder", "collection", "--beir", "collection"], "folder: .* replace beir collection"),
+        ("build_corpus", ["--documents", "collection", "--corpus", "collection"], "corpus: .* replace documents"),
+        ("make_queries", ["--corpus", "collection", "--collection", "./collection"], "collection: .* replace corpus"),
+        ("adapt", ["out/collection", "--output", "out"], "collection: out/collection would replace documents"),
+        (
+            "adapt",
+            ["texts", "--output", "run", "--encoder", "run/encoder"],
+            "output: run/encoder would replace encoder",
+        ),
+        ("adapt", ["texts", "--output", ".", "--queries", "candidates.jsonl"], "candidates: .* replace queries"),
+        (
+            "search",
+            ["--encoder", "run/encoder", "--corpus", "collection", "--embeddings", "collection"],
+            "embeddings: collection would replace corpus",
+        ),
+    ],
+)
+def test_no_output_replaces_an_input(
+    stage: str, words: list[str], message: str, inputs: dict[Path, bytes], tmp_path: Path
+) -> None:
+    """Reference: the files as they were, and both options in the message."""
+    with pytest.raises(NLTError, match=message):
+        importlib.import_module(f"nlt_trainer.scripts.{stage}").main(words)
+    assert content(tmp_path) == inputs
+
+
+def test_files_beside_those_of_a_collection_are_allowed(inputs: dict[Path, bytes]) -> None:
+    """Reference: the file, in the collection's folder but under a name that no collection has; and a second call."""
+    mine = importlib.import_module("nlt_trainer.scripts.mine")
+    for _ in range(2):
+        mine.main([*RECIPE, "--num_candidates", "3", "--candidates", "collection/candidates.jsonl"])
+    assert Path("collection/candidates.jsonl").is_file()
+
+
+def test_every_option_that_names_a_file_or_folder_says_so() -> None:
+    """Reference: the options whose help speaks of a file or a folder."""
+    speaks, declared = set(), set()
+    for name, blocks in vars(stages).items():
+        for own in KnownKeys(blocks).own.values() if name.endswith("_BLOCKS") else ():
+            for field in dataclasses.fields(own):
+                words = set(field.metadata["help"].lower().replace(",", " ").replace(":", " ").split())
+                speaks |= {field.name} if words & {"file", "folder", "folders", "package"} else set()
+                declared |= {field.name} if field.metadata["path"] else set()
+    assert speaks - declared == {"merge_lora", "embedding_cache_gib"}
+
+
+def test_a_stage_begins_with_sweeping_what_killed_ones_have_left(inputs: dict[Path, bytes], tmp_path: Path) -> None:
+    """Reference: names of files that a killed stage leaves beside its outputs, in its folders and in the cache."""
+    left = [
+        Path(".candidates.jsonl.01234567.partial"),
+        cache_folder() / "models" / ".tiny.01234567.partial" / "weights",
+        Path("runs/.encoder.01234567.previous/config.json"),
+    ]
+    for file in left:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    Path("runs/encoder").mkdir()
+    importlib.import_module("nlt_trainer.scripts.mine").main([*RECIPE, "--num_candidates", "3"])
+    assert [file.exists() for file in left] == [False, False, True]
+    with pytest.raises(NLTError, match=r"gains.jsonl"):
+        importlib.import_module("nlt_trainer.scripts.train").main([*RECIPE, "--num_candidates", "3"])
+    assert not left[2].exists()
+    assert Path("runs/encoder").is_dir()
