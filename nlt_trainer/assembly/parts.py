@@ -177,8 +177,8 @@ def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> Sente
 
     Raises:
         NLTError: `train_max_length` is set for an encoder that reads whole texts, bfloat16 weights or none would be
-            trained, the encoder is an adapter on another model, it does not rank documents by cosines, or an adapter would be
-            saved for other weights than it was trained on.
+            trained, the encoder is an adapter on another model, it does not rank documents by cosines, or an adapter
+            would be saved for other weights than it was trained on.
     """
     if model.encoder_dtype == "bfloat16" and not model.lora:
         raise NLTError(

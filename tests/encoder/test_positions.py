@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
@@ -35,6 +36,7 @@ def test_the_limit_is_the_longest_text_that_can_be_read(plain_folder: Path) -> N
         assert limit is None
         limit = 24
     else:
+        assert limit is not None
         assert limit == encoder.max_seq_length
         with pytest.raises(NLTError, match=rf"max_seq_length is {limit + 1}, and .* reads texts of 1 to {limit} tok"):
             load_encoder(str(plain_folder), pooling="mean", max_seq_length=limit + 1, device="cpu")
@@ -51,6 +53,7 @@ def test_only_a_tower_that_reads_texts_counts(tiny_encoder_folder: Path) -> None
     """Reference: the limit without a table beside the encoder that no text goes through, as of images."""
     encoder = load_encoder(str(tiny_encoder_folder), device="cpu")
     assert position_limit(encoder) == 128
-    encoder.add_module("images", BertModel(BertConfig(vocab_size=8, max_position_embeddings=16, **SIZES)))
+    sizes: dict[str, Any] = SIZES
+    encoder.add_module("images", BertModel(BertConfig(vocab_size=8, max_position_embeddings=16, **sizes)))
     encoder[1].images = encoder._modules.pop("images")  # beside the module, so that nothing calls it
     assert position_limit(encoder) == 128

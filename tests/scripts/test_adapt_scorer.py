@@ -143,8 +143,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-5, atol=1e-6)
     whole, run = report_of(tmp_path / "whole"), report_of(tmp_path / "run")
     assert {**whole, "seconds": 0} == {**run, "seconds": 0}
-    for checkpoints in ([], (tmp_path / "run").glob("checkpoint-*")):
-        for checkpoint in checkpoints:
+    for remaining in (True, False):
+        for checkpoint in () if remaining else (tmp_path / "run").glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         with pytest.raises(NLTError, match=r"holds a run with other settings .*learning_rate: 0.01 there"):
             adapt_scorer.main(["--config", recipe, "--learning_rate", "0.1"])

@@ -150,8 +150,9 @@ def test_an_adapter_comes_back_from_the_best_checkpoint(training: Training, tiny
     lora = ("--encoder_dtype", "bfloat16", "--merge_lora", "false", "--lora", '{"r": 2, "target_modules": ["query"]}')
     with pytest.raises(NLTError, match=r"weights are torch.float32, and .* rounded to torch.bfloat16; set merge_lora"):
         training.train(*lora)
-    lora = ("--encoder", base, *lora)
-    report = training.train(*lora, "--load_best_model_at_end", "true", "--average_with_start", "0.5")
+    report = training.train(
+        "--encoder", base, *lora, "--load_best_model_at_end", "true", "--average_with_start", "0.5"
+    )
     from safetensors.torch import load_file
 
     saved, best = (
