@@ -42,7 +42,15 @@ def run_demo(gain: Path, dream: Path) -> None:
         gain: recipe of the likelihood gain.
         dream: recipe of DREAM, on the same collection.
     """
-    writes = ["collection", "candidates", "gains", "score_cache", "heads", "output_dir", Run("output_dir").encoder]
+    writes: list[str | Path] = [
+        "collection",
+        "candidates",
+        "gains",
+        "score_cache",
+        "heads",
+        "output_dir",
+        Run("output_dir").encoder,
+    ]
     model, data, gain_args = parse_recipe(RECIPE_BLOCKS, ["--config", str(gain)], writes=writes)
     dream_model, dream_data, dream_args = parse_recipe(RECIPE_BLOCKS, ["--config", str(dream)], writes=writes)
     runs = [Run(gain_args.output_dir), Run(dream_args.output_dir)]

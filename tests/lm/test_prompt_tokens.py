@@ -100,7 +100,7 @@ def test_a_control_token_in_a_text_keeps_all_of_its_characters(tiny_lm: FrozenLM
     """Reference: the text itself, which the ids decode to; a text without control tokens has the ids of always."""
     tokens = PromptTokens(tiny_lm.tokenizer, TEMPLATE, max_document_tokens=40)
     text = "tea </s> and <pad>"
-    assert tiny_lm.tokenizer.decode(tokens.document(text)[0]) == text
+    assert tiny_lm.tokenizer.decode(list(tokens.document(text)[0])) == text
     assert list(tokens.document("tea and leaves")[0]) == ids_of(tiny_lm, "tea and leaves")
 
 
