@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
+import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,8 @@ import numpy as np
 
 from nlt_trainer.errors import DataError, NLTError
 
+logger = logging.getLogger(__name__)
+
 KEY = np.dtype("S16")
 """Type of a `ScoreCache.key` in an array. A numpy scalar of it loses zero bytes at its end; `key_bytes` keeps them."""
 
@@ -22,6 +29,23 @@ SCORE_COLUMNS = ("log_likelihood", "target_tokens", "truncated")
 SCORE = np.dtype(list(zip(SCORE_COLUMNS, (np.float64, np.int64, np.bool_), strict=True)))
 """Type of a pair's score: nats summed over the target's tokens, their number, and whether the document was cut."""
 
+TABLES = {
+    "scores": dict(zip(SCORE_COLUMNS, ("REAL", "INTEGER", "INTEGER"), strict=True)),
+    "tokens": {"log_likelihoods": "BLOB"},
+}
+"""Table -> its columns between the key and the checksum, with their types."""
+NUMBERS = struct.Struct("<dqq")
+"""A row of `scores` as the checksum takes it."""
+
+PLACE = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_PERM: errno.EACCES,
+    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+}
+"""SQLite's error for a place that cannot be written -> that of the file system."""
+DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+VERSION = 1  # of the tables, as `PRAGMA user_version` has it
 SQLITE_VARIABLES = 500  # keys in one SELECT; every SQLite build takes 999
 FETCHED_ROWS = 4096  # rows that are fetched at a time
 
@@ -35,8 +59,9 @@ def key_bytes(keys: np.ndarray) -> list[bytes]:
 class ScoreCache:
     """One SQLite file for each scorer. Keys are hashes of texts, values `(log-likelihood, target tokens, truncated)`.
 
-    A second table holds the log-likelihood of each target token under the same keys. A file that an older version
-    wrote lacks them; its pairs are computed again only where tokens are asked for.
+    A second table holds the log-likelihood of each target token under the same keys. Each row has a checksum, and a
+    damaged row counts as missing, so that it is computed again. A file that an older version wrote may lack tokens,
+    and its rows have no checksum; they are read.
 
     Each `put` is one transaction. A killed run loses at most the batch that it was computing, and processes that write
     at the same time wait for one another. The file's name is a hash of `description`, which holds everything besides
@@ -50,7 +75,9 @@ class ScoreCache:
         description: JSON-serialisable; kept readable inside the file.
 
     Raises:
-        DataError: the folder is a file, or the file in it is not a score cache of this description.
+        DataError: the folder is a file, or the file in it is damaged or is not a score cache of this description.
+            The other methods raise it too where they meet a damaged page.
+        OSError: the disk is full, or the file cannot be opened or written. What it holds stays.
     """
 
     def __init__(self, folder: str | Path, description: Mapping[str, Any]) -> None:
@@ -61,35 +88,35 @@ class ScoreCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
             raise DataError(self.path.parent, "is a file, and the score cache is a folder; name a folder") from error
-        try:
-            with self._transaction() as connection:
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, log_likelihood REAL, "
-                    "target_tokens INTEGER, truncated INTEGER) WITHOUT ROWID"
-                )
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS tokens (key BLOB PRIMARY KEY, log_likelihoods BLOB) WITHOUT ROWID"
-                )
-                connection.execute("CREATE TABLE IF NOT EXISTS description (text TEXT PRIMARY KEY)")
-                connection.execute("INSERT OR IGNORE INTO description VALUES (?)", (text,))
-                found = connection.execute("SELECT text FROM description").fetchall()
-        except sqlite3.DatabaseError as error:
-            raise DataError(
-                self.path, f"not a readable score cache ({error}); remove the file to compute again"
-            ) from error
-        if found != [(text,)]:
+        with self._transaction() as connection:
+            if connection.execute("PRAGMA user_version").fetchone() != (VERSION,):
+                _make_tables(connection, text)
+            found = connection.execute("SELECT text FROM description").fetchall()
+        if found != [(text.encode(),)]:
             raise DataError(self.path, "belongs to another scorer (names collide); choose another cache folder")
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         # Each call opens a connection of its own: data loader workers are forked and pickled, and a connection
         # survives neither.
-        connection = sqlite3.connect(self.path, timeout=120)
         try:
-            with connection:
+            with closing(sqlite3.connect(self.path, timeout=120)) as connection, connection:
+                connection.text_factory = bytes  # a damaged text may be no UTF-8
                 yield connection
-        finally:
-            connection.close()
+        except sqlite3.DatabaseError as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: sqlite3.DatabaseError) -> Exception:
+        """The error that a user can act on. Only a damaged file is of no more use."""
+        code = error.sqlite_errorcode & 0xFF  # without the digits that say more
+        if code in PLACE:
+            return OSError(PLACE[code], os.strerror(PLACE[code]), str(self.path))
+        if code in DAMAGE:
+            return DataError(
+                self.path,
+                f"is no readable score cache ({error}); put a copy of it back, or move it away to compute again",
+            )
+        return DataError(self.path, f"cannot be used now ({error}); its scores are kept, so try again later")
 
     @staticmethod
     def key(*texts: str | None) -> bytes:
@@ -114,7 +141,7 @@ class ScoreCache:
             NLTError: keys are not sorted, or a key appears twice.
         """
         scores, known = np.zeros(len(keys), SCORE), np.zeros(len(keys), bool)
-        for at, *columns in self._columns("scores", SCORE_COLUMNS, keys):
+        for at, *columns in self._columns("scores", keys):
             known[at] = True
             for name, column in zip(SCORE_COLUMNS, columns, strict=True):
                 scores[name][at] = list(column)
@@ -129,7 +156,7 @@ class ScoreCache:
         Raises:
             NLTError: as `get`.
         """
-        found = self._columns("tokens", ("log_likelihoods",), keys)
+        found = self._columns("tokens", keys)
         return {int(i): np.frombuffer(b, "<f4") for at, blobs in found for i, b in zip(at, blobs, strict=True)}
 
     def stored(self, keys: np.ndarray, *, tokens: bool = False) -> np.ndarray:
@@ -139,15 +166,15 @@ class ScoreCache:
             NLTError: as `get`.
         """
         known = np.zeros(len(keys), bool)
-        for (at,) in self._columns("tokens" if tokens else "scores", (), keys):
+        for at, *_ in self._columns("tokens" if tokens else "scores", keys):
             known[at] = True
         return known
 
-    def _columns(self, table: str, names: Sequence[str], keys: np.ndarray) -> Iterator[list[Any]]:
-        """Yield stored rows column by column, some rows at a time; the first column has the indices of their keys."""
+    def _columns(self, table: str, keys: np.ndarray) -> Iterator[list[Any]]:
+        """Yield whole rows column by column, some rows at a time; the first column has the indices of their keys."""
         if (keys[1:] <= keys[:-1]).any():
             raise NLTError("keys of a score cache must be sorted and distinct; pass them through numpy.unique")
-        select = f"SELECT {', '.join(['key', *names])} FROM {table}"
+        select = f"SELECT {', '.join(['key', *TABLES[table], 'checksum'])} FROM {table}"
         with self._transaction() as connection:
             up_to = f"SELECT COUNT(*) FROM (SELECT 1 FROM {table} LIMIT ?)"
             parts: Iterable[tuple[str, list[bytes]]]
@@ -160,8 +187,13 @@ class ScoreCache:
                 parts = ((f"{select} WHERE key IN ({','.join('?' * len(part))})", part) for part in wanted)
             for statement, part in parts:
                 cursor = connection.execute(statement, part)
-                while rows := cursor.fetchmany(FETCHED_ROWS):
-                    stored, *columns = zip(*rows, strict=True)
+                while fetched := cursor.fetchmany(FETCHED_ROWS):
+                    rows = [row for row in fetched if row[-1] is None or row[-1] == _checksum(*row[:-1])]
+                    if damaged := len(fetched) - len(rows):
+                        logger.warning("%s: %d damaged %s count as missing", self.path, damaged, table)
+                    if not rows:
+                        continue
+                    stored, *columns, _ = zip(*rows, strict=True)
                     found = np.frombuffer(b"".join(stored), KEY)
                     at = np.searchsorted(keys, found)
                     hit = keys[np.minimum(at, len(keys) - 1)] == found
@@ -171,12 +203,42 @@ class ScoreCache:
         self, values: Mapping[bytes, tuple[float, int, bool]], tokens: Mapping[bytes, np.ndarray] | None = None
     ) -> None:
         """Store values, and the log-likelihoods of their tokens, `(T,)` each, in one transaction."""
-        rows = [(key, value, count, int(cut)) for key, (value, count, cut) in values.items()]
-        blobs = [(key, array.astype("<f4").tobytes()) for key, array in (tokens or {}).items()]
+        rows: dict[str, list[tuple[Any, ...]]] = {
+            # SQLite keeps -0.0 as 0.0, of which the checksum is another
+            "scores": [(key, float(value) + 0.0, int(count), int(cut)) for key, (value, count, cut) in values.items()],
+            "tokens": [(key, array.astype("<f4").tobytes()) for key, array in (tokens or {}).items()],
+        }
         with self._transaction() as connection:
-            connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", rows)
-            connection.executemany("INSERT OR REPLACE INTO tokens VALUES (?, ?)", blobs)
+            for table, columns in TABLES.items():
+                names = ["key", *columns, "checksum"]
+                connection.executemany(
+                    f"INSERT OR REPLACE INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})",
+                    ((*row, _checksum(*row)) for row in rows[table]),
+                )
 
     def __len__(self) -> int:
         with self._transaction() as connection:
             return int(connection.execute("SELECT COUNT(*) FROM scores").fetchone()[0])
+
+
+def _make_tables(connection: sqlite3.Connection, description: str) -> None:
+    """Make what a file lacks: all tables, or the checksums in a file that an older version wrote."""
+    connection.execute("BEGIN IMMEDIATE")  # of several processes one makes them, and the others wait
+    for table, columns in TABLES.items():
+        types = "".join(f", {name} {kind}" for name, kind in columns.items())
+        connection.execute(
+            f"CREATE TABLE IF NOT EXISTS {table} (key BLOB PRIMARY KEY{types}, checksum INTEGER) WITHOUT ROWID"
+        )
+        if b"checksum" not in [name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")]:
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN checksum INTEGER")
+    connection.execute("CREATE TABLE IF NOT EXISTS description (text TEXT PRIMARY KEY)")
+    connection.execute("INSERT OR IGNORE INTO description VALUES (?)", (description,))
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _checksum(key: bytes, *values: Any) -> int | None:
+    """CRC-32 of a row; `None` where a damaged row has values of other types."""
+    try:
+        return zlib.crc32(NUMBERS.pack(*values) if len(values) > 1 else values[0], zlib.crc32(key))
+    except (struct.error, TypeError):
+        return None

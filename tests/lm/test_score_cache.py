@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import multiprocessing
+import os
+import re
 import sqlite3
+import struct
+import zlib
+from contextlib import closing
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +54,7 @@ def test_what_was_put_is_found(tmp_path: Path) -> None:
 
 
 def test_single_tokens_stand_beside_their_sum(tmp_path: Path) -> None:
-    """Reference: the arrays, bit by bit; what was put without them, or before there was a table of them, has none."""
+    """Reference: the arrays, bit by bit; what was put without them has none."""
     with_tokens, without = ScoreCache.key("a"), ScoreCache.key("b")
     tokens = np.array([-1.25, -1e-7, -3.1415927], np.float32)
     cache = ScoreCache(tmp_path, DESCRIPTION)
@@ -59,12 +67,31 @@ def test_single_tokens_stand_beside_their_sum(tmp_path: Path) -> None:
     np.testing.assert_array_equal(by_index[of_tokens.index(True)], tokens)
     assert cache.stored(keys, tokens=True).tolist() == of_tokens
     assert cache.stored(keys).tolist() == [True, True]
-    with sqlite3.connect(cache.path) as connection:
-        connection.execute("DROP TABLE tokens")
+
+
+def test_a_file_of_an_older_version_is_read(tmp_path: Path) -> None:
+    """Reference: rows in the tables of old, without checksums; what is put later has them."""
+    path, old, new = ScoreCache(tmp_path, DESCRIPTION).path, ScoreCache.key("old"), ScoreCache.key("new")
+    path.unlink()
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "CREATE TABLE scores (key BLOB PRIMARY KEY, log_likelihood REAL, target_tokens INTEGER, "
+            "truncated INTEGER) WITHOUT ROWID"
+        )
+        connection.execute("CREATE TABLE description (text TEXT PRIMARY KEY)")
+        connection.execute("INSERT INTO description VALUES (?)", (json.dumps(DESCRIPTION, sort_keys=True),))
+        connection.execute("INSERT INTO scores VALUES (?, -4.5, 3, 1)", (old,))
     connection.close()
-    old = ScoreCache(tmp_path, DESCRIPTION)
-    assert old.get_tokens(keys) == {}
-    assert found(old, [with_tokens, without]) == {with_tokens: (-4.5, 3, False), without: (-2.0, 1, False)}
+    for _ in range(2):
+        cache = ScoreCache(tmp_path, DESCRIPTION)
+        assert found(cache, [old]) == {old: (-4.5, 3, True)}
+        assert cache.get_tokens(np.array([old], KEY)) == {}
+    cache.put({new: (-2.0, 1, False)}, {new: np.array([-2.0])})
+    assert found(cache, [old, new]) == {old: (-4.5, 3, True), new: (-2.0, 1, False)}
+    with sqlite3.connect(path) as connection:
+        checksums = dict(connection.execute("SELECT key, checksum FROM scores"))
+    connection.close()
+    assert checksums == {old: None, new: zlib.crc32(struct.pack("<dqq", -2.0, 1, 0), zlib.crc32(new))}
 
 
 def test_another_description_is_another_file(tmp_path: Path) -> None:
@@ -96,14 +123,113 @@ def test_keys_tell_texts_apart() -> None:
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    """Reference: the message names the file and the remedy."""
-    path = ScoreCache(tmp_path, DESCRIPTION).path
+    """Reference: the message names the file and the remedy; every second page is damaged, or there is no database."""
+    cache = ScoreCache(tmp_path, DESCRIPTION)
+    path, keys = cache.path, sorted(ScoreCache.key(str(i)) for i in range(1200))
+    cache.put(dict.fromkeys(keys, (-1.0, 1, False)), dict.fromkeys(keys, np.ones(9)))
+    content = bytearray(path.read_bytes())
+    for page in range(4096, len(content), 8192):
+        content[page : page + 60] = b"\xff" * 60
+    path.write_bytes(content)
+    message = r"scores-\w+.sqlite: is no readable score cache \(.*\); put a copy of it back, or move it away"
+    for read in (cache.get, cache.get_tokens, cache.stored):
+        with pytest.raises(DataError, match=message) as caught:
+            read(np.array(keys, KEY))
+        assert caught.value.path == path
     path.write_bytes(b"this is not a database" * 100)
-    with pytest.raises(DataError, match=r"not a readable score cache .* remove the file") as caught:
+    with pytest.raises(DataError, match=message):
         ScoreCache(tmp_path, DESCRIPTION)
-    assert caught.value.path == path
     with pytest.raises(DataError, match=r"is a file, and the score cache is a folder; name a folder"):
         ScoreCache(path, DESCRIPTION)
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Reference: only the rows whose number, count, flag or token was changed are missing, until they are put anew."""
+    cache, keys = ScoreCache(tmp_path, DESCRIPTION), sorted(ScoreCache.key(str(i)) for i in range(8))
+    values = {key: (-i / 3, i + 1, False) for i, key in enumerate(keys)}
+    tokens = {key: np.full(i + 1, -1 / 3, np.float32) for i, key in enumerate(keys)}
+    cache.put(values, tokens)
+    token = bytes([*tokens[keys[4]].tobytes()[:-1], 0])
+    for column, value, key in (
+        ("log_likelihood", -1 / 3 * (1 + 2**-52), keys[1]),
+        ("log_likelihood", None, keys[5]),
+        ("target_tokens", 7, keys[2]),
+        ("truncated", 1, keys[3]),
+        ("log_likelihoods", token, keys[4]),
+        ("log_likelihoods", 1, keys[6]),
+    ):
+        table = "tokens" if column == "log_likelihoods" else "scores"
+        with sqlite3.connect(cache.path) as connection:
+            connection.execute(f"UPDATE {table} SET {column} = ? WHERE key = ?", (value, key))
+        connection.close()
+    whole, ordered = [keys[i] for i in (0, 4, 6, 7)], np.array(keys, KEY)
+    assert found(cache, keys) == {key: values[key] for key in whole}
+    assert f"{cache.path}: 4 damaged scores count as missing" in caplog.text
+    assert cache.stored(ordered).tolist() == [key in whole for key in keys]
+    assert sorted(cache.get_tokens(ordered)) == [0, 1, 2, 3, 5, 7]
+    assert f"{cache.path}: 2 damaged tokens count as missing" in caplog.text
+    cache.put(values, tokens)
+    assert found(cache, keys) == values
+
+
+def test_no_negative_zero_is_damage(tmp_path: Path) -> None:
+    """Reference: a likelihood of 1, whose logarithm comes as -0.0 and which SQLite keeps as 0.0."""
+    cache, key = ScoreCache(tmp_path, DESCRIPTION), ScoreCache.key("a")
+    cache.put({key: (-0.0, 1, False)}, {key: np.array([-0.0])})
+    assert found(cache, [key]) == {key: (0.0, 1, False)}
+
+
+def full_disk(path: Path, **options: Any) -> sqlite3.Connection:
+    """A connection whose file cannot grow."""
+    connection = CONNECT(path, **options)
+    connection.execute("PRAGMA max_page_count = 1")
+    return connection
+
+
+def read_only(path: Path, **options: Any) -> sqlite3.Connection:
+    return CONNECT(f"file:{path}?mode=ro", uri=True, **options)
+
+
+def locked(path: Path, **options: Any) -> sqlite3.Connection:
+    """A connection to a file in which another process writes."""
+    return CONNECT(path, timeout=0)
+
+
+def elsewhere(path: Path, **options: Any) -> sqlite3.Connection:
+    return CONNECT(path / "none", **options)
+
+
+CONNECT = sqlite3.connect
+
+
+@pytest.mark.parametrize(
+    ("connect", "error", "message"),
+    [
+        (full_disk, OSError, os.strerror(errno.ENOSPC)),
+        (read_only, OSError, os.strerror(errno.EROFS)),
+        (elsewhere, OSError, os.strerror(errno.EACCES)),
+        (locked, DataError, r"cannot be used now \(database is locked\); its scores are kept, so try again later"),
+    ],
+)
+def test_a_place_that_cannot_be_written_costs_no_score(
+    connect: Any, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: SQLite's own errors; the message names the file and removes nothing; what is there is read."""
+    cache, key = ScoreCache(tmp_path, DESCRIPTION), ScoreCache.key("a")
+    cache.put({key: (-1.0, 1, False)})
+    more = {ScoreCache.key(str(i)): (-1.0, 1, False) for i in range(1200)}
+    writer = CONNECT(cache.path)
+    with monkeypatch.context() as patch, closing(writer):
+        patch.setattr(sqlite3, "connect", connect)
+        if connect is locked:
+            writer.execute("BEGIN IMMEDIATE")
+        with pytest.raises(error, match=message) as caught:
+            cache.put(more)
+        assert str(cache.path) in str(caught.value)
+        assert not re.search("remove|delete|move", str(caught.value))
+        if connect is not elsewhere:
+            assert found(ScoreCache(tmp_path, DESCRIPTION), [key]) == {key: (-1.0, 1, False)}
+    assert len(cache) == 1
 
 
 def test_a_file_of_another_scorer_under_this_name_is_refused(tmp_path: Path) -> None:

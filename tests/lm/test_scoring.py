@@ -237,6 +237,8 @@ def test_a_cache_from_before_single_tokens_keeps_its_sums(tiny_lm: FrozenLM, tmp
     assert scorer.cache is not None
     with sqlite3.connect(scorer.cache.path) as connection:
         connection.execute("DROP TABLE tokens")
+        connection.execute("ALTER TABLE scores DROP COLUMN checksum")
+        connection.execute("PRAGMA user_version = 0")
     connection.close()
     old = LikelihoodScorer(tiny_lm, target="query", cache_folder=str(tmp_path))
     np.testing.assert_array_equal(old.log_likelihood(PAIRS).log_likelihood, expected.log_likelihood)
