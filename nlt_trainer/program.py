@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +34,11 @@ DISK = {
 }
 """Error of the file system that a user can act on -> the remedy. Other system errors keep their traceback."""
 
+SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How safetensors and tokenizers, which are written in Rust, name an error of the file system."""
+TORCH_WRITE_ERROR = re.compile(r"iostream error|unexpected pos \d+ vs \d+")
+"""What torch says if it cannot write a file to its end. The number of the error is lost."""
+
 STOPPED = 130
 """Exit code of a program that Ctrl-C has ended: 128 plus the number of SIGINT."""
 
@@ -53,8 +59,8 @@ def run_main(
 ) -> NoReturn:
     """Run a stage and leave the process.
 
-    Wrong input and errors of the file system give one line on stderr without a traceback, and exit code 2. Ctrl-C
-    gives one line and exit code 130.
+    Wrong input and errors of the file system, whichever library reports them, give one line on stderr without a
+    traceback, and exit code 2. Ctrl-C gives one line and exit code 130.
 
     Args:
         main: the stage; it returns its exit code, or `None` for success.
@@ -72,15 +78,25 @@ def run_main(
     except NLTError as error:
         sys.stderr.write(f"{name}: error: {error}\n")
         raise SystemExit(2) from None
-    except OSError as error:
-        if error.errno not in DISK:
+    except Exception as error:
+        number = _error_number(error)
+        if number not in DISK:
             raise
-        sys.stderr.write(f"{name}: error: {error}; {DISK[error.errno]}{_again(name)}\n")
+        sys.stderr.write(f"{name}: error: {error}; {DISK[number]}{_again(name)}\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         sys.stderr.write(f"\n{name}: stopped{_again(name)}\n")
         raise SystemExit(STOPPED) from None
     raise SystemExit(code or 0)
+
+
+def _error_number(error: Exception) -> int | None:
+    """The number of an error of the file system, also where a library reports it in words; `None` for other errors."""
+    if isinstance(error, OSError):
+        return error.errno
+    if found := SYSTEM_ERROR.search(str(error)):
+        return int(found[1])
+    return errno.ENOSPC if TORCH_WRITE_ERROR.search(str(error)) else None
 
 
 def _again(name: str) -> str:

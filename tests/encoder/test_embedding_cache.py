@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import threading
@@ -161,6 +162,22 @@ def test_no_flipped_bit_is_used(
         assert f"{path} is damaged, and its texts are embedded again" in caplog.text
         caplog.clear()
     assert embedded == TEXTS[:2] * (1 + len(flipped))
+
+
+def test_a_file_that_cannot_be_written_has_the_systems_error(
+    tiny_encoder: SentenceTransformer, tmp_path: Path
+) -> None:
+    """Reference: the number of the error, which numpy loses, where a file may have 256 bytes; no half file is left."""
+    cache = EmbeddingCache(tiny_encoder, tmp_path, progress=None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (256, hard))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as caught:
+            cache.encode_document(TEXTS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_embeddings_without_a_checksum_are_read(

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from safetensors import SafetensorError
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.program import GOES_ON, run_main, shown
@@ -222,11 +223,34 @@ def test_a_disk_that_refuses_is_one_line(code: int, capsys: pytest.CaptureFixtur
     assert error.count("\n") == 1
 
 
-def test_other_errors_of_the_system_keep_their_traceback() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        Exception("No space left on device (os error 28)"),
+        RuntimeError("basic_ios::clear: iostream error"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 640 vs 598"),
+    ],
+)
+def test_a_full_disk_is_one_line_whatever_writes(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    """Reference: what safetensors 0.8, tokenizers 0.23 and torch 2.13 (twice) raise on a full disk."""
+
+    def main(argv: list[str] | None) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as exit_info:
+        run_main(main, [], stage="train")
+    assert exit_info.value.code == 2
+    line = f"nlt train: error: {error}; free some space on the disk; run again, it goes on from the last whole "
+    assert capsys.readouterr().err == f"{line}checkpoint, if there is one\n"
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("peer"), RuntimeError("bug"), SafetensorError("header")])
+def test_other_errors_keep_their_traceback(error: Exception) -> None:
     """Reference: the exception itself."""
 
     def main(argv: list[str] | None) -> None:
-        raise ConnectionResetError("peer")
+        raise error
 
-    with pytest.raises(ConnectionResetError, match="peer"):
+    with pytest.raises(type(error), match=str(error)):
         run_main(main, [], stage="score")
