@@ -56,7 +56,7 @@ def detect_heads(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     found.save(model.heads)
     first = ", ".join(f"{layer}.{head} ({found.scores[layer][head]:.2f})" for layer, head in found.heads[:4])
     say(f"{model.heads}: {len(found.heads)} heads ({model.head_selection}), by {found.score_name}: {first}")
-    if "dream" in args.objectives and data.head_method != "needle":
+    if "dream" in args.objectives and data.head_method != "needle" and model.head_scores is None:
         audit_dream(model, data, args)
 
 

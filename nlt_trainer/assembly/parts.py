@@ -187,6 +187,8 @@ def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> Sente
     encoder = load_encoder(
         model.encoder, dtype=model.encoder_dtype, lora=model.lora, backbone=backbone, **start_options(vars(model))
     )
+    if not model.lora:
+        check_no_adapter(encoder, model.encoder)
     if not any(parameter.requires_grad for parameter in encoder.parameters()):
         raise NLTError(
             f"encoder {model.encoder!r} has no weights that training changes; choose another one, or if it is a table "
@@ -196,8 +198,6 @@ def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> Sente
         raise NLTError(
             f"encoder {model.encoder!r} is a table of embeddings and reads whole texts; leave train_max_length out"
         )
-    if not model.lora:
-        check_no_adapter(encoder, model.encoder)
     if not model.merge_lora:
         check_base_dtype(encoder, model.encoder)
     check_similarity(encoder)

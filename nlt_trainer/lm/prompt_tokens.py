@@ -70,8 +70,11 @@ class PlainText:
         ).input_ids
         if self._control.keys().isdisjoint(ids):
             return ids
-        # The vocabulary itself has the control token as a word, as with Unigram and WordLevel.
-        return [part for i in ids for part in (self._in_two(self._control[i]) if i in self._control else [i])]
+        # The vocabulary itself has the control token as a word, as with Unigram and WordLevel. A control token that the
+        # text does not spell is the tokenizer's mark of what it does not know.
+        folded = text.casefold()
+        spelt = {i: token for i, token in self._control.items() if token.casefold() in folded}
+        return [part for i in ids for part in (self._in_two(spelt[i]) if i in spelt else [i])]
 
     def _in_two(self, token: str) -> list[int]:
         """Ids of the first character of a control token, and of the rest."""

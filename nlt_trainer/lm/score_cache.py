@@ -190,7 +190,7 @@ class ScoreCache:
                 while fetched := cursor.fetchmany(FETCHED_ROWS):
                     rows = [row for row in fetched if row[-1] is None or row[-1] == _checksum(*row[:-1])]
                     if damaged := len(fetched) - len(rows):
-                        logger.warning("%s: %d damaged %s are computed again", self.path, damaged, table)
+                        logger.warning("%s: %d damaged %s count as missing", self.path, damaged, table)
                     if not rows:
                         continue
                     stored, *columns, _ = zip(*rows, strict=True)

@@ -35,7 +35,7 @@ def model(tiny_encoder_folder: Path, tiny_llm_folder: Path, tmp_path: Path) -> M
 
 def adaptation(model: ModelArguments, folder: Path, **trainer: Any) -> Adaptation:
     args = NLTTrainingArguments(use_cpu=True, **trainer)
-    return prepared(model, DataArguments(), args, AdaptArguments("documents", str(folder)))
+    return prepared(model, DataArguments(), args, AdaptArguments("documents", str(folder / "out")))
 
 
 def test_a_model_counts_by_its_content(model: ModelArguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +80,7 @@ def test_training_depends_on_what_decides_it_and_not_on_memory(model: ModelArgum
 def test_the_recipe_chooses_the_best_checkpoint_as_the_command_does(model: ModelArguments, tmp_path: Path) -> None:
     best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 4}
     write_recipe(adaptation(model, tmp_path, **best))
-    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["trainer"].items() >= best.items()
+    assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["trainer"].items() >= best.items()
 
 
 def test_keys_of_its_own_are_refused(model: ModelArguments, tmp_path: Path) -> None:

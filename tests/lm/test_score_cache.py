@@ -164,10 +164,10 @@ def test_a_flipped_bit_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture
         connection.close()
     whole, ordered = [keys[i] for i in (0, 4, 6, 7)], np.array(keys, KEY)
     assert found(cache, keys) == {key: values[key] for key in whole}
-    assert f"{cache.path}: 4 damaged scores are computed again" in caplog.text
+    assert f"{cache.path}: 4 damaged scores count as missing" in caplog.text
     assert cache.stored(ordered).tolist() == [key in whole for key in keys]
     assert sorted(cache.get_tokens(ordered)) == [0, 1, 2, 3, 5, 7]
-    assert f"{cache.path}: 2 damaged tokens are computed again" in caplog.text
+    assert f"{cache.path}: 2 damaged tokens count as missing" in caplog.text
     cache.put(values, tokens)
     assert found(cache, keys) == values
 
