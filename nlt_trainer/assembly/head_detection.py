@@ -27,6 +27,9 @@ from nlt_trainer.objectives.gradient_audit import audit_gradient
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
+LEAST_AUDITED = 8
+"""The least number of queries that DREAM's gradient is audited on; fewer say nothing."""
+
 
 @dataclass(frozen=True)
 class HeadTask:
@@ -70,6 +73,8 @@ def audit_dream(model: ModelArguments, data: DataArguments, args: NLTTrainingArg
         for query, answer, documents, known in zip(task.queries, task.answers, task.documents, relevant, strict=True)
         if known.any()
     ]
+    if len(rows) < LEAST_AUDITED:
+        return
     parts = Parts(load_untrained(model), model, data, args, load_candidates(data, collection))
     loss = dream(parts, (args.temperatures or {}).get("dream", args.temperature))
     found = audit_gradient(loss, make_collator(parts, loss), rows)

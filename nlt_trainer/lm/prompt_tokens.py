@@ -70,8 +70,8 @@ class PlainText:
         ).input_ids
         if self._control.keys().isdisjoint(ids):
             return ids
-        # The vocabulary itself has the control token as a word, as with Unigram and WordLevel. A control token that the
-        # text does not spell is the tokenizer's mark of what it does not know.
+        # The vocabulary itself has the control token as a word, as with Unigram and WordLevel. One that the text does
+        # not spell is the tokenizer's mark of what it does not know.
         folded = text.casefold()
         spelt = {i: token for i, token in self._control.items() if token.casefold() in folded}
         return [part for i in ids for part in (self._in_two(spelt[i]) if i in spelt else [i])]

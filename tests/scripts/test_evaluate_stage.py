@@ -133,7 +133,7 @@ def test_smaller_embeddings_are_rows_and_cost_no_second_embedding(
     monkeypatch.setattr(SentenceTransformer, "encode", record)
     found = {row["name"]: row["ndcg_at_10"] for row in rows(run(*ALL))}
     assert len(found) == 1 + 1 + 1 + 5
-    assert len(seen) == 60 + 12
+    assert len(seen) - seen.count("a") == 60 + 12, "a short text finds out how many tokens the encoder can read"
     name = next(key for key in found if key.endswith(", int8") and "dimensions" not in key).removesuffix(", int8")
     assert found[f"{name}, int8"] == pytest.approx(found[name], abs=0.05)
     assert {f"{name}, binary", f"{name}, 16 dimensions", f"{name}, 16 dimensions, binary"} <= set(found)
