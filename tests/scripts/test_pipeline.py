@@ -14,8 +14,10 @@ import yaml
 from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 
-from nlt_trainer.assembly import scoring
+from nlt_trainer.assembly import head_detection, scoring
 from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.objectives.dream import DREAMLoss
+from nlt_trainer.objectives.gradient_audit import GradientAudit
 from nlt_trainer.scripts import build_stdlib, detect_heads, evaluate, make_encoder, mine, report, score, train
 
 OBJECTIVES = ("likelihood_gain", "dream", "info_nce")
@@ -305,6 +307,32 @@ def test_heads_may_be_found_in_another_layout(project: Project) -> None:
     project.run(detect_heads, "dream", "--document_layout", "independent")
     unset = json.loads((project.root / "heads.json").read_text())
     assert unset["scores"] == found["independent"]["scores"] != found["sequential"]["scores"]
+
+
+def test_dreams_gradient_is_audited_with_the_heads_that_were_found(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reference: the objective's loss with these heads. So few queries say nothing, unless they are told to."""
+    project.run(score)
+    project.run(detect_heads, "dream")
+    assert "DREAM as a teacher" not in capsys.readouterr().out
+    monkeypatch.setattr(head_detection, "LEAST_AUDITED", 1)
+    seen: dict[str, Any] = {}
+
+    def audit(loss: DREAMLoss, collator: Any, rows: list[dict[str, Any]]) -> dict[str, GradientAudit]:
+        seen.update(heads=loss.get_config_dict()["heads"], rows=rows)
+        return {"equal": GradientAudit(0.75, 1.5), "start": GradientAudit(0.5, 0.25)}
+
+    monkeypatch.setattr(head_detection, "audit_gradient", audit)
+    project.run(detect_heads, "dream")
+    printed = capsys.readouterr().out
+    assert "against the candidate of the highest gain of" in printed
+    assert (
+        "at equal scores its gradient ranks it with a mean reciprocal rank of 0.750, signal to noise 1.50" in printed
+    )
+    assert "at the start's scores its gradient ranks it with a mean reciprocal rank of 0.500" in printed
+    assert seen["heads"] == sorted(json.loads((project.root / "heads.json").read_text())["heads"])
+    assert all(sum(row["gain"]) >= 1 for row in seen["rows"])
 
 
 def test_controls_come_from_the_same_scores(project: Project) -> None:
