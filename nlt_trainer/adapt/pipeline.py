@@ -22,6 +22,7 @@ from nlt_trainer.adapt.length import CUT, LENGTHS, best_length, lengths_tried
 from nlt_trainer.adapt.settings import (
     Adaptation,
     blocks,
+    check_inputs,
     chooses,
     inputs,
     of_mining,
@@ -80,6 +81,7 @@ def adapt(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
             "recipe that it writes, which take several processes"
         )
     work = prepared(model, data, args, options)
+    check_inputs(work)
     check_folder(work.run.encoder)
     check_options(*blocks(work))  # training comes last, and would refuse these only when the LLM has read everything
     load_start(model)

@@ -90,7 +90,7 @@ def prepared(
     """Point the recipe at the files in the output folder.
 
     Raises:
-        NLTError: the recipe sets a key that `nlt adapt` sets itself, or a file in the output folder is also an input.
+        NLTError: the recipe sets a key that `nlt adapt` sets itself.
     """
     default, unset = DataArguments(), NLTTrainingArguments(use_cpu=args.use_cpu).output_dir
     given = [key for key in OWN_KEYS if getattr(data, key) != getattr(default, key)]
@@ -108,12 +108,19 @@ def prepared(
         dev_split=DEV if chooses(args) else HELD_OUT,
         eval_split=HELD_OUT,
     )
-    work = Adaptation(model, data, args, options)
-    inside = (path.relative_to(folder) for path in (work.run.encoder, work.documents, work.embeddings))
-    check_outputs(
-        ["collection", "candidates", "gains", *(Path("output", path) for path in inside)], (options, model, data)
-    )
-    return work
+    return Adaptation(model, data, args, options)
+
+
+def check_inputs(work: Adaptation) -> None:
+    """Refuse an input that `nlt adapt` would replace.
+
+    Raises:
+        NLTError: the documents, the queries or a model lie where something is written in the output folder.
+    """
+    run = work.run
+    inside = (path.relative_to(run.folder) for path in (run.encoder, work.documents, work.embeddings))
+    writes = ["collection", "candidates", "gains", *(Path("output", path) for path in inside)]
+    check_outputs(writes, (work.options, work.model, work.data))
 
 
 def with_length(work: Adaptation) -> Adaptation:
