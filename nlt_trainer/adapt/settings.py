@@ -119,7 +119,7 @@ def check_inputs(work: Adaptation) -> None:
     """
     run = work.run
     inside = (path.relative_to(run.folder) for path in (run.encoder, work.documents, work.embeddings))
-    writes = ["collection", "candidates", "gains", *(Path("output", path) for path in inside)]
+    writes: list[str | Path] = ["collection", "candidates", "gains", *(Path("output", path) for path in inside)]
     check_outputs(writes, (work.options, work.model, work.data))
 
 
