@@ -64,7 +64,8 @@ def lengths_tried(encoder: SentenceTransformer, folder: Path, *, embeddings: Pat
     collection, qrels = load_collection(folder, splits=[]), judged_queries(folder, HELD_OUT)
     found: list[Length] = []
     values: list[np.ndarray] = []
-    shorter = [length for length in LENGTHS if length < own and _share_cut(encoder, collection, length) >= CUT]
+    tokens_of = _tokens(encoder, collection)
+    shorter = [length for length in LENGTHS if length < own and np.mean(tokens_of > length) >= CUT]
     for tokens in (own, *shorter):
         encoder.max_seq_length = tokens
         title = f"embedding {tokens} tokens"
@@ -88,9 +89,9 @@ def best_length(tried: list[Length]) -> Length | None:
     return max(sure, key=lambda length: length.ndcg_at_10, default=None)
 
 
-def _share_cut(encoder: SentenceTransformer, collection: Collection, length: int) -> float:
-    """Share of the passages that have more tokens than a length."""
+def _tokens(encoder: SentenceTransformer, collection: Collection) -> np.ndarray:
+    """Number of tokens of each passage, counted as far as one more than the longest length that is tried."""
     prompt = encoder.prompts.get("document") or ""
     texts = [prompt + document.content for document in collection.corpus.values()]
-    ids = encoder.tokenizer(texts, truncation=True, max_length=length + 1)["input_ids"]
-    return float(np.mean([len(row) > length for row in ids]))
+    ids = encoder.tokenizer(texts, truncation=True, max_length=max(LENGTHS) + 1)["input_ids"]
+    return np.array([len(row) for row in ids])

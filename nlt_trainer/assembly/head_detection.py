@@ -23,6 +23,7 @@ from nlt_trainer.data.gains import read_gains
 from nlt_trainer.data.needles import cut_needles
 from nlt_trainer.data.training import relevance
 from nlt_trainer.injection.heads import HeadSet, detect_query_focused_heads, relevant_by_gain, tells_apart
+from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.objectives.gradient_audit import audit_gradient
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
@@ -54,19 +55,32 @@ def detect_heads(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     """Write the recipe's `heads` file."""
     if not processes(args).is_main_process:
         return
-    scored = detect(model, data, seed=args.seed) if model.head_scores is None else HeadSet.load(model.head_scores)
-    found = scored.select(model.num_heads, model.head_selection, seed=args.seed)
+    start, collection = time.monotonic(), load_training_collection(data)
+    if model.head_scores is not None:
+        save_heads(HeadSet.load(model.head_scores), model, seed=args.seed)
+        return
+    task, lm = head_task(collection, data, seed=args.seed), load_llm(model)
+    scored = detect(lm, task, model, data, seed=args.seed)
+    how = {"method": data.head_method, "gold": task.gold, "collection": collection.name}
+    seconds = round(time.monotonic() - start, 1)
+    settings = {**how, **scored.settings, "seconds": seconds}
+    save_heads(dataclasses.replace(scored, settings=settings), model, seed=args.seed)
+    if "dream" in args.objectives and data.head_method != "needle":
+        parts = Parts(load_untrained(model), model, data, args, load_candidates(data, collection), lm)
+        audit_dream(parts, task)
+
+
+def save_heads(scored: HeadSet, model: ModelArguments, *, seed: int) -> None:
+    """Write the heads that the recipe selects by their scores."""
+    found = scored.select(model.num_heads, model.head_selection, seed=seed)
     found.save(model.heads)
     first = ", ".join(f"{layer}.{head} ({found.scores[layer][head]:.2f})" for layer, head in found.heads[:4])
     say(f"{model.heads}: {len(found.heads)} heads ({model.head_selection}), by {found.score_name}: {first}")
-    if "dream" in args.objectives and data.head_method != "needle" and model.head_scores is None:
-        audit_dream(model, data, args)
 
 
-def audit_dream(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
+def audit_dream(parts: Parts, task: HeadTask) -> None:
     """Print how well DREAM's gradient with the recipe's heads ranks the candidates on which heads were tested."""
-    collection = load_training_collection(data)
-    task = head_task(collection, data, seed=args.seed)
+    args = parts.args
     relevant = task.relevant if task.relevant.dtype == bool else relevant_by_gain(task.relevant)
     rows = [
         {"query": query, "answer": answer, "documents": documents, "gain": known.astype(float).tolist()}
@@ -75,7 +89,6 @@ def audit_dream(model: ModelArguments, data: DataArguments, args: NLTTrainingArg
     ]
     if len(rows) < LEAST_AUDITED:
         return
-    parts = Parts(load_untrained(model), model, data, args, load_candidates(data, collection))
     loss = dream(parts, (args.temperatures or {}).get("dream", args.temperature))
     found = audit_gradient(loss, make_collator(parts, loss), rows)
     say(f"DREAM as a teacher, against the {task.gold} of {len(rows)} queries before training:")
@@ -87,13 +100,9 @@ def audit_dream(model: ModelArguments, data: DataArguments, args: NLTTrainingArg
         )
 
 
-def detect(model: ModelArguments, data: DataArguments, *, seed: int) -> HeadSet:
+def detect(lm: FrozenLM, task: HeadTask, model: ModelArguments, data: DataArguments, *, seed: int) -> HeadSet:
     """Score all heads by the recipe's method and select the best."""
-    start = time.monotonic()
-    collection = load_training_collection(data)
-    task = head_task(collection, data, seed=seed)
-    lm = load_llm(model)
-    found = detect_query_focused_heads(
+    return detect_query_focused_heads(
         lm,
         task.queries,
         documents=task.documents,
@@ -105,9 +114,6 @@ def detect(model: ModelArguments, data: DataArguments, *, seed: int) -> HeadSet:
         num_heads=model.num_heads,
         seed=seed,
     )
-    how = {"method": data.head_method, "gold": task.gold, "collection": collection.name}
-    seconds = round(time.monotonic() - start, 1)
-    return dataclasses.replace(found, settings={**how, **found.settings, "seconds": seconds})
 
 
 def head_task(collection: Collection, data: DataArguments, *, seed: int) -> HeadTask:
