@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.attention_mass import AttentionMass, log_mass
 from nlt_trainer.injection.chunk_attention import ChunkAttention
 from nlt_trainer.injection.document_pool import DocumentPool
-from nlt_trainer.lm.cpu import fused_attention
+from nlt_trainer.lm.cpu import fused_attention, in_float32_on_cpu
 from nlt_trainer.lm.forward_check import FORWARD_ERRORS, probe_ids, readings_agree
 from nlt_trainer.lm.frozen_lm import FrozenLM
 
@@ -50,7 +51,7 @@ class ScoreInjection:
         mass: whether the documents share what the head gives them or all of its attention.
         pool: U documents that the heads attend to in place of the prompts' own K. They share what the head gives the
             prompt's own, so that no head attends to documents more because the pool has more of them.
-        hidden: whether the documents are hidden from all other heads.
+        others: `(B, T)` bool, the keys that heads which are not injected may see; `None` means all.
     """
 
     log_weights: Tensor
@@ -59,7 +60,7 @@ class ScoreInjection:
     heads: Mapping[int, Tensor]
     mass: DocumentMass = "kept"
     pool: DocumentPool | None = None
-    hidden: bool = False
+    others: Tensor | None = None
 
     def heads_of(self, layer: int) -> Tensor | None:
         return self.heads.get(layer)
@@ -69,11 +70,27 @@ class ScoreInjection:
         """`(B, T)` bool, True at keys of the prompt's own documents."""
         return self.documents < (self.log_weights.shape[1] if self.pool is None else self.pool.num_candidates)
 
-    def mask_of_others(self, mask: Tensor | None, *, rows: int) -> Tensor | None:
-        """The mask `(B, 1, S, T)` of the heads that are not injected, from the attention's own mask of S rows."""
-        if not self.hidden:
-            return mask
-        return (causal(rows, self.own) if mask is None else mask) & ~self.own[:, None, None, :]
+    def read_by_others(
+        self, key: Tensor, value: Tensor, mask: Tensor | None, *, rows: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys, values and mask of the heads that are not injected, without the keys that none of them sees.
+
+        Args:
+            key: `(B, key-value heads, T, head size)`.
+            value: shaped as `key`.
+            mask: `(B, 1, S, T)` bool, the attention's own; `None` means causal.
+            rows: S.
+        """
+        if self.others is None:
+            return key, value, mask
+        seen = (causal(rows, self.others) if mask is None else mask) & self.others[:, None, None, :]
+        columns = self._columns_of_others
+        return key.index_select(2, columns), value.index_select(2, columns), seen.index_select(3, columns)
+
+    @cached_property
+    def _columns_of_others(self) -> Tensor:
+        assert self.others is not None
+        return self.others.any(0).nonzero()[:, 0]
 
     def attend(self, logits: Tensor, layer: int) -> Tensor:
         """Add a bias to masked attention logits or log-probabilities `(B, h, S, T)`, so that their softmax is p'."""
@@ -144,23 +161,23 @@ def document_attention(
     """
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # every attention module of transformers has an integer here
     everything = torch.arange(query.shape[1], device=query.device)
-    injected, seen = None, attention_mask
+    injected, seen = None, (key, value, attention_mask)
     if isinstance(document_attention, ScoreInjection):
         injected = document_attention.heads_of(layer)
-        seen = document_attention.mask_of_others(attention_mask, rows=query.shape[2])
+        seen = document_attention.read_by_others(key, value, attention_mask, rows=query.shape[2])
 
-    def log_attention(heads: Tensor, mask: Tensor | None = attention_mask) -> Tensor:
+    def log_attention(heads: Tensor, key: Tensor = key, mask: Tensor | None = attention_mask) -> Tensor:
         sinks = None if s_aux is None else s_aux[heads]
         return _log_attention(query, key, mask, heads, scaling=scaling, softcap=softcap, sinks=sinks)
 
     def read(log_weights: Tensor, heads: Tensor, value: Tensor = value) -> Tensor:
-        values = _of_heads(value, heads, query.shape[1])
-        return (log_weights.exp().to(query.dtype) @ values).transpose(1, 2)  # (B, S, h, head size)
+        values = in_float32_on_cpu(_of_heads(value, heads, query.shape[1]))
+        return (log_weights.exp().to(values.dtype) @ values).transpose(1, 2).to(query.dtype)  # (B, S, h, head size)
 
     if softcap is None and s_aux is None:
-        output, _ = fused_attention(module, query, key, value, seen, scaling=scaling, **kwargs)
+        output, _ = fused_attention(module, query, *seen, scaling=scaling, **kwargs)
     else:
-        output = read(log_attention(everything, mask=seen), everything)
+        output = read(log_attention(everything, seen[0], seen[2]), everything, seen[1])
     if isinstance(document_attention, ChunkAttention):
         output = output + document_attention.added(query, layer, scaling=scaling, softcap=softcap)
     elif isinstance(document_attention, AttentionMass):
@@ -205,8 +222,8 @@ def _log_attention(
     Returns:
         `(B, h, S, T)`; a row's exponentials sum to 1, or to what the head's sink leaves.
     """
-    keys = _of_heads(key, heads, query.shape[1])
-    logits = query[:, heads] @ keys.transpose(2, 3)
+    queries, keys = map(in_float32_on_cpu, (query[:, heads], _of_heads(key, heads, query.shape[1])))
+    logits = queries @ keys.transpose(2, 3)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * scaling
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)

@@ -45,6 +45,15 @@ def attention_in_float32(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return _fused(*map(_in_float32, (query, *args)), **exact).to(dtype)
 
 
+def in_float32_on_cpu(tensor: Tensor) -> Tensor:
+    """A tensor in float32, if it is one in half precision on a CPU.
+
+    oneDNN compiles a product of half precision for each shape, in 5 milliseconds or more, and of the few products that
+    each layer has for some of its heads, every one has a shape of its own. They take less than one in float32.
+    """
+    return _in_float32(tensor) if tensor.device.type == "cpu" else tensor
+
+
 def _in_float32(value: Any) -> Any:
     is_half = isinstance(value, Tensor) and value.is_floating_point() and value.dtype.itemsize < 4
     return value.float() if is_half else value

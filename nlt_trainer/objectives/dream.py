@@ -197,12 +197,11 @@ class DREAMLoss(LLMObjective):
         """Loss of each prompt, `(B,)`, nats per target token; log-weights are `(B, K)`, or `(B, U)` with a pool."""
         if cache is None:
             cache = self.reader.read_documents(prompts)
-        documents = prompts.key_documents(log_weights.shape[1] if pool is None else pool.num_candidates)
+        k = log_weights.shape[1] if pool is None else pool.num_candidates
+        documents, others = prompts.key_documents(k), prompts.apart_from_documents(k) if self.hide_documents else None
         # A row predicts the token after it; no suffix begins with its target.
         rows = prompts.suffix_mask if self.injected_rows == "all" else prompts.suffix_target.roll(-1, dims=1)
-        injection = ScoreInjection(
-            log_weights, documents, rows, self.heads, self.document_mass, pool, self.hide_documents
-        )
+        injection = ScoreInjection(log_weights, documents, rows, self.heads, self.document_mass, pool, others)
         hidden = self.reader.read_suffix(prompts, cache, injection, begin=pool.end if pool else None)
         losses = self.reader.target_losses(hidden, prompts)  # (B, 1 + M)
         return losses[:, 0] - losses[:, 1:].mean(1) if losses.shape[1] > 1 else losses[:, 0]

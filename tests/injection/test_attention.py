@@ -168,30 +168,48 @@ def test_documents_can_be_hidden_from_the_other_heads(
     given: dict[str, Any] = {"scaling": SIZE**-0.5, "softcap": softcap}
     layer: Any = LAYER
 
-    def inject(hidden: bool, heads: dict[int, Tensor]) -> Tensor:
-        injection = ScoreInjection(LOG_WEIGHTS, DOCUMENTS, ROWS, heads, hidden=hidden)
+    def inject(others: Tensor | None, heads: dict[int, Tensor]) -> Tensor:
+        injection = ScoreInjection(LOG_WEIGHTS, DOCUMENTS, ROWS, heads, others=others)
         own_mask = mask if explicit else None
         return document_attention(layer, *projections, own_mask, document_attention=injection, **given)[0]
 
-    selected, others = torch.tensor([0, 3]), torch.tensor([1, 2])
-    without = mask & (DOCUMENTS == K)[:, None, None, :]
-    stock = document_attention(layer, *projections, without, **given)[0]
-    found, open_to_all = (inject(hidden, {0: selected}) for hidden in (True, False))
+    selected, rest = torch.tensor([0, 3]), torch.tensor([1, 2])
+    apart = DOCUMENTS == K
+    stock = document_attention(layer, *projections, mask & apart[:, None, None, :], **given)[0]
+    found, open_to_all = (inject(others, {0: selected}) for others in (apart, None))
     torch.testing.assert_close(found[:, 7:, selected], open_to_all[:, 7:, selected])
-    torch.testing.assert_close(found[:, 7:, others], stock[:, 7:, others])
-    assert (found - open_to_all)[:, 7:, others].abs().max() > 0.01
-    torch.testing.assert_close(inject(True, {1: selected})[:, 7:], stock[:, 7:])  # a layer without injected heads
+    torch.testing.assert_close(found[:, 7:, rest], stock[:, 7:, rest])
+    assert (found - open_to_all)[:, 7:, rest].abs().max() > 0.01
+    torch.testing.assert_close(inject(apart, {1: selected})[:, 7:], stock[:, 7:])  # a layer without injected heads
 
 
-def test_hidden_documents_leave_a_pool_to_the_injected_heads() -> None:
-    """Reference: the mask without the prompt's own documents; the pool's keys are not among the others' keys."""
-    pool = DocumentPool({}, torch.tensor([0, 1, 1, 2]), K, LENGTH)
-    log_weights = torch.zeros(2, 3).log_softmax(-1)
-    injection = ScoreInjection(log_weights, DOCUMENTS, ROWS, {}, "kept", pool, hidden=True)
-    mask = torch.ones(2, 1, 3, LENGTH, dtype=torch.bool)
-    seen = injection.mask_of_others(mask, rows=3)
+def test_keys_that_no_other_head_sees_are_not_multiplied(projections: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Reference: the keys that some prompt's other heads see, counted; a graph holds no more of them."""
+    query, key, value = projections
+    others = torch.zeros(2, LENGTH, dtype=torch.bool)
+    others[0, [0, 7]] = others[1, [1, 7]] = True
+    injection = ScoreInjection(LOG_WEIGHTS, DOCUMENTS, ROWS, {}, others=others)
+    keys, values, seen = injection.read_by_others(key, value, None, rows=2)
+    assert torch.equal(keys, key[:, :, [0, 1, 7]])
+    assert torch.equal(values, value[:, :, [0, 1, 7]])
+    expected = [[[True, False, True]] * 2, [[False, True, True]] * 2]
     assert seen is not None
-    assert torch.equal(seen, (DOCUMENTS == K)[:, None, None, :].expand(-1, -1, 3, -1))
+    assert seen[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("softcap", [None, 50.0])
+def test_half_precision_is_multiplied_in_float32_on_a_cpu(
+    projections: tuple[Tensor, Tensor, Tensor], softcap: float | None
+) -> None:
+    """Reference: the same numbers in float32. Products in bfloat16 would be further off than the output's rounding."""
+    rounded = [x.bfloat16() for x in projections]
+    injection = ScoreInjection(LOG_WEIGHTS, DOCUMENTS, ROWS, {0: torch.tensor([0, 3])})
+    given: dict[str, Any] = {"scaling": SIZE**-0.5, "softcap": softcap, "document_attention": injection}
+    layer: Any = LAYER
+    found, _ = document_attention(layer, *rounded, None, **given)
+    exact, _ = document_attention(layer, *(x.float() for x in rounded), None, **given)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found[:, :, [0, 3]], exact[:, :, [0, 3]].bfloat16(), rtol=0, atol=0)
 
 
 def attend(logits: Tensor, log_weights: Tensor, rows: Tensor = ROWS) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from nlt_trainer.choices import TargetKind
+from nlt_trainer.choices import DocumentLayout, TargetKind
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.attention import ScoreInjection, enable_document_attention
 from nlt_trainer.injection.document_prompts import DocumentPrompts, build_prompts
@@ -176,3 +178,27 @@ def test_a_prompt_that_no_length_makes_fit(tiny_lm: FrozenLM) -> None:
     """Reference: frames and query alone exceed the context, so that no `max_document_tokens` is proposed."""
     with pytest.raises(NLTError, match=r"context 20; use fewer candidates or a shorter query and target$"):
         build_prompts(tokens_of(tiny_lm), QUERIES, DOCUMENTS, target="query", context_length=20)
+
+
+@pytest.mark.parametrize("layout", ["sequential", "independent"])
+def test_what_is_apart_from_documents_says_nothing_of_them(tiny_lm: FrozenLM, layout: DocumentLayout) -> None:
+    """Reference: the same prompts with other tokens as documents. A token between documents has read one of them."""
+    enable_document_attention(tiny_lm)
+    prompts = build_prompts(
+        tokens_of(tiny_lm), QUERIES, DOCUMENTS, target="joint", context_length=256, layout=layout, answers=ANSWERS
+    )
+    others = prompts.prompt_ids.where(prompts.documents == 3, (prompts.prompt_ids + 1) % 50)
+
+    def states(ids: Tensor, visible: Tensor | None) -> Tensor:
+        own, reader = replace(prompts, prompt_ids=ids), DocumentReader(tiny_lm)
+        injection = ScoreInjection(
+            torch.zeros(2, 3).log_softmax(-1), own.key_documents(3), own.suffix_mask, {}, others=visible
+        )
+        with torch.no_grad():
+            return reader.read_suffix(own, reader.read_documents(own), injection)[own.suffix_mask]
+
+    apart = prompts.apart_from_documents(3)
+    torch.testing.assert_close(states(prompts.prompt_ids, apart), states(others, apart))
+    assert (states(prompts.prompt_ids, None) - states(others, None)).abs().max() > 1e-3
+    outside_documents = prompts.key_documents(3) == 3
+    assert (states(prompts.prompt_ids, outside_documents) - states(others, outside_documents)).abs().max() > 1e-3

@@ -1,0 +1,290 @@
+"""Train encoders by a grid of objectives, starts, collections and seeds, and measure each on many collections.
+
+```bash
+python recipes/study/study.py recipes/study/study.yaml --data data --folder runs/study
+```
+
+The grid's YAML has these parts. Settings are keys of a recipe.
+
+- `base`: settings of all trainings.
+- `encoders`: settings of each encoder that training starts from.
+- `train_data`: settings of each collection that is trained on, a BEIR folder in `--data` unless `collection` says
+  otherwise.
+- `objectives`: settings of each objective. `start` is the encoder before training and `BM25` is no encoder.
+- `tuning`: the collection, split and seed on which the settings in `tried` are chosen for each encoder and objective.
+- `runs`: what is trained and measured, as lists of `encoders`, `train_data`, `objectives`, `seeds` and `measured_on`,
+  of which all combinations are run. A member of `measured_on` is COLLECTION:SPLIT.
+
+Candidates, gains and heads are made once for all trainings that differ in nothing that decides them. A training is that
+of `nlt train`, and its encoder is removed when it has been measured. Each one leaves a file in the folder, so a second
+call goes on where the first was stopped. Several calls may share the folder if each has `--train_data` of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from sentence_transformers import SentenceTransformer
+
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.arguments.stages import RECIPE_BLOCKS
+from nlt_trainer.assembly.head_detection import detect_heads
+from nlt_trainer.assembly.mining import mine
+from nlt_trainer.assembly.parts import load_untrained
+from nlt_trainer.assembly.scoring import score
+from nlt_trainer.assembly.training import train
+from nlt_trainer.data.beir import Collection, load_collection
+from nlt_trainer.data.bm25 import bm25_rankings
+from nlt_trainer.encoder.embedding_cache import EmbeddingCache
+from nlt_trainer.encoder.loading import load_encoder
+from nlt_trainer.evaluation.evaluator import search
+from nlt_trainer.evaluation.retrieval_metric import query_values
+from nlt_trainer.files import read_json, write_json
+from nlt_trainer.recipe.parsing import parse_recipe
+from nlt_trainer.run.folder import Run
+from nlt_trainer.run.resume import decisive
+from nlt_trainer.terminal import say
+from nlt_trainer.training_arguments import NLTTrainingArguments
+
+Settings = dict[str, Any]
+Blocks = tuple[ModelArguments, DataArguments, NLTTrainingArguments]
+
+UNTRAINED = ("BM25", "start")
+METRIC = "ndcg_at_10"
+PREPARING_SEED = 0
+"""Of the queries that are drawn; training has seeds of its own, so that all seeds have the same queries."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training and what its encoder is measured on.
+
+    Args:
+        objective: its name in the grid.
+        encoder: the start's name in the grid; `None` for BM25.
+        train_data: the collection's name in the grid; `None` where nothing is trained.
+        seed: of training; `None` where nothing is trained.
+        settings: keys of the recipe.
+        measured_on: as COLLECTION:SPLIT.
+    """
+
+    objective: str
+    encoder: str | None
+    train_data: str | None
+    seed: int | None
+    settings: Settings
+    measured_on: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """A hash of everything that decides the trained encoder."""
+        settings = {} if self.objective == "BM25" else self.settings
+        return digest(self.objective, self.encoder, self.train_data, self.seed, settings)
+
+
+class Study:
+    """A grid and the folder of its results.
+
+    Args:
+        grid: the parsed YAML.
+        data: folder of the collections.
+        folder: folder of the results.
+    """
+
+    def __init__(self, grid: Mapping[str, Any], *, data: Path, folder: Path) -> None:
+        self.grid, self.data, self.folder = grid, data, folder
+
+    def settings(self, objective: str, encoder: str, train_data: str | None) -> Settings:
+        """Keys of a recipe before tuning; those of the objective replace those of the collection, and so on back."""
+        collection = {"collection": str(self.data / train_data)} if train_data else {}
+        parts = (collection, self.grid["train_data"][train_data] if train_data else {})
+        own = self.grid["objectives"].get(objective) or {}
+        return {**self.grid["base"], **self.grid["encoders"][encoder], **parts[0], **(parts[1] or {}), **own}
+
+    def cells(self, only: Mapping[str, list[str]]) -> Iterator[Cell]:
+        """The cells of all runs; those that need tuning come after their tuning has been run.
+
+        Args:
+            only: names to which a part of the grid is limited.
+        """
+        for run in self.grid["runs"]:
+            names = [[n for n in run[part] if n in only.get(part, run[part])] for part in PARTS]
+            for encoder, train_data, objective in itertools.product(*names):
+                measured_on = tuple(run["measured_on"])
+                if objective in UNTRAINED:
+                    settings = self.settings(objective, encoder, None)
+                    name = encoder if objective == "start" else None
+                    yield Cell(objective, name, None, None, settings, measured_on)
+                    continue
+                settings = self.settings(objective, encoder, train_data) | self.tuned(objective, encoder)
+                for seed in run["seeds"]:
+                    yield Cell(objective, encoder, train_data, seed, settings, measured_on)
+
+    def tuned(self, objective: str, encoder: str) -> Settings:
+        """The settings among those tried with which an objective is best on the queries for tuning."""
+        tuning = self.grid.get("tuning")
+        if not tuning:
+            return {}
+        tried = tuning["tried"][encoder]
+        data, where = tuning["train_data"], (f"{tuning['train_data']}:{tuning['split']}",)
+        found = []
+        for values in itertools.product(*tried.values()):
+            chosen = dict(zip(tried, values, strict=True))
+            settings = self.settings(objective, encoder, data) | chosen
+            rows = self.rows(Cell(objective, encoder, data, tuning["seed"], settings, where))
+            found.append((rows[0][METRIC], chosen))
+        return max(found, key=lambda pair: pair[0])[1]
+
+    def rows(self, cell: Cell) -> list[dict[str, Any]]:
+        """The results of a cell, which is trained and measured only where they are not there yet."""
+        file = self.folder / "cells" / f"{cell.key}.json"
+        rows = read_json(file, kind=list) if file.is_file() else []
+        known = {f"{row['eval_data']}:{row['split']}" for row in rows}
+        if missing := [name for name in cell.measured_on if name not in known]:
+            rows += self.measured(cell, missing)
+            write_json(file, rows)
+        return [row for row in rows if f"{row['eval_data']}:{row['split']}" in cell.measured_on]
+
+    def measured(self, cell: Cell, names: Iterable[str]) -> list[dict[str, Any]]:
+        """Train a cell's encoder and measure it; a row for each of the names."""
+        say(f"\n{cell.encoder}, {cell.train_data}, {cell.objective}, seed {cell.seed}")
+        shared = {"objective": cell.objective, "encoder": cell.encoder, "train_data": cell.train_data}
+        settings = {"learning_rate": None, "temperature": None, **cell.settings}
+        shared |= {"seed": cell.seed, **{k: settings[k] for k in ("learning_rate", "temperature")}}
+        cost: dict[str, Any] = {"queries": 0, "lm_tokens": 0, "train_seconds": 0.0}
+        if cell.objective in UNTRAINED:
+            model, _, args = blocks(cell.settings)
+            encoder = load_untrained(model) if cell.objective == "start" else None
+            values = {name: self.values(encoder, name, bf16=args.bf16_full_eval) for name in names}
+        else:
+            run = Run(self.folder / "runs" / cell.key)
+            prepared = self.prepare(cell.settings, seed=cell.seed or 0)
+            quiet = {"output_dir": str(run.folder), "save_strategy": "no", "disable_tqdm": True, "report_to": "none"}
+            parts = blocks(prepared | quiet | {"seed": cell.seed})
+            train(*parts)
+            cost = {name: run.report[name] for name in cost}
+            encoder = load_encoder(str(run.encoder))
+            values = {name: self.values(encoder, name, bf16=parts[2].bf16_full_eval) for name in names}
+            shutil.rmtree(run.folder)
+        rows = []
+        for name, found in values.items():
+            eval_data, _, split = name.rpartition(":")
+            mean = float(np.mean(found))
+            say(f"  {name} {mean:.4f}")
+            row = {"eval_data": eval_data, "split": split, METRIC: mean, **cost}
+            rows.append({**shared, **row, "query_values": [round(value, 4) for value in found]})
+        return rows
+
+    def values(self, encoder: SentenceTransformer | None, name: str, *, bf16: bool) -> list[float]:
+        """nDCG@10 of each judged query, in the order of the judgements; without an encoder, that of BM25."""
+        eval_data, _, split = name.rpartition(":")
+        collection = read(self.collection_of(eval_data), split)
+        queries = collection.split_queries(split)
+        if encoder is None:
+            rankings = bm25_rankings(collection, queries, top_k=100)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                embedded = EmbeddingCache(encoder, folder, bf16=bf16, progress=None)
+                rankings = search(embedded, collection, queries)
+        return query_values(rankings, collection.split_qrels(split))[METRIC]
+
+    def collection_of(self, name: str) -> Path:
+        """The folder of a collection."""
+        given = (self.grid["train_data"].get(name) or {}).get("collection")
+        return Path(given) if given else self.data / name
+
+    def prepare(self, settings: Settings, *, seed: int) -> Settings:
+        """Make what a training reads and is not there yet; returns the settings with the names of these files.
+
+        Args:
+            settings: keys of the recipe.
+            seed: of the heads, where they are drawn at random.
+        """
+        folder = self.folder / "prepared"
+        model, data, args = blocks(settings)
+        start = None if data.miner == "bm25" else decisive(model, "start")
+        mining = digest(
+            data.collection, data.train_split, data.max_queries, data.num_candidates, data.miner, start
+        )  # fmt: skip
+        read_by_llm = {**decisive(model, "llm"), **decisive(data, "llm"), "document_layout": None, "llm_lora": None}
+        scoring = digest(mining, read_by_llm, data.token_likelihoods)
+        files: Settings = {
+            "candidates": str(folder / f"candidates-{mining}.jsonl"),
+            "gains": str(folder / f"gains-{scoring}.jsonl"),
+            "score_cache": str(folder / f"scores-{mining}"),
+        }
+        common = {**settings, **files, "seed": PREPARING_SEED}
+        todo: list[tuple[Any, str, Settings]] = [(mine, files["candidates"], common)]
+        if args.reads_gains(data) or "dream" in args.objectives:
+            todo.append((score, files["gains"], common))
+        if "dream" in args.objectives:
+            layout = data.head_layout or data.document_layout
+            detection = digest(scoring, layout, data.head_queries, data.head_method)
+            drawn = f"-{seed}" if model.head_selection == "random" else ""
+            scores = str(folder / f"heads-{detection}.json")
+            files["heads"] = str(folder / f"heads-{detection}-{model.num_heads}-{model.head_selection}{drawn}.json")
+            found = {"heads": scores, "num_heads": 16, "head_selection": "best", "objective": "likelihood_gain"}
+            todo.append((detect_heads, scores, common | found))
+            todo.append((detect_heads, files["heads"], {**common, **files, "head_scores": scores, "seed": seed}))
+        for stage, output, given in todo:
+            if not Path(output).exists():
+                stage(*blocks(given))
+        return {**settings, **files}
+
+
+PARTS = ("encoders", "train_data", "objectives")
+
+
+@cache
+def read(folder: Path, split: str) -> Collection:
+    """A collection with the judgements of a split."""
+    return load_collection(folder, splits=[split])
+
+
+def blocks(settings: Settings) -> Blocks:
+    """The blocks of a recipe with these keys."""
+    words = ((f"--{key}", value if isinstance(value, str) else json.dumps(value)) for key, value in settings.items())
+    return parse_recipe(RECIPE_BLOCKS, [word for pair in words for word in pair])
+
+
+def digest(*parts: Any) -> str:
+    """A hash of values, 12 hex digits."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the cells that are missing, then write all results as one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("grid", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the collections")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--output", type=Path, help="parquet file of all results; unset: <folder>/results.parquet")
+    for part in PARTS:
+        parser.add_argument(f"--{part}", nargs="+", help="run these alone")
+    options = parser.parse_args(argv)
+    study = Study(yaml.safe_load(options.grid.read_text()), data=options.data, folder=options.folder)
+    only = {part: names for part in PARTS if (names := getattr(options, part))}
+    found = {cell.key: study.rows(cell) for cell in study.cells(only)}  # an untrained encoder stands in many runs
+    rows = [row for cell_rows in found.values() for row in cell_rows]
+    output = options.output or options.folder / "results.parquet"
+    pd.DataFrame(rows).to_parquet(output, index=False, compression="zstd")
+    say(f"{output}: {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    main()
