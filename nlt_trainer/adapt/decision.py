@@ -61,7 +61,7 @@ def decide(
     cost: Mapping[str, Any],
     judged_by_llm: bool,
     advice: str,
-    remark: str | None = None,
+    lengths: tuple[int, int] | None = None,
 ) -> Decision:
     """Compare the systems on held-out queries.
 
@@ -79,7 +79,8 @@ def decide(
         cost: `train_seconds`, `lm_tokens` and `seed` of the adapted encoder, for its rows.
         judged_by_llm: whether the judgements are those of the LLM that has taught the encoder.
         advice: what to do if the start is kept, see `advice_where_nothing_is_gained`.
-        remark: what to know of start and adapted encoder, for the verdict.
+        lengths: how many tokens of a passage start and adapted encoder read, and how many the start read as it was;
+            the rankings then also have it `as_it_was`. `None` where that is the same.
     """
     systems: dict[str, Rankings] = dict(rankings)
     for name in ("start", "adapted"):
@@ -117,7 +118,9 @@ def decide(
         )
         rows.append(row)
     weight = chosen_weight(rankings, qrels, kept=kept, judged_by_llm=judged_by_llm)
-    verdict = sentence(rows, kept, p=p, judged_by_llm=judged_by_llm, bm25_weight=weight, advice=advice, remark=remark)
+    verdict = sentence(
+        rows, kept, p=p, judged_by_llm=judged_by_llm, bm25_weight=weight, advice=advice, lengths=lengths
+    )
     return Decision(rows, kept, verdict, weight)
 
 
@@ -146,6 +149,11 @@ def cross_fitted(encoder: Rankings, bm25: Rankings, qrels: Qrels) -> dict[str, d
     return fused
 
 
+def as_it_was(tokens: int) -> str:
+    """The name of the start with its own number of tokens, where start and adapted encoder read another number."""
+    return f"start ({tokens} tokens)"
+
+
 def advice_where_nothing_is_gained(*, made: bool, target: TargetKind | None, answered: bool) -> str:
     """What to do where the start is kept.
 
@@ -168,14 +176,17 @@ def sentence(
     judged_by_llm: bool,
     bm25_weight: float,
     advice: str,
-    remark: str | None = None,
+    lengths: tuple[int, int] | None = None,
 ) -> str:
     """The verdict: whether the encoder has gained, and what to do where BM25 is ahead."""
     by_name = {row.name: row.ndcg_at_10 for row in rows}
     start, adapted, bm25 = (by_name[name] for name in ("start", "adapted", "bm25"))
     change = f"nDCG@10 on held-out queries {start:.3f} before, {adapted:.3f} adapted (p = {p:.2g})"
     parts = [f"WIN: {change}" if kept == "adapted" else f"NO GAIN: {change}; the encoder that you had is kept"]
-    parts += [remark] if remark else []
+    if lengths is not None:
+        now, own = lengths
+        found = by_name[as_it_was(own)]
+        parts.append(f"both read {now} tokens of a passage, and with its own {own} the start has {found:.3f}")
     if kept == "start" and p <= SURE and adapted > start and judged_by_llm:
         parts.append(f"a gain below {ENOUGH_BY_LLM} does not count, because the LLM judges what it has taught")
     alone, fused = by_name[kept], by_name[f"{kept}+bm25"]

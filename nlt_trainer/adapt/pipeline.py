@@ -17,7 +17,7 @@ from nlt_trainer.adapt.collection import (
     write_dev,
     write_query_collection,
 )
-from nlt_trainer.adapt.decision import ENOUGH, ENOUGH_BY_LLM, SURE, advice_where_nothing_is_gained, decide
+from nlt_trainer.adapt.decision import ENOUGH, ENOUGH_BY_LLM, SURE, advice_where_nothing_is_gained, as_it_was, decide
 from nlt_trainer.adapt.length import CUT, LENGTHS, best_length, lengths_tried
 from nlt_trainer.adapt.settings import (
     Adaptation,
@@ -180,11 +180,11 @@ def write_decision(work: Adaptation) -> None:
     queries = [collection.queries[query] for query in qrels]
     model = with_length(work).model
     encoders = {"start": load_untrained(model), "adapted": load_encoder(str(work.run.encoder))}
-    remark = None
-    if model.max_seq_length != work.model.max_seq_length:
+    lengths = None
+    if model.max_seq_length is not None and work.model.max_seq_length is None:
         own = load_untrained(work.model)
-        encoders = {f"start ({own.max_seq_length} tokens)": own, **encoders}
-        remark = f"both read {model.max_seq_length} tokens of a passage, and the start as it was {own.max_seq_length}"
+        lengths = model.max_seq_length, int(own.max_seq_length or 0)
+        encoders = {as_it_was(lengths[1]): own, **encoders}
     rankings = {"bm25": bm25_rankings(collection, queries, top_k=TOP_K)}
     rankings |= {
         name: search(EmbeddingCache(encoder, work.embeddings, bf16=work.args.bf16_full_eval), collection, queries)
@@ -205,7 +205,7 @@ def write_decision(work: Adaptation) -> None:
         cost=work.run.cost,
         judged_by_llm=not made,
         advice=advice,
-        remark=remark,
+        lengths=lengths,
     )
     write_results(work.run.results_file, found.rows)
     write_json(work.run.decision_file, dataclasses.asdict(found))

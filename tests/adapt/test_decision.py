@@ -92,6 +92,25 @@ def test_a_small_sure_gain_on_made_queries_is_not_laid_to_the_llm() -> None:
     assert "does not count" not in found.sentence
 
 
+def test_a_start_that_reads_less_than_it_did_is_compared_with_what_it_had() -> None:
+    """Against the closed form: of 40 queries the start with its own 256 tokens has 20 first, the others second."""
+    first = {"bm25": 0, "start (256 tokens)": 20, "start": 30, "adapted": 30}
+    rankings = {name: ranked(number) for name, number in first.items()}
+    found = decide(
+        rankings,
+        QRELS,
+        collection="c",
+        split="held_out",
+        cost=COST,
+        judged_by_llm=False,
+        advice="try this",
+        lengths=(128, 256),
+    )
+    own = (20 + 20 * NDCG_SECOND) / 40
+    assert f"; both read 128 tokens of a passage, and with its own 256 the start has {own:.3f}; " in found.sentence
+    assert "tokens" not in decided(bm25=0, start=30, adapted=30).sentence
+
+
 @pytest.mark.parametrize(
     ("made", "target", "answered", "expected"),
     [

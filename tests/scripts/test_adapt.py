@@ -153,7 +153,10 @@ def test_an_encoder_reads_as_much_of_a_passage_as_was_chosen(
     assert [row["name"] for row in json.loads((out / "results.json").read_text())][:4] == [
         "bm25", f"start ({own} tokens)", "start", "adapted",
     ]  # fmt: skip
-    assert "reads 6 tokens; --max_seq_length" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "reads 6 tokens; --max_seq_length" in printed
+    as_it_was = json.loads((out / "results.json").read_text())[1]["ndcg_at_10"]
+    assert f"both read 6 tokens of a passage, and with its own {own} the start has {as_it_was:.3f}" in printed
     adapt.main([str(folder), *flags])
     assert capsys.readouterr().out.count("done before") == 8
     assert yaml.safe_load((out / "recipe.yaml").read_text())["model"]["max_seq_length"] == 6
