@@ -41,7 +41,7 @@ from nlt_trainer.arguments.queries import QueriesArguments
 from nlt_trainer.assembly.advice import take_advice
 from nlt_trainer.assembly.corpus import corpus
 from nlt_trainer.assembly.mining import mine
-from nlt_trainer.assembly.parts import load_start, load_untrained, processes
+from nlt_trainer.assembly.parts import load_start, load_untrained, processes, reads_whole_texts
 from nlt_trainer.assembly.queries import make_queries
 from nlt_trainer.assembly.scoring import score
 from nlt_trainer.assembly.training import check_options, train
@@ -80,8 +80,9 @@ def adapt(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
             "adapt runs in one process; run it without accelerate launch, or run the stages one by one with the "
             "recipe that it writes, which take several processes"
         )
+    check_inputs(prepared(model, data, args, options))
+    model = with_lengths_of_encoder(model)
     work = prepared(model, data, args, options)
-    check_inputs(work)
     check_folder(work.run.encoder)
     check_options(*blocks(work))  # training comes last, and would refuse these only when the LLM has read everything
     load_start(model)
@@ -102,6 +103,14 @@ def adapt(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     ]
     seconds = run_stages(stages, work.run.folder / "stamps")
     return conclude(work, seconds)
+
+
+def with_lengths_of_encoder(model: ModelArguments) -> ModelArguments:
+    """The same without `train_max_length`, which the defaults set, where the encoder reads whole texts."""
+    if model.train_max_length is None or not reads_whole_texts(load_untrained(model)):
+        return model
+    say(f"{model.encoder} is a table of embeddings, which reads whole texts in training, too")
+    return dataclasses.replace(model, train_max_length=None)
 
 
 def write_documents(work: Adaptation) -> None:

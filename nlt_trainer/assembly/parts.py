@@ -172,6 +172,11 @@ def load_untrained(model: ModelArguments) -> SentenceTransformer:
     return load_encoder(model.encoder, **start_options(vars(model)))
 
 
+def reads_whole_texts(encoder: SentenceTransformer) -> bool:
+    """Whether an encoder is a table of embeddings of tokens or words, in which texts are not cut for training."""
+    return isinstance(encoder[0], StaticEmbedding | WordEmbeddings)
+
+
 def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> SentenceTransformer:
     """Load the encoder to train; if the backbone is shared, it uses the LLM's weights.
 
@@ -194,7 +199,7 @@ def load_start(model: ModelArguments, backbone: FrozenLM | None = None) -> Sente
             f"encoder {model.encoder!r} has no weights that training changes; choose another one, or if it is a table "
             "of word vectors set update_embeddings in its wordembedding_config.json to true"
         )
-    if model.train_max_length is not None and isinstance(encoder[0], StaticEmbedding | WordEmbeddings):
+    if model.train_max_length is not None and reads_whole_texts(encoder):
         raise NLTError(
             f"encoder {model.encoder!r} is a table of embeddings and reads whole texts; leave train_max_length out"
         )

@@ -164,6 +164,22 @@ def test_an_encoder_reads_as_much_of_a_passage_as_was_chosen(
     assert SentenceTransformer(str(out / "encoder")).max_seq_length == own
 
 
+def test_a_table_of_embeddings_is_adapted_with_the_defaults(
+    folder: Path,
+    flags: list[str],
+    tmp_path: Path,
+    tiny_static_encoder: SentenceTransformer,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Against the recipe: training does not cut the texts, although the defaults of the command name a length."""
+    tiny_static_encoder.save_pretrained(str(tmp_path / "table"))
+    given = [flag for flag in flags if not flag.startswith("--train_max_length")]
+    assert adapt.main([str(folder), *given, f"--encoder={tmp_path / 'table'}"]) in (0, NO_GAIN)
+    assert "reads whole texts in training" in capsys.readouterr().out
+    recipe = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
+    assert not {"train_max_length", "max_seq_length"} & recipe["model"].keys()
+
+
 def test_queries_of_people_are_judged_by_the_llm(
     folder: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
