@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nlt_trainer.files import read_json, write_json
+from nlt_trainer.files import file_hash, read_json, write_json
 from nlt_trainer.terminal import say
 
 
@@ -41,7 +41,8 @@ def run_stages(stages: Sequence[Stage], stamps: Path) -> dict[str, float]:
     """Run the stages in their order; returns the seconds that each took, in this call or in an earlier one.
 
     Every stage leaves a stamp with a hash of its settings, of its inputs and of the hashes of the stages that it
-    needs. It is skipped if its stamp has the same hash and its output is there. Before a stage runs, the stages that
+    needs, and if its output is a file, with a hash of that. It is skipped if its stamp has the same hashes and its
+    output is there, so that it runs again where somebody has replaced the file. Before a stage runs, the stages that
     need it count as not done, so that they run after it, even in another call if this one is killed.
 
     Args:
@@ -53,7 +54,7 @@ def run_stages(stages: Sequence[Stage], stamps: Path) -> dict[str, float]:
         key = _key(stage, earlier=[keys[name] for name in (keys if stage.needs is None else stage.needs)])
         place = f"[{number}/{len(stages)}] {stage.name}"
         stamp = _read(stage, stamps)
-        if stamp["key"] == key and stamp["done"] and stage.output.exists():
+        if stamp["key"] == key and stamp["done"] and _is_as_left(stage, stamp):
             say(f"{place}: done before")
         else:
             say(f"{place} ...")
@@ -73,6 +74,16 @@ def _key(stage: Stage, *, earlier: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+def _content(stage: Stage) -> str | None:
+    """Hash of the file that is a stage's output; `None` for a folder."""
+    return file_hash(stage.output) if stage.output.is_file() else None
+
+
+def _is_as_left(stage: Stage, stamp: dict[str, Any]) -> bool:
+    """Whether the output is there, and as the stage has left it; stamps of earlier versions do not say how."""
+    return stage.output.exists() and stamp["output"] in (None, _content(stage))
+
+
 def _file(stage: Stage, stamps: Path) -> Path:
     return stamps / f"{stage.name}.json"
 
@@ -80,7 +91,7 @@ def _file(stage: Stage, stamps: Path) -> Path:
 def _read(stage: Stage, stamps: Path) -> dict[str, Any]:
     """The stamp of a stage; an empty one where it has none."""
     file = _file(stage, stamps)
-    return {"key": None, "done": False, "seconds": 0, **(read_json(file) if file.is_file() else {})}
+    return {"key": None, "done": False, "seconds": 0, "output": None, **(read_json(file) if file.is_file() else {})}
 
 
 def _run(stage: Stage, stamps: Path, *, key: str, needing: Iterable[Stage]) -> dict[str, Any]:
@@ -96,6 +107,7 @@ def _run(stage: Stage, stamps: Path, *, key: str, needing: Iterable[Stage]) -> d
     write_json(_file(stage, stamps), {**stamp, "key": key, "done": False})
     start = time.monotonic()
     stage.run()
-    stamp = {"key": key, "done": True, "seconds": round(stamp["seconds"] + time.monotonic() - start, 1)}
+    seconds = round(stamp["seconds"] + time.monotonic() - start, 1)
+    stamp = {"key": key, "done": True, "seconds": seconds, "output": _content(stage)}
     write_json(_file(stage, stamps), stamp)
     return stamp

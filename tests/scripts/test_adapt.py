@@ -139,7 +139,10 @@ def test_an_encoder_reads_as_much_of_a_passage_as_was_chosen(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In the saved encoder, the recipe and the table, whichever encoder is kept; unless the command says how much."""
+    """In the saved encoder, the recipe and the table, whichever encoder is kept; unless the command says how much.
+
+    A single stage, which reads the recipe, may mine other candidates, and the command makes its own again.
+    """
     monkeypatch.setattr(pipeline, "best_length", lambda tried: Length(6, 0.5, 0.01))
     own = SentenceTransformer(flags[0].partition("=")[2]).max_seq_length
     out = tmp_path / "out"
@@ -160,6 +163,11 @@ def test_an_encoder_reads_as_much_of_a_passage_as_was_chosen(
     adapt.main([str(folder), *flags])
     assert capsys.readouterr().out.count("done before") == 8
     assert yaml.safe_load((out / "recipe.yaml").read_text())["model"]["max_seq_length"] == 6
+    candidates = (out / "candidates.jsonl").read_bytes()
+    mine.main(["--config", str(out / "recipe.yaml")])
+    assert (out / "candidates.jsonl").read_bytes() != candidates, "mined with 6 tokens"
+    adapt.main([str(folder), *flags, "--learning_rate=0.001"])
+    assert (out / "candidates.jsonl").read_bytes() == candidates
     adapt.main([str(folder), *flags, f"--max_seq_length={own}"])
     assert SentenceTransformer(str(out / "encoder")).max_seq_length == own
 
