@@ -94,7 +94,8 @@ def write_card(run: Run, results: Sequence[Result] = ()) -> None:
         raise NLTError(f"{run.training_file} says nothing of the encoder, it is of an older version; train again")
     recipe = published_recipe(run.settings)
     record = make_record(run.name, run.settings, run.report, results)
-    record["verdict"] = None if run.decision is None else run.decision["sentence"]
+    decision = run.decision or {}
+    record |= {"verdict": decision.get("sentence"), "kept": decision.get("kept")}
     write_release(run.encoder, recipe, record)
 
 

@@ -61,6 +61,7 @@ def render_card(recipe: Mapping[str, Any], record: Mapping[str, Any], *, load_as
         recipe=dump_recipe(recipe).rstrip(),
         results=results_table(results) if results else "",
         verdict=record.get("verdict"),
+        kept=record.get("kept"),
         comparison=verdicts(results, training["objective"]),
         licences=[
             table_row((part["part"], code(part["name"]), part["licence"] or UNKNOWN_LICENCE))

@@ -238,6 +238,18 @@ def test_the_card_before_the_evaluation(run: Path) -> None:
     assert "| gains scored with | not known: no audit stands" in (run / "encoder" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("kept", ["start", "adapted"])
+def test_the_card_of_a_start_that_was_kept_says_so(run: Path, kept: str) -> None:
+    """Reference: what `nlt adapt` has decided."""
+    write_json(Run(run).decision_file, {"sentence": "The verdict.", "kept": kept})
+    write_card(Run(run))
+    card = (run / "encoder" / "README.md").read_text()
+    assert "**The verdict.**" in card
+    assert ("This is the encoder that training began with" in card) == (kept == "start")
+    for trained in ("nlt_trainer trained this encoder", "It was fitted to"):
+        assert (trained in card) == (kept == "adapted")
+
+
 def test_the_card_is_true_of_the_encoder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Reference: the encoder itself; the only Python in the card runs, and nothing of a template is left."""
     write_card(Run(run), RESULTS)
