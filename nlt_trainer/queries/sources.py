@@ -73,7 +73,8 @@ def split_by_source(
     if len(sources) < MIN_QUERIES:
         raise NLTError(
             f"{len(sources)} queries could be made, of {len(set(sources.values()))} usable passages, and "
-            f"{MIN_QUERIES} are needed to train and to decide; give more documents, longer passages, or set kind: both"
+            f"{MIN_QUERIES} are needed to train and to decide; give more documents or longer passages, or let the LLM "
+            "write queries as well (both)"
         )
     groups: dict[str, list[str]] = defaultdict(list)
     documents = {passage: document_of(passage, (titles or {}).get(passage, "")) for passage in sources.values()}

@@ -226,12 +226,18 @@ def test_a_decision_is_forgotten_with_the_encoder_that_it_was_about(tmp_path: Pa
 
 
 def test_wrong_input_is_named(folder: Path, flags: list[str], tmp_path: Path) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for number in range(5):
+        shutil.copy(folder / f"{number:02d}.{'md' if number % 2 else 'txt'}", few)
     cases = {
         "queries is 'none.txt', and there is no such file": [str(folder), *flags, "--queries=none.txt"],
         "lies in .*, where it would be read": [str(folder), *flags, f"--output={folder / 'out'}"],
         "held_out is 3": [str(folder), *flags, "--held_out=3"],
         "collection is set": [str(folder), *flags, "--collection=c"],
         "19 made queries could be held out": [str(folder), *flags, "--num_queries=39", "--held_out=30"],
+        "1 passage, .* let nlt build_corpus cut it with a passage_words below 180": [str(folder / "00.txt"), *flags],
+        r"5 queries could be made.* let the LLM write queries as well \(both\)": [str(few), *flags],
         "documents is not set": flags,
         "nowhere": [str(tmp_path / "nowhere"), *flags],
         "max_seq_length is 999": [str(folder), *flags, "--max_seq_length=999"],

@@ -135,7 +135,7 @@ def test_titles_are_left_alone_where_that_is_wanted(project: list[str], tmp_path
     )
     make_queries.main(project)
     assert all(query_id.startswith("heading:") for query_id in load_collection(tmp_path / "made").queries)
-    with pytest.raises(NLTError, match=r"^0 queries could be made, of 0 usable passages.*kind: both"):
+    with pytest.raises(NLTError, match=r"^0 queries could be made, of 0 usable passages.*let the LLM write .*both"):
         make_queries.main([*project, "--crop_titles", "false"])
 
 
