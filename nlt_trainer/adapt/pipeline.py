@@ -87,7 +87,7 @@ def adapt(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     check_options(*blocks(work))  # training comes last, and would refuse these only when the LLM has read everything
     load_start(model)
     data = work.data
-    write_recipe(with_length(work))
+    write_recipe(work)  # the length that an earlier call has chosen may be another encoder's
     write_documents(work)
     mining, scoring = of_mining(work), of_scoring(work)
     queries, limits = of_queries(work, f"{mining} {scoring}"), f"{LENGTHS} {CUT} {SURE}"
@@ -236,7 +236,8 @@ def rows_of(decision: Mapping[str, Any]) -> list[Result]:
 
 
 def conclude(work: Adaptation, seconds: Mapping[str, float]) -> int:
-    """Print the table, the verdict and what to do with the encoder; returns the exit code."""
+    """Complete the recipe; print the table, the verdict and what to do with the encoder; return the exit code."""
+    write_recipe(with_length(work))
     decision = read_json(work.run.decision_file)
     run = work.run
     say(f"\n{results_table(rows_of(decision))}\n")

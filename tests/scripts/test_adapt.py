@@ -50,6 +50,10 @@ def flags(tiny_llm_folder: Path, tiny_encoder_folder: Path, tmp_path: Path) -> l
     ]  # fmt: skip
 
 
+def killed(*blocks: Any, **options: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def embedding(encoder: Path | str) -> torch.Tensor:
     return SentenceTransformer(str(encoder)).encode("the cat", convert_to_tensor=True)
 
@@ -109,9 +113,6 @@ def test_the_verdict_holds_for_the_encoder_in_the_folder(
     assert not torch.equal(start, embedding(out / "encoder"))
     assert again() == (True, 6, table)
 
-    def killed(*blocks: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(pipeline, "train", killed)
         again("--learning_rate=0.001")
@@ -168,6 +169,14 @@ def test_an_encoder_reads_as_much_of_a_passage_as_was_chosen(
     assert (out / "candidates.jsonl").read_bytes() != candidates, "mined with 6 tokens"
     adapt.main([str(folder), *flags, "--learning_rate=0.001"])
     assert (out / "candidates.jsonl").read_bytes() == candidates
+    capsys.readouterr()
+    (out / "length.json").write_text("{")
+    adapt.main([str(folder), *flags, "--learning_rate=0.001"])
+    assert capsys.readouterr().out.count("done before") == 5, "documents, queries, candidates, gains; and the steps"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline, "mine", killed)
+        adapt.main([str(folder), *flags, "--encoder_prompts={query: a}"])
+    assert "max_seq_length" not in yaml.safe_load((out / "recipe.yaml").read_text())["model"], "that of another start"
     adapt.main([str(folder), *flags, f"--max_seq_length={own}"])
     assert SentenceTransformer(str(out / "encoder")).max_seq_length == own
 
