@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sentence_transformers import SentenceTransformer
+
 from nlt_trainer.adapt.collection import (
     DEV,
     HELD_OUT,
@@ -46,6 +48,7 @@ from nlt_trainer.assembly.queries import make_queries
 from nlt_trainer.assembly.scoring import score
 from nlt_trainer.assembly.training import check_options, train
 from nlt_trainer.choices import QueryOrigin
+from nlt_trainer.content import encoder_content
 from nlt_trainer.data.beir import load_collection, load_corpus
 from nlt_trainer.data.bm25 import bm25_rankings
 from nlt_trainer.data.query_file import read_query_file
@@ -179,6 +182,15 @@ def train_encoder(work: Adaptation) -> None:
     train(*blocks(work))
 
 
+def trained_encoder(work: Adaptation, start: SentenceTransformer) -> SentenceTransformer:
+    """Load the trained encoder; where an earlier call has put the start in its place, the last checkpoint has it."""
+    trained = load_encoder(str(work.run.encoder))
+    if encoder_content(trained) != encoder_content(start):
+        return trained
+    train_encoder(work)
+    return load_encoder(str(work.run.encoder))
+
+
 def write_decision(work: Adaptation) -> None:
     """Rank the corpus for the judged held-out queries by BM25, the start and the trained encoder, and decide."""
     folder = Path(work.data.collection)
@@ -188,7 +200,8 @@ def write_decision(work: Adaptation) -> None:
         qrels = {query: grades for query, grades in qrels.items() if query not in dev}
     queries = [collection.queries[query] for query in qrels]
     model = with_length(work).model
-    encoders = {"start": load_untrained(model), "adapted": load_encoder(str(work.run.encoder))}
+    start = load_untrained(model)
+    encoders = {"start": start, "adapted": trained_encoder(work, start)}
     lengths = None
     if model.max_seq_length is not None and work.model.max_seq_length is None:
         own = load_untrained(work.model)

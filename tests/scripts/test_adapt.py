@@ -108,6 +108,9 @@ def test_the_verdict_holds_for_the_encoder_in_the_folder(
     evaluate.main(["--config", str(out / "recipe.yaml")])
     assert again() == (True, 8, table)
 
+    Run(out).decision_file.unlink()
+    assert again() == (True, 7, table), "and the steps: the trained encoder is compared, not the start in its place"
+
     train.main(["--config", str(out / "recipe.yaml")])
     assert "decision.json was about another encoder and is removed" in capsys.readouterr().out
     assert not torch.equal(start, embedding(out / "encoder"))
