@@ -93,13 +93,14 @@ def adapt(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     write_recipe(work)  # the length that an earlier call has chosen may be another encoder's
     write_documents(work)
     mining, scoring = of_mining(work), of_scoring(work)
-    queries, limits = of_queries(work, f"{mining} {scoring}"), f"{LENGTHS} {CUT} {SURE}"
+    both, limits = f"{mining} {scoring}", f"{LENGTHS} {CUT} {SURE}"
+    queries = of_queries(work, both)
     stages = [
         Stage("queries", lambda: write_collection_of(work), Path(data.collection), queries, inputs(work)),
-        Stage("mine", lambda: mine(*blocks(work), embeddings=work.embeddings), Path(data.candidates), mining),
-        Stage("score", lambda: score(*blocks(work)), Path(data.gains), scoring),
-        *([] if options.makes_queries else [Stage("judge", lambda: judge(work), Path(work.judging.gains))]),
+        *([] if options.makes_queries else [Stage("judge", lambda: judge(work), Path(work.judging.gains), both)]),
         *([] if model.max_seq_length else [Stage("length", lambda: choose_length(work), work.length_file, limits)]),
+        Stage("mine", lambda: mine_candidates(work), Path(data.candidates), mining),
+        Stage("score", lambda: score(*blocks(with_length(work))), Path(data.gains), scoring),
         Stage("train", lambda: train_encoder(work), work.run.training_file, of_training(work)),
         Stage("decide", lambda: write_decision(work), work.run.decision_file, f"{ENOUGH} {ENOUGH_BY_LLM} {SURE}"),
         Stage("keep", lambda: keep(work), work.run.page_file),
@@ -143,6 +144,11 @@ def write_collection_of(work: Adaptation) -> None:
     )
 
 
+def mine_candidates(work: Adaptation) -> None:
+    """Find candidates for the queries to train on, where the encoder reads as much as was chosen."""
+    mine(*blocks(with_length(work)), embeddings=work.embeddings)
+
+
 def judge(work: Adaptation) -> None:
     """Let the LLM judge the held-out queries, of which nobody knows what is relevant to them."""
     mine(work.model, work.judging, work.args, embeddings=work.embeddings)
@@ -179,6 +185,7 @@ def train_encoder(work: Adaptation) -> None:
         for checkpoint in run.checkpoints().values():
             shutil.rmtree(checkpoint)
         run.training_file.unlink(missing_ok=True)
+    run.decision_file.unlink(missing_ok=True)  # a later stage decides again
     train(*blocks(work))
 
 
@@ -238,6 +245,7 @@ def keep(work: Adaptation) -> None:
     decision = read_json(work.run.decision_file)
     if decision["kept"] == "start":
         save_trained(work.run, load_untrained(with_length(work).model), merge=False, keep_adapter=False)
+        shutil.rmtree(work.run.adapter, ignore_errors=True)  # of the encoder that is not kept
         check_saved(work.run)
     write_card(work.run, rows_of(decision))
     write_report(work.run.folder, embeddings=work.embeddings)

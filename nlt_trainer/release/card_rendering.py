@@ -54,13 +54,16 @@ def render_card(recipe: Mapping[str, Any], record: Mapping[str, Any], *, load_as
         load_as=load_as,
         adapter_base=record["adapter_base"],
         training=training,
-        labels=labels_sentence(training["objective"], data, llm_trained=model.llm_lora is not None),
+        labels=labels_sentence(
+            training["objective"], data, llm_trained=model.llm_lora is not None, watched=is_watched(training)
+        ),
         prompts=[table_row((key, code(text) if text else "none")) for key, text in encoder["prompts"].items()],
         facts=[table_row(fact) for fact in _facts(training, model, data).items()],
         log=[(entry["step"], f"{entry['ndcg_at_10']:.3f}") for entry in training["log"]],
         recipe=dump_recipe(recipe).rstrip(),
         results=results_table(results) if results else "",
         verdict=record.get("verdict"),
+        decided=any(row.kept is not None for row in results),
         kept=record.get("kept"),
         comparison=verdicts(results, training["objective"]),
         licences=[
@@ -153,8 +156,20 @@ def _scorer(scorer: Mapping[str, Any] | None) -> str:
     return ", ".join(f"{key} {code(repr(value))}" for key, value in flat.items() if value is not None)
 
 
-def labels_sentence(objective: str, data: DataArguments, *, llm_trained: bool = False) -> str:
-    """Say which relevance judgements, if any, took part in the run."""
+def is_watched(training: Mapping[str, Any]) -> bool:
+    """Whether something was evaluated on dev queries, while training ran or to choose the start's share at its end."""
+    return bool(training["log"] or (training.get("average") or {"dev": []})["dev"])
+
+
+def labels_sentence(objective: str, data: DataArguments, *, llm_trained: bool = False, watched: bool = False) -> str:
+    """Say which relevance judgements, if any, took part in the run.
+
+    Args:
+        objective: the recipe's.
+        data: block `data:`.
+        llm_trained: whether an adapter of the LLM was trained, too.
+        watched: whether the encoder was evaluated on `dev_split`.
+    """
     names = parse_objective(objective)
     sentences = []
     if "info_nce" in names and data.labels:
@@ -164,6 +179,6 @@ def labels_sentence(objective: str, data: DataArguments, *, llm_trained: bool = 
     if not sentences:
         llm = "an LLM with an adapter that was trained too" if llm_trained else "a frozen LLM"
         sentences.append(f"It learnt from {llm} and from no relevance judgement.")
-    if data.dev_split:
+    if data.dev_split and watched:
         sentences.append(f"Judgements of `qrels/{data.dev_split}.tsv` measured its progress.")
     return " ".join(sentences)

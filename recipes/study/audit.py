@@ -6,9 +6,9 @@ python recipes/study/audit.py recipes/study/dream.yaml --data data --folder runs
 
 The grid is that of `study.py`. Of every combination of start, collection and objective in its runs, this takes the
 training queries that have both relevant and other candidates, as people have judged them. It prints two figures at
-equal scores and at the start's scores: the mean reciprocal rank of the best relevant candidate, ordered by the push on
-its score, and the push on relevant candidates less that on the others, over its standard deviation across queries. Each
-audit leaves a file in the folder, so a second call goes on where the first was stopped.
+equal scores and at the start's scores: the mean reciprocal rank of the best relevant candidate, ordered by the push
+on its score, and the push on relevant candidates less that on the others, over its standard deviation across queries.
+Each audit leaves a file in the folder, so a second call goes on where the first was stopped.
 """
 
 from __future__ import annotations

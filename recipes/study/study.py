@@ -15,9 +15,10 @@ The grid's YAML has these parts. Settings are keys of a recipe.
 - `runs`: what is trained and measured, as lists of `encoders`, `train_data`, `objectives`, `seeds` and `measured_on`,
   of which all combinations are run. A member of `measured_on` is COLLECTION:SPLIT.
 
-Candidates, gains and heads are made once for all trainings that differ in nothing that decides them. A training is that
-of `nlt train`, and its encoder is removed when it has been measured. Each one leaves a file in the folder, so a second
-call goes on where the first was stopped. Several calls may share the folder if each has `--train_data` of its own.
+Candidates, gains and heads are made once for all trainings that differ in nothing that decides them. A training is
+that of `nlt train`, and its encoder is removed when it has been measured. Each one leaves a file in the folder, so a
+second call goes on where the first was stopped. Several calls may share the folder if each has `--train_data` of its
+own.
 """
 
 from __future__ import annotations

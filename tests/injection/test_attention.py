@@ -185,7 +185,7 @@ def test_documents_can_be_hidden_from_the_other_heads(
 
 def test_keys_that_no_other_head_sees_are_not_multiplied(projections: tuple[Tensor, Tensor, Tensor]) -> None:
     """Reference: the keys that some prompt's other heads see, counted; a graph holds no more of them."""
-    query, key, value = projections
+    _, key, value = projections
     others = torch.zeros(2, LENGTH, dtype=torch.bool)
     others[0, [0, 7]] = others[1, [1, 7]] = True
     injection = ScoreInjection(LOG_WEIGHTS, DOCUMENTS, ROWS, {}, others=others)

@@ -297,7 +297,9 @@ def test_a_released_card_is_what_its_record_says(folder: Path) -> None:
 )
 def test_the_card_says_which_judgements_were_read(objective: str, data: dict[str, Any], sentence: str) -> None:
     """Reference: the settings that name judgements."""
-    assert sentence in labels_sentence(objective, DataArguments(train_split="train", **data))
+    given = DataArguments(train_split="train", **data)
+    assert sentence in labels_sentence(objective, given, watched=True)
+    assert "progress" not in labels_sentence(objective, given)  # a split is named, and nothing was evaluated
 
 
 def test_an_encoder_that_is_missing_or_older_is_refused(run: Path) -> None:
