@@ -28,7 +28,7 @@ class EvaluationArguments:
     checkpoints: list[str] = option(
         default_factory=list,
         decides="nothing",
-        path="folder",
+        path="model",
         help="Encoders to evaluate beside that of the recipe: Hub ids, folders, or output folders of other runs.",
     )
     run_files: list[str] = option(

@@ -75,9 +75,16 @@ def _absolute(path: str | Path) -> Path:
 
 def _would_replace(output: Path, path: Path, kind: str, *, whole: bool) -> bool:
     """Whether writing `output` changes what lies at `path`. If not `whole`, files are only added to the folder."""
-    if output == path or (whole and path.is_relative_to(output)):
+    if whole and path.is_relative_to(output):
         return True
     if not output.is_relative_to(path):
         return False
+    if kind == "model":
+        return _is_model(path)
     parts = {CORPUS_FILE, QUERIES_FILE, QRELS_FOLDER}
-    return kind == "model" or (kind == "collection" and output.relative_to(path).parts[0] in parts)
+    return output == path or (kind == "collection" and output.relative_to(path).parts[0] in parts)
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a folder is a model itself. The folder of a run is none: its encoder lies in a folder of its own."""
+    return any((path / name).is_file() for name in ("modules.json", "config.json", "adapter_config.json"))

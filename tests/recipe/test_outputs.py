@@ -11,9 +11,11 @@ import pytest
 import yaml
 
 from nlt_trainer.arguments import stages
+from nlt_trainer.arguments.evaluation import EvaluationArguments
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import FOLDER_MARK, cache_folder
 from nlt_trainer.recipe.keys import KnownKeys
+from nlt_trainer.recipe.outputs import check_outputs
 
 
 @pytest.fixture
@@ -111,6 +113,15 @@ def test_files_beside_those_of_a_collection_are_allowed(inputs: dict[Path, bytes
     for _ in range(2):
         mine.main([*RECIPE, "--num_candidates", "3", "--candidates", "collection/candidates.jsonl"])
     assert Path("collection/candidates.jsonl").is_file()
+
+
+def test_a_run_may_keep_the_embeddings_of_its_evaluation(inputs: dict[Path, bytes]) -> None:
+    """Reference: the folder of a run has its encoder in a folder of its own, which is refused."""
+    check_outputs(["evaluation_cache"], [EvaluationArguments(checkpoints=["run"], evaluation_cache="run")])
+    with pytest.raises(NLTError, match="evaluation_cache: run/encoder would replace checkpoints run/encoder"):
+        check_outputs(
+            ["evaluation_cache"], [EvaluationArguments(checkpoints=["run/encoder"], evaluation_cache="run/encoder")]
+        )
 
 
 def test_every_option_that_names_a_file_or_folder_says_so() -> None:
