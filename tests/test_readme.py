@@ -36,7 +36,8 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 FOLDERS = ("model_cards", "nlt_trainer", "recipes", "tests")
 READMES = [README, *(path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("README.md")))]
-RECIPES = [p for p in sorted((ROOT / "recipes").rglob("*.yaml")) if p.parent.name != "accelerate_configs"]
+OTHERS = ("accelerate_configs", "study")  # YAML files that are no recipes
+RECIPES = [p for p in sorted((ROOT / "recipes").rglob("*.yaml")) if p.parent.name not in OTHERS]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
 BLOCKS = {
     "adapt": ADAPT_BLOCKS,

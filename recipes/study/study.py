@@ -10,7 +10,8 @@ The grid's YAML has these parts. Settings are keys of a recipe.
 - `encoders`: settings of each encoder that training starts from.
 - `train_data`: settings of each collection that is trained on, a BEIR folder in `--data` unless `collection` says
   otherwise.
-- `objectives`: settings of each objective. `start` is the encoder before training and `BM25` is no encoder.
+- `objectives`: settings of each objective. `start` is the encoder before training and `BM25` is no encoder. With
+  `gains: bm25` BM25's scores stand in for the LLM's gains.
 - `tuning`: the collection, split and seed on which the settings in `tried` are chosen for each encoder and objective.
 - `runs`: what is trained and measured, as lists of `encoders`, `train_data`, `objectives`, `seeds` and `measured_on`,
   of which all combinations are run. A member of `measured_on` is COLLECTION:SPLIT.
@@ -45,11 +46,12 @@ from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
 from nlt_trainer.assembly.head_detection import detect_heads
 from nlt_trainer.assembly.mining import mine
-from nlt_trainer.assembly.parts import load_untrained
+from nlt_trainer.assembly.parts import load_candidates, load_training_collection, load_untrained
 from nlt_trainer.assembly.scoring import score
 from nlt_trainer.assembly.training import train
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.bm25 import bm25_rankings
+from nlt_trainer.data.gains import write_gains
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.evaluation.evaluator import search
@@ -230,7 +232,10 @@ class Study:
         }
         common = {**settings, **files, "seed": PREPARING_SEED}
         todo: list[tuple[Any, str, Settings]] = [(mine, files["candidates"], common)]
-        if args.reads_gains(data) or "dream" in args.objectives:
+        if settings.get("gains") == "bm25":
+            files["gains"] = str(folder / f"bm25-{mining}.jsonl")
+            todo.append((write_bm25_as_gains, files["gains"], {**common, **files}))
+        elif args.reads_gains(data) or "dream" in args.objectives:
             todo.append((score, files["gains"], common))
         if "dream" in args.objectives:
             layout = data.head_layout or data.document_layout
@@ -247,6 +252,13 @@ class Study:
         return {**settings, **files}
 
 
+def write_bm25_as_gains(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
+    """Write BM25's scores of the candidates in the form of gains."""
+    collection = load_training_collection(data)
+    candidates = load_candidates(data, collection)
+    write_gains(data.gains, candidates, np.array([c.bm25 for c in candidates]), corpus=collection.corpus)
+
+
 PARTS = ("encoders", "train_data", "objectives")
 
 
@@ -258,8 +270,13 @@ def read(folder: Path, split: str) -> Collection:
 
 def blocks(settings: Settings) -> Blocks:
     """The blocks of a recipe with these keys."""
-    words = ((f"--{key}", value if isinstance(value, str) else json.dumps(value)) for key, value in settings.items())
-    return parse_recipe(RECIPE_BLOCKS, [word for pair in words for word in pair])
+    return parse_recipe(RECIPE_BLOCKS, words(settings))
+
+
+def words(settings: Settings) -> list[str]:
+    """Keys of a recipe as a command line."""
+    pairs = ((f"--{key}", value if isinstance(value, str) else json.dumps(value)) for key, value in settings.items())
+    return [word for pair in pairs for word in pair]
 
 
 def digest(*parts: Any) -> str:

@@ -1,0 +1,129 @@
+"""The study of recipes/study at miniature size, and its grids, whose every combination has to be a recipe."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from sentence_transformers import SentenceTransformer
+
+from nlt_trainer.data.beir import load_collection
+from nlt_trainer.evaluation.evaluator import evaluate_encoder
+from nlt_trainer.scripts import train
+
+FOLDER = Path(__file__).parents[1] / "recipes" / "study"
+GRIDS = sorted(FOLDER.glob("*.yaml"))
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return runpy.run_path(str(FOLDER / "study.py"))
+
+
+@pytest.fixture
+def grid(tiny_llm_folder: Path, tiny_encoder_folder: Path) -> dict[str, Any]:
+    return {
+        "base": {
+            "llm": str(tiny_llm_folder), "train_split": "train", "max_queries": 4, "num_candidates": 8,
+            "max_document_tokens": 16, "per_device_train_batch_size": 2, "num_train_epochs": 2, "use_cpu": True,
+            "max_seq_length": 32,
+        },
+        "encoders": {"tiny": {"encoder": str(tiny_encoder_folder), "miner": "fused"}},
+        "train_data": {"collection": None},
+        "objectives": {
+            "gain": {"objective": "likelihood_gain"},
+            "BM25's first": {"objective": "info_nce", "gains": "bm25"},
+            "DREAM": {"objective": "dream", "document_layout": "independent", "num_heads": 2, "head_queries": 4},
+        },
+        "tuning": {
+            "train_data": "collection", "split": "dev", "seed": 0,
+            "tried": {"tiny": {"learning_rate": [1e-3, 1e-2]}},
+        },
+        "runs": [
+            {
+                "encoders": ["tiny"], "train_data": ["collection"], "seeds": [1, 2],
+                "objectives": ["BM25", "start", "gain", "BM25's first", "DREAM"], "measured_on": ["collection:dev"],
+            }
+        ],
+    }  # fmt: skip
+
+
+def test_every_training_is_that_of_its_recipe(
+    study: dict[str, Any],
+    grid: dict[str, Any],
+    tiny_collection_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Reference: `nlt train` with the same settings and mteb's evaluation; a second call trains nothing."""
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    data, folder = tiny_collection_folder.parent, tmp_path / "study"
+    given = [str(tmp_path / "grid.yaml"), "--data", str(data), "--folder", str(folder)]
+    study["main"](given)
+    rows = pd.read_parquet(folder / "results.parquet")
+    expected = [("BM25", None), ("start", None), *itertools.product(["gain", "BM25's first", "DREAM"], [1, 2])]
+    found = [
+        (name, None if pd.isna(seed) else int(seed)) for name, seed in zip(rows.objective, rows.seed, strict=True)
+    ]
+    assert found == expected
+    own = study["Study"](grid, data=data, folder=folder)
+    collection = load_collection(tiny_collection_folder, splits=["dev"])
+    cells = {(cell.objective, cell.seed): cell for cell in own.cells({})}
+    for row in rows.iloc[2:].itertuples():
+        cell = cells[row.objective, int(row.seed)]
+        prepared = own.prepare(cell.settings, seed=cell.seed) | {"output_dir": str(tmp_path / cell.key)}
+        train.main(study["words"](prepared | {"seed": cell.seed}))
+        encoder = SentenceTransformer(str(tmp_path / cell.key / "encoder"))
+        assert row.ndcg_at_10 == pytest.approx(
+            evaluate_encoder(encoder, collection, split="dev")["ndcg_at_10"], abs=1e-4
+        )
+        assert row.ndcg_at_10 == pytest.approx(np.mean(row.query_values), abs=1e-4)
+        assert row.learning_rate in (1e-3, 1e-2)
+        assert row.queries == 4
+        assert (row.lm_tokens > 0) == (row.objective != "BM25's first")
+    assert not [*(folder / "runs").iterdir()]
+    capsys.readouterr()
+    study["main"](given)
+    assert "seed" not in capsys.readouterr().out
+
+
+def test_dream_is_audited_on_judged_queries(
+    study: dict[str, Any],
+    grid: dict[str, Any],
+    tiny_collection_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Reference: the queries with a relevant and another candidate, counted, and the bounds of a reciprocal rank."""
+    audit = runpy.run_path(str(FOLDER / "audit.py"))
+    grid["runs"][0]["objectives"] = ["start", "DREAM"]
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    given = [str(tmp_path / "grid.yaml"), "--data", str(tiny_collection_folder.parent)]
+    audit["main"]([*given, "--folder", str(tmp_path / "study")])
+    (file,) = (tmp_path / "study" / "audits").iterdir()
+    figures = json.loads(file.read_text())
+    assert 1 <= figures["queries"] <= 4
+    assert 1 / 8 <= figures["equal_reciprocal_rank"] <= 1
+    assert f"| {figures['start_signal_to_noise']:.3f} |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", GRIDS, ids=lambda path: path.stem)
+def test_a_grid_names_what_it_has(file: Path, study: dict[str, Any]) -> None:
+    """Reference: the parser of recipes, for every combination; and the parts that the runs name."""
+    grid = yaml.safe_load(file.read_text())
+    own = study["Study"](grid, data=Path("data"), folder=Path("runs"))
+    for run in grid["runs"]:
+        for encoder, data, objective in itertools.product(*(run[part] for part in study["PARTS"])):
+            if objective not in study["UNTRAINED"]:
+                study["blocks"](own.settings(objective, encoder, data) | {"use_cpu": True})
+        assert all(name.rpartition(":")[0] for name in run["measured_on"])
+    for tried in grid.get("tuning", {"tried": {}})["tried"].values():
+        assert tried.keys() <= {"learning_rate", "temperature", "num_train_epochs"}
