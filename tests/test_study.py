@@ -127,3 +127,35 @@ def test_a_grid_names_what_it_has(file: Path, study: dict[str, Any]) -> None:
         assert all(name.rpartition(":")[0] for name in run["measured_on"])
     for tried in grid.get("tuning", {"tried": {}})["tried"].values():
         assert tried.keys() <= {"learning_rate", "temperature", "num_train_epochs"}
+
+
+def test_tables_say_what_is_gained(tmp_path: Path) -> None:
+    """Reference: means by hand; a difference in every query is sure, and one in none is not."""
+    tables = runpy.run_path(str(FOLDER / "tables.py"))
+    shared = {"encoder": "tiny", "split": "test", "lm_tokens": 2000, "train_seconds": 3.0, "seed": 1}
+    lifts = {"start": 0.0, "likelihood gain": 0.2, "InfoNCE, labels": 0.1, "DREAM": 0.2}
+    rows = []
+    for objective, lift in lifts.items():
+        for seed, eval_data in itertools.product([1] if objective == "start" else [1, 2], "ab"):
+            values = np.full(12, 0.3 + lift + (0.02 if seed == 2 else 0) - (0.1 if lift and eval_data == "b" else 0))
+            own = {"objective": objective, "eval_data": eval_data, "seed": seed, "query_values": [*values]}
+            train_data = None if objective == "start" else "a"
+            rows.append(shared | own | {"train_data": train_data, "ndcg_at_10": values.mean()})
+    pd.DataFrame(rows).to_parquet(tmp_path / "results.parquet")
+    guide = tmp_path / "README.md"
+    marks = "".join(f"<!-- table: {name} tiny -->\nold\n<!-- end of table -->\n" for name in tables["TABLES"])
+    guide.write_text(f"# Title\n\n{marks}")
+    for _ in range(2):  # the second call finds its own tables
+        tables["main"]([str(tmp_path / "results.parquet"), "--guide", str(guide)])
+    text = guide.read_text()
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert "old" not in text
+    assert text.count("<!--") == 6
+    assert lines[0] == "| objective | a | mean | p against likelihood gain | p against InfoNCE, labels |"
+    assert lines[2] == "| nDCG@10 of the start | 0.300 | 0.300 |  |  |"
+    by_name = {line.split(" | ")[0].removeprefix("| "): line for line in lines[3:6]}
+    assert by_name["DREAM"].startswith("| DREAM | +0.210 | +0.210 | 1 | 0.000")
+    assert by_name["InfoNCE, labels"].startswith("| InfoNCE, labels | +0.110 | +0.110 | 0.000")
+    assert by_name["InfoNCE, labels"].endswith("|  |")
+    assert lines[8].split(" | ")[1] == "+0.110"
+    assert lines[-1] == "| InfoNCE, labels | 2 | 3 | +0.110 |"

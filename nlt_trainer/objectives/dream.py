@@ -49,8 +49,9 @@ class DREAMLoss(LLMObjective):
     gradient of solved queries become small.
 
     The heads that are not selected read the documents too. The LLM may then find the right document by itself, and the
-    loss hardly depends on the shares. With `hide_documents` these heads see only the rest of the prompt, and whatever
-    the documents do for the target passes through the shares.
+    loss hardly depends on the shares. With `hide_documents` these heads see only what stands before the first
+    document, the query and the target, and whatever the documents do for the target passes through the shares. What
+    stands between two documents is hidden as well, because it has read one of them.
 
     With `in_batch_candidates` the selected heads of a query choose among the U different documents of the global
     batch. Then w is a softmax over all of them, and their keys and values replace those of the prompt's own documents.

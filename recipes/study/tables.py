@@ -1,0 +1,150 @@
+"""Write the tables of the study's guide from its results.
+
+```bash
+python recipes/study/tables.py recipes/study/results.parquet
+```
+
+In `README.md` beside this file a table stands between `<!-- table: NAME ENCODER -->` and `<!-- end of table -->`, and
+everything between these lines is replaced. NAME is one of these, and ENCODER a start in the grid:
+
+- `in_domain`: what each objective gains over the start on the collection whose queries it was trained on;
+- `elsewhere`: what it gains on all other collections, by the collection that it was trained on;
+- `cost`: what the LLM reads and how long training takes, and what is gained for it.
+
+Gains are differences in nDCG@10, means over seeds. The p-values come from a paired randomisation test of an objective
+against another on all queries, each with the mean of its values over the seeds; every collection counts the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nlt_trainer.evaluation.significance import randomisation_test
+from nlt_trainer.files import atomic_write
+from nlt_trainer.run.results import table_row
+from nlt_trainer.terminal import say
+
+METRIC = "ndcg_at_10"
+COMPARED_WITH = ("likelihood gain", "InfoNCE, labels")
+BLOCK = re.compile(r"(<!-- table: (\w+) (\w+) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
+
+
+def read_results(path: Path, encoder: str) -> pd.DataFrame:
+    """Rows of the trainings from one start, with what the start itself has on the same queries.
+
+    Returns:
+        The rows with the columns `start`, the start's nDCG@10, and `start_values`, that of each query.
+    """
+    rows = pd.read_parquet(path)
+    rows["query_values"] = rows["query_values"].map(np.asarray)
+    start = rows[(rows.objective == "start") & (rows.encoder == encoder)]
+    start = start.rename(columns={METRIC: "start", "query_values": "start_values"})
+    columns = ["eval_data", "split", "start", "start_values"]
+    trained = rows[(rows.encoder == encoder) & rows.train_data.notna()]
+    # queries for tuning are no result, and have no row of the start
+    return trained.merge(start[columns], on=["eval_data", "split"])
+
+
+def gains(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean gain over the start for each objective (row) and training collection (column), best objective first."""
+    rows = rows.assign(gain=rows[METRIC] - rows.start)
+    table = rows.pivot_table(index="objective", columns="train_data", values="gain", sort=False)
+    table["mean"] = table.mean(axis=1)
+    return table.sort_values("mean", ascending=False)
+
+
+def p_value(rows: pd.DataFrame, one: str, other: str) -> float | None:
+    """p-value of the difference between two objectives; `None` where they have no collections in common."""
+    each = ["train_data", "eval_data", "split"]
+    means = {
+        name: rows[rows.objective == name].groupby(each)["query_values"].agg(lambda values: np.mean([*values], axis=0))
+        for name in (one, other)
+    }
+    common = means[one].index.intersection(means[other].index)
+    if one == other or not len(common):
+        return None
+    differences = [means[one][key] - means[other][key] for key in common]
+    return randomisation_test(differences, [1 / len(common)] * len(common))
+
+
+def in_domain(rows: pd.DataFrame) -> list[list[str]]:
+    """Gains on the collections that were trained on."""
+    own = rows[rows.eval_data == rows.train_data]
+    table, starts = gains(own), own.groupby("train_data")["start"].first()
+    others = [name for name in COMPARED_WITH if name in table.index]
+    lines = [["objective", *table.columns, *(f"p against {name}" for name in others)]]
+    lines.append(["nDCG@10 of the start", *(f"{starts[c]:.3f}" for c in table.columns[:-1]), f"{starts.mean():.3f}"])
+    lines[-1] += [""] * len(others)
+    for name, row in table.iterrows():
+        tests = (p_value(own, str(name), other) for other in others)
+        lines.append([str(name), *map(signed, row), *("" if p is None else f"{p:.2g}" for p in tests)])
+    return lines
+
+
+def elsewhere(rows: pd.DataFrame) -> list[list[str]]:
+    """Mean gains on the collections that were not trained on."""
+    others = rows[rows.eval_data != rows.train_data]
+    table = gains(others)
+    names = [name for name in COMPARED_WITH if name in table.index]
+    lines = [["objective", *table.columns, *(f"p against {name}" for name in names)]]
+    for name, row in table.iterrows():
+        tests = (p_value(others, str(name), other) for other in names)
+        lines.append([str(name), *map(signed, row), *("" if p is None else f"{p:.2g}" for p in tests)])
+    return lines
+
+
+def cost(rows: pd.DataFrame) -> list[list[str]]:
+    """What a training costs on average, with what the LLM reads before it."""
+    own = rows[rows.eval_data == rows.train_data].assign(gain=rows[METRIC] - rows.start)
+    means = (
+        own.groupby("objective")[["lm_tokens", "train_seconds", "gain"]].mean().sort_values("gain", ascending=False)
+    )
+    lines = [["objective", "thousand LLM tokens", "seconds", "gain"]]
+    for name, row in means.iterrows():
+        lines.append([str(name), f"{row.lm_tokens / 1000:,.0f}", f"{row.train_seconds:,.0f}", signed(row.gain)])
+    return lines
+
+
+TABLES: dict[str, Callable[[pd.DataFrame], list[list[str]]]] = {
+    "in_domain": in_domain,
+    "elsewhere": elsewhere,
+    "cost": cost,
+}
+
+
+def signed(value: float) -> str:
+    """A difference with its sign; nothing where there is none."""
+    return "" if pd.isna(value) else f"{value:+.3f}"
+
+
+def markdown(lines: Iterable[list[str]]) -> str:
+    """A table whose first line is its head."""
+    head, *body = lines
+    return "\n".join([table_row(head), "|" + "---|" * len(head), *map(table_row, body)])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Replace the tables in the guide."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--guide", type=Path, default=Path(__file__).with_name("README.md"))
+    options = parser.parse_args(argv)
+
+    def table(block: re.Match[str]) -> str:
+        begin, name, encoder, end = block.groups()
+        return f"{begin}\n{markdown(TABLES[name](read_results(options.results, encoder)))}\n\n{end}"
+
+    text, number = BLOCK.subn(table, options.guide.read_text(encoding="utf-8"))
+    with atomic_write(options.guide) as handle:
+        handle.write(text)
+    say(f"{options.guide}: {number} tables")
+
+
+if __name__ == "__main__":
+    main()
