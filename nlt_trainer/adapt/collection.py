@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from nlt_trainer.arguments.adapt import LEAST_HELD_OUT
@@ -12,6 +12,7 @@ from nlt_trainer.data.beir import Document, Qrels, Query, load_collection, write
 from nlt_trainer.data.candidates import read_candidates
 from nlt_trainer.data.gains import read_gains
 from nlt_trainer.errors import NLTError
+from nlt_trainer.queries.excerpts import is_code
 from nlt_trainer.terminal import say
 
 TRAIN, HELD_OUT, DEV = "train", "held_out", "dev"
@@ -62,6 +63,11 @@ def write_query_collection(
         HELD_OUT: {query.id: nothing for query in queries if query.id in out},
     }
     write_collection(folder, corpus=corpus, queries=queries, qrels=qrels)
+
+
+def mostly_code(passages: Collection[Document]) -> bool:
+    """Whether more than half of the passages are source code."""
+    return 2 * sum(is_code(passage.text) for passage in passages) > len(passages)
 
 
 def check_made(folder: Path) -> None:

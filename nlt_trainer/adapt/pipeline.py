@@ -16,6 +16,7 @@ from nlt_trainer.adapt.collection import (
     check_made,
     judge_held_out,
     judged_queries,
+    mostly_code,
     write_dev,
     write_query_collection,
 )
@@ -35,7 +36,7 @@ from nlt_trainer.adapt.settings import (
     with_length,
     write_recipe,
 )
-from nlt_trainer.arguments.adapt import AdaptArguments
+from nlt_trainer.arguments.adapt import AUTO, AdaptArguments
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.documents import DocumentArguments
 from nlt_trainer.arguments.model import ModelArguments
@@ -92,6 +93,7 @@ def adapt(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     data = work.data
     write_recipe(work)  # the length that an earlier call has chosen may be another encoder's
     write_documents(work)
+    work = with_origin(work)
     mining, scoring = of_mining(work), of_scoring(work)
     both, limits = f"{mining} {scoring}", f"{LENGTHS} {CUT} {SURE}"
     queries = of_queries(work, both)
@@ -117,6 +119,19 @@ def with_lengths_of_encoder(model: ModelArguments) -> ModelArguments:
     return dataclasses.replace(model, train_max_length=None)
 
 
+def with_origin(work: Adaptation) -> Adaptation:
+    """The same with what makes the queries, where the documents decide it."""
+    if work.options.queries != AUTO:
+        return work
+    code = mostly_code(load_corpus(work.documents).values())
+    options = work.options.with_origin(code=code)
+    told = (
+        "Most passages are source code, so the LLM writes the queries" if code else "Queries are cut out of passages"
+    )
+    say(f"{told}; --queries names another way, or a file with those that people have typed")
+    return dataclasses.replace(work, options=options)
+
+
 def write_documents(work: Adaptation) -> None:
     """Write the documents' passages as a corpus; this takes little time where they have not changed."""
     options = work.options
@@ -127,19 +142,19 @@ def write_documents(work: Adaptation) -> None:
 def write_collection_of(work: Adaptation) -> None:
     """Write the collection from the documents and from given or made queries."""
     options = work.options
+    number, held_out = options.numbers
     if options.makes_queries:
-        number = options.num_queries
         kind: QueryOrigin = options.queries  # type: ignore[assignment]  # makes_queries has checked the word
         made = QueriesArguments(str(work.documents), kind=kind, num_queries=number)
-        make_queries(*blocks(work), made, held_out=options.held_out)
+        make_queries(*blocks(work), made, held_out=held_out)
         check_made(Path(work.data.collection))
         return
     write_query_collection(
         Path(work.data.collection),
         list(load_corpus(work.documents).values()),
         read_query_file(work.options.queries),
-        held_out=work.options.held_out,
-        most=work.options.num_queries,
+        held_out=held_out,
+        most=number,
         seed=work.args.seed,
     )
 

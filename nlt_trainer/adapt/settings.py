@@ -160,7 +160,8 @@ def of_queries(work: Adaptation, models: str) -> str:
     """The settings on which the queries depend; with `models`, those of mining and scoring, where an LLM writes."""
     options = work.options
     made = models if options.queries in ("llm", "both") else ""
-    return f"{options.queries} {options.num_queries} {options.held_out} {work.args.seed} {made}"
+    number, held_out = options.numbers
+    return f"{options.queries} {number} {held_out} {work.args.seed} {made}"
 
 
 def of_mining(work: Adaptation) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -12,6 +12,10 @@ from nlt_trainer.errors import NLTError
 
 LEAST_HELD_OUT = 20
 """The least number of held-out queries that can decide: with 5, no gain is sure enough."""
+AUTO = "auto"
+"""What makes the queries depends on the documents."""
+QUERIES, WRITTEN = 960, 480
+"""Number of queries, and of those that an LLM writes: it writes one or two in a second on a core."""
 
 
 @dataclass
@@ -32,33 +36,52 @@ class AdaptArguments:
         help="Folder for everything that is made; the encoder is its subfolder `encoder`.",
     )
     queries: str = option(
-        default="crop",
+        default="auto",
         decides="nothing",
         path="file",
         help=(
             "Queries to train on: a file with one that people have typed on each line, or JSONL; or how to make them: "
-            "crop (sentences and headings cut out of the documents), llm (written by the LLM) or both."
+            "crop (sentences and headings cut out of the documents), llm (written by the LLM), both, or auto: llm if "
+            "most passages are source code, else crop."
         ),
     )
-    num_queries: int = option(
-        default=960,
+    num_queries: int | None = option(
+        default=None,
         decides="nothing",
-        help="Number of queries to make, or to draw by seed from those that are given.",
+        help=(
+            f"Number of queries to make, or to draw by seed from those that are given; unset: {QUERIES}, or {WRITTEN} "
+            "if the LLM writes all of them, which takes long."
+        ),
     )
-    held_out: int = option(
-        default=240,
+    held_out: int | None = option(
+        default=None,
         decides="nothing",
         help=(
             "Number of these that do not train but decide whether the trained encoder is kept: at most a quarter of "
-            "given queries and half of made ones."
+            "given queries and half of made ones; unset: a quarter of num_queries."
         ),
     )
 
     def __post_init__(self) -> None:
-        if not self.held_out < self.num_queries:
-            raise NLTError(f"held_out is {self.held_out} of num_queries {self.num_queries}; leave some to train on")
-        if self.held_out < LEAST_HELD_OUT:
-            raise NLTError(f"held_out is {self.held_out}; fewer than {LEAST_HELD_OUT} queries decide nothing")
+        number, held_out = self.numbers
+        if not held_out < number:
+            raise NLTError(f"held_out is {held_out} of num_queries {number}; leave some to train on")
+        if held_out < LEAST_HELD_OUT:
+            raise NLTError(f"held_out is {held_out}; fewer than {LEAST_HELD_OUT} queries decide nothing")
+
+    @property
+    def numbers(self) -> tuple[int, int]:
+        """The number of queries, and how many of these are held out."""
+        number = self.num_queries or (WRITTEN if self.queries == "llm" else QUERIES)
+        return number, self.held_out or number // 4
+
+    def with_origin(self, *, code: bool) -> AdaptArguments:
+        """The same with what makes the queries in place of `auto`.
+
+        Args:
+            code: whether most passages are source code, of which a cut sentence is code, too, as nobody searches.
+        """
+        return replace(self, queries="llm" if code else "crop") if self.queries == AUTO else self
 
     def check_files(self) -> None:
         """Refuse input that is not there; a script calls this before it imports any large library.
@@ -76,10 +99,10 @@ class AdaptArguments:
         if not self.makes_queries and not Path(self.queries).is_file():
             raise NLTError(
                 f"queries is {self.queries!r}, and there is no such file; name a file, or one of "
-                f"{', '.join(get_args(QueryOrigin))}"
+                f"{', '.join((AUTO, *get_args(QueryOrigin)))}"
             )
 
     @property
     def makes_queries(self) -> bool:
         """Whether queries are made from the documents."""
-        return self.queries in get_args(QueryOrigin)
+        return self.queries in (AUTO, *get_args(QueryOrigin))

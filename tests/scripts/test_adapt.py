@@ -229,6 +229,36 @@ def test_queries_of_people_are_judged_by_the_llm(
     assert load_collection(collection).qrels == found.qrels, "judged again"
 
 
+def test_what_makes_the_queries_depends_on_the_documents(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: documents of both kinds, and the option; a sentence that is cut out of code is code."""
+    asked = []
+    monkeypatch.setattr(pipeline, "make_queries", lambda *given, held_out: asked.append((given[-1].kind, held_out)))
+    monkeypatch.setattr(pipeline, "check_made", killed)
+    code, prose = tmp_path / "code", tmp_path / "prose"
+    for folder, text in (
+        (code, "def area{}(a, b):\n    c = a * b\n    return c"),
+        (prose, "Owls hunt {} mice at night."),
+    ):
+        folder.mkdir()
+        for i in range(30):
+            (folder / f"{i}.txt").write_text(text.format(i))
+
+    def made(folder: Path, *more: str) -> tuple[str, int]:
+        with pytest.raises(KeyboardInterrupt):
+            adapt.main([str(folder), *flags, f"--output={tmp_path / 'out' / folder.name}", *more])
+        return asked[-1]
+
+    assert made(prose) == ("crop", 240)
+    assert "Queries are cut out of passages" in capsys.readouterr().out
+    assert made(code) == ("llm", 120)
+    assert "Most passages are source code, so the LLM writes the queries" in capsys.readouterr().out
+    assert made(code, "--queries=crop", "--held_out=50") == ("crop", 50)
+    assert made(prose, "--queries=llm", "--num_queries=200") == ("llm", 50)
+    assert "passages are" not in capsys.readouterr().out
+
+
 def test_a_decision_is_forgotten_with_the_encoder_that_it_was_about(tmp_path: Path) -> None:
     """Against the file, which a card would quote for another encoder."""
     run = Run(tmp_path)
