@@ -5,9 +5,10 @@ nlt adapt DOCUMENTS --encoder sentence-transformers/all-MiniLM-L6-v2 --output OU
 ```
 
 DOCUMENTS is a folder of texts (.txt .md .rst .html .csv .jsonl .parquet .pdf .docx) or a BEIR folder. Queries are cut
-out of the documents; if you have some that people typed, name their file with --queries. A frozen LLM says which
-passages make a query easier to predict, and the encoder learns from that. Held-out queries decide: the encoder in
-OUT/encoder is the adapted one if it gained, and otherwise the one that you had. The exit code is then 3.
+out of the documents, or written by the LLM where these are source code; if you have some that people typed, name their
+file with --queries. A frozen LLM says which passages make a query easier to predict, and the encoder learns from that.
+Held-out queries decide: the encoder in OUT/encoder is the adapted one if it gained, and otherwise the one that you
+had. The exit code is then 3.
 
 Each stage is skipped if it is done, so a killed run continues where it stopped. OUT/recipe.yaml runs single stages.
 """

@@ -202,12 +202,12 @@ def test_half_precision_is_multiplied_in_float32_on_a_cpu(
     projections: tuple[Tensor, Tensor, Tensor], softcap: float | None
 ) -> None:
     """Reference: the same numbers in float32. Products in bfloat16 would be further off than the output's rounding."""
-    rounded = [x.bfloat16() for x in projections]
+    query, key, value = (x.bfloat16() for x in projections)
     injection = ScoreInjection(LOG_WEIGHTS, DOCUMENTS, ROWS, {0: torch.tensor([0, 3])})
     given: dict[str, Any] = {"scaling": SIZE**-0.5, "softcap": softcap, "document_attention": injection}
     layer: Any = LAYER
-    found, _ = document_attention(layer, *rounded, None, **given)
-    exact, _ = document_attention(layer, *(x.float() for x in rounded), None, **given)
+    found, _ = document_attention(layer, query, key, value, None, **given)
+    exact, _ = document_attention(layer, query.float(), key.float(), value.float(), None, **given)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found[:, :, [0, 3]], exact[:, :, [0, 3]].bfloat16(), rtol=0, atol=0)
 
