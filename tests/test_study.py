@@ -37,7 +37,7 @@ def grid(tiny_llm_folder: Path, tiny_encoder_folder: Path) -> dict[str, Any]:
             "max_seq_length": 32,
         },
         "encoders": {"tiny": {"encoder": str(tiny_encoder_folder), "miner": "fused"}},
-        "train_data": {"collection": None},
+        "train_data": {"collection": {"own_split": "dev"}},
         "objectives": {
             "gain": {"objective": "likelihood_gain"},
             "BM25's first": {"objective": "info_nce", "gains": "bm25"},
@@ -50,7 +50,7 @@ def grid(tiny_llm_folder: Path, tiny_encoder_folder: Path) -> dict[str, Any]:
         "runs": [
             {
                 "encoders": ["tiny"], "train_data": ["collection"], "seeds": [1, 2],
-                "objectives": ["BM25", "start", "gain", "BM25's first", "DREAM"], "measured_on": ["collection:dev"],
+                "objectives": ["BM25", "start", "gain", "BM25's first", "DREAM"], "measured_on": [],
             }
         ],
     }  # fmt: skip
@@ -69,6 +69,7 @@ def test_every_training_is_that_of_its_recipe(
     given = [str(tmp_path / "grid.yaml"), "--data", str(data), "--folder", str(folder)]
     study["main"](given)
     rows = pd.read_parquet(folder / "results.parquet")
+    assert set(rows.eval_data) == {"collection"}
     expected = [("BM25", None), ("start", None), *itertools.product(["gain", "BM25's first", "DREAM"], [1, 2])]
     found = [
         (name, None if pd.isna(seed) else int(seed)) for name, seed in zip(rows.objective, rows.seed, strict=True)

@@ -9,12 +9,13 @@ The grid's YAML has these parts. Settings are keys of a recipe.
 - `base`: settings of all trainings.
 - `encoders`: settings of each encoder that training starts from.
 - `train_data`: settings of each collection that is trained on, a BEIR folder in `--data` unless `collection` says
-  otherwise.
+  otherwise. `own_split` has the judged queries on which what was trained on it is measured.
 - `objectives`: settings of each objective. `start` is the encoder before training and `BM25` is no encoder. With
   `gains: bm25` BM25's scores stand in for the LLM's gains.
-- `tuning`: the collection, split and seed on which the settings in `tried` are chosen for each encoder and objective.
+- `tuning`: the collection, split and seed on which the settings in `tried` are chosen for each encoder and objective,
+  one setting after the other.
 - `runs`: what is trained and measured, as lists of `encoders`, `train_data`, `objectives`, `seeds` and `measured_on`,
-  of which all combinations are run. A member of `measured_on` is COLLECTION:SPLIT.
+  of which all combinations are run. `measured_on` has further queries, each as COLLECTION:SPLIT.
 
 Candidates, gains and heads are made once for all trainings that differ in nothing that decides them. A training is
 that of `nlt train`, and its encoder is removed when it has been measured. Each one leaves a file in the folder, so a
@@ -113,10 +114,12 @@ class Study:
 
     def settings(self, objective: str, encoder: str, train_data: str | None) -> Settings:
         """Keys of a recipe before tuning; those of the objective replace those of the collection, and so on back."""
-        collection = {"collection": str(self.data / train_data)} if train_data else {}
-        parts = (collection, self.grid["train_data"][train_data] if train_data else {})
-        own = self.grid["objectives"].get(objective) or {}
-        return {**self.grid["base"], **self.grid["encoders"][encoder], **parts[0], **(parts[1] or {}), **own}
+        given: Settings = {}
+        if train_data:
+            given = {"collection": str(self.data / train_data), **self.grid["train_data"][train_data]}
+            del given["own_split"]
+        own = self.grid["objectives"].get(objective, {})
+        return {**self.grid["base"], **self.grid["encoders"][encoder], **given, **own}
 
     def cells(self, only: Mapping[str, list[str]]) -> Iterator[Cell]:
         """The cells of all runs; those that need tuning come after their tuning has been run.
@@ -127,7 +130,8 @@ class Study:
         for run in self.grid["runs"]:
             names = [[n for n in run[part] if n in only.get(part, run[part])] for part in PARTS]
             for encoder, train_data, objective in itertools.product(*names):
-                measured_on = tuple(run["measured_on"])
+                own = f"{train_data}:{self.grid['train_data'][train_data]['own_split']}"
+                measured_on = (own, *run["measured_on"])
                 if objective in UNTRAINED:
                     settings = self.settings(objective, encoder, None)
                     name = encoder if objective == "start" else None
@@ -138,19 +142,24 @@ class Study:
                     yield Cell(objective, encoder, train_data, seed, settings, measured_on)
 
     def tuned(self, objective: str, encoder: str) -> Settings:
-        """The settings among those tried with which an objective is best on the queries for tuning."""
+        """The settings among those tried with which an objective is best on the queries for tuning.
+
+        They are chosen one after the other; the others have the middle one of their values, or what was chosen.
+        """
         tuning = self.grid.get("tuning")
         if not tuning:
             return {}
-        tried = tuning["tried"][encoder]
+        tried: dict[str, list[Any]] = tuning["tried"][encoder]
         data, where = tuning["train_data"], (f"{tuning['train_data']}:{tuning['split']}",)
-        found = []
-        for values in itertools.product(*tried.values()):
-            chosen = dict(zip(tried, values, strict=True))
-            settings = self.settings(objective, encoder, data) | chosen
-            rows = self.rows(Cell(objective, encoder, data, tuning["seed"], settings, where))
-            found.append((rows[0][METRIC], chosen))
-        return max(found, key=lambda pair: pair[0])[1]
+        chosen = {key: values[len(values) // 2] for key, values in tried.items()}
+
+        def found(key: str, value: Any) -> float:
+            settings = self.settings(objective, encoder, data) | chosen | {key: value}
+            return self.rows(Cell(objective, encoder, data, tuning["seed"], settings, where))[0][METRIC]
+
+        for key, values in tried.items():
+            chosen[key] = max(values, key=lambda value: found(key, value))
+        return chosen
 
     def rows(self, cell: Cell) -> list[dict[str, Any]]:
         """The results of a cell, which is trained and measured only where they are not there yet."""
@@ -207,7 +216,7 @@ class Study:
 
     def collection_of(self, name: str) -> Path:
         """The folder of a collection."""
-        given = (self.grid["train_data"].get(name) or {}).get("collection")
+        given = self.grid["train_data"].get(name, {}).get("collection")
         return Path(given) if given else self.data / name
 
     def prepare(self, settings: Settings, *, seed: int) -> Settings:
@@ -297,10 +306,12 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     study = Study(yaml.safe_load(options.grid.read_text()), data=options.data, folder=options.folder)
     only = {part: names for part in PARTS if (names := getattr(options, part))}
-    found = {cell.key: study.rows(cell) for cell in study.cells(only)}  # an untrained encoder stands in many runs
-    rows = [row for cell_rows in found.values() for row in cell_rows]
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    for cell in study.cells(only):
+        for row in study.rows(cell):
+            rows[cell.key, row["eval_data"], row["split"]] = row  # what is not trained is measured once
     output = options.output or options.folder / "results.parquet"
-    pd.DataFrame(rows).to_parquet(output, index=False, compression="zstd")
+    pd.DataFrame([*rows.values()]).to_parquet(output, index=False, compression="zstd")
     say(f"{output}: {len(rows)} rows")
 
 
