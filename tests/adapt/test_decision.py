@@ -134,20 +134,19 @@ def test_bm25_is_named_where_it_is_ahead() -> None:
 
 
 def test_the_weight_beside_a_taught_encoder_is_raised_towards_the_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reference: the mean by hand, rounded up; nothing changes for the start, or where the LLM has not judged."""
+    """Reference: the mean by hand, rounded up; nothing changes for the start."""
     fitted = {"start": 0.7, "adapted": 0.4}
     monkeypatch.setattr("nlt_trainer.adapt.decision.fit_weight", lambda encoder, bm25, qrels: fitted[encoder["name"]])
     rankings: Any = {name: {"name": name} for name in ("bm25", "start", "adapted")}
 
-    def chosen(kept: str, judged_by_llm: bool) -> float:
-        return chosen_weight(rankings, QRELS, kept=kept, judged_by_llm=judged_by_llm)
+    def chosen(kept: str) -> float:
+        return chosen_weight(rankings, QRELS, kept=kept)
 
-    assert chosen("adapted", True) == 0.6
-    assert (chosen("adapted", False), chosen("start", True)) == (0.4, 0.7)
+    assert (chosen("adapted"), chosen("start")) == (0.6, 0.7)
     fitted["start"] = 0.4
-    assert chosen("adapted", True) == 0.4
+    assert chosen("adapted") == 0.4
     fitted["start"] = 0.1
-    assert chosen("adapted", True) == 0.4
+    assert chosen("adapted") == 0.4
 
 
 def test_each_half_is_fused_with_the_weight_of_the_other() -> None:
