@@ -1,7 +1,7 @@
 """Write the tables of the study's guide from its results.
 
 ```bash
-python recipes/study/tables.py recipes/study/results.parquet
+python recipes/study/tables.py runs/study/results.parquet
 ```
 
 In `README.md` beside this file a table stands between `<!-- table: NAME ENCODER -->` and `<!-- end of table -->`, and
