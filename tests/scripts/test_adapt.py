@@ -229,6 +229,25 @@ def test_queries_of_people_are_judged_by_the_llm(
     assert load_collection(collection).qrels == found.qrels, "judged again"
 
 
+def test_nothing_is_left_of_an_adapter_that_was_not_kept(
+    folder: Path,
+    flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Against the folder: an adapter beside the start would be exported as if it belonged to it."""
+    lora = "--lora={r: 2, target_modules: all-linear}"
+    for enough, left in ((-2.0, True), (2.0, False)):
+        for module in (decision, pipeline):
+            monkeypatch.setattr(module, "ENOUGH", enough)
+            monkeypatch.setattr(module, "SURE", 1.0)
+        rate = 1e-3 if left else 2e-3
+        assert adapt.main([str(folder), *flags, lora, f"--learning_rate={rate}"]) == (0 if left else NO_GAIN)
+        assert Run(tmp_path / "out").adapter.exists() == left
+    assert "is removed" not in capsys.readouterr().out, "the decision is made again by the same command"
+
+
 def test_what_makes_the_queries_depends_on_the_documents(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
