@@ -21,6 +21,7 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.cpu import float32_attention
 from nlt_trainer.run.checkpoints import CheckpointFiles, last_checkpoint
 from nlt_trainer.run.early_stopping import no_step_is_left
+from nlt_trainer.run.losses import RunningLosses
 from nlt_trainer.run.progress import show_progress
 from nlt_trainer.training_arguments import MAIN_METRIC, NLTTrainingArguments
 
@@ -157,7 +158,13 @@ class NLTTrainer(SentenceTransformerTrainer):
         if self.accelerator.sync_gradients:
             for parameter in self.objective_parameters().values():
                 parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
-        return self.accelerator.reduce(loss, reduction="mean")
+        loss = self.accelerator.reduce(loss, reduction="mean")
+        self.losses.add(loss)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the losses as means over the whole run, see `RunningLosses`."""
+        super().log(self.losses.entry(logs, self.state.global_step), start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the encoder and, in a checkpoint, the parameters that the objective trains beside it."""
@@ -176,8 +183,10 @@ class NLTTrainer(SentenceTransformerTrainer):
         show_progress(self)
         if self.args.disable_dropout:
             disable_dropout(self.model)
-        self.pop_callback(CheckpointFiles)  # left by an earlier call
-        self.add_callback(CheckpointFiles())
+        self.losses = RunningLosses(self.accum_loss_components["train"])
+        for callback in (self.losses, CheckpointFiles()):
+            self.pop_callback(type(callback))  # left by an earlier call
+            self.add_callback(callback)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(Path(str(self.args.output_dir)))
             if resume_from_checkpoint is None:

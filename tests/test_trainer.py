@@ -492,6 +492,31 @@ def test_a_resume_keeps_the_cost_since_the_last_log(
     assert tokens[0] == tokens[1] > 0
 
 
+def test_a_resume_logs_the_losses_of_the_whole_run(
+    tiny_encoder_folder: Path, tiny_lm: FrozenLM, tmp_path: Path
+) -> None:
+    """Reference: every entry of the log of a run that was not stopped, to the last digit."""
+
+    def trainer(name: str, interrupt: int | None = None) -> NLTTrainer:
+        encoder = load_encoder(str(tiny_encoder_folder), device="cpu")
+        made = make_trainer(encoder, "likelihood_gain", tmp_path / name, lm=tiny_lm, interrupt=interrupt)
+        made.args.logging_steps = 5
+        return made
+
+    def logged(made: NLTTrainer) -> list[dict[str, float]]:
+        names = "loss", "train_loss", "likelihood_gain"
+        return [{name: entry[name] for name in names if name in entry} for entry in made.state.log_history]
+
+    whole = trainer("whole")
+    whole.train()
+    with pytest.raises(KeyboardInterrupt):
+        trainer("run", interrupt=4).train()
+    resumed = trainer("run")
+    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "run"))
+    assert logged(resumed) == logged(whole)
+    assert [sorted(entry) for entry in logged(whole)] == [["likelihood_gain", "loss"], ["train_loss"]]
+
+
 def test_report_to_reaches_a_tracker(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, tmp_path: Path) -> None:
     """Reference: the trainer's own log, value by value, in the files that TensorBoard reads."""
     pytest.importorskip("tensorboard")
