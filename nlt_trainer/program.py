@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nlt_trainer.errors import NLTError
 
@@ -41,6 +43,12 @@ TORCH_WRITE_ERROR = re.compile(r"iostream error|unexpected pos \d+ vs \d+")
 
 STOPPED = 130
 """Exit code of a program that Ctrl-C has ended: 128 plus the number of SIGINT."""
+TERMINATED = 143
+"""Exit code of a program that was asked to end: 128 plus the number of SIGTERM."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The program was asked to end by SIGTERM, as `kill`, a container or the scheduler of a cluster sends it."""
 
 
 def shown(doc: str | None) -> str:
@@ -60,7 +68,7 @@ def run_main(
     """Run a stage and leave the process.
 
     Wrong input and errors of the file system, whichever library reports them, give one line on stderr without a
-    traceback, and exit code 2. Ctrl-C gives one line and exit code 130.
+    traceback, and exit code 2. Ctrl-C gives one line and exit code 130, SIGTERM the same with exit code 143.
 
     Args:
         main: the stage; it returns its exit code, or `None` for success.
@@ -74,7 +82,8 @@ def run_main(
     arguments = list(sys.argv[1:] if argv is None else argv)
     sys.argv = [name, *arguments]  # argparse takes the name in its usage line from here
     try:
-        code = main(arguments)
+        with _terminable():
+            code = main(arguments)
     except NLTError as error:
         sys.stderr.write(f"{name}: error: {error}\n")
         raise SystemExit(2) from None
@@ -84,10 +93,25 @@ def run_main(
             raise
         sys.stderr.write(f"{name}: error: {error}; {DISK[number]}{_again(name)}\n")
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         sys.stderr.write(f"\n{name}: stopped{_again(name)}\n")
-        raise SystemExit(STOPPED) from None
+        raise SystemExit(TERMINATED if isinstance(interrupt, Terminated) else STOPPED) from None
     raise SystemExit(code or 0)
+
+
+def terminate(number: int, frame: Any) -> NoReturn:
+    """Raise `Terminated`, as a handler of SIGTERM; what is half-written is then removed as after Ctrl-C."""
+    raise Terminated
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated` until the block ends."""
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _error_number(error: Exception) -> int | None:

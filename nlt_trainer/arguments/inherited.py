@@ -26,7 +26,7 @@ OTHER = frozenset(
     activation_checkpointing activation_checkpointing_kwargs bf16_full_eval dataloader_num_workers
     dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor ddp_backend ddp_broadcast_buffers
     ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout debug deepspeed disable_tqdm
-    enable_jit_checkpoint eval_delay eval_on_start fsdp fsdp_config full_determinism gradient_checkpointing
+    eval_delay eval_on_start fsdp fsdp_config full_determinism gradient_checkpointing
     gradient_checkpointing_kwargs greater_is_better log_level log_level_replica log_on_each_node logging_first_step
     logging_steps logging_strategy output_dir parallelism_config project report_to resume_from_checkpoint run_name
     save_on_each_node save_only_model save_total_limit skip_memory_metrics torch_compile torch_compile_backend
@@ -53,6 +53,9 @@ REFUSED = {
     "neftune_noise_alpha": "the library cannot add this noise to an encoder's embeddings and fails; leave it out",
     "auto_find_batch_size": (
         "a batch that shrinks to fit the memory trains another encoder; set per_device_train_batch_size"
+    ),
+    "enable_jit_checkpoint": (
+        "training would end as if it were finished; SIGTERM ends `nlt train` with a checkpoint anyway; leave it out"
     ),
     "ignore_data_skip": "a resumed run would train again on rows that it has had in the epoch; leave it out",
     "accelerator_config": (

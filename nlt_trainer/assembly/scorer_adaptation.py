@@ -45,6 +45,7 @@ from nlt_trainer.run.resume import (
     logged_cost,
     start_checkpoint,
 )
+from nlt_trainer.run.termination import CheckpointOnTermination
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
@@ -68,9 +69,8 @@ def adapt_scorer(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     set_seed(args.seed)  # the adapter's random start
     adapted = add_adapter(lm, model)
     before = mean_loss(adapted, held_out)  # the adapter does nothing yet
-    trainer = Trainer(
-        adapted, args, train_dataset=rows, data_collator=pad_rows, callbacks=[CostCallback(), CheckpointFiles()]
-    )
+    callbacks = [CheckpointOnTermination(), CostCallback(), CheckpointFiles()]
+    trainer = Trainer(adapted, args, train_dataset=rows, data_collator=pad_rows, callbacks=callbacks)
     show_progress(trainer)
     if trainer.is_world_process_zero():
         write_json(run.settings_file, settings)

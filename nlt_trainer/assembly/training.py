@@ -55,6 +55,7 @@ from nlt_trainer.run.resume import (
     run_settings,
     start_checkpoint,
 )
+from nlt_trainer.run.termination import CheckpointOnTermination
 from nlt_trainer.terminal import say
 from nlt_trainer.trainer import NLTTrainer
 from nlt_trainer.training_arguments import NLTTrainingArguments
@@ -214,6 +215,7 @@ def make_trainer(
         data_collator=rows if refreshes else collator,  # type: ignore[arg-type]  # any callable
         evaluator=dev_evaluator(parts.data, seed=args.seed, trained=dataset["query"]),
         callbacks=[
+            CheckpointOnTermination(),
             *refreshes,
             CostCallback(loss, *refreshes),
             AdapterCallback(encoder, checkpoint, loads_best=args.load_best_model_at_end),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +175,24 @@ def test_an_interrupt_is_one_line_and_exit_code_130(
     found = capsys.readouterr().err
     assert found.startswith(f"\nnlt {name}: stopped{hint}")
     assert found.count("\n") == 2
+
+
+def test_sigterm_is_one_line_and_exit_code_143(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reference: 128 + SIGTERM; afterwards the signal does what it did before."""
+
+    def terminated(argv: list[str]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys, "argv", ["nlt"])
+    monkeypatch.setattr(cli.importlib, "import_module", terminated)
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["train"])
+    assert exit_info.value.code == 143
+    assert capsys.readouterr().err.startswith("\nnlt train: stopped; run again, it goes on from the last whole")
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_docstring_is_shown_without_its_fences() -> None:
