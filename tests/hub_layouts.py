@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from conftest import DOCUMENTS, QUERIES
 from datasets import Dataset
+from tiny import DOCUMENTS, QUERIES
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -12,10 +12,10 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
-from conftest import _build_tokenizer
 from hub_layouts import hotpotqa, mteb_lines, natural_questions, nq_open
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from tiny import build_tokenizer
 from transformers import AutoModel, LlamaConfig, LlamaForCausalLM, PretrainedConfig, Qwen2Config, Qwen2ForCausalLM
 
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
@@ -41,7 +41,7 @@ NAMES = list(FULL_SIZE)
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A random bfloat16 model of each recipe's architecture with its tokenizer, as the Hub has them."""
     folders = {}
-    tokenizer = _build_tokenizer(wrap=False)
+    tokenizer = build_tokenizer(wrap=False)
     sizes: dict[str, Any] = {
         "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024, "initializer_range": 0.2,

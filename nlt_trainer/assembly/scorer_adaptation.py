@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import Trainer, set_seed
+from transformers import IntervalStrategy, Trainer, set_seed
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
@@ -69,6 +69,7 @@ def adapt_scorer(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     set_seed(args.seed)  # the adapter's random start
     adapted = add_adapter(lm, model)
     before = mean_loss(adapted, held_out)  # the adapter does nothing yet
+    args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False  # these are about the encoder
     callbacks = [CheckpointOnTermination(), CostCallback(), CheckpointFiles()]
     trainer = Trainer(adapted, args, train_dataset=rows, data_collator=pad_rows, callbacks=callbacks)
     show_progress(trainer)

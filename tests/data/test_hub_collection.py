@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import DOCUMENTS, QUERIES
 from hub_layouts import (
     corpus_rows,
     hotpotqa,
@@ -20,6 +19,7 @@ from hub_layouts import (
     write_lines,
     write_parquet,
 )
+from tiny import DOCUMENTS, QUERIES
 
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.hub_collection import BEIRSource, QuestionSource, build_hub_collection, split_of
