@@ -19,7 +19,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from nlt_trainer.data.current_rows import CurrentRows
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.cpu import float32_attention
-from nlt_trainer.run.checkpoints import CheckpointFiles, last_checkpoint
+from nlt_trainer.run.checkpoints import CheckpointFiles, awaits_evaluation, last_checkpoint
 from nlt_trainer.run.early_stopping import no_step_is_left
 from nlt_trainer.run.losses import RunningLosses
 from nlt_trainer.run.progress import show_progress
@@ -202,15 +202,16 @@ class NLTTrainer(SentenceTransformerTrainer):
             for name, parameter in parameters.items():
                 parameter.data.copy_(tensors[name])
         self._name_best_metric()
-        length = self.args.max_steps, self.args.num_train_epochs
-        if isinstance(resume_from_checkpoint, str) and no_step_is_left(
-            Path(resume_from_checkpoint), patience=self.args.early_stopping_patience
-        ):
-            self.args.max_steps, self.args.num_train_epochs = -1, 0  # the library makes a step before it stops
+        given = self.args.max_steps, self.args.num_train_epochs, self.args.eval_on_start
+        if isinstance(resume_from_checkpoint, str):
+            checkpoint = Path(resume_from_checkpoint)
+            self.args.eval_on_start = awaits_evaluation(checkpoint, self.args)
+            if no_step_is_left(checkpoint, patience=self.args.early_stopping_patience):
+                self.args.max_steps, self.args.num_train_epochs = -1, 0  # the library makes a step before it stops
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
-            self.args.max_steps, self.args.num_train_epochs = length
+            self.args.max_steps, self.args.num_train_epochs, self.args.eval_on_start = given
 
     def _name_best_metric(self) -> None:
         """Give `MAIN_METRIC` its full name: the evaluator's main metric, or the loss where there is no evaluator."""

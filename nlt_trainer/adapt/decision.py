@@ -60,6 +60,7 @@ def decide(
     split: str,
     cost: Mapping[str, Any],
     judged_by_llm: bool,
+    asked: str,
     advice: str,
     lengths: tuple[int, int] | None = None,
 ) -> Decision:
@@ -78,6 +79,7 @@ def decide(
         split: name of the split, for the rows.
         cost: `train_seconds`, `lm_tokens` and `seed` of the adapted encoder, for its rows.
         judged_by_llm: whether the judgements are those of the LLM that has taught the encoder.
+        asked: what the held-out queries are, see `of_kind`.
         advice: what to do if the start is kept, see `advice_where_nothing_is_gained`.
         lengths: how many tokens of a passage start and adapted encoder read, and how many the start read as it was;
             the rankings then also have it `as_it_was`. `None` where that is the same.
@@ -119,7 +121,7 @@ def decide(
         rows.append(row)
     weight = chosen_weight(rankings, qrels, kept=kept)
     verdict = sentence(
-        rows, kept, p=p, judged_by_llm=judged_by_llm, bm25_weight=weight, advice=advice, lengths=lengths
+        rows, kept, p=p, judged_by_llm=judged_by_llm, asked=asked, bm25_weight=weight, advice=advice, lengths=lengths
     )
     return Decision(rows, kept, verdict, weight)
 
@@ -156,6 +158,19 @@ def as_it_was(tokens: int) -> str:
     return f"start ({tokens} tokens)"
 
 
+def of_kind(queries: str) -> str:
+    """What held-out queries are, in words.
+
+    Args:
+        queries: the option: how they were made, or the file that they come from.
+    """
+    return {
+        "crop": "held-out sentences and headings that were cut out of the documents",
+        "llm": "held-out queries that the LLM has written",
+        "both": "held-out queries that were cut out of the documents or written by the LLM",
+    }.get(queries, "your held-out queries, which the LLM has judged,")
+
+
 def advice_where_nothing_is_gained(*, made: bool, target: TargetKind | None, answered: bool) -> str:
     """What to do where the start is kept.
 
@@ -176,6 +191,7 @@ def sentence(
     *,
     p: float,
     judged_by_llm: bool,
+    asked: str,
     bm25_weight: float,
     advice: str,
     lengths: tuple[int, int] | None = None,
@@ -183,8 +199,10 @@ def sentence(
     """The verdict: whether the encoder has gained, and what to do where BM25 is ahead."""
     by_name = {row.name: row.ndcg_at_10 for row in rows}
     start, adapted, bm25 = (by_name[name] for name in ("start", "adapted", "bm25"))
-    change = f"nDCG@10 on held-out queries {start:.3f} before, {adapted:.3f} adapted (p = {p:.2g})"
+    change = f"nDCG@10 on {asked} was {start:.3f} before and is {adapted:.3f} adapted (p = {p:.2g})"
     parts = [f"WIN: {change}" if kept == "adapted" else f"NO GAIN: {change}; the encoder that you had is kept"]
+    if kept == "start" and adapted - start >= ENOUGH and p > SURE:
+        parts[0] += ", because so few queries cannot tell whether the difference is chance"
     if lengths is not None:
         now, own = lengths
         found = by_name[as_it_was(own)]

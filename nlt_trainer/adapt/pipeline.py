@@ -20,7 +20,15 @@ from nlt_trainer.adapt.collection import (
     write_dev,
     write_query_collection,
 )
-from nlt_trainer.adapt.decision import ENOUGH, ENOUGH_BY_LLM, SURE, advice_where_nothing_is_gained, as_it_was, decide
+from nlt_trainer.adapt.decision import (
+    ENOUGH,
+    ENOUGH_BY_LLM,
+    SURE,
+    advice_where_nothing_is_gained,
+    as_it_was,
+    decide,
+    of_kind,
+)
 from nlt_trainer.adapt.length import CUT, LENGTHS, best_length, lengths_tried
 from nlt_trainer.adapt.settings import (
     Adaptation,
@@ -53,6 +61,8 @@ from nlt_trainer.content import encoder_content
 from nlt_trainer.data.beir import load_collection, load_corpus
 from nlt_trainer.data.bm25 import bm25_rankings
 from nlt_trainer.data.query_file import read_query_file
+from nlt_trainer.documents.corpus import REPORT_FILE
+from nlt_trainer.documents.report import read_report
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import NLTError
@@ -91,10 +101,13 @@ def adapt(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     check_options(*blocks(work))  # training comes last, and would refuse these only when the LLM has read everything
     load_start(model)
     data = work.data
+    mining, scoring = of_mining(work), of_scoring(work)
+    if not options.makes_queries:
+        read_query_file(options.queries)
+    check_same_documents(work)
     write_recipe(work)  # the length that an earlier call has chosen may be another encoder's
     write_documents(work)
     work = with_origin(work)
-    mining, scoring = of_mining(work), of_scoring(work)
     both, limits = f"{mining} {scoring}", f"{LENGTHS} {CUT} {SURE}"
     queries = of_queries(work, both)
     stages = [
@@ -130,6 +143,20 @@ def with_origin(work: Adaptation) -> Adaptation:
     )
     say(f"{told}; --queries names another way, or a file with those that people have typed")
     return dataclasses.replace(work, options=options)
+
+
+def check_same_documents(work: Adaptation) -> None:
+    """Refuse to write over an encoder that was adapted to other documents, whose search reads these documents.
+
+    Raises:
+        NLTError: the output folder belongs to another folder of documents; names both.
+    """
+    report = read_report(work.documents / REPORT_FILE) if work.run.encoder.is_dir() else None
+    if report and Path(report.documents).resolve() != Path(work.options.documents).resolve():
+        raise NLTError(
+            f"{work.run.folder} holds what was made of {report.documents}, and documents is {work.options.documents}; "
+            "name another output, or remove that folder"
+        )
 
 
 def write_documents(work: Adaptation) -> None:
@@ -192,6 +219,9 @@ def train_encoder(work: Adaptation) -> None:
     """Train on from the last checkpoint; checkpoints and report of another training are removed."""
     work = with_length(work)
     write_recipe(work)
+    work = dataclasses.replace(
+        work, args=dataclasses.replace(work.args)
+    )  # the recipe that is written last keeps `auto`
     take_advice(work.args, work.data)
     run = work.run
     if chooses(work.args):
@@ -248,6 +278,7 @@ def write_decision(work: Adaptation) -> None:
         split=HELD_OUT,
         cost=work.run.cost,
         judged_by_llm=not made,
+        asked=of_kind(work.options.queries),
         advice=advice,
         lengths=lengths,
     )

@@ -58,11 +58,14 @@ class AdaptArguments:
         decides="nothing",
         help=(
             "Number of these that do not train but decide whether the trained encoder is kept: at most a quarter of "
-            "given queries and half of made ones; unset: a quarter of num_queries."
+            f"them, of made ones also {LEAST_HELD_OUT} if that is no more than half; unset: a quarter."
         ),
     )
 
     def __post_init__(self) -> None:
+        for name in ("num_queries", "held_out"):
+            if (given := getattr(self, name)) is not None and given < 1:
+                raise NLTError(f"{name} is {given}; give at least 1, or leave it out")
         number, held_out = self.numbers
         if not held_out < number:
             raise NLTError(f"held_out is {held_out} of num_queries {number}; leave some to train on")

@@ -75,10 +75,11 @@ class Refresh(TrainerCallback):
             NLTError: `refresh` names no step before the last one, or a file of that refresh is missing.
         """
         ranges = self.parts.args.refresh_ranges
-        self.steps = [step for step in range(1, state.max_steps) if any(step in steps for steps in ranges)]
+        last = max(state.max_steps, state.global_step)  # a run without a step left has a maximum of 0
+        self.steps = [step for step in range(1, last) if any(step in steps for steps in ranges)]
         if not self.steps:
             raise NLTError(
-                f"refresh {self.parts.args.refresh!r} names no step before the last one, {state.max_steps}; name an "
+                f"refresh {self.parts.args.refresh!r} names no step before the last one, {last}; name an "
                 "earlier one, or leave refresh out"
             )
         if done := [step for step in self.steps if step <= state.global_step]:

@@ -284,7 +284,7 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
 def _check_there(path: Path) -> None:
     if not path.is_file():
         files = f"{CORPUS_FILE} and {QUERIES_FILE}"
-        remedy = "write them, or run `nlt build_stdlib` or `nlt build_collection`"
+        remedy = "write them, or run `nlt build_corpus` on a folder of documents, or `nlt build_collection`"
         raise DataError(path, f"file not found; a collection is a folder with {files}: {remedy}")
 
 

@@ -171,7 +171,7 @@ def _too_few(report: CorpusReport) -> DataError:
         first = report.skipped[0]
         found += f"; {len(report.skipped)} files were skipped, the first is {first['file']} ({first['reason']})"
     if report.passages:
-        remedy = f"give more text, or let nlt build_corpus cut it with a passage_words below {report.most}"
+        remedy = f"give more text; longer texts are cut into several passages, of {report.most} {report.unit} at most"
     else:
         remedy = f"give files with text; these endings are read: {' '.join(READERS)}"
     passages = f"{report.passages} passage{'s' * (report.passages != 1)}"

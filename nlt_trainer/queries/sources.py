@@ -51,9 +51,9 @@ def split_by_source(
     """Split queries into `train` and `held_out` so that no document has queries in both.
 
     A hash of seed and id chooses the documents. By share, `held_out` gets at least 50 queries and at most 200; by
-    number, it gets so many. It never gets more than half of all. The queries of a held-out document beyond these 200,
-    or beyond the number, are in neither split. If all queries come from one document, its passages are held out
-    instead, and a warning says so.
+    number, it gets so many, but at most a quarter of all, or 20 where that is more. It never gets more than half of
+    all. The queries of a held-out document beyond that are in neither split. If all queries come from one document,
+    its passages are held out instead, and a warning says so.
 
     Args:
         sources: query id -> id of the passage that it was made of.
@@ -87,10 +87,14 @@ def split_by_source(
             "what is measured on them says little about other documents",
             len(sources), next(iter(documents.values())),
         )  # fmt: skip
-    by_share = max(round(held_out_share * len(sources)), MIN_HELD_OUT)
-    most = MAX_HELD_OUT if held_out is None else held_out
-    chosen = _choose(groups, min(by_share if held_out is None else most, most, len(sources) // 2), seed=seed)
-    out = [query for group in chosen for query in groups[group]][:most]
+    if held_out is None:
+        wanted = min(max(round(held_out_share * len(sources)), MIN_HELD_OUT), MAX_HELD_OUT)
+    else:
+        wanted = min(held_out, max(len(sources) // 4, MIN_QUERIES))
+    wanted = min(wanted, len(sources) // 2)
+    chosen = _choose(groups, wanted, seed=seed)
+    out = [query for group in chosen for query in groups[group]]
+    out = out[: MAX_HELD_OUT if held_out is None else wanted]
     train = [query for group, queries in groups.items() if group not in chosen for query in queries]
     if not train:
         raise NLTError(

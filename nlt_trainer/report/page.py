@@ -106,14 +106,19 @@ def _curves(parts: Sequence[RunChange], gallery: Gallery) -> list[Picture]:
     for part in parts:
         start = [] if part.start_ndcg is None else [{"step": 0, metric: part.start_ndcg}]
         logs[part.run.name] = start + part.run.log
-    if any(metric in entry for log in logs.values() for entry in log):
+    if any(_has_curve(log, metric) for log in logs.values()):
         pictures.append(_curve(gallery, logs, metric, "learning_curve", title=f"nDCG@10 on {dev} queries"))
     for part in parts:
         name = part.run.name
-        if any("loss" in entry for entry in part.run.log):
+        if _has_curve(part.run.log, "loss"):
             file = "loss" if len(parts) == 1 else f"loss_{name}"
             pictures.append(_curve(gallery, {name: part.run.log}, "loss", file, title=f"Training loss of {name}"))
     return pictures
+
+
+def _has_curve(log: Sequence[dict[str, Any]], metric: str) -> bool:
+    """Whether a log has a metric at two steps, without which there is nothing to draw."""
+    return sum(metric in entry for entry in log) > 1
 
 
 def _curve(gallery: Gallery, logs: dict[str, list[dict[str, Any]]], metric: str, file: str, *, title: str) -> Picture:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ QUERY_CHUNK = 32
 """Number of queries whose similarities to the whole corpus are in memory at once."""
 
 TOP_K = 10
+
+KEPT = "The encoder that you had is kept, so no query finds more or less"
+"""Stands in place of the comparison where `nlt adapt` has kept the start."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,15 @@ def _relevant(collection: Collection, grades: dict[str, int]) -> Document | None
     return collection.corpus[max(relevant, key=lambda key: grades[key])] if relevant else None
 
 
+def with_relevant(collection: Collection) -> Collection:
+    """The same collection without judgements of queries that have no relevant document."""
+    qrels = {
+        split: {query: grades for query, grades in judged.items() if any(grades.values())}
+        for split, judged in collection.qrels.items()
+    }
+    return replace(collection, qrels=qrels)
+
+
 @dataclass(frozen=True)
 class RunChange:
     """How a run has changed its encoder.
@@ -166,7 +178,8 @@ class RunComparer:
     def compare(self, run: Run) -> RunChange:
         """Compare on the split on which `evaluate` reports, or else on the dev split.
 
-        If the collection or an encoder no longer exists, the result only has a note that says so.
+        If the collection or an encoder no longer exists, or `nlt adapt` has kept the start, the result only has a note
+        that says so. Of the held-out queries of `nlt adapt` only those count that have a relevant document.
         """
         data = run.settings["data"]
         dev, split = data["dev_split"], data["eval_split"] or data["dev_split"]
@@ -174,17 +187,17 @@ class RunComparer:
             return RunChange(run, None, [], "Not compared: eval_split and dev_split are null, no queries are judged")
         try:
             collection = self._load(data["collection"], splits=tuple(sorted({split, dev or split})))
+            if run.decision is not None:
+                collection = with_relevant(collection)
             bf16 = run.settings["trainer"].get("bf16_full_eval", False)
             start = self._start(run.settings["model"], collection, bf16=bf16)
             encoder = load_encoder(str(run.encoder))
-            after = SearchIndex("after", encoder, collection.corpus, cache=self.embeddings, bf16=bf16)
             at_start = outcomes(start, collection, dev) if dev is not None else {}
-            return RunChange(
-                run,
-                split,
-                query_changes(start, after, collection, split),
-                start_ndcg=float(np.mean([outcome.ndcg for outcome in at_start.values()])) if at_start else None,
-            )
+            start_ndcg = float(np.mean([outcome.ndcg for outcome in at_start.values()])) if at_start else None
+            if run.decision is not None and run.decision["kept"] == "start":
+                return RunChange(run, split, [], KEPT, start_ndcg)
+            after = SearchIndex("after", encoder, collection.corpus, cache=self.embeddings, bf16=bf16)
+            return RunChange(run, split, query_changes(start, after, collection, split), start_ndcg=start_ndcg)
         except NLTError as error:
             return RunChange(run, split, [], f"Not compared: {error}")
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import IntervalStrategy, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import CHECKSUMS_FILE, file_hash, read_json, write_json
@@ -44,6 +45,20 @@ def checkpoint_fault(checkpoint: Path) -> str | None:
         if written != (file.stat().st_size if isinstance(written, int) else file_hash(file)):
             return f"{name} is not as it was written"
     return None
+
+
+def awaits_evaluation(checkpoint: Path, args: TrainingArguments) -> bool:
+    """Whether a run was to evaluate right after it had written a checkpoint, which its log does not have.
+
+    A checkpoint that is written after a number of steps may be that of the last step of an epoch, at the end of which
+    `eval_strategy: epoch` evaluates.
+    """
+    if args.eval_strategy != IntervalStrategy.EPOCH:
+        return False
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    at_end = state.epoch is not None and float(state.epoch).is_integer()
+    now = (entry for entry in state.log_history if entry["step"] == state.global_step)
+    return at_end and not any(name.startswith("eval_") for entry in now for name in entry)
 
 
 def check_best(checkpoint: Path) -> None:

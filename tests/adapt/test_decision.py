@@ -23,6 +23,9 @@ COST = {"train_seconds": 9.0, "lm_tokens": 5, "seed": 1}
 QRELS = {f"q{i}": {"right": 1} for i in range(40)}
 
 
+WORDS: dict[str, Any] = {"asked": "held-out queries", "advice": "try this"}
+
+
 def ranked(first: int, *, of: Mapping[str, object] = QRELS) -> Rankings:
     """Rankings that have the right document first for so many queries, and second for the others."""
     return {query: {"right": 0.9 if i < first else 0.4, "wrong": 0.5, "other": 0.1} for i, query in enumerate(of)}
@@ -37,7 +40,7 @@ def decided(*, bm25: int, start: int, adapted: int, judged_by_llm: bool = False)
         split="held_out",
         cost=COST,
         judged_by_llm=judged_by_llm,
-        advice="try this",
+        **WORDS,
     )
 
 
@@ -53,7 +56,7 @@ def test_a_sure_gain_keeps_the_adapted_encoder() -> None:
     expected = stats.permutation_test((difference,), np.mean, permutation_type="samples", rng=0).pvalue
     assert rows["adapted"].p_against_start == pytest.approx(expected, abs=0.002)
     assert [row.name for row in found.rows if row.kept] == [found.kept] == ["adapted"]
-    assert found.sentence.startswith("WIN: nDCG@10 on held-out queries 0.723 before, 0.908 adapted")
+    assert found.sentence.startswith("WIN: nDCG@10 on held-out queries was 0.723 before and is 0.908 adapted")
     assert (rows["adapted"].seed, rows["start"].seed, rows["adapted"].lm_tokens) == (1, None, 5)
 
 
@@ -72,9 +75,7 @@ def test_the_llms_own_judgements_ask_for_a_larger_gain() -> None:
     many = {f"q{i}": {"right": 1} for i in range(600)}
     rankings = {name: ranked(first, of=many) for name, first in (("bm25", 0), ("start", 10), ("adapted", 40))}
     by_people, by_llm = (
-        decide(
-            rankings, many, collection="c", split="held_out", cost=COST, judged_by_llm=judged_by_llm, advice="try this"
-        )
+        decide(rankings, many, collection="c", split="held_out", cost=COST, judged_by_llm=judged_by_llm, **WORDS)
         for judged_by_llm in (False, True)
     )
     assert (by_people.kept, by_llm.kept) == ("adapted", "start")
@@ -87,7 +88,15 @@ def test_a_small_sure_gain_on_made_queries_is_not_laid_to_the_llm() -> None:
     """Of 1,200 queries 12 improve: 0.004, beyond doubt, below what is enough, and no LLM has judged."""
     many = {f"q{i}": {"right": 1} for i in range(1200)}
     rankings = {name: ranked(first, of=many) for name, first in (("bm25", 0), ("start", 10), ("adapted", 22))}
-    found = decide(rankings, many, collection="c", split="held_out", cost=COST, judged_by_llm=False, advice="try this")
+    found = decide(
+        rankings,
+        many,
+        collection="c",
+        split="held_out",
+        cost=COST,
+        judged_by_llm=False,
+        **WORDS,
+    )
     assert found.kept == "start"
     assert "does not count" not in found.sentence
 
@@ -103,7 +112,7 @@ def test_a_start_that_reads_less_than_it_did_is_compared_with_what_it_had() -> N
         split="held_out",
         cost=COST,
         judged_by_llm=False,
-        advice="try this",
+        **WORDS,
         lengths=(128, 256),
     )
     own = (20 + 20 * NDCG_SECOND) / 40
@@ -166,7 +175,13 @@ def test_reciprocal_rank_fusion_has_rows_of_its_own() -> None:
     bm25 = {query: {"other": 9.0, "right": 5.0, "wrong": 1.0} for query in QRELS}
     rankings = {"bm25": bm25, "start": bm25, "adapted": encoder}
     found = decide(
-        rankings, QRELS, collection="c", split="held_out", cost=COST, judged_by_llm=False, advice="try this"
+        rankings,
+        QRELS,
+        collection="c",
+        split="held_out",
+        cost=COST,
+        judged_by_llm=False,
+        **WORDS,
     )
     rows = {row.name: row.ndcg_at_10 for row in found.rows}
     assert rows["start+bm25 (rrf)"] == pytest.approx(NDCG_SECOND)  # BM25 with itself

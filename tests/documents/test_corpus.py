@@ -120,7 +120,10 @@ def test_a_beir_corpus_is_kept_as_it_is(named: str, tmp_path: Path) -> None:
             r"files of other kinds: 2 .png, 1 none; give files with text",
         ),
         ({"a.txt": bytes(range(256)) * 9}, r"1 files were skipped, the first is a.txt \(a binary file"),
-        ({"a.txt": TEXT.encode()}, r"gives 1 passage, .*; give more text, or let .* passage_words below 180"),
+        (
+            {"a.txt": TEXT.encode()},
+            r"gives 1 passage, .*; give more text; longer texts are cut into several",
+        ),
         (
             {"a.txt": TEXT.encode(), "b.txt": TEXT.encode()},
             r"gives 1 passage, .*; 1 more say the same and were left out",

@@ -5,9 +5,9 @@ python tests/faults/kills.py --random 60
 python tests/faults/kills.py --every_change 1 --stages mine score
 ```
 
-After a kill no file under a final name may be half-written. After the second call everything that the stage writes must
-be as an undisturbed call writes it: data byte by byte, the encoder and the losses bit by bit. Nothing of the killed
-process may be left.
+After a kill no file under a final name may be half-written. After the second call everything that the stage writes
+must be as an undisturbed call writes it: data byte by byte, the encoder and the losses bit by bit. Nothing of the
+killed process may be left.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from trials import STAGES, Action, Bench, Ended, Tally, run_preloaded
 
@@ -41,7 +42,10 @@ def kill_and_repeat(bench: Bench, name: str, before: Path, *, whole: Ended, opti
             found.append(f"the second call ended with {again.code}: {last_line(again)}")
         content = bench.content()
         different = [p for p in sorted({*reference, *content}) if reference.get(p) != content.get(p)]
-        found += [f"different: {path}" for path in different]
+        found += [
+            f"different: {path}{first_difference(reference.get(path, ''), content.get(path, ''))}"
+            for path in different
+        ]
         found += [f"left over: {path}" for path in bench.left_over()]
         for fault_found in found:
             tally.faults.append(f"{name}, {what}: {fault_found}")
@@ -49,7 +53,7 @@ def kill_and_repeat(bench: Bench, name: str, before: Path, *, whole: Ended, opti
     return tally
 
 
-def faults(name: str, whole: Ended, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, object]]]:
+def faults(name: str, whole: Ended, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """The faults of a stage, each with words for it."""
     draw = random.Random(f"{options.seed} {name}")
     for i in range(options.random):
@@ -59,6 +63,12 @@ def faults(name: str, whole: Ended, options: argparse.Namespace) -> Iterator[tup
     if options.every_change:
         for at in range(1, whole.changes + 1, options.every_change):
             yield f"killed at change {at} of {whole.changes}", {"action": Action.KILL, "at": at}
+
+
+def first_difference(expected: str, found: str) -> str:
+    """Where two texts part, with what stands there."""
+    at = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), 0)
+    return f" ({expected[max(0, at - 60) : at + 60]!r} is {found[max(0, at - 60) : at + 60]!r})"
 
 
 def last_line(ended: Ended) -> str:
@@ -85,6 +95,7 @@ def main() -> int:
                 if whole.code not in (0, 3):
                     print(whole.output)
                     return 2
+                print(whole.output[-500:]) if not whole.changes else 0
                 print(f"{name}: {whole.seconds:.1f} s, {whole.changes} changes of files", flush=True)
                 tally = kill_and_repeat(bench, name, before, whole=whole, options=options)
             lost += len(tally.faults)

@@ -39,9 +39,10 @@ STAGES: dict[str, list[str]] = {
     "train": ["train", "--config", "recipe.yaml"],
     "train with refresh": [
         "train", "--config", "recipe.yaml", "--refresh", "0-9:3", "--output_dir", "refreshed",
+        "--lora", '{"r": 2, "target_modules": "all-linear"}', "--merge_lora", "false",
     ],
     "evaluate": ["evaluate", "--config", "recipe.yaml"],
-    "export": ["export", "--config", "recipe.yaml", "--form", "merged"],
+    "export": ["export", "--config", "recipe.yaml", "--output_dir", "refreshed", "--form", "merged"],
     "adapt": [
         "adapt", "documents", "--encoder", "encoder", "--llm", "llm", "--output", "adapted", "--num_candidates", "3",
         "--max_document_tokens", "8", "--train_max_length", "8", "--use_cpu", "true", "--disable_tqdm", "true",
@@ -80,12 +81,13 @@ trainer:
   disable_tqdm: true
 """
 
-TIMES = ("second", "time", "peak_memory", "per_second")
+TIMES = ("second", "time", "peak_memory", "date", "evaluation_phases")
 """Parts of the names of values that differ from call to call."""
 PAGES = (".md", ".html", ".log")
 """Endings of pages for people, which say how long a stage took. That they are there is compared, their text is not."""
-CACHES = ("cache", "scores", "made_scores", "documents", "llm", "encoder", "parts", "collection")
-"""What a trial does not compare: inputs, and databases whose pages depend on the order in which they were written."""
+CACHES = ("cache", "scores", "made_scores", "stamps", "documents", "llm", "parts", "collection")
+"""Folders that are not compared: inputs, databases whose pages depend on the order in which they were written, and
+hashes of files that say how long something took."""
 LEFT = (".partial", ".previous")
 
 
@@ -159,8 +161,12 @@ class Bench:
         self.root, self.work = root, root / "work"
         self.library = ctypes.CDLL(os.environ[PRELOADED])
         self.library.faults_count.restype = ctypes.c_long
+        child = os.fork()  # torch must not have begun threads here, because those do not survive later forks
+        if not child:
+            self._build()
+            os._exit(0)
+        assert not os.waitpid(child, 0)[1]
         import_everything()
-        self._build()
 
     def _build(self) -> None:
         sys.path.insert(0, str(HERE.parent))
@@ -230,7 +236,7 @@ class Bench:
         _, status = os.waitpid(child, 0)
         seconds = time.monotonic() - begin
         output = log.read_text(errors="replace")
-        return Ended(os.waitstatus_to_exitcode(status), output, seconds, int(counted.read_text()))
+        return Ended(os.waitstatus_to_exitcode(status), output, seconds, int(counted.read_text() or 0))
 
     def _wait(self, child: int, seconds: float) -> None:
         """Wait, but not longer than the process runs."""
@@ -245,7 +251,7 @@ class Bench:
             with log.open("wb") as handle:
                 for standard in (1, 2):
                     os.dup2(handle.fileno(), standard)
-            sys.stdout, sys.stderr = io.TextIOWrapper(open(1, "wb", 0)), io.TextIOWrapper(open(2, "wb", 0))  # noqa: PTH123, SIM115
+            sys.stdout, sys.stderr = io.TextIOWrapper(open(1, "wb", 0)), io.TextIOWrapper(open(2, "wb", 0))
             os.chdir(self.work)
             os.environ["NLT_CACHE"] = str(self.work / "cache")
             from nlt_trainer.scripts import cli
@@ -274,7 +280,7 @@ class Bench:
         for path in sorted(self.work.rglob("*")):
             name = path.relative_to(self.work)
             in_checkpoint = any(part.startswith("checkpoint-") for part in name.parts)
-            if path.is_file() and name.parts[0] not in CACHES and not in_checkpoint:
+            if path.is_file() and not {*name.parts} & {*CACHES} and not in_checkpoint:
                 found[str(name)] = content_hash(path)
         return found
 
@@ -317,8 +323,8 @@ def content_hash(path: Path) -> str:
     if path.suffix in PAGES:
         return "a page"
     if path.suffix == ".json":
-        return digest(json.dumps(timeless(json.loads(path.read_text())), sort_keys=True).encode())
-    return digest(path.read_bytes())
+        return json.dumps(timeless(json.loads(path.read_text())), sort_keys=True)
+    return path.read_text() if path.suffix == ".yaml" else digest(path.read_bytes())
 
 
 def digest(content: bytes) -> str:

@@ -48,14 +48,21 @@ def test_no_document_is_on_both_sides(documents: int, passages: int, share: floa
     assert all(grades == {given[query]: 1} for judged in splits.values() for query, grades in judged.items())
 
 
-@pytest.mark.parametrize(("wanted", "held_out"), [(25, 25), (40, 40), (300, 300), (2000, 1000)])
+@pytest.mark.parametrize(("wanted", "held_out"), [(25, 25), (40, 40), (300, 300), (2000, 500)])
 def test_a_number_is_held_out_as_it_is(wanted: int, held_out: int) -> None:
-    """Reference: the number itself, or half of 2,000 queries, where a share would be raised to 50 or cut to 200."""
+    """Reference: the number itself, or a quarter of 2,000, where a share would be raised to 50 or cut to 200."""
     given = sources(400, 5)
     splits = split_by_source(given, held_out=wanted)
     assert len(splits["held_out"]) == held_out
     sides = [{document_of(given[query]) for query in judged} for judged in splits.values()]
     assert sides[0].isdisjoint(sides[1])
+
+
+@pytest.mark.parametrize(("documents", "held_out"), [(15, 20), (6, 15), (40, 50)])
+def test_large_documents_do_not_take_most_of_the_queries(documents: int, held_out: int) -> None:
+    """Reference: by hand, of five queries a document: a quarter of 200, 20 of 75, and half of 30."""
+    splits = split_by_source(sources(documents, 5), held_out=240)
+    assert len(splits["held_out"]) == held_out
 
 
 def test_passages_of_one_title_are_on_one_side() -> None:

@@ -24,7 +24,7 @@ from nlt_trainer.files import write_json
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.report import page as report
 from nlt_trainer.report.comparison import SearchIndex, ranks
-from nlt_trainer.report.query_changes import RunChange, outcomes, query_changes
+from nlt_trainer.report.query_changes import RunChange, outcomes, query_changes, with_relevant
 from nlt_trainer.run.folder import changed_settings, find_runs, unique_results
 from nlt_trainer.run.results import Result, write_results
 from nlt_trainer.scripts import report as report_script
@@ -90,6 +90,8 @@ def make_run(folder: Path, collection: Collection, start: Path, encoder: Sentenc
     write_json(folder / "settings.json", blocks | {"trainer": {key: args[key] for key in keys}})
     log = [
         {"step": 1, "loss": 0.9, "train_seconds": 2.0, "lm_tokens": 0},
+        {"step": 1, "eval_dev_ndcg_at_10": 0.4, "train_seconds": 3.0, "lm_tokens": 50},
+        {"step": 2, "loss": 0.8, "train_seconds": 4.0, "lm_tokens": 100},
         {"step": 2, "eval_dev_ndcg_at_10": 0.5, "train_seconds": 4.5, "lm_tokens": 100},
     ]
     costs = {"train_seconds": 10.0, "lm_tokens": 2100, "peak_memory_gib": 1.25}
@@ -132,6 +134,13 @@ def test_outcomes_are_those_of_the_evaluator(collection: Collection, tiny_encode
         places = ranks(index.scores([collection.queries[query_id].text])[0])
         assert outcome.rank == min(places[ids.index(d)] for d in collection.qrels["train"][query_id])
         assert outcome.first.id == ids[places.tolist().index(1)]
+
+
+def test_queries_without_a_relevant_document_can_be_left_out(collection: Collection) -> None:
+    """Reference: by hand; a grade of 0 says that nobody could judge."""
+    judged = {"held_out": {"q1": {"d01": 0}, "q2": {"d07": 1, "d08": 0}}, "train": {"q3": {"d08": 1}}}
+    found = with_relevant(dataclasses.replace(collection, qrels=judged)).qrels
+    assert found == {"held_out": {"q2": {"d07": 1, "d08": 0}}, "train": {"q3": {"d08": 1}}}
 
 
 def test_a_query_is_not_its_own_first_document(

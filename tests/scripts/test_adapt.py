@@ -19,6 +19,7 @@ from nlt_trainer.assembly.training import forget_results
 from nlt_trainer.data.beir import load_collection
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import write_json
+from nlt_trainer.report.query_changes import KEPT
 from nlt_trainer.run.folder import Run
 from nlt_trainer.scripts import adapt, evaluate, mine, score, train
 
@@ -71,14 +72,17 @@ def test_documents_become_an_encoder_and_a_second_call_repeats_nothing(
     ]  # fmt: skip
     assert decision["sentence"] in printed
     assert decision["sentence"] in (out / "encoder" / "README.md").read_text()
-    assert decision["sentence"] in (out / "report.html").read_text()
+    assert decision["sentence"] in (report := (out / "report.html").read_text())
+    assert (KEPT in report) == (decision["kept"] == "start")
     assert code == {"start": NO_GAIN, "adapted": 0}[decision["kept"]]
+    recipe = (out / "recipe.yaml").read_text()
     start = embedding(flags[0].partition("=")[2])
     assert torch.equal(start, embedding(out / "encoder")) == (decision["kept"] == "start")
 
     assert adapt.main([str(folder), *flags]) == code
     again = capsys.readouterr().out
     assert (printed.count("done before"), again.count("done before")) == (0, 8)
+    assert (out / "recipe.yaml").read_text() == recipe
     adapt.main([str(folder), *flags, "--learning_rate=0.001"])
     assert capsys.readouterr().out.count("done before") == 5, "documents, queries, candidates, gains and length"
     mine.main(["--config", str(out / "recipe.yaml")])
@@ -278,6 +282,16 @@ def test_what_makes_the_queries_depends_on_the_documents(
     assert "passages are" not in capsys.readouterr().out
 
 
+def test_an_encoder_of_other_documents_is_not_replaced(folder: Path, flags: list[str], tmp_path: Path) -> None:
+    """The documents are those that the last line's search reads, and they stay as they were."""
+    adapt.main([str(folder), *flags])
+    other, corpus = tmp_path / "other", (tmp_path / "out" / "documents" / "corpus.jsonl").read_bytes()
+    shutil.copytree(folder, other)
+    with pytest.raises(NLTError, match=r"out holds what was made of .*documents, and documents is .*other; name anot"):
+        adapt.main([str(other), *flags])
+    assert (tmp_path / "out" / "documents" / "corpus.jsonl").read_bytes() == corpus
+
+
 def test_a_decision_is_forgotten_with_the_encoder_that_it_was_about(tmp_path: Path) -> None:
     """Against the file, which a card would quote for another encoder."""
     run = Run(tmp_path)
@@ -290,15 +304,20 @@ def test_a_decision_is_forgotten_with_the_encoder_that_it_was_about(tmp_path: Pa
 def test_wrong_input_is_named(folder: Path, flags: list[str], tmp_path: Path) -> None:
     few = tmp_path / "few"
     few.mkdir()
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
     for number in range(5):
         shutil.copy(folder / f"{number:02d}.{'md' if number % 2 else 'txt'}", few)
     cases = {
         "queries is 'none.txt', and there is no such file": [str(folder), *flags, "--queries=none.txt"],
         "lies in .*, where it would be read": [str(folder), *flags, f"--output={folder / 'out'}"],
+        "num_queries is 0; give at least 1": [str(folder), *flags, "--num_queries=0"],
+        "held_out is 0; give at least 1": [str(folder), *flags, "--held_out=0"],
+        "holds no query": [str(folder), *flags, f"--queries={empty}"],
         "held_out is 3": [str(folder), *flags, "--held_out=3"],
         "collection is set": [str(folder), *flags, "--collection=c"],
         "19 made queries could be held out": [str(folder), *flags, "--num_queries=39", "--held_out=30"],
-        "1 passage, .* let nlt build_corpus cut it with a passage_words below 180": [str(folder / "00.txt"), *flags],
+        "1 passage, .* longer texts are cut into several": [str(folder / "00.txt"), *flags],
         r"5 queries could be made.* let the LLM write queries as well \(both\)": [str(few), *flags],
         "documents is not set": flags,
         "nowhere": [str(tmp_path / "nowhere"), *flags],
