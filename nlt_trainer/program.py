@@ -33,6 +33,8 @@ DISK = {
     errno.EROFS: "name a place that can be written",
     errno.ENOSPC: "free some space on the disk",
     errno.EDQUOT: "free some space on the disk",
+    errno.EFBIG: "name a place on another file system, or raise the limit on the size of files",
+    errno.EIO: "the disk cannot be trusted: name a place on another one",
 }
 """Error of the file system that a user can act on -> the remedy. Other system errors keep their traceback."""
 

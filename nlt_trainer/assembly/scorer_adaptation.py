@@ -37,6 +37,7 @@ from nlt_trainer.files import atomic_folder, check_folder, write_json
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.locations import adapter_base, resolve_model
 from nlt_trainer.run.checkpoints import CheckpointFiles
+from nlt_trainer.run.early_stopping import no_step_is_left
 from nlt_trainer.run.folder import Run
 from nlt_trainer.run.progress import show_progress
 from nlt_trainer.run.resume import (
@@ -75,6 +76,8 @@ def adapt_scorer(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     show_progress(trainer)
     if trainer.is_world_process_zero():
         write_json(run.settings_file, settings)
+    if checkpoint is not None and no_step_is_left(Path(checkpoint), patience=None):
+        args.max_steps, args.num_train_epochs = -1, 0  # the library makes a step before it stops
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         save_adapter(run.adapter, adapted)

@@ -18,7 +18,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { COUNT, KILL, FAIL, FULL };  /* what happens at the change `at`: nothing, SIGKILL, an error, a full disk */
+/* What happens at the change `at`: nothing, SIGKILL, an error, and from then on a full disk or no change at all. */
+enum { COUNT, KILL, FAIL, FULL, DENIED };
 
 static char folder[PATH_MAX];
 static atomic_long count, at;
@@ -64,7 +65,7 @@ static int refused(int frees) {
     long number = atomic_fetch_add(&count, 1) + 1, limit = atomic_load(&at);
     if (action == COUNT || number < limit) return 0;
     if (action == KILL && number == limit) kill(getpid(), SIGKILL);
-    if ((action == FAIL && number == limit) || (action == FULL && !frees)) {
+    if ((action == FAIL && number == limit) || (action == FULL && !frees) || action == DENIED) {
         errno = error;
         return 1;
     }

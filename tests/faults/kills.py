@@ -1,7 +1,7 @@
 """Kill stages at random instants and at every change of a file, run them again, and compare with calls undisturbed.
 
 ```bash
-python tests/faults/kills.py --random 60
+python tests/faults/kills.py --random 50
 python tests/faults/kills.py --every_change 1 --stages mine score
 ```
 
@@ -15,64 +15,17 @@ from __future__ import annotations
 import argparse
 import random
 import signal
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-from trials import STAGES, Action, Bench, Ended, Tally, run_preloaded
+from trials import STAGES, Action, Ended, Fault, last_line, run_preloaded, try_stages
 
 STOPPED = (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM)
 """Exit codes of a process that was killed, or that has ended because it was asked to."""
 
 
-def kill_and_repeat(bench: Bench, name: str, before: Path, *, whole: Ended, options: argparse.Namespace) -> Tally:
-    """Kill a stage in all the ways that were asked for."""
-    reference, tally = bench.content(), Tally()
-    for what, fault in faults(name, whole, options):
-        bench.reset(before)
-        killed = bench.run(STAGES[name], **fault)
-        tally.trials += 1
-        tally.hit += killed.code in STOPPED
-        found = [f"half-written: {path}" for path in bench.broken()]
-        if killed.code not in (*STOPPED, whole.code):
-            found.append(f"exit code {killed.code}: {last_line(killed)}")
-        again = bench.run(STAGES[name])
-        if again.code != whole.code:
-            found.append(f"the second call ended with {again.code}: {last_line(again)}")
-        content = bench.content()
-        different = [p for p in sorted({*reference, *content}) if reference.get(p) != content.get(p)]
-        found += [
-            f"different: {path}{first_difference(reference.get(path, ''), content.get(path, ''))}"
-            for path in different
-        ]
-        found += [f"left over: {path}" for path in bench.left_over()]
-        for fault_found in found:
-            tally.faults.append(f"{name}, {what}: {fault_found}")
-            print(f"  {tally.faults[-1]}", flush=True)
-    return tally
-
-
-def faults(name: str, whole: Ended, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The faults of a stage, each with words for it."""
-    draw = random.Random(f"{options.seed} {name}")
-    for i in range(options.random):
-        number = signal.SIGTERM if i % 2 else signal.SIGKILL
-        seconds = draw.uniform(0, whole.seconds)
-        yield f"{number.name} after {seconds:.3f} s", {"kill_after": (seconds, number)}
-    if options.every_change:
-        for at in range(1, whole.changes + 1, options.every_change):
-            yield f"killed at change {at} of {whole.changes}", {"action": Action.KILL, "at": at}
-
-
-def first_difference(expected: str, found: str) -> str:
-    """Where two texts part, with what stands there."""
-    at = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), 0)
-    return f" ({expected[max(0, at - 60) : at + 60]!r} is {found[max(0, at - 60) : at + 60]!r})"
-
-
-def last_line(ended: Ended) -> str:
-    return next((line for line in reversed(ended.output.splitlines()) if line.strip()), "")[:200]
+def wrong_end(ended: Ended, whole: Ended) -> str | None:
+    """A killed stage has ended by the signal, or as ever if the signal came too late."""
+    return None if ended.code in (*STOPPED, whole.code) else f"exit code {ended.code}: {last_line(ended)}"
 
 
 def main() -> int:
@@ -84,25 +37,17 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     run_preloaded(__file__)
-    lines, lost = [], 0
-    with tempfile.TemporaryDirectory(prefix="nlt_faults") as root:
-        bench = Bench(Path(root, "bench"))
-        last = max([*STAGES].index(name) for name in options.stages)
-        for name in [*STAGES][: last + 1]:
-            with bench.stage(name) as (before, whole):
-                if name not in options.stages:
-                    continue
-                if whole.code not in (0, 3):
-                    print(whole.output)
-                    return 2
-                print(whole.output[-500:]) if not whole.changes else 0
-                print(f"{name}: {whole.seconds:.1f} s, {whole.changes} changes of files", flush=True)
-                tally = kill_and_repeat(bench, name, before, whole=whole, options=options)
-            lost += len(tally.faults)
-            lines.append(f"| {name} | {whole.changes} | {tally.trials} | {tally.hit} | {len(tally.faults)} |")
-    print("\n| stage | changes of files | trials | met it running | faults |\n|---|---|---|---|---|")
-    print("\n".join(lines))
-    return int(lost > 0)
+
+    def faults(name: str, whole: Ended) -> Iterator[Fault]:
+        draw = random.Random(f"{options.seed} {name}")
+        for i in range(options.random):
+            number, seconds = (signal.SIGKILL, signal.SIGTERM)[i % 2], draw.uniform(0, whole.seconds)
+            yield Fault(f"{number.name} after {seconds:.3f} s", {"kill_after": (seconds, number)})
+        if options.every_change:
+            for at in range(1, whole.changes + 1, options.every_change):
+                yield Fault(f"killed at change {at} of {whole.changes}", {"action": Action.KILL, "at": at})
+
+    return try_stages(options.stages, faults=faults, check=wrong_end)
 
 
 if __name__ == "__main__":

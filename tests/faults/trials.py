@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -98,6 +98,20 @@ class Action(IntEnum):
     KILL = 1
     FAIL = 2
     FULL = 3
+    DENIED = 4
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One trial.
+
+    Args:
+        name: in words.
+        options: how `Bench.run` brings it about.
+    """
+
+    name: str
+    options: dict[str, Any]
 
 
 @dataclass
@@ -130,6 +144,10 @@ class Tally:
     trials: int = 0
     hit: int = 0
     faults: list[str] = field(default_factory=list)
+
+
+Check = Callable[[Ended, Ended], "str | None"]
+"""What is wrong with how a trial has ended, given how an undisturbed call ends; `None` where nothing is."""
 
 
 def build_library(folder: Path) -> Path:
@@ -297,6 +315,72 @@ class Bench:
             and not any(part.endswith(LEFT) or part.startswith("checkpoint-") for part in path.parts)
             and not is_whole(path)
         ]
+
+
+def try_stage(bench: Bench, name: str, before: Path, *, whole: Ended, faults: Iterable[Fault], check: Check) -> Tally:
+    """Run a stage with each fault, then without, and say what is not as an undisturbed call leaves it."""
+    reference, tally = bench.content(), Tally()
+    for fault in faults:
+        bench.reset(before)
+        ended = bench.run(STAGES[name], **fault.options)
+        tally.trials += 1
+        tally.hit += ended.code != whole.code
+        found = [wrong for wrong in (check(ended, whole),) if wrong]
+        found += [f"half-written: {path}" for path in bench.broken()]
+        if ended.code == whole.code:
+            found += differences(reference, bench.content())
+        again = bench.run(STAGES[name])
+        if again.code != whole.code:
+            found.append(f"the second call ended with {again.code}: {last_line(again)}")
+        found += differences(reference, bench.content())
+        found += [f"left over: {path}" for path in bench.left_over()]
+        tally.faults += [f"{name}, {fault.name}: {line}" for line in found]
+        for line in tally.faults[-len(found) :] if found else ():
+            print(f"  {line}", flush=True)
+    return tally
+
+
+def try_stages(stages: Sequence[str], *, faults: Callable[[str, Ended], Iterable[Fault]], check: Check) -> int:
+    """Try stages one after the other and print a table; returns the exit code, 1 if anything was lost."""
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="nlt_faults") as root:
+        bench = Bench(Path(root, "bench"))
+        last = max([*STAGES].index(name) for name in stages)
+        for name in [*STAGES][: last + 1]:
+            with bench.stage(name) as (before, whole):
+                if name not in stages:
+                    continue
+                if whole.code not in (0, 3):
+                    print(whole.output)
+                    return 2
+                print(f"{name}: {whole.seconds:.1f} s, {whole.changes} changes of files", flush=True)
+                tally = try_stage(bench, name, before, whole=whole, faults=faults(name, whole), check=check)
+                rows.append((name, whole.changes, tally))
+    print("\n| stage | changes of files | trials | met it running | faults |\n|---|---|---|---|---|")
+    for name, changes, tally in rows:
+        print(f"| {name} | {changes} | {tally.trials} | {tally.hit} | {len(tally.faults)} |")
+    return int(any(tally.faults for _, _, tally in rows))
+
+
+def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """The files that two calls have left differently, with what differs first."""
+    paths = sorted({*expected, *found})
+    return [
+        f"different: {path}{first_difference(expected.get(path, ''), found.get(path, ''))}"
+        for path in paths
+        if expected.get(path) != found.get(path)
+    ]
+
+
+def first_difference(expected: str, found: str) -> str:
+    """Where two texts part, with what stands there."""
+    at = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), 0)
+    return f" ({expected[max(0, at - 60) : at + 60]!r} is {found[max(0, at - 60) : at + 60]!r})"
+
+
+def last_line(ended: Ended) -> str:
+    """The last line that a trial has printed."""
+    return next((line for line in reversed(ended.output.splitlines()) if line.strip()), "")[:200]
 
 
 def import_everything() -> None:

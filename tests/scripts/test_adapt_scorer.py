@@ -143,6 +143,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-5, atol=1e-6)
     whole, run = report_of(tmp_path / "whole"), report_of(tmp_path / "run")
     assert {**whole, "seconds": 0} == {**run, "seconds": 0}
+    shutil.rmtree(tmp_path / "run" / "adapter")
+    adapt_scorer.main(["--config", recipe])  # as after a kill between the last checkpoint and the adapter
+    assert {**report_of(tmp_path / "run"), "seconds": 0} == {**whole, "seconds": 0}
+    again = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(again[name], weights[1][name]) for name in again)
     for remaining in (True, False):
         for checkpoint in () if remaining else (tmp_path / "run").glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
