@@ -1,4 +1,4 @@
-# make install | test | lint | demo | bench | clean
+# make install | test | faults | lint | demo | bench | clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,7 +6,7 @@ PINS := .github/constraints.txt
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS)
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: install test lint demo bench clean
+.PHONY: install test faults lint demo bench clean
 
 install: .venv/installed
 
@@ -31,6 +31,13 @@ $(BIN)/python:
 
 test: .venv/installed-test
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term --cov-fail-under=90
+
+# What tests/faults/README.md has a table of; it takes hours. `test` runs a part of it.
+faults: .venv/installed-test
+	$(BIN)/python tests/faults/kills.py --random 50
+	$(BIN)/python tests/faults/kills.py --every_change 1
+	$(BIN)/python tests/faults/disk.py --trials 10
+	$(BIN)/python tests/faults/damage.py --trials 60
 
 lint: .venv/installed-test
 	$(BIN)/ruff check

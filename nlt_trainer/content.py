@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import snapshot_download
 
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import CHECKSUMS_FILE, RECORD_FILE, read_json
+from nlt_trainer.files import CHECKSUMS_FILE, RECORD_FILE, file_hash, read_json
 from nlt_trainer.locations import loading, resolve_model
 
 if TYPE_CHECKING:
@@ -58,6 +58,31 @@ def content_hash(folder: str | Path) -> str:
             with file.open("rb") as handle:
                 total.update(inside.as_posix().encode() + hashlib.file_digest(handle, "blake2b").digest())
     return total.hexdigest()
+
+
+def weights_hashes(folder: Path) -> dict[str, str]:
+    """Hashes of the files of weights in a folder, by their path in it."""
+    return {file.relative_to(folder).as_posix(): file_hash(file) for file in sorted(folder.rglob("*.safetensors"))}
+
+
+def check_weights_files(folder: Path) -> None:
+    """Refuse an encoder whose weights are not as they were saved; the record beside them has their hashes.
+
+    A folder without such a record, as other programs or earlier versions have written it, is not checked.
+
+    Raises:
+        DataError: a file has changed; names it and the remedy.
+    """
+    record = folder / RECORD_FILE
+    written = read_json(record).get("weights") if record.is_file() else None
+    for name, saved in (written or {}).items():
+        file = folder / name
+        if file.is_file() and file_hash(file) != saved:
+            raise DataError(
+                file,
+                "is not as it was saved, a disk or a copy has changed it; copy it again or run `nlt train` again, or "
+                f"remove {record} if you have changed it yourself",
+            )
 
 
 def _module_folders(folder: Path) -> set[str]:

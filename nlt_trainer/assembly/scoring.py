@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.gains import audit_file, audit_teacher, write_gains
 from nlt_trainer.data.training import relevance
-from nlt_trainer.errors import NLTError
-from nlt_trainer.files import read_json, write_json
+from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.files import file_hash, read_json, write_json
 from nlt_trainer.lm.candidate_pairs import CandidatePairs
 from nlt_trainer.lm.scoring import LikelihoodScorer, likelihood_gain
 from nlt_trainer.locations import local_path
@@ -51,15 +52,23 @@ def check_scorer(model: ModelArguments, data: DataArguments, target: TargetKind)
     An LLM or an adapter counts by its name and, where it is a folder on this machine, by its content.
 
     Returns:
-        The audit's description of the scorer; `None` if there is no audit.
+        The audit's description of the scorer; `None` if there is no audit or no gains.
 
     Raises:
+        DataError: the gains have changed since they were written.
         NLTError: the gains were computed with another prompt or LLM; the message names what differs.
     """
     path = audit_file(data.gains)
-    if not path.is_file():
+    if not path.is_file() or not Path(data.gains).is_file():
         return None
-    scorer: dict[str, Any] = read_json(path).get("scorer", {})
+    audit = read_json(path)
+    if audit.get("content") not in (None, file_hash(Path(data.gains))):
+        raise DataError(
+            data.gains,
+            f"is not as `nlt score` wrote it; run that again, which has its scores in the cache, or remove {path} if "
+            "you have changed the gains yourself",
+        )
+    scorer: dict[str, Any] = audit.get("scorer", {})
     keys = ("target", "max_document_tokens")
     found = {**{k: scorer[k] for k in keys if k in scorer}, **scorer.get("template", {}), **scorer.get("model", {})}
     stated = {**data.template.as_dict(), "target": target, "max_document_tokens": data.max_document_tokens}
@@ -193,7 +202,7 @@ def write_results(
         "scorer": {**scorer.description, "model": named},
     }
     write_gains(data.gains, candidates, gain, corpus=collection.corpus, further=further)
-    write_json(path, report)
+    write_json(path, {**report, "content": file_hash(Path(data.gains))})
     return report
 
 

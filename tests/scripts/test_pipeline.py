@@ -533,6 +533,21 @@ def test_gains_of_other_documents_are_refused(project: Project) -> None:
     project.run(train)
 
 
+def test_gains_that_have_changed_are_refused(project: Project) -> None:
+    """Reference: another digit of one gain, as a disk may leave it; without the audit nobody knows what it was."""
+    project.run(score)
+    gains = project.root / "gains.jsonl"
+    first = f"{json.loads(gains.read_text().splitlines()[0])['gain'][0]}"
+    other = first[:-1] + str((int(first[-1]) + 1) % 10)
+    gains.write_text(gains.read_text().replace(first, other, 1))
+    with pytest.raises(
+        DataError, match=r"gains.jsonl: is not as `nlt score` wrote it; run that again, .* or remove .*"
+    ):
+        project.run(train)
+    (project.root / "gains.audit.json").unlink()
+    project.run(train)
+
+
 def test_gains_of_an_llm_with_other_weights_are_refused(project: Project) -> None:
     """Reference: a folder whose files have changed under the same name; one that is gone is not needed."""
     llm = project.llm = Path(shutil.copytree(project.llm, project.root / "llm"))

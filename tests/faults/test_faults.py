@@ -1,0 +1,28 @@
+"""A part of the programs in this folder, in processes of their own; `make faults` runs the whole."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CALLS = {
+    "kills": ["kills.py", "--every_change", "5", "--stages", "mine", "score", "detect_heads"],
+    "kills at random": ["kills.py", "--random", "2", "--stages", "build_corpus", "train", "evaluate"],
+    "disk": ["disk.py", "--trials", "1", "--stages", "make_queries", "score", "train"],
+    "damage": ["damage.py", "--trials", "3"],
+}
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="faults.c needs a C compiler")
+@pytest.mark.parametrize("call", CALLS)
+def test_nothing_is_lost(call: str) -> None:
+    """Reference: calls that nothing disturbs; the programs end with 1 and say what was lost."""
+    program, *options = CALLS[call]
+    words = [sys.executable, str(Path(__file__).with_name(program)), *options]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1].endswith("| 0 |")
