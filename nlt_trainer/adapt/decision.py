@@ -102,7 +102,7 @@ def decide(
         ndcg = np.array(found[METRICS[0]])
         low, high = bootstrap_interval([ndcg], [1.0]) or (None, None)
         mean_ndcg, mean_mrr, mean_recall = (float(np.mean(found[metric])) for metric in METRICS)
-        is_trained = name.startswith("adapted")
+        is_trained = name == "adapted"
         row = Result(
             name,
             mean_ndcg,

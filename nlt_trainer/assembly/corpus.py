@@ -31,12 +31,17 @@ def corpus(args: DocumentArguments, *, queries: Path | None = None) -> None:
 
 def summary(report: CorpusReport) -> str:
     """Say how many files, passages and duplicates there are."""
-    parts = [f"{report.files} files read, {report.passages} passages"]
+    parts = [f"{counted(report.files, 'file')} read, {counted(report.passages, 'passage')}"]
     if report.duplicates:
-        parts.append(f"{len(report.duplicates)} duplicates folded")
+        parts.append(f"{counted(len(report.duplicates), 'duplicate')} folded")
     if report.too_short:
-        parts.append(f"{report.too_short} texts of fewer than {FEWEST_WORDS} words left out")
+        parts.append(f"{counted(report.too_short, 'text')} of fewer than {FEWEST_WORDS} words left out")
     return ", ".join(parts)
+
+
+def counted(number: int, thing: str) -> str:
+    """A number and what it counts, in the plural unless it is one."""
+    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def left_out_in_words(report: CorpusReport) -> str:
@@ -44,10 +49,11 @@ def left_out_in_words(report: CorpusReport) -> str:
     parts = []
     if report.skipped:
         first = report.skipped[0]
-        parts.append(f"{len(report.skipped)} files (first {first['file']}: {first['reason']})")
+        parts.append(f"{counted(len(report.skipped), 'file')} (first {first['file']}: {first['reason']})")
     if report.other_kinds:
         kinds = ", ".join(f"{ending} {count}" for ending, count in list(report.other_kinds.items())[:5])
         parts.append(f"{sum(report.other_kinds.values())} of other kinds ({kinds})")
     if report.broken_lines:
-        parts.append(f"{report.skipped_lines()} broken lines in {', '.join(list(report.broken_lines)[:3])}")
+        lines = counted(report.skipped_lines(), "broken line")
+        parts.append(f"{lines} in {', '.join(list(report.broken_lines)[:3])}")
     return ", ".join(parts)

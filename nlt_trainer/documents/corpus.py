@@ -169,7 +169,8 @@ def _too_few(report: CorpusReport) -> DataError:
         found += f"; {len(report.duplicates)} more say the same and were left out"
     if report.skipped:
         first = report.skipped[0]
-        found += f"; {len(report.skipped)} files were skipped, the first is {first['file']} ({first['reason']})"
+        were = "files were" if len(report.skipped) > 1 else "file was"
+        found += f"; {len(report.skipped)} {were} skipped, the first is {first['file']} ({first['reason']})"
     if report.passages:
         remedy = f"give more text; longer texts are cut into several passages, of {report.most} {report.unit} at most"
     else:

@@ -119,7 +119,7 @@ def test_a_beir_corpus_is_kept_as_it_is(named: str, tmp_path: Path) -> None:
             {"a.png": b"\x89PNG", "b.png": b"", "c": b"x"},
             r"files of other kinds: 2 .png, 1 none; give files with text",
         ),
-        ({"a.txt": bytes(range(256)) * 9}, r"1 files were skipped, the first is a.txt \(a binary file"),
+        ({"a.txt": bytes(range(256)) * 9}, r"1 file was skipped, the first is a.txt \(a binary file"),
         (
             {"a.txt": TEXT.encode()},
             r"gives 1 passage, .*; give more text; longer texts are cut into several",

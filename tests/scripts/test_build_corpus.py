@@ -23,12 +23,12 @@ def test_a_call_says_what_was_read_and_what_was_skipped(tmp_path: Path, capsys: 
     build_corpus.main(command)
     first, second = capsys.readouterr().out.splitlines()
     assert first == (
-        f"{tmp_path}/out/corpus.jsonl: 3 files read, 2 passages, 1 duplicates folded, "
-        "1 texts of fewer than 5 words left out"
+        f"{tmp_path}/out/corpus.jsonl: 3 files read, 2 passages, 1 duplicate folded, "
+        "1 text of fewer than 5 words left out"
     )
     assert second.startswith("  skipped: 2 files (first d.pdf: ")
     assert second.endswith(
-        f"), 1 of other kinds (.png 1), 1 broken lines in f.jsonl; {tmp_path}/out/corpus.report.json lists them"
+        f"), 1 of other kinds (.png 1), 1 broken line in f.jsonl; {tmp_path}/out/corpus.report.json lists them"
     )
     build_corpus.main(command)
     assert capsys.readouterr().out.splitlines() == [f"{first} (done before)", second]
