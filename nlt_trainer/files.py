@@ -12,7 +12,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TextIO
 
@@ -103,6 +103,46 @@ def _held(path: Path) -> Iterator[bool]:
         os.close(handle)
 
 
+_TAKEN: set[Path] = set()
+"""Folders that `alone_in` holds for this process."""
+
+
+@contextmanager
+def alone_in(folder: str | Path) -> Iterator[None]:
+    """Let no other process work in a folder until the block ends; a process that has died holds nothing.
+
+    The folder is made if it is missing, and removed if nothing was written into it. Within a block, further blocks of
+    the same process are let in. A file system without locks lets everybody in.
+
+    Raises:
+        NLTError: another process is in such a block for the same folder.
+    """
+    path = Path(folder).resolve()
+    if path in _TAKEN:
+        yield
+        return
+    _refuse_files(path)
+    made = not path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise NLTError(f"another process is working in {folder}; wait until it has ended, or name another") from error
+    except OSError as error:
+        logger.debug("%s cannot be locked: %s", folder, error)
+    _TAKEN.add(path)
+    try:
+        yield
+    finally:
+        _TAKEN.remove(path)
+        os.close(handle)
+        if made:
+            with suppress(OSError):
+                path.rmdir()
+
+
 def file_hash(path: Path) -> str:
     """Hash of a file's content (16 hex digits)."""
     with path.open("rb") as handle:
@@ -148,8 +188,7 @@ def check_folder(path: Path) -> None:
     """
     if not path.name:
         raise NLTError(f"{path} is no name for a folder that is to be written; give it one, e.g. {path / 'encoder'}")
-    if files := [place for place in (path, *path.parents) if place.is_file()]:
-        raise NLTError(f"{files[0]} is a file, and a folder is to be written there; name a folder")
+    _refuse_files(path)
     if (
         path.is_dir()
         and not (path / FOLDER_MARK).is_file()
@@ -159,6 +198,12 @@ def check_folder(path: Path) -> None:
             f"{path} is there already and was not written by nlt (it has no {FOLDER_MARK}); name another folder, or "
             "move this one away"
         )
+
+
+def _refuse_files(path: Path) -> None:
+    """Raise `NLTError` if a folder's path or one of its parents is a file."""
+    if files := [place for place in (path, *path.parents) if place.is_file()]:
+        raise NLTError(f"{files[0]} is a file, and a folder is to be written there; name a folder")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import pytest
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import (
     FOLDER_MARK,
+    alone_in,
     atomic_folder,
     atomic_write,
     read_json,
@@ -258,3 +259,37 @@ def test_a_folder_that_was_not_written_here_is_not_replaced(tmp_path: Path) -> N
     with pytest.raises(NLTError, match=r"folder is there already and was not written by nlt"), atomic_folder(path):
         pass
     assert (path / "a").read_text() == "second"
+
+
+def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path: Path) -> None:
+    """Reference: a process that holds the folder, and is then killed."""
+    program = f"""
+import sys, time
+from nlt_trainer.files import alone_in
+with alone_in({str(tmp_path / "run")!r}):
+    print("in", flush=True)
+    time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        message = r"another process is working in .*run; wait until it has ended, or name another"
+        with pytest.raises(NLTError, match=message), alone_in(tmp_path / "run"):
+            pass
+        other.kill()
+    with alone_in(tmp_path / "run"), alone_in(tmp_path / "run"):
+        (tmp_path / "run" / "file").touch()
+    assert (tmp_path / "run" / "file").is_file()
+
+
+def test_a_held_folder_without_content_is_removed(tmp_path: Path) -> None:
+    """Reference: an error before anything is written leaves nothing; a file in its place is named."""
+    with pytest.raises(KeyError), alone_in(tmp_path / "run"):
+        raise KeyError
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(NLTError, match="file is a file, and a folder is to be"),
+        alone_in(tmp_path / "file/run"),
+    ):
+        pass

@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.encoder.lora import check_no_adapter
 from nlt_trainer.encoder.similarity import check_similarity
 from nlt_trainer.errors import NLTError
+from nlt_trainer.files import alone_in
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import PromptTokens
 from nlt_trainer.lm.scoring import LikelihoodScorer
@@ -56,6 +58,11 @@ def processes(args: TrainingArguments) -> PartialState:
             "without an accelerator add --use_cpu true"
         )
     return state
+
+
+def alone(args: TrainingArguments) -> AbstractContextManager[None]:
+    """Let no other program train in the recipe's `output_dir` until the block ends, see `alone_in`."""
+    return alone_in(str(args.output_dir)) if processes(args).is_main_process else nullcontext()
 
 
 def resident_peak() -> int:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nlt_trainer.arguments.stages import ADAPT_BLOCKS
+from nlt_trainer.files import alone_in
 from nlt_trainer.program import run_main, shown
 from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.run.folder import Run
@@ -52,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     from nlt_trainer.adapt.pipeline import adapt
 
-    return adapt(model, data, args, options)
+    with alone_in(options.output):
+        return adapt(model, data, args, options)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,11 @@ def main(argv: list[str] | None = None) -> None:
     model, data, args = parse_recipe(
         RECIPE_BLOCKS, argv, description=shown(__doc__), writes=["output_dir", OUT.adapter]
     )
+    from nlt_trainer.assembly.parts import alone
     from nlt_trainer.assembly.scorer_adaptation import adapt_scorer
 
-    adapt_scorer(model, data, args)
+    with alone(args):
+        adapt_scorer(model, data, args)
 
 
 if __name__ == "__main__":

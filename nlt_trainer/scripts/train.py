@@ -29,9 +29,11 @@ def main(argv: list[str] | None = None) -> None:
         writes=["output_dir", OUT.encoder, OUT.adapter],
         check=lambda _, data, __: check_corpus(data.collection),
     )
+    from nlt_trainer.assembly.parts import alone
     from nlt_trainer.assembly.training import train
 
-    train(model, data, args)
+    with alone(args):
+        train(model, data, args)
 
 
 if __name__ == "__main__":
