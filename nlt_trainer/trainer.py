@@ -164,7 +164,9 @@ class NLTTrainer(SentenceTransformerTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the losses as means over the whole run, see `RunningLosses`."""
-        super().log(self.losses.entry(logs, self.state.global_step), start_time)
+        if {"loss", "train_loss"} & logs.keys():  # an evaluation may also be logged without any training
+            logs = self.losses.entry(logs, self.state.global_step)
+        super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the encoder and, in a checkpoint, the parameters that the objective trains beside it."""

@@ -492,6 +492,15 @@ def test_a_resume_keeps_the_cost_since_the_last_log(
     assert tokens[0] == tokens[1] > 0
 
 
+def test_an_entry_without_training_is_logged_as_it_is(
+    tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, tmp_path: Path
+) -> None:
+    """As an evaluation of a trainer that has not trained logs it."""
+    trainer = make_trainer(tiny_encoder, "likelihood_gain", tmp_path, lm=tiny_lm)
+    trainer.log({"eval_dev_ndcg_at_10": 0.5})
+    assert trainer.state.log_history[-1]["eval_dev_ndcg_at_10"] == 0.5
+
+
 def test_a_resume_logs_the_losses_of_the_whole_run(
     tiny_encoder_folder: Path, tiny_lm: FrozenLM, tmp_path: Path
 ) -> None:
