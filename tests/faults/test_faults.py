@@ -11,7 +11,7 @@ import pytest
 
 CALLS = {
     "kills": ["kills.py", "--every_change", "5", "--stages", "mine", "score", "detect_heads"],
-    "kills at random": ["kills.py", "--random", "2", "--stages", "build_corpus", "train", "evaluate"],
+    "kills in training": ["kills.py", "--every_change", "60", "--stages", "build_corpus", "train", "evaluate"],
     "disk": ["disk.py", "--trials", "1", "--stages", "make_queries", "score", "train"],
     "damage": ["damage.py", "--trials", "3"],
 }
