@@ -32,7 +32,7 @@ $(BIN)/python:
 test: .venv/installed-test
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term --cov-fail-under=90
 
-# What tests/faults/README.md has a table of; it takes hours. `test` runs a part of it.
+# What tests/faults/README.md describes; it takes hours. `test` runs a part of it.
 faults: .venv/installed-test
 	$(BIN)/python tests/faults/kills.py --random 50
 	$(BIN)/python tests/faults/kills.py --every_change 1

@@ -219,9 +219,8 @@ def train_encoder(work: Adaptation) -> None:
     """Train on from the last checkpoint; checkpoints and report of another training are removed."""
     work = with_length(work)
     write_recipe(work)
-    work = dataclasses.replace(
-        work, args=dataclasses.replace(work.args)
-    )  # the recipe that is written last keeps `auto`
+    # training takes the advice into a copy, so that the recipe that is written last keeps `auto`
+    work = dataclasses.replace(work, args=dataclasses.replace(work.args))
     take_advice(work.args, work.data)
     run = work.run
     if chooses(work.args):

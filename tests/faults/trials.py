@@ -81,13 +81,14 @@ trainer:
   disable_tqdm: true
 """
 
-TIMES = ("second", "time", "peak_memory", "date", "evaluation_phases")
-"""Parts of the names of values that differ from call to call."""
+TIMES = {"second", "seconds", "time", "runtime", "memory", "date", "phases"}
+"""Words in the names of values that differ from call to call."""
 PAGES = (".md", ".html", ".log")
 """Endings of pages for people, which say how long a stage took. That they are there is compared, their text is not."""
-CACHES = ("cache", "scores", "made_scores", "stamps", "documents", "llm", "parts", "collection")
-"""Folders that are not compared: inputs, databases whose pages depend on the order in which they were written, and
-hashes of files that say how long something took."""
+INPUTS = {"documents", "llm", "encoder", "parts", "collection"}
+CACHES = {"cache", "scores", "made_scores", "stamps", "embeddings"}
+"""Folders that are not compared, wherever they lie: databases whose pages depend on the order of writing, and hashes of
+files that say how long something took."""
 LEFT = (".partial", ".previous")
 
 
@@ -298,7 +299,7 @@ class Bench:
         for path in sorted(self.work.rglob("*")):
             name = path.relative_to(self.work)
             in_checkpoint = any(part.startswith("checkpoint-") for part in name.parts)
-            if path.is_file() and not {*name.parts} & {*CACHES} and not in_checkpoint:
+            if path.is_file() and name.parts[0] not in INPUTS and not CACHES & {*name.parts} and not in_checkpoint:
                 found[str(name)] = content_hash(path)
         return found
 
@@ -418,7 +419,7 @@ def digest(content: bytes) -> str:
 def timeless(value: Any) -> Any:
     """A JSON value without times and what else is not the same in a second call."""
     if isinstance(value, Mapping):
-        return {k: timeless(v) for k, v in value.items() if not any(part in k for part in TIMES)}
+        return {k: timeless(v) for k, v in value.items() if not TIMES & {*k.split("_")}}
     return [timeless(v) for v in value] if isinstance(value, list) else value
 
 
