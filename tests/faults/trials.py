@@ -87,8 +87,8 @@ PAGES = (".md", ".html", ".log")
 """Endings of pages for people, which say how long a stage took. That they are there is compared, their text is not."""
 INPUTS = {"documents", "llm", "encoder", "parts", "collection"}
 CACHES = {"cache", "scores", "made_scores", "stamps", "embeddings"}
-"""Folders that are not compared, wherever they lie: databases whose pages depend on the order of writing, and hashes of
-files that say how long something took."""
+"""Folders that are not compared, wherever they lie: databases whose pages depend on the order of writing, and hashes
+of files that say how long something took."""
 LEFT = (".partial", ".previous")
 
 
