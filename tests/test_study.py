@@ -41,6 +41,7 @@ def grid(tiny_llm_folder: Path, tiny_encoder_folder: Path) -> dict[str, Any]:
         "objectives": {
             "gain": {"objective": "likelihood_gain"},
             "BM25's first": {"objective": "info_nce", "gains": "bm25"},
+            "wrong labels": {"objective": "info_nce", "wrong_labels": 0.5},
             "DREAM": {"objective": "dream", "document_layout": "independent", "num_heads": 2, "head_queries": 4},
         },
         "tuning": {
@@ -50,7 +51,7 @@ def grid(tiny_llm_folder: Path, tiny_encoder_folder: Path) -> dict[str, Any]:
         "runs": [
             {
                 "encoders": ["tiny"], "train_data": ["collection"], "seeds": [1, 2],
-                "objectives": ["BM25", "start", "gain", "BM25's first", "DREAM"], "measured_on": [],
+                "objectives": ["BM25", "start", "gain", "BM25's first", "wrong labels", "DREAM"], "measured_on": [],
             }
         ],
     }  # fmt: skip
@@ -70,7 +71,11 @@ def test_every_training_is_that_of_its_recipe(
     study["main"](given)
     rows = pd.read_parquet(folder / "results.parquet")
     assert set(rows.eval_data) == {"collection"}
-    expected = [("BM25", None), ("start", None), *itertools.product(["gain", "BM25's first", "DREAM"], [1, 2])]
+    expected = [
+        ("BM25", None),
+        ("start", None),
+        *itertools.product(["gain", "BM25's first", "wrong labels", "DREAM"], [1, 2]),
+    ]
     found = [
         (name, None if pd.isna(seed) else int(seed)) for name, seed in zip(rows.objective, rows.seed, strict=True)
     ]
@@ -89,11 +94,32 @@ def test_every_training_is_that_of_its_recipe(
         assert row.ndcg_at_10 == pytest.approx(np.mean(row.query_values), abs=1e-4)
         assert row.learning_rate in (1e-3, 1e-2)
         assert row.queries == 4
-        assert (row.lm_tokens > 0) == (row.objective != "BM25's first")
+        assert (row.lm_tokens > 0) == (row.objective in ("gain", "DREAM"))
     assert not [*(folder / "runs").iterdir()]
     capsys.readouterr()
     study["main"](given)
     assert "seed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("wrong", "expected"), [(0.0, 0), (0.5, 2), (1.0, 4)])
+def test_wrong_labels_are_as_many_as_the_grid_says(
+    wrong: float,
+    expected: int,
+    study: dict[str, Any],
+    grid: dict[str, Any],
+    tiny_collection_folder: Path,
+    tmp_path: Path,
+) -> None:
+    """Reference: the judgements, looked up for the candidate that has the only gain of each query."""
+    own = study["Study"](grid, data=tiny_collection_folder.parent, folder=tmp_path)
+    settings = own.settings("wrong labels", "tiny", "collection") | {"wrong_labels": wrong}
+    prepared = own.prepare(settings, seed=3)
+    judgements = load_collection(tiny_collection_folder, splits=["train"]).split_qrels("train")
+    rows = [json.loads(line) for line in Path(prepared["gains"]).read_text().splitlines()]
+    found = [(row["query_id"], row["document_ids"][int(np.argmax(row["gain"]))]) for row in rows]
+    assert all(sorted(row["gain"]) == [0] * 7 + [1] for row in rows)
+    assert sum(judgements[query].get(document, 0) <= 0 for query, document in found) == expected
+    assert len(rows) == 4
 
 
 def test_dream_is_audited_on_judged_queries(

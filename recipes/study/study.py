@@ -11,7 +11,8 @@ The grid's YAML has these parts. Settings are keys of a recipe.
 - `train_data`: settings of each collection that is trained on, a BEIR folder in `--data` unless `collection` says
   otherwise. `own_split` has the judged queries on which what was trained on it is measured.
 - `objectives`: settings of each objective. `start` is the encoder before training and `BM25` is no encoder. With
-  `gains: bm25` BM25's scores stand in for the LLM's gains.
+  `gains: bm25` BM25's scores stand in for the LLM's gains. With `wrong_labels: 0.2` judgements do: 1 for one relevant
+  candidate of each query that has one, but for a fifth of these queries another candidate, drawn by seed, has it.
 - `tuning`: the collection, split and seed on which the settings in `tried` are chosen for each encoder and objective,
   one setting after the other.
 - `runs`: what is trained and measured, as lists of `encoders`, `train_data`, `objectives`, `seeds` and `measured_on`,
@@ -32,8 +33,8 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ from nlt_trainer.assembly.scoring import score
 from nlt_trainer.assembly.training import train
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.bm25 import bm25_rankings
+from nlt_trainer.data.candidates import write_candidates
 from nlt_trainer.data.gains import write_gains
+from nlt_trainer.data.training import relevance
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.evaluation.evaluator import search
@@ -69,6 +72,8 @@ Blocks = tuple[ModelArguments, DataArguments, NLTTrainingArguments]
 
 UNTRAINED = ("BM25", "start")
 METRIC = "ndcg_at_10"
+WRONG = "wrong_labels"
+"""The key of an objective that is no key of a recipe."""
 PREPARING_SEED = 0
 """Of the queries that are drawn; training has seeds of its own, so that all seeds have the same queries."""
 
@@ -244,6 +249,12 @@ class Study:
         if settings.get("gains") == "bm25":
             files["gains"] = str(folder / f"bm25-{mining}.jsonl")
             todo.append((write_bm25_as_gains, files["gains"], {**common, **files}))
+        elif (wrong := settings.get(WRONG)) is not None:
+            mined = files["candidates"]
+            files["candidates"] = str(folder / f"labelled-{mining}.jsonl")
+            files["gains"] = str(folder / f"labels-{mining}-{wrong}-{seed}.jsonl")
+            write = partial(write_labels_as_gains, mined=mined, wrong=wrong)
+            todo.append((write, files["gains"], {**settings, **files, "seed": seed}))
         elif args.reads_gains(data) or "dream" in args.objectives:
             todo.append((score, files["gains"], common))
         if "dream" in args.objectives:
@@ -268,6 +279,30 @@ def write_bm25_as_gains(model: ModelArguments, data: DataArguments, args: NLTTra
     write_gains(data.gains, candidates, np.array([c.bm25 for c in candidates]), corpus=collection.corpus)
 
 
+def write_labels_as_gains(
+    model: ModelArguments, data: DataArguments, args: NLTTrainingArguments, *, mined: str, wrong: float
+) -> None:
+    """Write judgements in the form of gains, and the candidates of the queries that have a relevant one.
+
+    Args:
+        model: not read.
+        data: names both files that are written.
+        args: has the seed by which wrong labels are drawn.
+        mined: file of all candidates.
+        wrong: share of the queries whose positive is a candidate that nobody judged relevant.
+    """
+    collection = load_training_collection(data)
+    candidates = load_candidates(replace(data, candidates=mined), collection)
+    known = relevance(candidates, collection.split_qrels(str(data.train_split)))
+    usable = np.flatnonzero((known.max(1) > 0) & (known.min(1) == 0))
+    draw = np.random.default_rng(args.seed)
+    swapped = {*draw.permutation(usable)[: round(wrong * len(usable))]}
+    positives = [draw.choice(np.flatnonzero(known[b] == (b not in swapped))) for b in usable]
+    chosen = [candidates[b] for b in usable]
+    write_candidates(data.candidates, chosen)
+    write_gains(data.gains, chosen, np.eye(data.num_candidates)[positives], corpus=collection.corpus)
+
+
 PARTS = ("encoders", "train_data", "objectives")
 
 
@@ -283,9 +318,13 @@ def blocks(settings: Settings) -> Blocks:
 
 
 def words(settings: Settings) -> list[str]:
-    """Keys of a recipe as a command line."""
-    pairs = ((f"--{key}", value if isinstance(value, str) else json.dumps(value)) for key, value in settings.items())
-    return [word for pair in pairs for word in pair]
+    """Keys of a recipe as a command line, without the grid's own."""
+    keys = {key: value for key, value in settings.items() if key != WRONG}
+    return [
+        word
+        for key, value in keys.items()
+        for word in (f"--{key}", value if isinstance(value, str) else json.dumps(value))
+    ]
 
 
 def digest(*parts: Any) -> str:
