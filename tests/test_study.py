@@ -99,6 +99,11 @@ def test_every_training_is_that_of_its_recipe(
     capsys.readouterr()
     study["main"](given)
     assert "seed" not in capsys.readouterr().out
+    (folder / "cells" / f"{cells['gain', 2].key}.json").unlink()
+    study["main"]([*given, "--finished"])
+    left = pd.read_parquet(folder / "results.parquet")
+    assert len(left) == len(rows) - 1
+    assert not ((left.objective == "gain") & (left.seed == 2)).any()
 
 
 @pytest.mark.parametrize(("wrong", "expected"), [(0.0, 0), (0.5, 2), (1.0, 4)])

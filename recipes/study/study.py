@@ -20,8 +20,8 @@ The grid's YAML has these parts. Settings are keys of a recipe.
 
 Candidates, gains and heads are made once for all trainings that differ in nothing that decides them. A training is
 that of `nlt train`, and its encoder is removed when it has been measured. Each one leaves a file in the folder, so a
-second call goes on where the first was stopped. Several calls may share the folder if each has `--train_data` of its
-own.
+second call goes on where the first was stopped. Several calls may share the folder if each has `--train_data` and
+`--output` of its own. `--finished` trains nothing, and collects what is there.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -60,7 +61,7 @@ from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.evaluation.evaluator import search
 from nlt_trainer.evaluation.retrieval_metric import query_values
-from nlt_trainer.files import read_json, write_json
+from nlt_trainer.files import atomic_write_bytes, read_json, write_json
 from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.run.folder import Run
 from nlt_trainer.run.resume import decisive
@@ -105,6 +106,10 @@ class Cell:
         return digest(self.objective, self.encoder, self.train_data, self.seed, settings)
 
 
+class Unfinished(Exception):
+    """A cell has not been trained, or not been measured on all that the grid names."""
+
+
 class Study:
     """A grid and the folder of its results.
 
@@ -112,10 +117,11 @@ class Study:
         grid: the parsed YAML.
         data: folder of the collections.
         folder: folder of the results.
+        trains: whether what is missing is trained and measured; `Unfinished` is raised otherwise.
     """
 
-    def __init__(self, grid: Mapping[str, Any], *, data: Path, folder: Path) -> None:
-        self.grid, self.data, self.folder = grid, data, folder
+    def __init__(self, grid: Mapping[str, Any], *, data: Path, folder: Path, trains: bool = True) -> None:
+        self.grid, self.data, self.folder, self.trains = grid, data, folder, trains
 
     def settings(self, objective: str, encoder: str, train_data: str | None) -> Settings:
         """Keys of a recipe before tuning; those of the objective replace those of the collection, and so on back."""
@@ -142,9 +148,10 @@ class Study:
                     name = encoder if objective == "start" else None
                     yield Cell(objective, name, None, None, settings, measured_on)
                     continue
-                settings = self.settings(objective, encoder, train_data) | self.tuned(objective, encoder)
-                for seed in run["seeds"]:
-                    yield Cell(objective, encoder, train_data, seed, settings, measured_on)
+                with suppress(Unfinished):
+                    settings = self.settings(objective, encoder, train_data) | self.tuned(objective, encoder)
+                    for seed in run["seeds"]:
+                        yield Cell(objective, encoder, train_data, seed, settings, measured_on)
 
     def tuned(self, objective: str, encoder: str) -> Settings:
         """The settings among those tried with which an objective is best on the queries for tuning.
@@ -172,6 +179,8 @@ class Study:
         rows = read_json(file, kind=list) if file.is_file() else []
         known = {f"{row['eval_data']}:{row['split']}" for row in rows}
         if missing := [name for name in cell.measured_on if name not in known]:
+            if not self.trains:
+                raise Unfinished(cell)
             rows += self.measured(cell, missing)
             write_json(file, rows)
         return [row for row in rows if f"{row['eval_data']}:{row['split']}" in cell.measured_on]
@@ -334,7 +343,7 @@ def digest(*parts: Any) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the cells that are missing, then write all results as one table."""
+    """Run the cells that are missing; the table of all results grows with each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grid", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder of the collections")
@@ -342,15 +351,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="parquet file of all results; unset: <folder>/results.parquet")
     for part in PARTS:
         parser.add_argument(f"--{part}", nargs="+", help="run these alone")
+    parser.add_argument("--finished", action="store_true", help="train nothing, and collect what is there")
     options = parser.parse_args(argv)
-    study = Study(yaml.safe_load(options.grid.read_text()), data=options.data, folder=options.folder)
+    grid = yaml.safe_load(options.grid.read_text())
+    study = Study(grid, data=options.data, folder=options.folder, trains=not options.finished)
     only = {part: names for part in PARTS if (names := getattr(options, part))}
+    output = options.output or options.folder / "results.parquet"
     rows: dict[tuple[str, ...], dict[str, Any]] = {}
     for cell in study.cells(only):
-        for row in study.rows(cell):
-            rows[cell.key, row["eval_data"], row["split"]] = row  # what is not trained is measured once
-    output = options.output or options.folder / "results.parquet"
-    pd.DataFrame([*rows.values()]).to_parquet(output, index=False, compression="zstd")
+        with suppress(Unfinished):
+            for row in study.rows(cell):
+                rows[cell.key, row["eval_data"], row["split"]] = row  # what is not trained is measured once
+            with atomic_write_bytes(output) as handle:
+                pd.DataFrame([*rows.values()]).to_parquet(handle, index=False, compression="zstd")
     say(f"{output}: {len(rows)} rows")
 
 
