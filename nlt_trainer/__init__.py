@@ -16,9 +16,10 @@ if TYPE_CHECKING:  # for type checkers; a test compares this list with the table
     from nlt_trainer.evaluation.evaluator import RetrievalEvaluator as RetrievalEvaluator
     from nlt_trainer.evaluation.evaluator import evaluate_encoder as evaluate_encoder
     from nlt_trainer.evaluation.folder_task import BEIRFolderRetrieval as BEIRFolderRetrieval
+    from nlt_trainer.injection.detection import detect_heads_by_gradient as detect_heads_by_gradient
+    from nlt_trainer.injection.detection import detect_query_focused_heads as detect_query_focused_heads
+    from nlt_trainer.injection.detection import relevant_by_gain as relevant_by_gain
     from nlt_trainer.injection.heads import HeadSet as HeadSet
-    from nlt_trainer.injection.heads import detect_query_focused_heads as detect_query_focused_heads
-    from nlt_trainer.injection.heads import relevant_by_gain as relevant_by_gain
     from nlt_trainer.lm.frozen_lm import FrozenLM as FrozenLM
     from nlt_trainer.lm.score_cache import ScoreCache as ScoreCache
     from nlt_trainer.lm.scoring import LikelihoodScorer as LikelihoodScorer
@@ -64,12 +65,13 @@ _MODULES = {
     "RevelaLoss": "nlt_trainer.objectives.revela",
     "ScoreCache": "nlt_trainer.lm.score_cache",
     "add_llm_lora": "nlt_trainer.encoder.lora",
-    "detect_query_focused_heads": "nlt_trainer.injection.heads",
+    "detect_heads_by_gradient": "nlt_trainer.injection.detection",
+    "detect_query_focused_heads": "nlt_trainer.injection.detection",
     "evaluate_encoder": "nlt_trainer.evaluation.evaluator",
     "load_collection": "nlt_trainer.data.beir",
     "load_encoder": "nlt_trainer.encoder.loading",
     "mine_candidates": "nlt_trainer.data.candidates",
-    "relevant_by_gain": "nlt_trainer.injection.heads",
+    "relevant_by_gain": "nlt_trainer.injection.detection",
     "training_dataset": "nlt_trainer.data.training",
     "training_queries": "nlt_trainer.data.beir",
 }

@@ -29,8 +29,8 @@ Miner = Literal["bm25", "encoder", "fused"]
 QueryOrigin = Literal["crop", "llm", "both"]
 """What makes queries of passages: cutting sentences out, the LLM, or both."""
 
-HeadMethod = Literal["gain", "correlation", "needle", "qrels"]
-"""How head detection knows which document a head should attend to."""
+HeadMethod = Literal["gain", "gradient", "correlation", "needle", "qrels"]
+"""What heads are scored by, and how it is known which document is the right one."""
 HeadScore = Literal["reciprocal_rank", "correlation"]
 HeadSelection = Literal["best", "random", "worst"]
 """Which heads of a score table are kept; the last two are controls."""

@@ -136,9 +136,10 @@ class DataArguments:
         default="gain",
         decides="nothing",
         help=(
-            "How detect_heads scores heads: by the rank of the candidate with the highest gain (gain), the "
-            "correlation with all gains (correlation), the rank of the document that a sentence was cut out of "
-            "(needle, which needs only a corpus) or the rank of what head_qrels judges relevant (qrels)."
+            "How detect_heads scores heads: by the rank of the candidate with the highest gain (gain), how surely the "
+            "LLM's loss asks a head for that candidate (gradient), the correlation with all gains (correlation), the "
+            "rank of the document that a sentence was cut out of (needle, which needs only a corpus) or the rank of "
+            "what head_qrels judges relevant (qrels)."
         ),
     )
     head_qrels: str | None = option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -17,12 +18,20 @@ from nlt_trainer.assembly.parts import (
     load_training_collection,
     load_untrained,
     processes,
+    target_of,
 )
+from nlt_trainer.choices import TargetKind
 from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.gains import read_gains
 from nlt_trainer.data.needles import cut_needles
 from nlt_trainer.data.training import relevance
-from nlt_trainer.injection.heads import HeadSet, detect_query_focused_heads, relevant_by_gain, tells_apart
+from nlt_trainer.injection.detection import (
+    detect_heads_by_gradient,
+    detect_query_focused_heads,
+    relevant_by_gain,
+    tells_apart,
+)
+from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.objectives.gradient_audit import audit_gradient
 from nlt_trainer.terminal import say
@@ -42,6 +51,7 @@ class HeadTask:
         documents: B lists of K texts.
         relevant: `(B, K)`, as `detect_query_focused_heads` takes it.
         gold: the source of `relevant`, in words.
+        target: what the LLM has to predict.
     """
 
     queries: list[str]
@@ -49,6 +59,7 @@ class HeadTask:
     documents: list[list[str]]
     relevant: np.ndarray
     gold: str
+    target: TargetKind
 
 
 def detect_heads(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
@@ -102,7 +113,8 @@ def audit_dream(parts: Parts, task: HeadTask) -> None:
 
 def detect(lm: FrozenLM, task: HeadTask, model: ModelArguments, data: DataArguments, *, seed: int) -> HeadSet:
     """Score all heads by the recipe's method and select the best."""
-    return detect_query_focused_heads(
+    find = partial(
+        detect_heads_by_gradient if data.head_method == "gradient" else detect_query_focused_heads,
         lm,
         task.queries,
         documents=task.documents,
@@ -110,10 +122,12 @@ def detect(lm: FrozenLM, task: HeadTask, model: ModelArguments, data: DataArgume
         template=data.template,
         max_document_tokens=data.max_document_tokens,
         layout=data.head_layout or data.document_layout,
-        score="correlation" if data.head_method == "correlation" else "reciprocal_rank",
         num_heads=model.num_heads,
         seed=seed,
     )
+    if data.head_method == "gradient":
+        return find(target=task.target, answers=task.answers)
+    return find(score="correlation" if data.head_method == "correlation" else "reciprocal_rank")
 
 
 def head_task(collection: Collection, data: DataArguments, *, seed: int) -> HeadTask:
@@ -122,7 +136,8 @@ def head_task(collection: Collection, data: DataArguments, *, seed: int) -> Head
     task = needle_task(collection, data, seed=seed) if needle else candidate_task(collection, data)
     drawn = np.random.default_rng(seed).permutation(np.flatnonzero(tells_apart(task.relevant)))[: data.head_queries]
     queries, answers = [task.queries[i] for i in drawn], [task.answers[i] for i in drawn]
-    return HeadTask(queries, answers, [task.documents[i] for i in drawn], task.relevant[drawn], task.gold)
+    documents = [task.documents[i] for i in drawn]
+    return HeadTask(queries, answers, documents, task.relevant[drawn], task.gold, task.target)
 
 
 def candidate_task(collection: Collection, data: DataArguments) -> HeadTask:
@@ -133,11 +148,12 @@ def candidate_task(collection: Collection, data: DataArguments) -> HeadTask:
         relevant, gold = relevance(candidates, collection.split_qrels(split)), f"qrels/{split}.tsv"
     else:
         gain = read_gains(data.gains, candidates, corpus=collection.corpus)
-        by_rank = data.head_method == "gain"
-        relevant = relevant_by_gain(gain) if by_rank else gain
-        gold = "candidate of the highest gain" if by_rank else "gain of every candidate"
+        graded = data.head_method == "correlation"
+        relevant = gain if graded else relevant_by_gain(gain)
+        gold = "gain of every candidate" if graded else "candidate of the highest gain"
     documents = [[collection.corpus[d].content for d in c.document_ids] for c in candidates]
-    return HeadTask([c.query for c in candidates], [c.answer for c in candidates], documents, relevant, gold)
+    queries, answers = [c.query for c in candidates], [c.answer for c in candidates]
+    return HeadTask(queries, answers, documents, relevant, gold, target_of(data, candidates))
 
 
 def needle_task(collection: Collection, data: DataArguments, *, seed: int) -> HeadTask:
@@ -153,4 +169,4 @@ def needle_task(collection: Collection, data: DataArguments, *, seed: int) -> He
     relevant[:, 0] = True
     gold = "the document that the query was cut out of"
     documents = [list(n.documents) for n in needles]
-    return HeadTask([n.query for n in needles], [None] * len(needles), documents, relevant, gold)
+    return HeadTask([n.query for n in needles], [None] * len(needles), documents, relevant, gold, "query")

@@ -15,7 +15,7 @@ from nlt_trainer.choices import TargetKind
 from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.errors import NLTError
-from nlt_trainer.injection.heads import relevant_by_gain
+from nlt_trainer.injection.detection import relevant_by_gain
 from nlt_trainer.lm.prompt_tokens import PromptTokens, Suffix
 
 IGNORED = -100

@@ -65,6 +65,10 @@ class ScoreInjection:
     def heads_of(self, layer: int) -> Tensor | None:
         return self.heads.get(layer)
 
+    def log_weights_of(self, layer: int) -> Tensor:
+        """Logarithms of the shares, `(B, 1, 1, K)`, or `(B, h, 1, K)` where heads have shares of their own."""
+        return self.log_weights[:, None, None, :]
+
     @property
     def own(self) -> Tensor:
         """`(B, T)` bool, True at keys of the prompt's own documents."""
@@ -97,7 +101,7 @@ class ScoreInjection:
         document_logits = log_mass(logits, self.documents, self.log_weights.shape[1])  # (B, h, S, K)
         seen = document_logits > MASKED
         document_logits = document_logits.masked_fill(~seen, MASKED)
-        log_weights = self.log_weights[:, None, None, :].masked_fill(~seen, MASKED).log_softmax(-1)
+        log_weights = self.log_weights_of(layer).masked_fill(~seen, MASKED).log_softmax(-1)
         injected = seen & self.rows[:, None, :, None]
         before = document_logits.log_softmax(-1) if self.mass == "kept" else document_logits
         # A document's masked keys stay masked, because MASKED plus a bias of ordinary size rounds to MASKED.

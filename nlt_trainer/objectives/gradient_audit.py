@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 
 from nlt_trainer.data.collator import NLTCollator
 from nlt_trainer.encoder.similarity import embed, gain_of
+from nlt_trainer.injection.detection import reciprocal_rank, signal_to_noise
 from nlt_trainer.injection.document_prompts import DocumentPrompts
-from nlt_trainer.injection.heads import reciprocal_rank
 from nlt_trainer.objectives.dream import DREAMLoss
 
 
@@ -79,5 +79,4 @@ def audit_gradient(
 def _audit(push: np.ndarray, relevant: np.ndarray) -> GradientAudit:
     """The audit of pushes `(B, K)` on documents of which some are relevant, `(B, K)` bool."""
     ranks = [float(reciprocal_rank(row, known)) for row, known in zip(push, relevant, strict=True)]
-    signal = np.array([row[known].mean() - row[~known].mean() for row, known in zip(push, relevant, strict=True)])
-    return GradientAudit(float(np.mean(ranks)), float(signal.mean() / signal.std()))
+    return GradientAudit(float(np.mean(ranks)), float(signal_to_noise([*push], [*relevant])))

@@ -54,7 +54,9 @@ class Planner:
         self.asked = self.drawn(self.queries, max(32, round(share * len(self.queries))))
         self.candidates, self.factor = self._candidates()
         self.detects = "dream" in args.objectives and model.head_scores is None
-        self.scores = args.reads_gains(data) or (self.detects and data.head_method in ("gain", "correlation"))
+        self.scores = args.reads_gains(data) or (
+            self.detects and data.head_method in ("gain", "gradient", "correlation")
+        )
         reads = self.scores or self.detects or args.reads_llm
         self.llm = find_model("llm", self.model, shared.load_llm, notes=self.notes) if reads else None
         lm = self.llm.loaded if self.llm else None
@@ -151,14 +153,19 @@ class Planner:
         return self.stage("score", work * self.factor, llm, rate=self.scoring_rate, memory=packed)
 
     def detect_heads(self) -> dict[str, Any]:
-        """Plan `detect_heads`: each prompt is read with its query and with the null query, at the speed of scoring."""
+        """Plan `detect_heads`, at the speed of scoring.
+
+        Each prompt is read with its query and with the null query, or with its target, with a gradient.
+        """
         llm, data, work = self.llm, self.data, Work()
         if llm is None:
             return self.stage("detect_heads", Work(math.nan, math.nan))
         tokens, asked = shared.prompt_tokens(llm.tokenizer, data), self.candidates[: data.head_queries]
-        build = PromptBuilder(tokens, "query", llm.frame.context_length, data.head_layout or data.document_layout)
+        gradients = int(data.head_method == "gradient")
+        target = shared.target_of(data, self.candidates) if gradients else "query"
+        build = PromptBuilder(tokens, target, llm.frame.context_length, data.head_layout or data.document_layout)
         for c in asked:
-            work += prompt_work(llm, build([self.row(c)]), times=2)[1]
+            work += prompt_work(llm, build([self.row(c)]), times=2 - gradients, gradients=gradients)[1]
         work *= min(data.head_queries, len(self.queries)) / len(asked)
         self.notes.append("detect_heads: LLM tokens are estimated, because its queries are drawn by their gains.")
         return self.stage("detect_heads", work, llm, rate=self.scoring_rate)

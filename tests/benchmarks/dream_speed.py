@@ -32,8 +32,9 @@ from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates, mine_candidates
 from nlt_trainer.data.training import relevance
 from nlt_trainer.injection.attention import IMPLEMENTATION
+from nlt_trainer.injection.detection import detect_query_focused_heads
 from nlt_trainer.injection.document_prompts import DocumentPrompts, build_prompts
-from nlt_trainer.injection.heads import HeadSet, detect_query_focused_heads
+from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import PromptTokens
 from nlt_trainer.objectives.dream import DREAMLoss

@@ -11,7 +11,7 @@ from nlt_trainer.data.beir import Collection, Document, load_collection
 from nlt_trainer.data.needles import cut_needles
 from nlt_trainer.data.sentences import MAX_WORDS, MIN_WORDS
 from nlt_trainer.errors import NLTError
-from nlt_trainer.injection.heads import detect_query_focused_heads
+from nlt_trainer.injection.detection import detect_query_focused_heads
 from nlt_trainer.lm.frozen_lm import FrozenLM
 
 TOPICS = ["whale", "bee", "volcano", "tea", "bridge", "clock"]

@@ -16,8 +16,9 @@ from nlt_trainer.choices import DocumentLayout, LLMDtype
 from nlt_trainer.data.beir import load_collection
 from nlt_trainer.data.candidates import mine_candidates
 from nlt_trainer.data.training import training_dataset
+from nlt_trainer.injection.detection import detect_query_focused_heads
 from nlt_trainer.injection.document_prompts import DocumentPrompts, build_prompts
-from nlt_trainer.injection.heads import HeadSet, detect_query_focused_heads
+from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import PromptTokens
 from nlt_trainer.lm.scoring import LikelihoodScorer

@@ -9,21 +9,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 
-from nlt_trainer.choices import HeadScore
+from nlt_trainer.choices import DocumentLayout, HeadScore
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.injection.attention import enable_document_attention
-from nlt_trainer.injection.document_reader import DocumentReader
-from nlt_trainer.injection.heads import (
-    HeadSet,
+from nlt_trainer.injection.detection import (
+    HeadwiseInjection,
     calibrated_mass,
     correlation,
+    detect_heads_by_gradient,
     detect_query_focused_heads,
+    push_of_heads,
     relevant_by_gain,
     tells_apart,
 )
+from nlt_trainer.injection.document_prompts import build_prompts
+from nlt_trainer.injection.document_reader import DocumentReader
+from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import PromptTokens
+from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.prompts import PromptTemplate
 
 QUERIES = ["how is tea made", "which bird hunts at night", "what makes the tides of the sea"]
@@ -92,7 +98,7 @@ def test_heads_are_ranked_by_the_rank_they_give_gold(
             mass[b, 0, 1] = np.where(right, 0.5, np.arange(3))  # wins by position only
         return mass
 
-    monkeypatch.setattr("nlt_trainer.injection.heads.calibrated_mass", planted)
+    monkeypatch.setattr("nlt_trainer.injection.detection.calibrated_mass", planted)
     relevant = np.array([[True, False, False], [True, False, False], [False, False, True]])
     found = detect_query_focused_heads(
         tiny_lm,
@@ -197,6 +203,74 @@ def test_queries_that_tell_nothing_are_left_out(tiny_lm: FrozenLM) -> None:
     assert detect(slice(0, 3)).settings["num_queries"] == 2
 
 
+@pytest.mark.parametrize("layout", ["sequential", "independent"])
+def test_the_push_of_a_head_is_a_finite_difference(tiny_lm: FrozenLM, layout: DocumentLayout) -> None:
+    """Reference: the loss in float64 as the shares of one head change, with all heads injected."""
+    tiny_lm.model.double()
+    enable_document_attention(tiny_lm)
+    prompts = build_prompts(tokens_of(tiny_lm), QUERIES, DOCUMENTS, target="query", context_length=256, layout=layout)
+    reader = DocumentReader(tiny_lm)
+    found = push_of_heads(reader, prompts, num_documents=3)  # (B, L, H, K)
+    heads = {layer: torch.arange(4) for layer in range(2)}
+    equal = torch.full((3, 3), 1 / 3, dtype=torch.float64).log()
+
+    def losses(layer: int, head: int, document: int, step: float) -> np.ndarray:
+        shares = {each: equal[:, None].repeat(1, 4, 1) for each in heads}
+        shares[layer][:, head, document] += step
+        injection = HeadwiseInjection(equal, prompts.key_documents(3), prompts.suffix_mask, heads, shares=shares)
+        with torch.no_grad():
+            hidden = reader.read_suffix(prompts, reader.read_documents(prompts), injection)
+            return reader.target_losses(hidden, prompts)[:, 0].numpy()
+
+    for layer, head, document in ((0, 0, 0), (0, 3, 2), (1, 1, 1), (1, 2, 0)):
+        rise = losses(layer, head, document, 1e-2) - losses(layer, head, document, -1e-2)
+        np.testing.assert_allclose(-found[:, layer, head, document], rise / 2e-2, rtol=2e-3, atol=2e-5)
+    assert np.abs(found).max() > 1e-2
+
+
+def test_the_pushes_of_all_heads_are_dreams_gradient(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> None:
+    """Reference: DREAM's loss with all heads at equal scores, whose gradient is the sum over heads."""
+    enable_document_attention(tiny_lm)
+    every = tuple((layer, head) for layer in range(2) for head in range(4))
+    heads = HeadSet(every, ((0.0,) * 4,) * 2, "tiny", tiny_lm.fingerprint, {})
+    loss = DREAMLoss(tiny_encoder, tiny_lm, heads=heads)
+    prompts = build_prompts(tokens_of(tiny_lm), QUERIES, DOCUMENTS, target="query", context_length=256)
+    scores = torch.zeros(3, 3, requires_grad=True)
+    loss.compute_loss_from_scores(scores, prompts).backward()
+    assert scores.grad is not None
+    found = push_of_heads(loss.reader, prompts, num_documents=3).sum((1, 2))
+    np.testing.assert_allclose(found / 3, -scores.grad.numpy(), rtol=1e-3, atol=1e-7)
+
+
+def test_heads_by_gradient_stand_by_signal_to_noise(tiny_lm: FrozenLM) -> None:
+    """Reference: mean over standard deviation in numpy, of pushes of single queries with documents in given order."""
+    relevant = np.array([[True, False, False], [False, True, False], [False, True, True]])
+    found = detect_heads_by_gradient(
+        tiny_lm,
+        QUERIES,
+        documents=DOCUMENTS,
+        relevant=relevant,
+        target="query",
+        max_document_tokens=32,
+        num_heads=3,
+        batch_size=2,
+        seed=5,
+    )
+    signals = []
+    for query, documents, known in zip(QUERIES, DOCUMENTS, relevant, strict=True):
+        prompts = build_prompts(
+            tokens_of(tiny_lm), [query], [documents], target="query", context_length=256, layout="independent"
+        )
+        push = push_of_heads(DocumentReader(tiny_lm), prompts, num_documents=3)[0]
+        signals.append(push[..., known].mean(-1) - push[..., ~known].mean(-1))
+    expected = np.mean(signals, axis=0) / np.std(signals, axis=0)
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-3, atol=1e-5)
+    values = [found.scores[layer][head] for layer, head in found.heads]
+    assert values == sorted(np.ravel(found.scores), reverse=True)[:3]
+    assert found.score_name == "signal to noise"
+    assert (found.settings["target"], found.settings["layout"]) == ("query", "independent")
+
+
 def table_of(scores: list[list[float]], weights: str = "w") -> HeadSet:
     return HeadSet((), tuple(map(tuple, scores)), "llm", {"weights": weights}, {})
 
@@ -255,7 +329,9 @@ def test_attention_that_is_not_finite_is_refused(tiny_lm: FrozenLM) -> None:
     enable_document_attention(tiny_lm)
     tiny_lm.model.get_parameter("model.layers.1.self_attn.q_proj.weight")[:8] = torch.nan
     with pytest.raises(NLTError, match=r"attention to the documents is not finite.*use dtype float32 or bfloat16"):
-        calibrated_mass(DocumentReader(tiny_lm), QUERIES, documents=DOCUMENTS, tokens=tokens_of(tiny_lm))
+        detect_query_focused_heads(
+            tiny_lm, QUERIES, documents=DOCUMENTS, relevant=np.eye(3, dtype=bool), max_document_tokens=32
+        )
 
 
 def test_the_file_is_a_round_trip(tiny_lm: FrozenLM, tmp_path: Path) -> None:

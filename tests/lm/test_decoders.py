@@ -15,9 +15,9 @@ from nlt_trainer.choices import DocumentMass
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.attention import ScoreInjection, enable_document_attention
 from nlt_trainer.injection.attention_mass import AttentionMass
+from nlt_trainer.injection.detection import detect_query_focused_heads
 from nlt_trainer.injection.document_prompts import DocumentPrompts, build_prompts
 from nlt_trainer.injection.document_reader import DocumentReader
-from nlt_trainer.injection.heads import detect_query_focused_heads
 from nlt_trainer.lm import scoring
 from nlt_trainer.lm.candidate_pairs import Pair
 from nlt_trainer.lm.frozen_lm import FrozenLM

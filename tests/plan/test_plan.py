@@ -120,6 +120,18 @@ def test_training_reads_the_planned_tokens(recipe: Recipe, name: str) -> None:
     assert any("if document_cache_gib holds all" in note for note in notes) == ("kept" in name)
 
 
+def test_heads_by_gradient_take_the_planned_tokens(recipe: Recipe) -> None:
+    """Reference: `lm_tokens` of the head file, a query; some of the four have no candidate of positive gain."""
+    recipe.run(mine)
+    recipe.run(score)
+    given = ["--head_method", "gradient"]
+    stages, _ = recipe.plan(*given, objective="dream")
+    recipe.run(detect_heads, *given, objective="dream")
+    heads = json.loads((recipe.root / "heads.json").read_text())["settings"]
+    each = heads["lm_tokens"] / heads["num_queries"]
+    assert stages["detect_heads"]["lm_tokens"] / 4 == pytest.approx(each, rel=0.1)
+
+
 def test_documents_that_are_not_kept_are_an_upper_bound(recipe: Recipe) -> None:
     """Reference: a run in which queries of a batch share documents; the note says so."""
     settings = {"objective": "loop", "document_layout": "independent"}

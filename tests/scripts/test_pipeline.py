@@ -293,6 +293,10 @@ def test_heads_by_each_method(project: Project) -> None:
     found = json.loads((project.root / "heads.json").read_text())["settings"]
     assert (found["method"], found["score"], found["num_queries"]) == ("correlation", "correlation", 4)
     assert (found["gold"], found["collection"]) == ("gain of every candidate", "collection")
+    project.run(detect_heads, "dream", "--head_method", "gradient")
+    found = json.loads((project.root / "heads.json").read_text())["settings"]
+    assert (found["method"], found["score"], found["target"]) == ("gradient", "signal_to_noise", "joint")
+    assert found["gold"] == "candidate of the highest gain"
 
 
 def test_heads_may_be_found_in_another_layout(project: Project) -> None:
@@ -357,7 +361,10 @@ def test_controls_come_from_the_same_scores(project: Project) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--head_method", "best"], r"--head_method: is 'best', expected one of gain, correlation, needle, qrels"),
+        (
+            ["--head_method", "best"],
+            r"--head_method: is 'best', expected one of gain, gradient, correlation, needle, qrels",
+        ),
         (["--head_qrels", "train"], r"head_method is 'gain' and head_qrels 'train'; judgements are read where"),
         (["--head_method", "qrels"], r"head_method is 'qrels' and head_qrels None; judgements are read where"),
         (["--head_layout", "mixed"], r"--head_layout: is 'mixed', expected one of sequential, independent"),
