@@ -4,7 +4,7 @@
 python recipes/study/audit.py recipes/study/dream.yaml --data data --folder runs/study
 ```
 
-The grid is that of `study.py`. Of every combination of start, collection and objective in its runs, this takes the
+The grid is that of `study.py`. Of every combination of start, collection and form of DREAM in its runs, this takes the
 training queries that have both relevant and other candidates, as people have judged them. It prints two figures at
 equal scores and at the start's scores: the mean reciprocal rank of the best relevant candidate, ordered by the push
 on its score, and the push on relevant candidates less that on the others, over its standard deviation across queries.
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from study import PARTS, UNTRAINED, Settings, Study, blocks, digest
+from study import PARTS, Settings, Study, blocks, digest
 
 from nlt_trainer.assembly.losses import Parts, make_collator, make_loss
 from nlt_trainer.assembly.parts import load_candidates, load_llm, load_training_collection, load_untrained
@@ -85,20 +85,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=64)
     options = parser.parse_args(argv)
     study = Study(yaml.safe_load(options.grid.read_text()), data=options.data, folder=options.folder)
-    rows = []
+    rows = {}  # forms that are trained with several seeds are audited once
     for run in study.grid["runs"]:
         for encoder, train_data, objective in itertools.product(*(run[part] for part in PARTS)):
-            if objective in UNTRAINED:
-                continue
             settings = study.settings(objective, encoder, train_data)
+            if settings.get("objective") != "dream":
+                continue
             file = study.folder / "audits" / f"{digest(settings, options.queries)}.json"
             if not file.is_file():
                 say(f"\n{encoder}, {train_data}, {objective}")
                 write_json(file, audited(study.prepare(settings, seed=0), queries=options.queries, seed=0))
             names = {"encoder": encoder, "train_data": train_data, "objective": objective}
-            rows.append({**names, **read_json(file)})
+            rows[encoder, train_data, objective] = {**names, **read_json(file)}
+    head, *_ = rows.values()
     say()
-    for cells in ([*rows[0]], ["---"] * len(rows[0]), *(row.values() for row in rows)):
+    for cells in (head, ["---"] * len(head), *(row.values() for row in rows.values())):
         say(table_row(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells))
 
 
