@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,30 @@ import yaml
 
 from nlt_trainer.errors import DataError
 
+MOST_BYTES = 2**16
+"""The size of the largest file that is read as a recipe: YAML of a megabyte takes seconds."""
+MOST_VALUES = 10_000
+"""The most values of a recipe, where one that stands behind an anchor counts as often as it is used."""
+
+
+MOST_LEVELS = 32
+
 
 class RecipeLoader(yaml.SafeLoader):
-    """A YAML loader that refuses a key that appears twice. Other loaders silently drop the first of the two."""
+    """A YAML loader that refuses a key that appears twice, of which others drop the first, and deep nesting."""
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # the name in PyYAML
+        self._check_level(self.flow_level)
+        super().fetch_flow_collection_start(TokenClass)
+
+    def add_indent(self, column: int) -> bool:
+        self._check_level(len(self.indents))
+        return super().add_indent(column)
+
+    def _check_level(self, level: int) -> None:
+        if level >= MOST_LEVELS:
+            problem = f"more than {MOST_LEVELS} levels, and a recipe has few"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.get_mark())
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node.
@@ -29,16 +51,47 @@ class RecipeLoader(yaml.SafeLoader):
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Load a YAML file whose top is a mapping."""
+    """Load a YAML file whose top is a mapping.
+
+    Raises:
+        DataError: the file is missing, is no YAML, has another top, or is larger or deeper than any recipe.
+    """
     if not path.is_file():
         raise DataError(path, "recipe not found; give an existing YAML file with --config")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise DataError(path, f"is no recipe: it has {size:,} bytes, and a recipe at most {MOST_BYTES:,}")
     try:
-        content = yaml.load(path.read_bytes(), RecipeLoader)
+        loader = RecipeLoader(path.read_bytes())
+        node = loader.get_single_node()
+        if node is not None and number_of_values(node) > MOST_VALUES:
+            raise DataError(path, f"is no recipe: its anchors make more than {MOST_VALUES:,} values")
+        content = None if node is None else loader.construct_document(node)
+    except RecursionError as error:
+        raise DataError(path, "is no recipe: a value contains itself") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise DataError(path, f"not valid YAML ({error.problem})", line=line) from error
     except yaml.YAMLError as error:
-        raise DataError(path, f"not valid YAML ({error})") from error
+        raise DataError(path, f"not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise DataError(path, f"a recipe maps blocks to keys, found {type(content).__name__} at the top")
     return content
+
+
+def number_of_values(node: yaml.Node) -> int:
+    """Values in a node, counted as often as anchors repeat them.
+
+    Raises:
+        RecursionError: the node contains itself.
+    """
+    known: dict[int, int] = {}
+
+    def count(node: yaml.Node) -> int:
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        if id(node) not in known:
+            inner = node.value if isinstance(node, yaml.SequenceNode) else itertools.chain(*node.value)
+            known[id(node)] = 1 + sum(map(count, inner))
+        return known[id(node)]
+
+    return count(node)

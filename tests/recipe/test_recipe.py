@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.recipe.keys import Block, Blocks, KnownKeys
 from nlt_trainer.recipe.parsing import parse_recipe
+from nlt_trainer.recipe.yaml_files import read_mapping
 
 
 @dataclass
@@ -368,3 +369,30 @@ def test_a_refused_option_says_what_to_do(recipe: Path) -> None:
     """Reference: the reason that the block gives."""
     found = message(recipe, "model: {name: a}\ntrainer: {hub_token: x}")
     assert found.endswith("`hub_token` in block `trainer:`: a token in a recipe would be kept in files; leave it out")
+
+
+NESTED = "\n".join(
+    [f"model: {{k0: &k0 {['x'] * 9}", *(f", k{i}: &k{i} [{', '.join([f'*k{i - 1}'] * 9)}]" for i in range(1, 12))]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"model: {'[' * 5000}{']' * 5000}", r":1: not valid YAML \(more than 32 levels"),
+        ("\n".join(" " * i + "a:" for i in range(300)), r":33: not valid YAML \(more than 32 levels"),
+        (f"{NESTED}}}", r"its anchors make more than 10,000 values"),
+        ("model: &all {encoder: *all}", r"a value contains itself"),
+        (f"model: {{encoder: {'x' * 2**20}}}", r"it has 1,048,594 bytes, and a recipe at most 65,536"),
+        ("model: {encoder: a\0b}", r"not valid YAML \(unacceptable character #x0000.* position 18\)$"),
+        ("model: !!python/object/apply:os.system ['true']", r":1: not valid YAML \(could not determine a constructor"),
+    ],
+    ids=["brackets", "indentation", "anchors", "itself", "size", "zero", "object"],
+)
+def test_yaml_that_is_no_recipe_is_refused_at_once(text: str, message: str, tmp_path: Path) -> None:
+    """Reference: the message, in one line; each of these once took seconds, or ended in a traceback."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message) as raised:
+        read_mapping(path)
+    assert "\n" not in str(raised.value)
