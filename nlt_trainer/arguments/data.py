@@ -133,7 +133,7 @@ class DataArguments:
         help="Number of queries with which detect_heads scores heads.",
     )
     head_method: HeadMethod = option(
-        default="gain",
+        default="gradient",
         decides="nothing",
         help=(
             "How detect_heads scores heads: by the rank of the candidate with the highest gain (gain), how surely the "

@@ -99,9 +99,12 @@ class TrainerArguments:
         help="Number of other queries' targets whose mean loss after the same documents is subtracted (dream).",
     )
     document_mass: DocumentMass = option(
-        default="kept",
+        default="one",
         decides="training",
-        help="Attention divided among the documents: what a head gives them (kept) or all of its own (one) (dream).",
+        help=(
+            "Attention divided among the documents: all that a head has (one), or what it gives them by itself, as in "
+            "the paper (kept) (dream)."
+        ),
     )
     injected_rows: InjectedRows = option(
         default="all",
@@ -112,9 +115,12 @@ class TrainerArguments:
         ),
     )
     hide_documents: bool = option(
-        default=False,
+        default=True,
         decides="training",
-        help="Hide the documents from all heads but the injected ones, whose shares then matter more (dream).",
+        help=(
+            "Hide the documents from all heads but the injected ones, whose shares then matter more; false is the "
+            "paper's form (dream)."
+        ),
     )
     in_batch_candidates: bool = option(
         default=False,

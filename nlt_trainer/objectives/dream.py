@@ -68,11 +68,11 @@ class DREAMLoss(LLMObjective):
         lm: the frozen LLM; a plain object, so that it is neither wrapped nor saved.
         heads: the heads to inject, found in this LLM.
         share_floor: part of the shares that is spread evenly over all documents, from 0 (the paper's) to below 1.
-        document_mass: the attention that is divided among the documents: what the head gives them (`kept`), or all of
-            its attention (`one`).
+        document_mass: the attention that is divided among the documents: all that the head has (`one`), or what it
+            gives them by itself (`kept`, the paper's).
         injected_rows: the rows that are changed: `all` rows from the query on, or only those that predict a token of
             the target (`target`).
-        hide_documents: whether all other heads see no document (the paper's see them).
+        hide_documents: whether all other heads see no document; in the paper's form, False, they do.
         in_batch_candidates: whether a query's heads choose among the documents of all queries. This needs documents
             that do not see each other.
         document_cache_gib: memory, GiB, in which keys and values are kept from step to step, for documents that do not
@@ -103,9 +103,9 @@ class DREAMLoss(LLMObjective):
         heads: HeadSet,
         temperature: float = 0.05,
         share_floor: float = 0.0,
-        document_mass: DocumentMass = "kept",
+        document_mass: DocumentMass = "one",
         injected_rows: InjectedRows = "all",
-        hide_documents: bool = False,
+        hide_documents: bool = True,
         in_batch_candidates: bool = False,
         micro_batch_size: int = 2,
         document_cache_gib: float = 0.0,

@@ -229,11 +229,11 @@ def test_the_push_of_a_head_is_a_finite_difference(tiny_lm: FrozenLM, layout: Do
 
 
 def test_the_pushes_of_all_heads_are_dreams_gradient(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> None:
-    """Reference: DREAM's loss with all heads at equal scores, whose gradient is the sum over heads."""
+    """Reference: DREAM's loss with all heads at equal scores and the mass kept; its gradient is the sum over heads."""
     enable_document_attention(tiny_lm)
     every = tuple((layer, head) for layer in range(2) for head in range(4))
     heads = HeadSet(every, ((0.0,) * 4,) * 2, "tiny", tiny_lm.fingerprint, {})
-    loss = DREAMLoss(tiny_encoder, tiny_lm, heads=heads)
+    loss = DREAMLoss(tiny_encoder, tiny_lm, heads=heads, document_mass="kept")
     prompts = build_prompts(tokens_of(tiny_lm), QUERIES, DOCUMENTS, target="query", context_length=256)
     scores = torch.zeros(3, 3, requires_grad=True)
     loss.compute_loss_from_scores(scores, prompts).backward()

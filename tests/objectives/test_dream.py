@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -165,9 +166,9 @@ def test_settings_for_the_card(tiny_encoder: SentenceTransformer, tiny_lm: Froze
     assert settings == {
         "temperature": 0.3,
         "share_floor": 0.0,
-        "document_mass": "kept",
+        "document_mass": "one",
         "injected_rows": "all",
-        "hide_documents": False,
+        "hide_documents": True,
         "in_batch_candidates": False,
         "llm": tiny_lm.name,
         "heads": [[0, 3], [1, 0], [1, 2]],
@@ -217,7 +218,8 @@ def test_targets_of_other_queries_are_subtracted(tiny_encoder: SentenceTransform
 def test_rows_that_predict_the_target(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, kind: TargetKind) -> None:
     """Reference: an injection whose rows are found token by token, with contrast targets too."""
     tokens = PromptTokens(tiny_lm.tokenizer, PromptTemplate(), max_document_tokens=32)
-    loss = DREAMLoss(tiny_encoder, tiny_lm, heads=heads_of(tiny_lm), temperature=0.3, injected_rows="target")
+    paper = partial(DREAMLoss, tiny_encoder, tiny_lm, heads=heads_of(tiny_lm), hide_documents=False)
+    loss = paper(document_mass="kept", injected_rows="target")
     prompts = build_prompts(
         tokens, QUERIES, DOCUMENTS, target=kind, context_length=256, answers=["a b", "c", "d"],
         foreign=[[("what is silk", "e f")]] * 3,
@@ -231,7 +233,7 @@ def test_rows_that_predict_the_target(tiny_encoder: SentenceTransformer, tiny_lm
     expected = (both[:, 0] - both[:, 1]).mean()
     found = loss.compute_loss_from_scores(SCORES, prompts)
     torch.testing.assert_close(found, expected)
-    everywhere = DREAMLoss(tiny_encoder, tiny_lm, heads=heads_of(tiny_lm), temperature=0.3)
+    everywhere = paper(document_mass="kept")
     assert abs(float(everywhere.compute_loss_from_scores(SCORES, prompts) - found)) > 1e-5
 
 

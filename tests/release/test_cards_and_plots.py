@@ -142,7 +142,7 @@ def test_the_card_has_results_settings_and_a_snippet(run: Path) -> None:
         "| start | `org/start` at revision `v2` |",
         "| LLM | `org/llm` |",
         "| target | joint |",
-        "| heads | 16 of the LLM's, found by `gain` |",
+        "| heads | 16 of the LLM's, found by `gradient` |",
         "| gains scored with | llm `'org/llm'`, target `'joint'`, max_document_tokens `99`, query_prefix `'Claim:'` |",
         "| training queries | 34, 5 candidates each |",
         "| LLM tokens | 7,654,321 |",
