@@ -31,7 +31,7 @@ from nlt_trainer.run.results import table_row
 from nlt_trainer.terminal import say
 
 METRIC = "ndcg_at_10"
-COMPARED_WITH = ("likelihood gain", "InfoNCE, labels")
+COMPARED_WITH = ("likelihood gain", "InfoNCE, labels", "random heads")
 BLOCK = re.compile(r"(<!-- table: (\w+) (\w+) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
 
 
