@@ -1,4 +1,4 @@
-"""The stage `detect_heads`: find the LLM's attention heads that turn to the right document because of the query."""
+"""The stage `detect_heads`: find the attention heads of the LLM through which DREAM can teach."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""Find the frozen LLM's attention heads that turn to the right document because of the query.
+"""Find the attention heads of the frozen LLM through which DREAM can teach.
 
 ```bash
 nlt detect_heads --config recipes/demo/dream.yaml
 ```
 
-The option `head_method` says how the right document is known: from the gains (run `nlt score` first), from sentences
+The option `head_method` says what a head is scored by: how surely the LLM's loss asks it for the right document, or how
+well its attention finds that document. Which one is right is known from the gains (run `nlt score` first), from sentences
 that are cut out of documents, or from judgements. For a control experiment, random or worst heads can be selected by
 the same scores without running the LLM again:
 
