@@ -4,10 +4,10 @@
 nlt detect_heads --config recipes/demo/dream.yaml
 ```
 
-The option `head_method` says what a head is scored by: how surely the LLM's loss asks it for the right document, or how
-well its attention finds that document. Which one is right is known from the gains (run `nlt score` first), from sentences
-that are cut out of documents, or from judgements. For a control experiment, random or worst heads can be selected by
-the same scores without running the LLM again:
+The option `head_method` says what a head is scored by: how surely the LLM's loss asks it for the right document, or
+how well its attention finds that document. Which one is right is known from the gains (run `nlt score` first), from
+sentences that are cut out of documents, or from judgements. For a control experiment, random or worst heads can be
+selected by the same scores without running the LLM again:
 
 ```bash
 nlt detect_heads --config recipes/demo/dream.yaml --head_scores runs/demo/heads.json \\
