@@ -299,14 +299,14 @@ def signal(push: np.ndarray, relevant: np.ndarray) -> np.ndarray:
 
 
 def signal_to_noise(pushes: Sequence[np.ndarray], relevant: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean over queries of the signal, over its standard deviation; 0 where that is 0.
+    """Mean over queries of the signal, over its standard deviation; 0 where that is 0, the signal itself of one query.
 
     Args:
         pushes: B arrays `(..., K)`.
         relevant: B arrays `(K,)` bool.
     """
     signals = np.array([signal(push, known) for push, known in zip(pushes, relevant, strict=True)])
-    spread = signals.std(0)
+    spread = signals.std(0) if len(signals) > 1 else np.ones_like(signals[0])
     return np.divide(signals.mean(0), spread, out=np.zeros_like(spread), where=spread > 0)
 
 

@@ -129,7 +129,8 @@ def full_graph(lm: FrozenLM, heads: HeadSet, *, exact: bool = False) -> Step:
 def ours(lm: FrozenLM, heads: HeadSet, *, cache_gib: float = 0.0) -> Step:
     """The objective's own step; the encoder has no part in it."""
     loss = DREAMLoss(SentenceTransformer(modules=[nn.Identity()], device="cpu"), lm, heads=heads,
-                     micro_batch_size=1, document_cache_gib=cache_gib)  # fmt: skip
+                     document_mass="kept", hide_documents=False, micro_batch_size=1,
+                     document_cache_gib=cache_gib)  # fmt: skip
     return loss.compute_loss_from_scores
 
 

@@ -108,7 +108,7 @@ def dream_step(folder: Path, *, k: int) -> dict[str, float]:
     every = list(itertools.product(range(lm.num_layers), range(lm.num_heads)))
     chosen = every[:: math.ceil(len(every) / 16)]
     heads = HeadSet(tuple(chosen), ((1.0,) * lm.num_heads,) * lm.num_layers, lm.name, lm.fingerprint, {})
-    loss = DREAMLoss(encoder, lm, heads=heads, micro_batch_size=1)
+    loss = DREAMLoss(encoder, lm, heads=heads, document_mass="kept", hide_documents=False, micro_batch_size=1)
     tokens = PromptTokens(lm.tokenizer, PromptTemplate(), max_document_tokens=DOCUMENT_TOKENS)
 
     def step(name: str, documents_each: int) -> None:

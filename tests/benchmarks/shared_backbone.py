@@ -56,7 +56,7 @@ def measure(folder: Path, *, shared: bool) -> dict[str, Any]:
     encoder = load_encoder(str(folder), pooling="lasttoken", lora=lora, backbone=lm if shared else None)
     weights = {t.data_ptr(): t.nbytes for model in (lm.model, encoder) for t in model.parameters()}
     heads = HeadSet(((0, 0),), ((1.0,) * lm.num_heads,) * lm.num_layers, lm.name, lm.fingerprint, {})
-    loss = DREAMLoss(encoder, lm, heads=heads, micro_batch_size=1)
+    loss = DREAMLoss(encoder, lm, heads=heads, document_mass="kept", hide_documents=False, micro_batch_size=1)
     queries = ["w2 w3 w4", "w5 w6 w7"]
     documents = [[" ".join(f"w{7 * k + i}" for i in range(64)) for k in range(4)] for _ in queries]
     tokens = PromptTokens(lm.tokenizer, PromptTemplate(query_prefix="w8"), max_document_tokens=64)

@@ -365,7 +365,7 @@ def test_controls_come_from_the_same_scores(project: Project) -> None:
             ["--head_method", "best"],
             r"--head_method: is 'best', expected one of gain, gradient, correlation, needle, qrels",
         ),
-        (["--head_qrels", "train"], r"head_method is 'gain' and head_qrels 'train'; judgements are read where"),
+        (["--head_qrels", "train"], r"head_method is 'gradient' and head_qrels 'train'; judgements are read where"),
         (["--head_method", "qrels"], r"head_method is 'qrels' and head_qrels None; judgements are read where"),
         (["--head_layout", "mixed"], r"--head_layout: is 'mixed', expected one of sequential, independent"),
         (["--head_selection", "all"], r"--head_selection: is 'all', expected one of best, random, worst"),
