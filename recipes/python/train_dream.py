@@ -1,7 +1,7 @@
 """python recipes/python/train_dream.py [FOLDER] [--encoder NAME] [--llm NAME] [--steps 8] [--output FOLDER]
 
-Finds the heads of a frozen LLM that turn to the helpful candidate, trains the encoder with DREAM on 8 queries a step,
-and saves it. FOLDER is a BEIR folder; where it has qrels/train.tsv, only the queries that are named there take part.
+Finds the heads through which a frozen LLM's loss asks for the helpful candidate, trains the encoder with DREAM on 8
+queries a step, and saves it. FOLDER is a BEIR folder; where it has qrels/train.tsv, only the queries that are named there take part.
 """
 
 from argparse import ArgumentParser
@@ -22,9 +22,9 @@ rows = nlt.training_dataset(collection, nlt.mine_candidates(collection, queries,
 encoder, lm = nlt.load_encoder(args.encoder), nlt.FrozenLM.from_pretrained(args.llm)
 texts, documents = rows[:]["query"], rows[:]["documents"]
 relevant = nlt.relevant_by_gain(nlt.LikelihoodScorer(lm, target="query").gain(texts, documents))
-heads = nlt.detect_query_focused_heads(lm, texts, documents=documents, relevant=relevant, layout="independent")
-loss = nlt.DREAMLoss(encoder, lm, heads=heads, document_cache_gib=1)
-collator = loss.collator(rows, layout="independent", contrast_targets=1)
+heads = nlt.detect_heads_by_gradient(lm, texts, documents=documents, relevant=relevant, target="query")
+loss = nlt.DREAMLoss(encoder, lm, heads=heads, in_batch_candidates=True, document_cache_gib=1)
+collator = loss.collator(rows, layout="independent")
 settings = nlt.NLTTrainingArguments(output_dir=args.output, max_steps=args.steps, logging_steps=1, save_strategy="no")
 nlt.NLTTrainer(encoder, settings, train_dataset=rows, loss=loss, data_collator=collator).train()
 encoder.save_pretrained(args.output)
