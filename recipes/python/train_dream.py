@@ -1,8 +1,7 @@
 """python recipes/python/train_dream.py [FOLDER] [--encoder NAME] [--llm NAME] [--steps 8] [--output FOLDER]
 
-Finds the heads through which a frozen LLM's loss asks for the helpful candidate, trains the encoder with DREAM on 8
-queries a step, and saves it. FOLDER is a BEIR folder; where it has qrels/train.tsv, only the queries that are named
-there take part.
+Finds the heads through which a frozen LLM's loss asks for the helpful candidate, and trains the encoder with DREAM on
+8 queries a step. FOLDER is a BEIR folder; where it has qrels/train.tsv, only the queries named there take part.
 """
 
 from argparse import ArgumentParser
