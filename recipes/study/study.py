@@ -31,6 +31,7 @@ import hashlib
 import itertools
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -62,6 +63,7 @@ from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.evaluation.evaluator import search
 from nlt_trainer.evaluation.retrieval_metric import query_values
 from nlt_trainer.files import atomic_write_bytes, read_json, write_json
+from nlt_trainer.program import Terminated
 from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.run.folder import Run
 from nlt_trainer.run.resume import decisive
@@ -368,4 +370,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Terminated:
+        sys.exit("stopped; the same command goes on")
