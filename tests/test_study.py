@@ -69,8 +69,10 @@ def test_every_training_is_that_of_its_recipe(
     data, folder = tiny_collection_folder.parent, tmp_path / "study"
     given = [str(tmp_path / "grid.yaml"), "--data", str(data), "--folder", str(folder)]
     study["main"](given)
-    rows = pd.read_parquet(folder / "results.parquet")
-    assert set(rows.eval_data) == {"collection"}
+    results = pd.read_parquet(folder / "results.parquet")
+    assert set(results.eval_data) == {"collection"}
+    assert len(results[results.seed == 0]) == 4 * 2, "tuning tries two learning rates for each objective"
+    rows = results[results.seed != 0]
     expected = [
         ("BM25", None),
         ("start", None),
@@ -102,8 +104,31 @@ def test_every_training_is_that_of_its_recipe(
     (folder / "cells" / f"{cells['gain', 2].key}.json").unlink()
     study["main"]([*given, "--finished"])
     left = pd.read_parquet(folder / "results.parquet")
-    assert len(left) == len(rows) - 1
+    assert len(left) == len(results) - 1
     assert not ((left.objective == "gain") & (left.seed == 2)).any()
+
+
+def test_earlier_results_stand_in_for_trainings(
+    study: dict[str, Any], grid: dict[str, Any], tiny_collection_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    given = [str(tmp_path / "grid.yaml"), "--data", str(tiny_collection_folder.parent), "--folder"]
+    study["main"]([*given, str(tmp_path / "first")])
+    whole = pd.read_parquet(tmp_path / "first" / "results.parquet")
+    half = tmp_path / "half.parquet"
+    kept = whole[whole.objective != "DREAM"]
+    kept.to_parquet(half)
+    again = [*given, str(tmp_path / "second"), "--known", str(half)]
+    study["main"]([*again, "--finished"])
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(tmp_path / "second" / "results.parquet"), kept.reset_index(drop=True), check_dtype=False
+    )
+    study["main"](again)
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(tmp_path / "second" / "results.parquet").drop(columns="train_seconds"),
+        whole.drop(columns="train_seconds"),
+        check_dtype=False,
+    )
 
 
 @pytest.mark.parametrize(("wrong", "expected"), [(0.0, 0), (0.5, 2), (1.0, 4)])

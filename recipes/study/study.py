@@ -13,15 +13,17 @@ The grid's YAML has these parts. Settings are keys of a recipe.
 - `objectives`: settings of each objective. `start` is the encoder before training and `BM25` is no encoder. With
   `gains: bm25` BM25's scores stand in for the LLM's gains. With `wrong_labels: 0.2` judgements do: 1 for one relevant
   candidate of each query that has one, but for a fifth of these queries another candidate, drawn by seed, has it.
+  With `tuned_like` an objective takes what was chosen for another one.
 - `tuning`: the collection, split and seed on which the settings in `tried` are chosen for each encoder and objective,
-  one setting after the other.
+  one setting after the other, and further `settings` of these trainings.
 - `runs`: what is trained and measured, as lists of `encoders`, `train_data`, `objectives`, `seeds` and `measured_on`,
   of which all combinations are run. `measured_on` has further queries, each as COLLECTION:SPLIT.
 
 Candidates, gains and heads are made once for all trainings that differ in nothing that decides them. A training is
 that of `nlt train`, and its encoder is removed when it has been measured. Each one leaves a file in the folder, so a
 second call goes on where the first was stopped. Several calls may share the folder if each has `--train_data` and
-`--output` of its own. `--finished` trains nothing, and collects what is there.
+`--output` of its own. `--finished` trains nothing, and collects what is there. With `--known`, parquet files of
+earlier results stand in for the trainings that they came from, if the grid, `--data` and `--folder` are as they were.
 """
 
 from __future__ import annotations
@@ -75,8 +77,8 @@ Blocks = tuple[ModelArguments, DataArguments, NLTTrainingArguments]
 
 UNTRAINED = ("BM25", "start")
 METRIC = "ndcg_at_10"
-WRONG = "wrong_labels"
-"""The key of an objective that is no key of a recipe."""
+WRONG, TUNED_LIKE = "wrong_labels", "tuned_like"
+"""Keys of an objective that are no keys of a recipe."""
 PREPARING_SEED = 0
 """Of the queries that are drawn; training has seeds of its own, so that all seeds have the same queries."""
 
@@ -120,10 +122,14 @@ class Study:
         data: folder of the collections.
         folder: folder of the results.
         trains: whether what is missing is trained and measured; `Unfinished` is raised otherwise.
+
+    Attributes:
+        results: the rows that have been asked for, those of tuning too, by cell, collection and split.
     """
 
     def __init__(self, grid: Mapping[str, Any], *, data: Path, folder: Path, trains: bool = True) -> None:
         self.grid, self.data, self.folder, self.trains = grid, data, folder, trains
+        self.results: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def settings(self, objective: str, encoder: str, train_data: str | None) -> Settings:
         """Keys of a recipe before tuning; those of the objective replace those of the collection, and so on back."""
@@ -131,7 +137,8 @@ class Study:
         if train_data:
             given = {"collection": str(self.data / train_data), **self.grid["train_data"][train_data]}
             del given["own_split"]
-        own = self.grid["objectives"].get(objective, {})
+        own = {**self.grid["objectives"].get(objective, {})}
+        own.pop(TUNED_LIKE, None)
         return {**self.grid["base"], **self.grid["encoders"][encoder], **given, **own}
 
     def cells(self, only: Mapping[str, list[str]]) -> Iterator[Cell]:
@@ -164,11 +171,13 @@ class Study:
         if not tuning:
             return {}
         tried: dict[str, list[Any]] = tuning["tried"][encoder]
+        objective = self.grid["objectives"][objective].get(TUNED_LIKE, objective)
         data, where = tuning["train_data"], (f"{tuning['train_data']}:{tuning['split']}",)
         chosen = {key: values[len(values) // 2] for key, values in tried.items()}
 
         def found(key: str, value: Any) -> float:
-            settings = self.settings(objective, encoder, data) | chosen | {key: value}
+            settings = self.settings(objective, encoder, data) | tuning.get("settings", {})
+            settings |= {**chosen, key: value}
             return self.rows(Cell(objective, encoder, data, tuning["seed"], settings, where))[0][METRIC]
 
         for key, values in tried.items():
@@ -185,12 +194,21 @@ class Study:
                 raise Unfinished(cell)
             rows += self.measured(cell, missing)
             write_json(file, rows)
-        return [row for row in rows if f"{row['eval_data']}:{row['split']}" in cell.measured_on]
+        rows = [row for row in rows if f"{row['eval_data']}:{row['split']}" in cell.measured_on]
+        self.results |= {(cell.key, row["eval_data"], row["split"]): row for row in rows}
+        return rows
+
+    def keep(self, results: Path) -> None:
+        """Take over the rows of a parquet file for cells that are not there yet."""
+        for key, rows in pd.read_parquet(results).groupby("key", sort=False):
+            file = self.folder / "cells" / f"{key}.json"
+            if not file.is_file():
+                write_json(file, json.loads(rows.to_json(orient="records")))
 
     def measured(self, cell: Cell, names: Iterable[str]) -> list[dict[str, Any]]:
         """Train a cell's encoder and measure it; a row for each of the names."""
         say(f"\n{cell.encoder}, {cell.train_data}, {cell.objective}, seed {cell.seed}")
-        shared = {"objective": cell.objective, "encoder": cell.encoder, "train_data": cell.train_data}
+        shared = {"key": cell.key, "objective": cell.objective, "encoder": cell.encoder, "train_data": cell.train_data}
         settings = {"learning_rate": None, "temperature": None, **cell.settings}
         shared |= {"seed": cell.seed, **{k: settings[k] for k in ("learning_rate", "temperature")}}
         cost: dict[str, Any] = {"queries": 0, "lm_tokens": 0, "train_seconds": 0.0}
@@ -353,20 +371,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="parquet file of all results; unset: <folder>/results.parquet")
     for part in PARTS:
         parser.add_argument(f"--{part}", nargs="+", help="run these alone")
+    parser.add_argument("--known", type=Path, nargs="+", default=[], help="parquet files of earlier results")
     parser.add_argument("--finished", action="store_true", help="train nothing, and collect what is there")
     options = parser.parse_args(argv)
     grid = yaml.safe_load(options.grid.read_text())
     study = Study(grid, data=options.data, folder=options.folder, trains=not options.finished)
+    for results in options.known:
+        study.keep(results)
     only = {part: names for part in PARTS if (names := getattr(options, part))}
     output = options.output or options.folder / "results.parquet"
-    rows: dict[tuple[str, ...], dict[str, Any]] = {}
     for cell in study.cells(only):
         with suppress(Unfinished):
-            for row in study.rows(cell):
-                rows[cell.key, row["eval_data"], row["split"]] = row  # what is not trained is measured once
+            study.rows(cell)
             with atomic_write_bytes(output) as handle:
-                pd.DataFrame([*rows.values()]).to_parquet(handle, index=False, compression="zstd")
-    say(f"{output}: {len(rows)} rows")
+                pd.DataFrame([*study.results.values()]).to_parquet(handle, index=False, compression="zstd")
+    say(f"{output}: {len(study.results)} rows")
 
 
 if __name__ == "__main__":
