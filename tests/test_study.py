@@ -186,11 +186,13 @@ def test_a_grid_names_what_it_has(file: Path, study: dict[str, Any]) -> None:
         assert tried.keys() <= {"learning_rate", "temperature", "num_train_epochs"}
 
 
-def test_tables_say_what_is_gained(tmp_path: Path) -> None:
+def test_tables_say_what_is_gained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reference: means by hand; a difference in every query is sure, and one in none is not."""
+    monkeypatch.syspath_prepend(str(FOLDER))
     tables = runpy.run_path(str(FOLDER / "tables.py"))
     shared = {"encoder": "tiny", "split": "test", "lm_tokens": 2000, "train_seconds": 3.0, "seed": 1}
     lifts = {"start": 0.0, "likelihood gain": 0.2, "InfoNCE, labels": 0.1, "DREAM": 0.2}
+    lifts |= {"likelihood gain, 40 queries": 0.05, "InfoNCE, labels, 20 % wrong": 0.04}
     rows = []
     for objective, lift in lifts.items():
         for seed, eval_data in itertools.product([1] if objective == "start" else [1, 2], "ab"):
@@ -203,11 +205,15 @@ def test_tables_say_what_is_gained(tmp_path: Path) -> None:
     marks = "".join(f"<!-- table: {name} tiny -->\nold\n<!-- end of table -->\n" for name in tables["TABLES"])
     guide.write_text(f"# Title\n\n{marks}")
     for _ in range(2):  # the second call finds its own tables
-        tables["main"]([str(tmp_path / "results.parquet"), "--guide", str(guide)])
+        plots = ["--plots", str(tmp_path), "--plotted", "tiny"]
+        tables["main"]([str(tmp_path / "results.parquet"), "--guide", str(guide), *plots])
     text = guide.read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert "old" not in text
-    assert text.count("<!--") == 6
+    assert text.count("<!--") == 8
+    assert "| likelihood gain, 40 queries | +0.060 | +0.060 |" in lines
+    assert sum("40 queries" in line for line in lines) == 1
+    assert {path.name for path in tmp_path.glob("*.png")} == {"objectives.png", "amounts.png"}
     assert lines[0] == "| objective | a | mean | p against likelihood gain | p against InfoNCE, labels |"
     assert lines[2] == "| nDCG@10 of the start | 0.300 | 0.300 |  |  |"
     by_name = {line.split(" | ")[0].removeprefix("| "): line for line in lines[3:6]}
@@ -216,3 +222,14 @@ def test_tables_say_what_is_gained(tmp_path: Path) -> None:
     assert by_name["InfoNCE, labels"].endswith("|  |")
     assert lines[8].split(" | ")[1] == "+0.110"
     assert lines[-1] == "| InfoNCE, labels | 2 | 3 | +0.110 |"
+
+
+def test_amounts_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: the points by hand, with the usual amount of the objective that names none."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    amounts = runpy.run_path(str(FOLDER / "plots.py"))["amounts"]
+    gains = pd.Series(
+        {"g": 0.3, "g, 1280 queries": 0.4, "g, 40 queries": 0.1, "g, 4 candidates": 0.2, "h, 40 queries": 0.9}
+    )
+    assert amounts(gains, "g", "queries").to_dict() == {40: 0.1, 320: 0.3, 1280: 0.4}
+    assert amounts(gains, "g", "candidates").to_dict() == {4: 0.2, 8: 0.3}

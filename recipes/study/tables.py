@@ -1,7 +1,7 @@
-"""Write the tables of the study's guide from its results.
+"""Write the tables and pictures of the study's guide from its results.
 
 ```bash
-python recipes/study/tables.py runs/study/results.parquet
+python recipes/study/tables.py recipes/study/results.parquet --plots recipes/study
 ```
 
 In `README.md` beside this file a table stands between `<!-- table: NAME ENCODER -->` and `<!-- end of table -->`, and
@@ -9,6 +9,8 @@ everything between these lines is replaced. NAME is one of these, and ENCODER a 
 
 - `in_domain`: what each objective gains over the start on the collection whose queries it was trained on;
 - `elsewhere`: what it gains on all other collections, by the collection that it was trained on;
+- `amounts`: what the objectives gain in domain that differ from another one in queries, candidates or wrong labels
+  alone, and that are left out of the other tables;
 - `cost`: what the LLM reads and how long training takes, and what is gained for it.
 
 Gains are differences in nDCG@10, means over seeds. The p-values come from a paired randomisation test of an objective
@@ -24,9 +26,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from plots import AMOUNT, amount_chart, objective_chart
 
 from nlt_trainer.evaluation.significance import randomisation_test
 from nlt_trainer.files import atomic_write
+from nlt_trainer.report.plots import save_png
 from nlt_trainer.run.results import table_row
 from nlt_trainer.terminal import say
 
@@ -39,7 +43,8 @@ def read_results(path: Path, encoder: str) -> pd.DataFrame:
     """Rows of the trainings from one start, with what the start itself has on the same queries.
 
     Returns:
-        The rows with the columns `start`, the start's nDCG@10, and `start_values`, that of each query.
+        The rows with the columns `start`, the start's nDCG@10, `start_values`, that of each query, and `amount`,
+        whether the objective differs from another one by an amount alone.
     """
     rows = pd.read_parquet(path)
     rows["query_values"] = rows["query_values"].map(np.asarray)
@@ -48,14 +53,18 @@ def read_results(path: Path, encoder: str) -> pd.DataFrame:
     columns = ["eval_data", "split", "start", "start_values"]
     trained = rows[(rows.encoder == encoder) & rows.train_data.notna()]
     # queries for tuning are no result, and have no row of the start
+    trained = trained.assign(amount=trained.objective.map(lambda name: bool(AMOUNT.fullmatch(name))))
     return trained.merge(start[columns], on=["eval_data", "split"])
 
 
 def gains(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean gain over the start for each objective (row) and training collection (column), best objective first."""
+    """Mean gain over the start for each objective (row) and training collection (column), best objective first.
+
+    An objective has a `mean` if it was trained on all collections.
+    """
     rows = rows.assign(gain=rows[METRIC] - rows.start)
     table = rows.pivot_table(index="objective", columns="train_data", values="gain", sort=False)
-    table["mean"] = table.mean(axis=1)
+    table["mean"] = table.mean(axis=1, skipna=False)
     return table.sort_values("mean", ascending=False)
 
 
@@ -75,7 +84,7 @@ def p_value(rows: pd.DataFrame, one: str, other: str) -> float | None:
 
 def in_domain(rows: pd.DataFrame) -> list[list[str]]:
     """Gains on the collections that were trained on."""
-    own = rows[rows.eval_data == rows.train_data]
+    own = rows[(rows.eval_data == rows.train_data) & ~rows.amount]
     table, starts = gains(own), own.groupby("train_data")["start"].first()
     others = [name for name in COMPARED_WITH if name in table.index]
     lines = [["objective", *table.columns, *(f"p against {name}" for name in others)]]
@@ -89,7 +98,7 @@ def in_domain(rows: pd.DataFrame) -> list[list[str]]:
 
 def elsewhere(rows: pd.DataFrame) -> list[list[str]]:
     """Mean gains on the collections that were not trained on."""
-    others = rows[rows.eval_data != rows.train_data]
+    others = rows[(rows.eval_data != rows.train_data) & ~rows.amount]
     table = gains(others)
     names = [name for name in COMPARED_WITH if name in table.index]
     lines = [["objective", *table.columns, *(f"p against {name}" for name in names)]]
@@ -99,9 +108,16 @@ def elsewhere(rows: pd.DataFrame) -> list[list[str]]:
     return lines
 
 
+def of_amounts(rows: pd.DataFrame) -> list[list[str]]:
+    """Gains of the objectives that differ from another one by an amount, in the order of the grid."""
+    own = rows[(rows.eval_data == rows.train_data) & rows.amount]
+    table = gains(own).reindex(own.objective.unique())
+    return [["objective", *table.columns], *([str(name), *map(signed, row)] for name, row in table.iterrows())]
+
+
 def cost(rows: pd.DataFrame) -> list[list[str]]:
     """What a training costs on average, with what the LLM reads before it."""
-    own = rows[rows.eval_data == rows.train_data].assign(gain=rows[METRIC] - rows.start)
+    own = rows[(rows.eval_data == rows.train_data) & ~rows.amount].assign(gain=rows[METRIC] - rows.start)
     means = (
         own.groupby("objective")[["lm_tokens", "train_seconds", "gain"]].mean().sort_values("gain", ascending=False)
     )
@@ -114,8 +130,25 @@ def cost(rows: pd.DataFrame) -> list[list[str]]:
 TABLES: dict[str, Callable[[pd.DataFrame], list[list[str]]]] = {
     "in_domain": in_domain,
     "elsewhere": elsewhere,
+    "amounts": of_amounts,
     "cost": cost,
 }
+
+
+AMOUNTS = {
+    "queries": {"objective": "likelihood gain"},
+    "candidates": {"objective": "likelihood gain"},
+    "% wrong": {"objective": "InfoNCE, labels", "level": "likelihood gain"},
+}
+"""What the picture of amounts shows."""
+
+
+def draw(rows: pd.DataFrame, folder: Path) -> None:
+    """Write the pictures of one start's results as PNG."""
+    own = rows[rows.eval_data == rows.train_data]
+    tables = [gains(part[~part.amount])["mean"] for part in (own, rows.drop(own.index))]
+    save_png(objective_chart(*tables), folder / "objectives.png")
+    save_png(amount_chart(gains(own).drop(columns="mean"), AMOUNTS), folder / "amounts.png")
 
 
 def signed(value: float) -> str:
@@ -130,10 +163,12 @@ def markdown(lines: Iterable[list[str]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Replace the tables in the guide."""
+    """Replace the tables in the guide, and draw the pictures beside it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("--guide", type=Path, default=Path(__file__).with_name("README.md"))
+    parser.add_argument("--plots", type=Path, help="folder of the pictures; unset: none are drawn")
+    parser.add_argument("--plotted", default="static", help="the start whose results are drawn")
     options = parser.parse_args(argv)
 
     def table(block: re.Match[str]) -> str:
@@ -144,6 +179,8 @@ def main(argv: list[str] | None = None) -> None:
     with atomic_write(options.guide) as handle:
         handle.write(text)
     say(f"{options.guide}: {number} tables")
+    if options.plots:
+        draw(read_results(options.results, options.plotted), options.plots)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,93 @@
+"""Pictures of a study's results; `tables.py --plots` writes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import cycle
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nlt_trainer.report.plots import COLOURS, LINES
+
+AMOUNT = re.compile(r"(.+), (\d+) (queries|candidates|% wrong)")
+"""Names of objectives that differ from another one by an amount alone."""
+USUAL = {"queries": 320, "candidates": 8, "% wrong": 0}
+"""The amount of the objectives whose names have none."""
+AXES = {"queries": "training queries", "candidates": "candidates of a query", "% wrong": "% of labels that are wrong"}
+
+
+def objective_chart(in_domain: pd.Series, elsewhere: pd.Series) -> Figure:
+    """Draw what each objective gains on its own collection and on others, the best in domain first.
+
+    Args:
+        in_domain: gain in nDCG@10, by the objective's name.
+        elsewhere: the same on collections that were not trained on.
+    """
+    order = in_domain.dropna().sort_values()
+    figure = Figure(figsize=(6.6, 1.2 + 0.24 * len(order)), layout="constrained")
+    axes = figure.add_subplot()
+    places = np.arange(len(order))
+    others = elsewhere.reindex(order.index)
+    axes.hlines(places, others.fillna(order), order, color=LINES, linewidth=0.6, alpha=0.3)
+    axes.plot(order, places, "o", color=COLOURS[0], label="the collection it was trained on")
+    axes.plot(others, places, "D", color=COLOURS[1], markersize=4, label="other collections")
+    axes.axvline(0, color=LINES, linewidth=0.8)
+    axes.set_yticks(places, [str(name) for name in order.index])
+    axes.set(xlabel="gain over the start, nDCG@10", ylim=(-0.7, len(order) - 0.3))
+    axes.grid(axis="x", alpha=0.25)
+    figure.legend(frameon=False, loc="outside upper center", ncols=2)
+    return figure
+
+
+def amount_chart(gains: pd.DataFrame, lines: Mapping[str, Mapping[str, str]]) -> Figure:
+    """Draw gains against training queries, candidates and wrong labels, with a line for each collection.
+
+    Args:
+        gains: gain in nDCG@10, with a row for each objective and a column for each training collection.
+        lines: the objective that each panel shows, and what else is drawn there as a dashed level, by the
+            kind of amount: `objective` and, where there is one, `level`.
+    """
+    figure = Figure(figsize=(3.1 * len(lines), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(lines), sharey=True, squeeze=False)[0]
+    for axes, (kind, shown) in zip(panels, lines.items(), strict=True):
+        for colour, collection in zip(cycle(COLOURS), gains.columns, strict=False):
+            points = amounts(gains[collection], shown["objective"], kind)
+            axes.plot(points.index, points, marker="o", markersize=4, color=colour, label=collection)
+            if level := shown.get("level"):
+                axes.axhline(gains.loc[level, collection], color=colour, linestyle="--", linewidth=0.9)
+        if kind != "% wrong":
+            _logarithmic(axes, points.index)
+        axes.axhline(0, color=LINES, linewidth=0.8)
+        dashed = f"\ndashed: {shown['level']}" if "level" in shown else ""
+        axes.set(xlabel=AXES[kind], title=f"{shown['objective']}{dashed}")
+        axes.title.set_fontsize(9)
+        axes.grid(alpha=0.25)
+    panels[0].set_ylabel("gain over the start, nDCG@10")
+    panels[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def amounts(gains: pd.Series, objective: str, kind: str) -> pd.Series:
+    """Gains of an objective by amount, smallest first.
+
+    Args:
+        gains: by the objective's name.
+        objective: its name without an amount.
+        kind: of the amount, a key of `USUAL`.
+    """
+    found = {USUAL[kind]: gains[objective]}
+    for name, gain in gains.items():
+        match = AMOUNT.fullmatch(str(name))
+        if match and (match[1], match[3]) == (objective, kind):
+            found[int(match[2])] = gain
+    return pd.Series(found).dropna().sort_index()
+
+
+def _logarithmic(axes: Axes, ticks: pd.Index) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks([*ticks], [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
