@@ -60,12 +60,31 @@ class ModelArguments:
         default="HuggingFaceTB/SmolLM2-135M-Instruct",
         decides="llm",
         path="model",
-        help="Frozen LLM: Hub id, folder, .gguf file, or package:<module>/<path>.",
+        help=(
+            "Frozen LLM: Hub id, folder, .gguf file, package:<module>/<path>, or the address of a server, such as "
+            "http://127.0.0.1:8000/v1, which score alone can ask."
+        ),
     )
     llm_revision: str | None = option(
         default=None,
         decides="llm",
         help="Revision of an LLM from the Hub.",
+    )
+    llm_model: str | None = option(
+        default=None,
+        decides="llm",
+        help="Name of the LLM on a server; unset: the first that it lists.",
+    )
+    llm_tokenizer: str | None = option(
+        default=None,
+        decides="llm",
+        path="model",
+        help="Tokenizer of an LLM on a server, named as an LLM is; unset: it has the server's name of the LLM.",
+    )
+    llm_requests: int = option(
+        default=64,
+        decides="nothing",
+        help="Number of requests to an LLM on a server that are in flight at once.",
     )
     adapter: str | None = option(
         default=None,

@@ -31,8 +31,11 @@ from nlt_trainer.encoder.lora import check_no_adapter
 from nlt_trainer.encoder.similarity import check_similarity
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import alone_in
+from nlt_trainer.lm.completion_server import CompletionServer, is_server
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import PromptTokens
+from nlt_trainer.lm.remote_scoring import RemoteScorer
+from nlt_trainer.lm.scorer import Scorer
 from nlt_trainer.lm.scoring import LikelihoodScorer
 from nlt_trainer.locations import resolve_model
 from nlt_trainer.prompts import default_target
@@ -232,7 +235,16 @@ def check_base_dtype(encoder: SentenceTransformer, name: str) -> None:
 
 
 def load_llm(model: ModelArguments) -> FrozenLM:
-    """Load the frozen LLM of a recipe."""
+    """Load the frozen LLM of a recipe.
+
+    Raises:
+        NLTError: it is on a server.
+    """
+    if is_server(model.llm):
+        raise NLTError(
+            f"llm {model.llm!r} is a server, which is asked for nothing but the likelihoods that nlt score needs; "
+            "name an LLM whose weights are on this machine or on the Hub"
+        )
     return FrozenLM.from_pretrained(
         model.llm,
         revision=model.llm_revision,
@@ -268,6 +280,28 @@ def target_of(data: DataArguments, candidates: list[QueryCandidates]) -> TargetK
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, data: DataArguments) -> PromptTokens:
     """Make the tokeniser of a recipe's prompts."""
     return PromptTokens(tokenizer, data.template, max_document_tokens=data.max_document_tokens)
+
+
+def load_scorer(model: ModelArguments, data: DataArguments, *, target: TargetKind) -> Scorer:
+    """Load the recipe's LLM and make its scorer, or that of the server that the recipe names in its place.
+
+    Raises:
+        NLTError: the server cannot be asked, or an adapter is named for it.
+    """
+    if not is_server(model.llm):
+        return make_scorer(load_llm(model), data, target=target)
+    if model.adapter is not None:
+        raise NLTError("adapter belongs to an LLM on this machine; let the server load it, and name it by llm_model")
+    return RemoteScorer(
+        CompletionServer(model.llm, model=model.llm_model),
+        tokenizer=model.llm_tokenizer,
+        target=target,
+        template=data.template,
+        max_document_tokens=data.max_document_tokens,
+        requests=model.llm_requests,
+        revision=model.llm_revision,
+        cache_folder=data.score_cache,
+    )
 
 
 def make_scorer(lm: FrozenLM, data: DataArguments, *, target: TargetKind) -> LikelihoodScorer:

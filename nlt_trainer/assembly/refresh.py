@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.assembly.losses import Parts
 from nlt_trainer.assembly.mining import embeddings_folder, mined, write_mined
-from nlt_trainer.assembly.parts import load_llm, make_dataset, make_scorer, target_of
+from nlt_trainer.assembly.parts import load_scorer, make_dataset, make_scorer, target_of
 from nlt_trainer.assembly.scoring import score_candidates
 from nlt_trainer.data.beir import Collection, Qrels, Query
 from nlt_trainer.data.candidates import QueryCandidates, read_candidates
@@ -29,7 +29,8 @@ from nlt_trainer.data.training import relevance
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_write_bytes
 from nlt_trainer.lm.candidate_pairs import Pair
-from nlt_trainer.lm.scoring import LikelihoodScorer
+from nlt_trainer.lm.completion_server import is_server
+from nlt_trainer.lm.scorer import Scorer
 from nlt_trainer.run.folder import Run
 from nlt_trainer.terminal import say
 
@@ -61,10 +62,12 @@ class Refresh(TrainerCallback):
         """Tokens that the LLM reads for pairs that the candidates before lacked, whether or not the cache has them."""
 
     @cached_property
-    def scorer(self) -> LikelihoodScorer:
+    def scorer(self) -> Scorer:
         """The recipe's scorer. Where an adapter of the LLM is trained, a second LLM without it scores."""
-        lm = self.parts.lm if self.parts.model.llm_lora is None else load_llm(self.parts.model)
-        return make_scorer(lm, self.parts.data, target=target_of(self.parts.data, self.parts.candidates))
+        model, data, target = self.parts.model, self.parts.data, target_of(self.parts.data, self.parts.candidates)
+        if is_server(model.llm) or model.llm_lora is not None:
+            return load_scorer(model, data, target=target)
+        return make_scorer(self.parts.lm, data, target=target)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

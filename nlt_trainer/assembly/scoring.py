@@ -15,9 +15,8 @@ from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.assembly.parts import (
     load_candidates,
-    load_llm,
+    load_scorer,
     load_training_collection,
-    make_scorer,
     processes,
     target_of,
 )
@@ -30,12 +29,13 @@ from nlt_trainer.data.training import relevance
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import file_hash, read_json, write_json
 from nlt_trainer.lm.candidate_pairs import CandidatePairs
-from nlt_trainer.lm.scoring import LikelihoodScorer, likelihood_gain
+from nlt_trainer.lm.completion_server import is_server
+from nlt_trainer.lm.scorer import Scorer, likelihood_gain
 from nlt_trainer.locations import local_path
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
-SCORER_KEYS = ("llm", "llm_revision", "adapter", "llm_dtype")
+SCORER_KEYS = ("llm", "llm_revision", "llm_model", "adapter", "llm_dtype")
 """Keys of a recipe that say which LLM computes the gains."""
 
 READ_QUERIES = 1024
@@ -104,7 +104,7 @@ def score(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection)
     texts = texts_of(candidates, collection)
-    scorer = make_scorer(load_llm(model), data, target=target_of(data, candidates))
+    scorer = load_scorer(model, data, target=target_of(data, candidates))
     # Counting also finds texts that cannot be scored, before any score is computed.
     tokens = scorer.count_tokens(pairs_of(candidates, texts)) + scorer.count_tokens(pairs_of(candidates))
     report = score_candidates(scorer, candidates, model=model, data=data, collection=collection, tokens=tokens)
@@ -115,7 +115,7 @@ def score(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
 
 
 def score_candidates(
-    scorer: LikelihoodScorer,
+    scorer: Scorer,
     candidates: list[QueryCandidates],
     *,
     model: ModelArguments,
@@ -147,6 +147,8 @@ def score_candidates(
     seconds = (time.monotonic() - start) * state.num_processes
     relevant = relevance(candidates, collection.split_qrels(data.train_split)) if data.train_split else None
     named = {key: getattr(model, key) for key in SCORER_KEYS}
+    if is_server(model.llm):
+        del named["llm_dtype"]  # the server alone knows it
     return write_results(
         scorer, data, candidates, collection, tokens=tokens, named=named, seconds=seconds, relevant=relevant
     )
@@ -165,7 +167,7 @@ def pairs_of(candidates: Sequence[QueryCandidates], texts: Sequence[Sequence[str
 
 
 def write_results(
-    scorer: LikelihoodScorer,
+    scorer: Scorer,
     data: DataArguments,
     candidates: list[QueryCandidates],
     collection: Collection,
@@ -207,7 +209,7 @@ def write_results(
 
 
 def token_rows(
-    scorer: LikelihoodScorer, candidates: list[QueryCandidates], texts: list[list[str]]
+    scorer: Scorer, candidates: list[QueryCandidates], texts: list[list[str]]
 ) -> Iterator[list[np.ndarray]]:
     """Yield for each query the log-likelihoods of single tokens with each candidate; few queries are in memory."""
     for begin in range(0, len(candidates), READ_QUERIES):

@@ -21,7 +21,8 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.chunks import ChunkGroups, build_chunks
 from nlt_trainer.injection.document_prompts import DocumentPrompts, build_prompts, check_layout
 from nlt_trainer.lm.prompt_tokens import PromptTokens
-from nlt_trainer.lm.scoring import LikelihoodScorer, likelihood_gain
+from nlt_trainer.lm.scorer import likelihood_gain
+from nlt_trainer.lm.scoring import LikelihoodScorer
 
 
 @dataclass(frozen=True)

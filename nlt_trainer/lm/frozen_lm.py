@@ -116,7 +116,7 @@ class FrozenLM:
         fingerprint: dict[str, str | None] = {
             "weights": model_content(location, revision=revision),
             "adapter": None,
-            "tokenizer": _tokenizer_hash(tokenizer),
+            "tokenizer": tokenizer_hash(tokenizer),
             "dtype": numbers,
         }
         if adapter is not None:
@@ -274,7 +274,7 @@ def _check_forward(lm: FrozenLM) -> None:
         )
 
 
-def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     if not tokenizer.is_fast:
         raise NLTError(
             f"{type(tokenizer).__name__} has no tokenizer.json; convert it once: "

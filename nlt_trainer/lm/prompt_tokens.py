@@ -118,7 +118,7 @@ class PromptTokens:
         self._after = tuple(template_ids(tokenizer, template.document_suffix))
         self._before_query = template_ids(tokenizer, template.query_prefix)
         self._before_answer = template_ids(tokenizer, template.answer_prefix)
-        self.start = _sequence_start(tokenizer)
+        self.start = sequence_start(tokenizer)
         # The same texts come again: queries share candidates, and every epoch repeats them.
         self.document = lru_cache(maxsize=kept_texts)(self._document)
         self.suffix = lru_cache(maxsize=kept_texts)(self._suffix)
@@ -161,7 +161,7 @@ class PromptTokens:
         return Suffix(tuple(ids), tuple(marks))
 
 
-def _sequence_start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def sequence_start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The begin-of-sequence id, if the tokenizer puts one in front of every text by itself; else nothing."""
     ids = tokenizer("a").input_ids
     if tokenizer.bos_token_id is not None and ids and ids[0] == tokenizer.bos_token_id:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from nlt_trainer.choices import TargetKind
-from nlt_trainer.errors import NLTError
-from nlt_trainer.lm.candidate_pairs import CandidatePairs, Pair, document_major
+from nlt_trainer.lm.candidate_pairs import Pair, document_major
 from nlt_trainer.lm.cpu import give_back_freed_memory, packed_weights
 from nlt_trainer.lm.forward_check import FORWARD_ERRORS
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.last_feed_forward import computed_only_at, last_feed_forward
 from nlt_trainer.lm.prompt_tokens import PromptTokens, Suffix
 from nlt_trainer.lm.rows import Row, collate, token_batches
-from nlt_trainer.lm.score_cache import KEY, SCORE, SCORE_COLUMNS, ScoreCache, key_bytes
+from nlt_trainer.lm.score_cache import ScoreCache
+from nlt_trainer.lm.scorer import Scored, Scorer, scored, scoring_bar
 from nlt_trainer.prompts import PromptTemplate
 
 ROW_TOKENS = 512
@@ -38,30 +36,7 @@ PACKING_PAIRS = 128
 tokens each."""
 
 
-@dataclass(frozen=True)
-class Likelihoods:
-    """Log-likelihoods of N targets, in input order.
-
-    Args:
-        log_likelihood: `(N,)` float64, nats, summed over the target's tokens.
-        target_tokens: `(N,)` int64.
-        truncated: `(N,)` bool, whether the document was cut.
-    """
-
-    log_likelihood: np.ndarray
-    target_tokens: np.ndarray
-    truncated: np.ndarray
-
-
-def likelihood_gain(with_document: Likelihoods, without: Likelihoods) -> np.ndarray:
-    """Gain in nats per target token, `(B, K)`, from likelihoods with candidates, `(B * K,)`, and without, `(B,)`."""
-    queries = len(without.log_likelihood)
-    log_likelihood = with_document.log_likelihood
-    log_likelihood = log_likelihood.reshape(queries, len(log_likelihood) // max(queries, 1))  # (B * K,) -> (B, K)
-    return (log_likelihood - without.log_likelihood[:, None]) / without.target_tokens[:, None]
-
-
-class LikelihoodScorer:
+class LikelihoodScorer(Scorer):
     """Log-likelihood of targets under a frozen LLM, with and without a document; `gain` is the difference per token.
 
     A call reads a document once for many of its pairs. Their queries and targets follow the document in one row of up
@@ -97,19 +72,16 @@ class LikelihoodScorer:
         batch_tokens: int = 2048,
         cache_folder: str | None = None,
     ) -> None:
-        self.lm = lm
-        self.target = target
-        self.tokens = PromptTokens(
+        tokens = PromptTokens(
             lm.tokenizer,
             template or PromptTemplate(),
             max_document_tokens=max_document_tokens,
             kept_texts=KEPT_TEXTS,
         )
+        super().__init__(lm.name, target=target, tokens=tokens, context_length=lm.context_length)
+        self.lm = lm
         self.batch_tokens = batch_tokens
         self._rope_limit = lm.rope_limit
-        self._context_length = lm.context_length  # every pair needs it, and a look into a configuration is slow
-        self.lm_tokens = 0
-        """Tokens that the LLM has read so far, without padding."""
         self._last_feed_forward: nn.Module | None = None
         document, suffixes = (
             (0, 1, 2),
@@ -126,121 +98,29 @@ class LikelihoodScorer:
         self.cache = None if cache_folder is None else ScoreCache(cache_folder, self.description)
 
     @property
-    def description(self) -> dict[str, object]:
-        """Everything besides the texts that a score depends on."""
-        return {
-            "llm": self.lm.fingerprint,
-            "template": self.tokens.template.as_dict(),
-            "target": self.target,
-            "max_document_tokens": self.tokens.max_document_tokens,
-        }
-
-    def gain(
-        self, queries: Sequence[str], candidates: Sequence[Sequence[str]], answers: Sequence[str | None] | None = None
-    ) -> np.ndarray:
-        """Likelihood gain of each candidate, nats per target token.
-
-        Args:
-            queries: B texts.
-            candidates: B lists of K documents.
-            answers: B texts; needed for the targets `answer` and `joint`.
-
-        Returns:
-            `(B, K)` float64: `(log p(target | document) - log p(target)) / target tokens`.
-        """
-        return likelihood_gain(*self.candidate_likelihoods(queries, candidates, answers))
-
-    def candidate_likelihoods(
-        self, queries: Sequence[str], candidates: Sequence[Sequence[str]], answers: Sequence[str | None] | None = None
-    ) -> tuple[Likelihoods, Likelihoods]:
-        """Likelihoods with each candidate, `(B * K,)` query-major (row `b * K + k`), and without one, `(B,)`."""
-        pairs = CandidatePairs(queries, candidates, answers)
-        without = self.log_likelihood(CandidatePairs(queries, [[None]] * len(queries), answers))
-        return self.log_likelihood(pairs), without
-
-    def log_likelihood(self, pairs: Sequence[Pair]) -> Likelihoods:
-        """Log-likelihood of each pair's target; equal pairs are computed once, cached ones not at all.
-
-        Memory grows by 150 to 200 bytes a pair, for its key, its place in the order and its result. Texts, tokens and
-        rows exist for some batches at a time.
-
-        Raises:
-            NLTError: a target does not fit the LLM's context, an answer is missing, or a likelihood is not finite.
-        """
-        keys, first, inverse = self._distinct(pairs)
-        if self.cache is None:
-            scores, known = np.zeros(len(keys), SCORE), np.zeros(len(keys), bool)
-        else:
-            scores, known = self.cache.get(keys)
-        for at, found, _ in self._compute(pairs, keys=keys, first=first, known=known):
-            scores[at] = found
-        scores = scores[inverse]
-        return Likelihoods(*(scores[name].copy() for name in SCORE_COLUMNS))
-
-    def token_log_likelihoods(self, pairs: Sequence[Pair]) -> list[np.ndarray]:
-        """Log-likelihood of each token of each pair's target given all tokens before it: float32, nats.
-
-        The cache gives them too, unless an older version wrote it without them.
-
-        Raises:
-            NLTError: as `log_likelihood`.
-        """
-        keys, first, inverse = self._distinct(pairs)
-        values = {} if self.cache is None else self.cache.get_tokens(keys)
-        known = np.zeros(len(keys), bool)
-        known[list(values)] = True
-        for at, _, tokens in self._compute(pairs, keys=keys, first=first, known=known):
-            values |= dict(zip(at.tolist(), tokens, strict=True))
-        return [values[at] for at in inverse.tolist()]
-
-    def fill_cache(self, pairs: Sequence[Pair], *, tokens: bool = False) -> None:
-        """Compute the pairs that the cache lacks or, with `tokens`, those for which it lacks scores of single tokens.
-
-        Raises:
-            NLTError: as `log_likelihood`, or there is no cache.
-        """
-        if self.cache is None:
-            raise NLTError("the scorer has no cache to fill; give it a cache_folder")
-        keys, first, _ = self._distinct(pairs)
-        known = self.cache.stored(keys, tokens=tokens)
-        for _ in self._compute(pairs, keys=keys, first=first, known=known):
-            pass
+    def fingerprint(self) -> dict[str, str | None]:
+        """Weights, adapter, tokenizer and dtype of the LLM."""
+        return self.lm.fingerprint
 
     def count_tokens(self, pairs: Sequence[Pair]) -> int:
         """Tokens that the LLM reads to score these pairs when nothing is cached, without padding."""
         _, first, _ = self._distinct(pairs)
         return sum(row.length for rows in self._windows(pairs, np.sort(first)) for row in rows)
 
-    def _distinct(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Sorted distinct keys `(D,)`, the index of each key's first pair `(D,)` and of each pair's key `(N,)`."""
-        keys = (ScoreCache.key(d, q, a if self.target != "query" else None) for d, q, a in pairs)
-        return np.unique(np.fromiter(keys, KEY, len(pairs)), return_index=True, return_inverse=True)
-
-    def _compute(
-        self, pairs: Sequence[Pair], *, keys: np.ndarray, first: np.ndarray, known: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, list[tuple[float, int, bool]], list[np.ndarray]]]:
-        """Score and store pairs with unknown keys, and yield each batch's key indices, scores and token scores."""
-        missing = np.flatnonzero(~known)
-        missing = missing[np.argsort(first[missing])]  # in the order of their first pairs
-        packing = packed_weights(self.lm.model) if len(missing) >= PACKING_PAIRS else nullcontext()
-        with packing, tqdm(total=len(missing), unit="pair", desc="scoring", disable=len(missing) < 64) as bar:
-            for rows in self._windows(pairs, first[missing]):
+    def _score_pairs(self, pairs: Sequence[Pair], chosen: np.ndarray) -> Iterator[Scored]:
+        """Score the chosen pairs batch by batch; see `Scorer`."""
+        packing = packed_weights(self.lm.model) if len(chosen) >= PACKING_PAIRS else nullcontext()
+        with packing, scoring_bar(len(chosen)) as bar:
+            for rows in self._windows(pairs, chosen):
                 for batch in token_batches(rows, self.batch_tokens, span_limit=self._rope_limit):
-                    at = missing[[position for row in batch for position in row.pairs]]
+                    places = np.array([position for row in batch for position in row.pairs])
                     cut = [row.truncated for row in batch for _ in row.pairs]
                     tokens = self._score(batch)
                     if self.lm.device.type == "cpu":
                         give_back_freed_memory()
-                    scores = [(float(t.sum(dtype=np.float64)), len(t), c) for t, c in zip(tokens, cut, strict=True)]
-                    for index, (value, *_) in zip(at, scores, strict=True):
-                        if not np.isfinite(value):
-                            self._refuse(pairs[first[index]], value)
-                    if self.cache is not None:
-                        stored = key_bytes(keys[at])
-                        self.cache.put(dict(zip(stored, scores, strict=True)), dict(zip(stored, tokens, strict=True)))
                     self.lm_tokens += sum(row.length for row in batch)
-                    bar.update(len(at))
-                    yield at, scores, tokens
+                    bar.update(len(places))
+                    yield places, scored(tokens, cut), tokens
 
     def _windows(self, pairs: Sequence[Pair], chosen: np.ndarray) -> Iterator[list[Row]]:
         """Yield the rows of chosen pairs for `WINDOW_BATCHES` batches at a time; a document's pairs stand together."""
@@ -271,28 +151,6 @@ class LikelihoodScorer:
             if tokens >= WINDOW_BATCHES * self.batch_tokens:
                 break
         return sorted(rows, key=lambda row: -row.length)
-
-    def _refuse(self, pair: Pair, value: float) -> None:
-        document, query, _ = pair
-        raise NLTError(
-            f"LLM {self.lm.name!r} gives the log-likelihood {value} for query {query[:60]!r} with document "
-            f"{(document or 'none')[:60]!r}; use dtype float32 or bfloat16 (float16 overflows), or check the weights"
-        )
-
-    def _prefix(self, document: str | None, suffix: Suffix, query: str) -> tuple[tuple[int, ...], bool]:
-        """Ids in front of a suffix, with the document cut to fit the context, and whether the document was cut."""
-        start, (before, after) = self.tokens.start, self.tokens.document_frame
-        frame = len(start) + (0 if document is None else len(before) + len(after) + 1)
-        if frame + len(suffix.ids) > self._context_length:
-            raise NLTError(
-                f"query {query[:60]!r} and its target have {len(suffix.ids)} tokens and do not fit the "
-                f"{self._context_length} tokens of LLM {self.lm.name!r}; shorten them or choose a longer context"
-            )
-        if document is None:
-            return start, False
-        ids, truncated = self.tokens.document(document)
-        room = self._context_length - frame - len(suffix.ids) + 1
-        return (*start, *before, *ids[:room], *after), truncated or len(ids) > room
 
     def _reads(self, rows: list[Row], expected: list[np.ndarray]) -> bool:
         """Whether rows get the expected scores. Recurrent models and ALiBi, for example, do not accept our mask."""

