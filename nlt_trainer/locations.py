@@ -37,7 +37,7 @@ def resolve_model(name: str) -> str:
         A Hub id or the path of a local folder.
 
     Raises:
-        NLTError: the package or the path inside it is missing, or a local path does not exist.
+        NLTError: the package or the path inside it is missing, a local path does not exist, or it is a server.
     """
     path = local_path(name)
     if path is None:
@@ -49,10 +49,20 @@ def local_path(name: str) -> Path | None:
     """The file or folder that a model's name stands for; `None` for a Hub id. It raises as `resolve_model` does."""
     if is_hub_id(name):
         return None
+    if is_server(name):
+        raise NLTError(
+            f"model {name!r} is a server, which is asked for nothing but the likelihoods that nlt score needs; here "
+            "weights are needed, so name a model on this machine or on the Hub"
+        )
     path = _path_in_package(name) if name.startswith(PACKAGE_SCHEME) else Path(name).expanduser()
     if not path.exists():
         raise NLTError(f"model {name!r}: {path} does not exist. {_remedy(name)}")
     return path
+
+
+def is_server(name: str) -> bool:
+    """Whether the name of an LLM is the address of a server."""
+    return name.startswith(("http://", "https://"))
 
 
 def is_hub_id(name: str) -> bool:

@@ -31,13 +31,13 @@ from nlt_trainer.encoder.lora import check_no_adapter
 from nlt_trainer.encoder.similarity import check_similarity
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import alone_in
-from nlt_trainer.lm.completion_server import CompletionServer, is_server
+from nlt_trainer.lm.completion_server import CompletionServer
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import PromptTokens
 from nlt_trainer.lm.remote_scoring import RemoteScorer
 from nlt_trainer.lm.scorer import Scorer
 from nlt_trainer.lm.scoring import LikelihoodScorer
-from nlt_trainer.locations import resolve_model
+from nlt_trainer.locations import is_server, resolve_model
 from nlt_trainer.prompts import default_target
 from nlt_trainer.terminal import late_bar
 from nlt_trainer.training_arguments import NLTTrainingArguments
@@ -235,16 +235,7 @@ def check_base_dtype(encoder: SentenceTransformer, name: str) -> None:
 
 
 def load_llm(model: ModelArguments) -> FrozenLM:
-    """Load the frozen LLM of a recipe.
-
-    Raises:
-        NLTError: it is on a server.
-    """
-    if is_server(model.llm):
-        raise NLTError(
-            f"llm {model.llm!r} is a server, which is asked for nothing but the likelihoods that nlt score needs; "
-            "name an LLM whose weights are on this machine or on the Hub"
-        )
+    """Load the frozen LLM of a recipe."""
     return FrozenLM.from_pretrained(
         model.llm,
         revision=model.llm_revision,

@@ -29,8 +29,8 @@ from nlt_trainer.data.training import relevance
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_write_bytes
 from nlt_trainer.lm.candidate_pairs import Pair
-from nlt_trainer.lm.completion_server import is_server
 from nlt_trainer.lm.scorer import Scorer
+from nlt_trainer.locations import is_server
 from nlt_trainer.run.folder import Run
 from nlt_trainer.terminal import say
 

@@ -29,9 +29,8 @@ from nlt_trainer.data.training import relevance
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import file_hash, read_json, write_json
 from nlt_trainer.lm.candidate_pairs import CandidatePairs
-from nlt_trainer.lm.completion_server import is_server
 from nlt_trainer.lm.scorer import Scorer, likelihood_gain
-from nlt_trainer.locations import local_path
+from nlt_trainer.locations import is_server, local_path
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
 

@@ -192,11 +192,6 @@ class NotUnderstood(NLTError):
     """The server does not know this form of a request, or refuses a prompt."""
 
 
-def is_server(llm: str) -> bool:
-    """Whether the name of an LLM in a recipe is the address of a server."""
-    return llm.startswith(("http://", "https://"))
-
-
 def _same(own: str, theirs: str) -> bool:
     """Whether two texts stand for one token. A part of a character has none, and some decoders drop spaces."""
     if "\ufffd" in own + theirs or not own.strip() or not theirs.strip():
