@@ -42,6 +42,7 @@ def grid(tiny_llm_folder: Path, tiny_encoder_folder: Path) -> dict[str, Any]:
             "gain": {"objective": "likelihood_gain"},
             "BM25's first": {"objective": "info_nce", "gains": "bm25"},
             "wrong labels": {"objective": "info_nce", "wrong_labels": 0.5},
+            "InfoNCE after gain": {"objective": "info_nce", "after": "gain", "tuned_like": "gain"},
             "DREAM": {"objective": "dream", "document_layout": "independent", "num_heads": 2, "head_queries": 4},
         },
         "tuning": {
@@ -129,6 +130,26 @@ def test_earlier_results_stand_in_for_trainings(
         whole.drop(columns="train_seconds"),
         check_dtype=False,
     )
+
+
+def test_an_objective_goes_on_with_the_encoder_of_another(
+    study: dict[str, Any], grid: dict[str, Any], tiny_collection_folder: Path, tmp_path: Path
+) -> None:
+    """Reference: `nlt train` twice, the second time from the first one's encoder."""
+    own = study["Study"](grid, data=tiny_collection_folder.parent, folder=tmp_path / "study")
+    grid["runs"][0] |= {"objectives": ["InfoNCE after gain"], "seeds": [1]}
+    (cell,) = own.cells({})
+    (row,) = own.rows(cell)
+    first = own.prepare(cell.settings["after"], seed=1) | {"output_dir": str(tmp_path / "first"), "seed": 1}
+    train.main(study["words"](first))
+    second = own.prepare(cell.settings, seed=1) | {"output_dir": str(tmp_path / "second"), "seed": 1}
+    train.main(study["words"](second | {"encoder": str(tmp_path / "first" / "encoder")}))
+    encoder = SentenceTransformer(str(tmp_path / "second" / "encoder"))
+    collection = load_collection(tiny_collection_folder, splits=["dev"])
+    assert row["ndcg_at_10"] == pytest.approx(
+        evaluate_encoder(encoder, collection, split="dev")["ndcg_at_10"], abs=1e-4
+    )
+    assert not [*(tmp_path / "study" / "runs").iterdir()]
 
 
 @pytest.mark.parametrize(("wrong", "expected"), [(0.0, 0), (0.5, 2), (1.0, 4)])

@@ -13,7 +13,8 @@ The grid's YAML has these parts. Settings are keys of a recipe.
 - `objectives`: settings of each objective. `start` is the encoder before training and `BM25` is no encoder. With
   `gains: bm25` BM25's scores stand in for the LLM's gains. With `wrong_labels: 0.2` judgements do: 1 for one relevant
   candidate of each query that has one, but for a fifth of these queries another candidate, drawn by seed, has it.
-  With `tuned_like` an objective takes what was chosen for another one.
+  With `tuned_like` an objective takes what was chosen for another one, and with `after` it goes on with the encoder
+  that another one has trained.
 - `tuning`: the collection, split and seed on which the settings in `tried` are chosen for each encoder and objective,
   one setting after the other, and further `settings` of these trainings.
 - `runs`: what is trained and measured, as lists of `encoders`, `train_data`, `objectives`, `seeds` and `measured_on`,
@@ -77,7 +78,7 @@ Blocks = tuple[ModelArguments, DataArguments, NLTTrainingArguments]
 
 UNTRAINED = ("BM25", "start")
 METRIC = "ndcg_at_10"
-WRONG, TUNED_LIKE = "wrong_labels", "tuned_like"
+WRONG, TUNED_LIKE, AFTER = "wrong_labels", "tuned_like", "after"
 """Keys of an objective that are no keys of a recipe."""
 PREPARING_SEED = 0
 """Of the queries that are drawn; training has seeds of its own, so that all seeds have the same queries."""
@@ -158,9 +159,16 @@ class Study:
                     yield Cell(objective, name, None, None, settings, measured_on)
                     continue
                 with suppress(Unfinished):
-                    settings = self.settings(objective, encoder, train_data) | self.tuned(objective, encoder)
+                    settings = self.tuned_settings(objective, encoder, train_data)
                     for seed in run["seeds"]:
                         yield Cell(objective, encoder, train_data, seed, settings, measured_on)
+
+    def tuned_settings(self, objective: str, encoder: str, train_data: str) -> Settings:
+        """Keys of a recipe with what tuning has chosen; under `after` those of the objective that comes before."""
+        settings = self.settings(objective, encoder, train_data) | self.tuned(objective, encoder)
+        if AFTER in settings:
+            settings[AFTER] = self.tuned_settings(settings[AFTER], encoder, train_data)
+        return settings
 
     def tuned(self, objective: str, encoder: str) -> Settings:
         """The settings among those tried with which an objective is best on the queries for tuning.
@@ -217,15 +225,14 @@ class Study:
             encoder = load_untrained(model) if cell.objective == "start" else None
             values = {name: self.values(encoder, name, bf16=args.bf16_full_eval) for name in names}
         else:
-            run = Run(self.folder / "runs" / cell.key)
-            prepared = self.prepare(cell.settings, seed=cell.seed or 0)
-            quiet = {"output_dir": str(run.folder), "save_strategy": "no", "disable_tqdm": True, "report_to": "none"}
-            parts = blocks(prepared | quiet | {"seed": cell.seed})
-            train(*parts)
-            cost = {name: run.report[name] for name in cost}
-            encoder = load_encoder(str(run.encoder))
-            values = {name: self.values(encoder, name, bf16=parts[2].bf16_full_eval) for name in names}
-            shutil.rmtree(run.folder)
+            runs = self.train(cell.settings, Run(self.folder / "runs" / cell.key), seed=cell.seed or 0)
+            cost = {name: runs[-1].report[name] for name in cost}  # those before it have read the same gains
+            cost["train_seconds"] += sum(run.report["train_seconds"] for run in runs[:-1])
+            _, _, args = blocks(cell.settings)
+            encoder = load_encoder(str(runs[-1].encoder))
+            values = {name: self.values(encoder, name, bf16=args.bf16_full_eval) for name in names}
+            for run in runs:
+                shutil.rmtree(run.folder)
         rows = []
         for name, found in values.items():
             eval_data, _, split = name.rpartition(":")
@@ -234,6 +241,16 @@ class Study:
             row = {"eval_data": eval_data, "split": split, METRIC: mean, **cost}
             rows.append({**shared, **row, "query_values": [round(value, 4) for value in found]})
         return rows
+
+    def train(self, settings: Settings, run: Run, *, seed: int) -> list[Run]:
+        """Train the encoder of a run, after that of the objective that comes before it; returns all these runs."""
+        given = {"output_dir": str(run.folder), "save_strategy": "no", "disable_tqdm": True, "report_to": "none"}
+        first: list[Run] = []
+        if before := settings.get(AFTER):
+            first = self.train(before, Run(f"{run.folder}-before"), seed=seed)
+            given["encoder"] = str(first[-1].encoder)
+        train(*blocks(self.prepare(settings, seed=seed) | given | {"seed": seed}))
+        return [*first, run]
 
     def values(self, encoder: SentenceTransformer | None, name: str, *, bf16: bool) -> list[float]:
         """nDCG@10 of each judged query, in the order of the judgements; without an encoder, that of BM25."""
@@ -348,7 +365,7 @@ def blocks(settings: Settings) -> Blocks:
 
 def words(settings: Settings) -> list[str]:
     """Keys of a recipe as a command line, without the grid's own."""
-    keys = {key: value for key, value in settings.items() if key != WRONG}
+    keys = {key: value for key, value in settings.items() if key not in (WRONG, AFTER)}
     return [
         word
         for key, value in keys.items()
