@@ -16,7 +16,7 @@ The grid's YAML has these parts. Settings are keys of a recipe.
   With `tuned_like` an objective takes what was chosen for another one, and with `after` it goes on with the encoder
   that another one has trained.
 - `tuning`: the collection, split and seed on which the settings in `tried` are chosen for each encoder and objective,
-  one setting after the other, and further `settings` of these trainings.
+  one setting after the other.
 - `runs`: what is trained and measured, as lists of `encoders`, `train_data`, `objectives`, `seeds` and `measured_on`,
   of which all combinations are run. `measured_on` has further queries, each as COLLECTION:SPLIT.
 
@@ -173,7 +173,8 @@ class Study:
     def tuned(self, objective: str, encoder: str) -> Settings:
         """The settings among those tried with which an objective is best on the queries for tuning.
 
-        They are chosen one after the other; the others have the middle one of their values, or what was chosen.
+        They are chosen one after the other; the others have the middle one of their values (of two the second), or what
+        was chosen.
         """
         tuning = self.grid.get("tuning")
         if not tuning:
@@ -184,8 +185,7 @@ class Study:
         chosen = {key: values[len(values) // 2] for key, values in tried.items()}
 
         def found(key: str, value: Any) -> float:
-            settings = self.settings(objective, encoder, data) | tuning.get("settings", {})
-            settings |= {**chosen, key: value}
+            settings = self.settings(objective, encoder, data) | chosen | {key: value}
             return self.rows(Cell(objective, encoder, data, tuning["seed"], settings, where))[0][METRIC]
 
         for key, values in tried.items():
