@@ -173,8 +173,8 @@ class Study:
     def tuned(self, objective: str, encoder: str) -> Settings:
         """The settings among those tried with which an objective is best on the queries for tuning.
 
-        They are chosen one after the other; the others have the middle one of their values (of two the second), or what
-        was chosen.
+        They are chosen one after the other; the others have the middle one of their values, of two the second, or
+        what was chosen.
         """
         tuning = self.grid.get("tuning")
         if not tuning:
