@@ -27,6 +27,8 @@ from nlt_trainer.training_arguments import MAIN_METRIC, NLTTrainingArguments
 
 ENCODER_INPUTS = ("query_", "document_")
 OBJECTIVE_FILE = "objective.safetensors"
+CLOCK_TIMES = ("_runtime", "_per_second")
+"""Ends of the names under which the library logs how long something took, by the clock."""
 DROPOUT_ATTRIBUTES = ("dropout", "attention_dropout", "activation_dropout")
 """Attributes in which modules of transformers keep a probability that they hand to a function."""
 
@@ -163,10 +165,13 @@ class NLTTrainer(SentenceTransformerTrainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the losses as means over the whole run, see `RunningLosses`."""
+        """Log the losses as means over the whole run, see `RunningLosses`, and leave out the library's own times.
+
+        The library takes those from a clock that may be set back meanwhile; `CostCallback` counts time without it.
+        """
         if {"loss", "train_loss"} & logs.keys():  # an evaluation may also be logged without any training
             logs = self.losses.entry(logs, self.state.global_step)
-        super().log(logs, start_time)
+        super().log({k: v for k, v in logs.items() if not k.endswith(CLOCK_TIMES)}, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the encoder and, in a checkpoint, the parameters that the objective trains beside it."""

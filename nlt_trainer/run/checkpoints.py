@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ def checkpoint_fault(checkpoint: Path) -> str | None:
         listed = read_json(checkpoint / CHECKSUMS_FILE)
     except NLTError as error:
         return str(error)
+    if not listed:
+        return f"{CHECKSUMS_FILE} lists no file"
     for name, written in listed.items():
         file = checkpoint / name
         if not file.is_file():
@@ -79,6 +83,9 @@ class CheckpointFiles(TrainerCallback):
 
     A checkpoint that lacks the list, or a file on it, was interrupted by a kill, by a full disk or while it was
     copied. A file with another hash was cut off, or the disk has changed it.
+
+    `save_total_limit` removes the checkpoints whose folders have the earliest times. After a clock was set back, that
+    would be the newest one. Folders with a time in the future therefore get the present time before one is written.
     """
 
     def on_train_begin(
@@ -92,6 +99,17 @@ class CheckpointFiles(TrainerCallback):
             for step, checkpoint in Run(str(args.output_dir)).checkpoints().items():
                 if step > state.global_step:
                     (checkpoint / CHECKSUMS_FILE).unlink(missing_ok=True)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give the folders of checkpoints that have a time in the future the present time."""
+        if control.should_save and state.is_world_process_zero:
+            for checkpoint in Run(str(args.output_dir)).checkpoints().values():
+                if checkpoint.stat().st_mtime > time.time():
+                    os.utime(checkpoint)
+
+    on_epoch_end = on_step_end
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         PartialState().wait_for_everyone()

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nlt_trainer.data.collator import NLTCollator
 from nlt_trainer.errors import NLTError
+from nlt_trainer.files import write_json
 from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
 from nlt_trainer.run.checkpoints import last_checkpoint
 from nlt_trainer.trainer import NLTTrainer
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
-def make_trainer(encoder: SentenceTransformer, folder: Path, *, steps: int) -> NLTTrainer:
+def make_trainer(
+    encoder: SentenceTransformer, folder: Path, *, steps: int, save_total_limit: int | None = None
+) -> NLTTrainer:
     """A trainer that leaves a checkpoint after every second step."""
     args = NLTTrainingArguments(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=2, save_steps=2, report_to=[],
-        use_cpu=True, disable_tqdm=True,
+        use_cpu=True, disable_tqdm=True, save_total_limit=save_total_limit,
     )  # fmt: skip
     rows = [{"query": f"query {b}", "documents": ["green tea", "an owl"], "gain": [0.1 * b, 0.2]} for b in range(4)]
     return NLTTrainer(
@@ -46,6 +54,42 @@ def test_a_checkpoint_lists_its_files(tiny_encoder: SentenceTransformer, tmp_pat
     assert set(listed) == found - {"checkpoint_files.json"}
     assert {"model.safetensors", "optimizer.pt", "trainer_state.json", "1_Pooling/config.json"} <= set(listed)
     assert last_checkpoint(tmp_path) == str(checkpoint)
+
+
+class SetBack(TrainerCallback):
+    """Sets the clock back by an hour after each checkpoint, so that what is there has a time in the future."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        future = time.time() + 3600
+        os.utime(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", (future, future))
+
+
+def test_a_clock_that_is_set_back_costs_no_checkpoint(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
+    """Reference: the newest checkpoint by its step, and its files, although the older one has a later time."""
+    trainer = make_trainer(tiny_encoder, tmp_path, steps=4, save_total_limit=1)
+    trainer.add_callback(SetBack())
+    trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+    assert (tmp_path / "checkpoint-4" / "model.safetensors").is_file()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+
+
+def test_a_list_without_files_is_no_checkpoint(tmp_path: Path) -> None:
+    """Reference: a folder that holds nothing but the list."""
+    write_json(tmp_path / "checkpoint-2" / "checkpoint_files.json", {})
+    assert last_checkpoint(tmp_path) is None
+
+
+def test_no_time_in_the_log_comes_from_the_clock(
+    tiny_encoder: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: a clock that goes back an hour whenever it is read; the loss of every entry is there."""
+    hours = itertools.count(500_000, -1)
+    monkeypatch.setattr(time, "time", lambda: next(hours) * 3600.0)
+    trainer = make_trainer(tiny_encoder, tmp_path, steps=2)
+    result = trainer.train()
+    assert result.metrics["train_runtime"] < 0
+    assert [{*entry} for entry in trainer.state.log_history] == [{"train_loss", "total_flos", "epoch", "step"}]
 
 
 def cut(path: Path) -> None:
