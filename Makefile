@@ -37,6 +37,8 @@ faults: .venv/installed-test
 	$(BIN)/python tests/faults/kills.py --random 50
 	$(BIN)/python tests/faults/kills.py --every_change 1
 	$(BIN)/python tests/faults/disk.py --trials 10
+	$(BIN)/python tests/faults/clock.py --trials 10
+	$(BIN)/python tests/faults/several.py --trials 50
 	$(BIN)/python tests/faults/damage.py --trials 60
 
 lint: .venv/installed-test

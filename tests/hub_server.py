@@ -7,8 +7,10 @@ import hashlib
 import json
 import re
 import socket
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
@@ -90,10 +92,31 @@ class Hub(ThreadingHTTPServer):
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
         self.lock = Lock()
+        self.connections: set[Any] = set()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self.lock:
+            self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        with self.lock:
+            self.connections.discard(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say what has failed, unless it is a client that has died."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+    def finish(self) -> None:
+        """Wait until everything is answered that came from clients that have ended."""
+        while self.connections:
+            time.sleep(0.002)
 
     def requests(self, method: str, path: str) -> list[Seen]:
         """Those whose path has a match of `path`, in order."""
@@ -149,7 +172,7 @@ class Handler(BaseHTTPRequestHandler):
         cut = fault is not None and fault.status == 0
         body = self.rfile.read(length // 2 if cut else length)
         seen.received = len(body)
-        if cut and self.command in ("PUT", "POST"):
+        if len(body) < length and self.command in ("PUT", "POST"):  # cut on purpose, or the client has died
             return self.cut()
         try:
             if fault is not None and not cut:
@@ -161,7 +184,8 @@ class Handler(BaseHTTPRequestHandler):
     def cut(self) -> None:
         """Break the connection as a network does."""
         self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # the client was faster
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def answer(self, answer: Answer, *, cut: bool, start: int) -> None:
         content = answer.content[start:]

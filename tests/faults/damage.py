@@ -18,7 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trials import STAGES, Bench, Ended, differences, last_line, run_preloaded
+from contents import differences
+from trials import STAGES, Bench, Ended, last_line, run_preloaded
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def main() -> int:
         draw = random.Random(f"{options.seed} {name}")
         for kind, (action, error) in KINDS.items():
             for at in sorted(draw.randint(1, max(whole.changes, 1)) for _ in range(options.trials)):
-                yield Fault(f"{kind} at change {at}", {"action": action, "at": at, "error": error})
+                yield Fault(f"{kind} at change {at}", {"action": action, "at": at, "amount": error})
 
     return try_stages(options.stages, faults=faults, check=wrong_end)
 

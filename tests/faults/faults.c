@@ -1,12 +1,17 @@
 /* Counts the changes that a process makes to files of one folder, and lets one of them fail or be the process's last.
+   It can also set the clock back at one of them.
 
    A shared library for LD_PRELOAD. It stands between the program and the C library, so that it also sees what SQLite,
-   safetensors and torch write. The functions `faults_arm` and `faults_count` are called through ctypes. */
+   safetensors and torch write. The functions `faults_arm` and `faults_count` are called through ctypes.
+
+   The system's own clock stays. The process sees one that is fast by so many seconds, and files have times to match:
+   those of the folder are moved into the future when the clock is set back to the system's. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -15,14 +20,17 @@
 #include <string.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
-/* What happens at the change `at`: nothing, SIGKILL, an error, and from then on a full disk or no change at all. */
-enum { COUNT, KILL, FAIL, FULL, DENIED };
+/* What happens at the change `at`: nothing, SIGKILL, an error, from then on a full disk or no change at all, a clock
+   that is set back, and such a clock before SIGKILL. `with` is the error, or the seconds of the clock. */
+enum { COUNT, KILL, FAIL, FULL, DENIED, BACK, BACK_KILL };
 
 static char folder[PATH_MAX];
-static atomic_long count, at;
+static atomic_long count, at, fast;
 static int action, error;
 
 void faults_arm(const char *path, long number, int what, int with) {
@@ -31,6 +39,7 @@ void faults_arm(const char *path, long number, int what, int with) {
     atomic_store(&at, number);
     action = what;
     error = with;
+    atomic_store(&fast, what == BACK || what == BACK_KILL ? with : 0);
 }
 
 long faults_count(void) { return atomic_load(&count); }
@@ -59,20 +68,50 @@ static int path_inside(int directory, const char *path) {
     return getcwd(here, sizeof here) && inside(here);
 }
 
+#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    int failed = REAL(clock_gettime)(clock, now);
+    if (!failed && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += atomic_load(&fast);
+    return failed;
+}
+int gettimeofday(struct timeval *restrict now, void *restrict zone) {
+    int failed = REAL(gettimeofday)(now, zone);
+    if (!failed) now->tv_sec += atomic_load(&fast);
+    return failed;
+}
+time_t time(time_t *now) {
+    time_t seconds = REAL(time)(NULL) + atomic_load(&fast);
+    if (now) *now = seconds;
+    return seconds;
+}
+
+static int move_time(const char *path, const struct stat *found, int kind, struct FTW *place) {
+    (void)kind, (void)place;
+    struct timespec times[2] = {found->st_atim, found->st_mtim};
+    for (int i = 0; i < 2; i++) times[i].tv_sec += error;
+    utimensat(AT_FDCWD, path, times, AT_SYMLINK_NOFOLLOW);
+    return 0;
+}
+
+static void set_back(void) {
+    nftw(folder, move_time, 16, FTW_PHYS | FTW_DEPTH);
+    atomic_store(&fast, 0);
+}
+
 /* Count a change that is about to happen; true if it is to fail, with errno set. `frees` is true for changes that
    need no space, which a full disk allows. */
 static int refused(int frees) {
     long number = atomic_fetch_add(&count, 1) + 1, limit = atomic_load(&at);
     if (action == COUNT || number < limit) return 0;
-    if (action == KILL && number == limit) kill(getpid(), SIGKILL);
+    if ((action == BACK || action == BACK_KILL) && number == limit) set_back();
+    if ((action == KILL || action == BACK_KILL) && number == limit) kill(getpid(), SIGKILL);
     if ((action == FAIL && number == limit) || (action == FULL && !frees) || action == DENIED) {
         errno = error;
         return 1;
     }
     return 0;
 }
-
-#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
 #define OPEN(name)                                                                     \
     int name(const char *path, int flags, ...) {                                       \

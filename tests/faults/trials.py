@@ -5,8 +5,8 @@ A trial forks a process that has imported everything already, so that it takes a
 
 from __future__ import annotations
 
+import copy
 import ctypes
-import hashlib
 import io
 import json
 import os
@@ -16,14 +16,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+from contents import CACHES, INPUTS, LEFT, content_hash, differences, is_whole
+
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))  # hub_server and tiny are imported where they are used
 PRELOADED = "NLT_FAULTS_LIBRARY"
 
 STAGES: dict[str, list[str]] = {
@@ -43,6 +47,8 @@ STAGES: dict[str, list[str]] = {
     ],
     "evaluate": ["evaluate", "--config", "recipe.yaml"],
     "export": ["export", "--config", "recipe.yaml", "--output_dir", "refreshed", "--form", "merged"],
+    "push": ["push", "--config", "recipe.yaml", "--repo", "org/name", "--gains_repo", "org/name-gains"],
+    "pull": ["pull", "--repo", "org/name", "--folder", "pulled"],
     "adapt": [
         "adapt", "documents", "--encoder", "encoder", "--llm", "llm", "--output", "adapted", "--num_candidates", "3",
         "--max_document_tokens", "8", "--train_max_length", "8", "--use_cpu", "true", "--disable_tqdm", "true",
@@ -50,6 +56,19 @@ STAGES: dict[str, list[str]] = {
     ],
 }  # fmt: skip
 """Name of a stage -> its command line after `nlt`, in an order in which each finds what it reads."""
+READS: dict[str, tuple[str, ...]] = {
+    "make_queries": ("build_corpus",),
+    "score": ("mine",),
+    "detect_heads": ("score",),
+    "adapt_scorer": ("score",),
+    "train": ("score",),
+    "train with refresh": ("score",),
+    "evaluate": ("train",),
+    "export": ("train with refresh",),
+    "push": ("train",),
+    "pull": ("push",),
+}
+"""Name of a stage -> the stages that have written what it reads, besides those that these read."""
 
 RECIPE = """
 model:
@@ -75,21 +94,12 @@ trainer:
   learning_rate: 0.01
   logging_steps: 3
   save_steps: 2
+  save_total_limit: 2
   eval_strategy: epoch
   report_to: none
   use_cpu: true
   disable_tqdm: true
 """
-
-TIMES = {"second", "seconds", "time", "runtime", "memory", "date", "phases"}
-"""Words in the names of values that differ from call to call."""
-PAGES = (".md", ".html", ".log")
-"""Endings of pages for people, which say how long a stage took. That they are there is compared, their text is not."""
-INPUTS = {"documents", "llm", "encoder", "parts", "collection"}
-CACHES = {"cache", "scores", "made_scores", "stamps", "embeddings"}
-"""Folders that are not compared, wherever they lie: databases whose pages depend on the order of writing, and hashes
-of files that say how long something took."""
-LEFT = (".partial", ".previous")
 
 
 class Action(IntEnum):
@@ -100,6 +110,8 @@ class Action(IntEnum):
     FAIL = 2
     FULL = 3
     DENIED = 4
+    BACK = 5
+    BACK_KILL = 6
 
 
 @dataclass(frozen=True)
@@ -169,8 +181,25 @@ def run_preloaded(program: str) -> None:
         raise SystemExit(subprocess.run([sys.executable, program, *sys.argv[1:]], env=environment).returncode)
 
 
+@dataclass(frozen=True)
+class Started:
+    """A stage that runs in a process of its own.
+
+    Args:
+        child: number of the process.
+        log: file of what it prints.
+        counted: file in which it says how many changes to files it has made, once it has ended by itself.
+        begin: when it was started.
+    """
+
+    child: int
+    log: Path
+    counted: Path
+    begin: float
+
+
 class Bench:
-    """A folder in which stages are run from the same beginning, again and again.
+    """A folder, and a Hub on the loopback, on which stages are run from the same beginning, again and again.
 
     Args:
         root: an empty folder.
@@ -178,6 +207,8 @@ class Bench:
 
     def __init__(self, root: Path) -> None:
         self.root, self.work = root, root / "work"
+        self.kept: dict[Path, Any] = {}
+        self.started = 0
         self.library = ctypes.CDLL(os.environ[PRELOADED])
         self.library.faults_count.restype = ctypes.c_long
         child = os.fork()  # torch must not have begun threads here, because those do not survive later forks
@@ -185,10 +216,17 @@ class Bench:
             self._build()
             os._exit(0)
         assert not os.waitpid(child, 0)[1]
+        from hub_server import TOKEN, Hub
+
+        self.hub = Hub()
+        Thread(target=self.hub.serve_forever, args=(0.01,), daemon=True).start()
+        os.environ |= {
+            "HF_ENDPOINT": self.hub.url, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(self.work / "cache" / "hub"),
+        }  # fmt: skip
         import_everything()
 
     def _build(self) -> None:
-        sys.path.insert(0, str(HERE.parent))
         from tiny import DOCUMENTS, save_encoder, save_llm, write_collection
 
         self.work.mkdir(parents=True)
@@ -204,64 +242,85 @@ class Bench:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[tuple[Path, Ended]]:
-        """Run a stage as it should run; yields a copy of the folder before it, and how it ended.
+        """Run a stage as it should run; yields where `reset` finds the state before it, and how it ended.
 
-        After the block the folder is as the stage has left it.
+        After the block the folder and the Hub are as the stage has left them.
         """
-        before = self.root / "before"
-        shutil.copytree(self.work, before)
+        before, after = self.root / "before", self.root / "after"
+        self.keep(before)
         whole = self.run(STAGES[name])
-        after = self.root / "after"
-        shutil.copytree(self.work, after)
+        self.keep(after)
         try:
             yield before, whole
         finally:
-            shutil.rmtree(self.work)
-            after.rename(self.work)
-            shutil.rmtree(before)
+            self.reset(after)
+            for kept in (before, after):
+                shutil.rmtree(kept)
 
-    def reset(self, before: Path) -> None:
-        """Put the folder back to a copy of it."""
+    def keep(self, place: Path) -> None:
+        """Copy the folder to a place, and keep the Hub with it."""
+        shutil.copytree(self.work, place)
+        self.kept[place] = copy.deepcopy(self.hub.repos)
+
+    def reset(self, place: Path) -> None:
+        """Put folder and Hub back to what was kept."""
         shutil.rmtree(self.work)
-        shutil.copytree(before, self.work)
+        shutil.copytree(place, self.work)
+        self.hub.repos, self.hub.large = copy.deepcopy(self.kept[place]), {}
 
     def run(
-        self,
-        command: list[str],
-        *,
-        action: Action = Action.COUNT,
-        at: int = 0,
-        error: int = 0,
-        kill_after: tuple[float, signal.Signals] | None = None,
+        self, command: list[str], *, kill_after: tuple[float, signal.Signals] | None = None, **fault: Any
     ) -> Ended:
-        """Run a stage in a process of its own.
+        """Run a stage in a process of its own until it has ended.
+
+        Args:
+            command: its words after `nlt`.
+            kill_after: seconds after which the process gets a signal, and the signal.
+            **fault: as `start` takes it.
+        """
+        started = self.start(command, **fault)
+        if kill_after is not None:
+            self.kill(started, *kill_after)
+        return self.ended(started)
+
+    def start(self, command: list[str], *, action: Action = Action.COUNT, at: int = 0, amount: int = 0) -> Started:
+        """Start a stage in a process of its own.
 
         Args:
             command: its words after `nlt`.
             action: what happens at a change of a file.
             at: the number of this change, from 1.
-            error: number of the error with which a change fails.
-            kill_after: seconds after which the process gets a signal, and the signal.
+            amount: number of the error with which a change fails, or seconds by which the clock is set back.
         """
-        log, counted = self.root / "output.log", self.root / "changes"
+        self.started += 1
+        log, counted = self.root / f"{self.started}.log", self.root / f"{self.started}.changes"
         counted.write_text("0")
         begin = time.monotonic()
         child = os.fork()
         if not child:
-            self._be_stage(command, log, counted, (action, at, error))
-        if kill_after is not None:
-            self._wait(child, kill_after[0])
-            os.kill(child, kill_after[1])
-        _, status = os.waitpid(child, 0)
-        seconds = time.monotonic() - begin
-        output = log.read_text(errors="replace")
-        return Ended(os.waitstatus_to_exitcode(status), output, seconds, int(counted.read_text() or 0))
+            self._be_stage(command, log, counted, (action, at, amount))
+        return Started(child, log, counted, begin)
 
-    def _wait(self, child: int, seconds: float) -> None:
-        """Wait, but not longer than the process runs."""
+    def kill(self, started: Started, seconds: float, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to a process some seconds after this call, or when it has ended by itself."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        while time.monotonic() < end and not self.has_ended(started):
             time.sleep(0.002)
+        os.kill(started.child, number)
+
+    def has_ended(self, started: Started) -> bool:
+        return os.waitid(os.P_PID, started.child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def ended(self, started: Started) -> Ended:
+        """Wait until a stage has ended, and the Hub has answered it."""
+        _, status = os.waitpid(started.child, 0)
+        seconds = time.monotonic() - started.begin
+        self.hub.finish()
+        output = started.log.read_text(errors="replace")
+        changes = int(started.counted.read_text() or 0)
+        started.log.unlink()
+        started.counted.unlink()
+        return Ended(os.waitstatus_to_exitcode(status), output, seconds, changes)
 
     def _be_stage(self, command: list[str], log: Path, counted: Path, fault: tuple[Action, int, int]) -> None:
         """Be the process of a stage, and end."""
@@ -275,8 +334,8 @@ class Bench:
             os.environ["NLT_CACHE"] = str(self.work / "cache")
             from nlt_trainer.scripts import cli
 
-            action, at, error = fault
-            self.library.faults_arm(str(self.work).encode(), ctypes.c_long(at), int(action), error)
+            action, at, amount = fault
+            self.library.faults_arm(str(self.work).encode(), ctypes.c_long(at), int(action), amount)
             try:
                 cli.main(command)
                 code = 0
@@ -294,13 +353,18 @@ class Bench:
             os._exit(code)
 
     def content(self) -> dict[str, str]:
-        """What the stages have written: path -> a hash of all in it that does not depend on the time."""
+        """What the stages have written, also to the Hub: path -> a hash of all in it that is the same at any time."""
         found = {}
         for path in sorted(self.work.rglob("*")):
             name = path.relative_to(self.work)
             in_checkpoint = any(part.startswith("checkpoint-") for part in name.parts)
             if path.is_file() and name.parts[0] not in INPUTS and not CACHES & {*name.parts} and not in_checkpoint:
-                found[str(name)] = content_hash(path)
+                found[str(name)] = content_hash(path, path.read_bytes())
+        for key, repo in self.hub.repos.items():
+            order = [*repo.commits]
+            tags = {tag: order.index(commit) for tag, commit in repo.tags.items()}
+            found[f"hub: {key}"] = json.dumps([len(order), tags, repo.private])
+            found |= {f"hub: {key}/{name}": content_hash(Path(name), file) for name, file in repo.files.items()}
         return found
 
     def left_over(self) -> list[str]:
@@ -346,8 +410,7 @@ def try_stages(stages: Sequence[str], *, faults: Callable[[str, Ended], Iterable
     rows = []
     with tempfile.TemporaryDirectory(prefix="nlt_faults") as root:
         bench = Bench(Path(root, "bench"))
-        last = max([*STAGES].index(name) for name in stages)
-        for name in [*STAGES][: last + 1]:
+        for name in with_earlier(stages):
             with bench.stage(name) as (before, whole):
                 if name not in stages:
                     continue
@@ -363,20 +426,12 @@ def try_stages(stages: Sequence[str], *, faults: Callable[[str, Ended], Iterable
     return int(any(tally.faults for _, _, tally in rows))
 
 
-def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    """The files that two calls have left differently, with what differs first."""
-    paths = sorted({*expected, *found})
-    return [
-        f"different: {path}{first_difference(expected.get(path, ''), found.get(path, ''))}"
-        for path in paths
-        if expected.get(path) != found.get(path)
-    ]
-
-
-def first_difference(expected: str, found: str) -> str:
-    """Where two texts part, with what stands there."""
-    at = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), 0)
-    return f" ({expected[max(0, at - 60) : at + 60]!r} is {found[max(0, at - 60) : at + 60]!r})"
+def with_earlier(stages: Iterable[str]) -> list[str]:
+    """The stages, and before them those that write what they read."""
+    needed = {*stages}
+    for name in reversed(STAGES):
+        needed |= {*READS.get(name, ())} if name in needed else set()
+    return [name for name in STAGES if name in needed]
 
 
 def last_line(ended: Ended) -> str:
@@ -401,46 +456,3 @@ def import_everything() -> None:
     ):  # fmt: skip
         importlib.import_module(f"nlt_trainer.{name}")
     torch.set_num_threads(1)
-
-
-def content_hash(path: Path) -> str:
-    """Hash of a file without what differs from call to call."""
-    if path.suffix in PAGES:
-        return "a page"
-    if path.suffix == ".json":
-        return json.dumps(timeless(json.loads(path.read_text())), sort_keys=True)
-    return path.read_text() if path.suffix == ".yaml" else digest(path.read_bytes())
-
-
-def digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
-
-
-def timeless(value: Any) -> Any:
-    """A JSON value without times and what else is not the same in a second call."""
-    if isinstance(value, Mapping):
-        return {k: timeless(v) for k, v in value.items() if not TIMES & {*k.split("_")}}
-    return [timeless(v) for v in value] if isinstance(value, list) else value
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a file can be read to its end, as far as its format says."""
-    readers: dict[str, Callable[[bytes], Any]] = {
-        ".json": json.loads,
-        ".jsonl": lambda content: [json.loads(line) for line in content.splitlines()],
-        ".safetensors": read_safetensors,
-    }
-    try:
-        readers.get(path.suffix, len)(path.read_bytes())
-    except (ValueError, RuntimeError):
-        return False
-    return path.suffix != ".jsonl" or not path.stat().st_size or path.read_bytes().endswith(b"\n")
-
-
-def read_safetensors(content: bytes) -> None:
-    import safetensors.torch
-
-    try:
-        safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
-        raise ValueError(str(error)) from error
