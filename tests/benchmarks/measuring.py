@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from nlt_trainer.data.beir import Collection, load_collection
@@ -98,10 +99,15 @@ def _per_second(call: Callable[[], Any], seconds: float) -> float:
     return count / elapsed
 
 
-def status_mib(name: str) -> float:
-    """A line of Linux's `/proc/self/status` that is in kB, in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def status_mib(name: str, *, process: int | str = "self") -> float:
+    """A line of a process's `status` in Linux's `/proc` that is in kB, in MiB."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
+
+
+def slope(counts: Sequence[float], resident_mib: Sequence[float]) -> float:
+    """Bytes by which the resident set grows with each step or request: the slope of the least-squares line."""
+    return float(np.polyfit(counts, np.array(resident_mib) * MIB, 1)[0])
 
 
 def peak_mib() -> float:
