@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ def run_demo(gain: Path, dream: Path) -> None:
     group = Run(runs[0].folder.parent)  # its table and its page show both runs
     folder = group.folder
     stages = [
-        stage_of("build_stdlib", build_stdlib, gain, data.collection),
+        stage_of("build_stdlib", build_stdlib, gain, data.collection, settings=sys.version),  # whose library it reads
         stage_of("mine", mine_recipe, gain, data.candidates, needs=["build_stdlib"]),
         stage_of("score", score, gain, data.gains, needs=["mine"]),
         stage_of("train_likelihood_gain", train, gain, runs[0].encoder, runs[0], needs=["score"]),
@@ -102,6 +103,7 @@ def stage_of(
     trained: Run | None = None,
     *,
     needs: Sequence[str] = (),
+    settings: str = "",
 ) -> Stage:
     """A stage that runs with a recipe, which is read when the stage begins.
 
@@ -112,11 +114,13 @@ def stage_of(
         output: file or folder that exists when the stage is done.
         trained: run of the stage, whose checkpoints are removed if the recipe has changed.
         needs: names of the stages whose work it reads. The two objectives do not need each other.
+        settings: what its work depends on beside the recipe.
     """
     return Stage(
         name,
         lambda: run(*parse_recipe(RECIPE_BLOCKS, ["--config", str(recipe)])),
         Path(output),
+        settings,
         inputs=[recipe],
         forget=None if trained is None else lambda: shutil.rmtree(trained.folder, ignore_errors=True),
         needs=needs,

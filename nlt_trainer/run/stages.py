@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -66,7 +65,7 @@ def run_stages(stages: Sequence[Stage], stamps: Path) -> dict[str, float]:
 
 def _key(stage: Stage, *, earlier: Sequence[str]) -> str:
     """Hash of everything that decides a stage's work."""
-    text = f"{' '.join(earlier)}\n{stage.name}\n{sys.version}\n{stage.settings}"
+    text = f"{' '.join(earlier)}\n{stage.name}\n{stage.settings}"
     digest = hashlib.blake2b(text.encode(), digest_size=8)
     for file in stage.inputs:
         with file.open("rb") as handle:
