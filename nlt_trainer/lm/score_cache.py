@@ -75,8 +75,8 @@ class ScoreCache:
         description: JSON-serialisable; kept readable inside the file.
 
     Raises:
-        DataError: the folder is a file, or the file in it is damaged or is not a score cache of this description.
-            The other methods raise it too where they meet a damaged page.
+        DataError: the folder is a file, or the file in it is damaged, is not a score cache of this description or was
+            written by a later version. The other methods raise it too where they meet a damaged page.
         OSError: the disk is full, or the file cannot be opened or written. What it holds stays.
     """
 
@@ -89,7 +89,14 @@ class ScoreCache:
         except FileExistsError as error:
             raise DataError(self.path.parent, "is a file, and the score cache is a folder; name a folder") from error
         with self._transaction() as connection:
-            if connection.execute("PRAGMA user_version").fetchone() != (VERSION,):
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version > VERSION:
+                raise DataError(
+                    self.path,
+                    f"has version {version} of its format, and this nlt_trainer reads up to {VERSION}; update "
+                    "nlt_trainer, or name another cache folder",
+                )
+            if version < VERSION:
                 _make_tables(connection, text)
             found = connection.execute("SELECT text FROM description").fetchall()
         if found != [(text.encode(),)]:

@@ -193,12 +193,18 @@ def unique_results(runs: Sequence[Run]) -> list[Result]:
     ]
 
 
-def changed_settings(settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings of a run that differ from the default: key -> (default, value)."""
+def option_defaults() -> dict[str, Any]:
+    """The default of every option of a recipe, in the form that the settings file has."""
     defaults: dict[str, Any] = {}
     for block in RECIPE_BLOCKS.values():
         arguments = block.full_class if isinstance(block, Block) else block
         defaults |= {field.name: _default(field) for field in dataclasses.fields(arguments)}
+    return defaults
+
+
+def changed_settings(settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings of a run that differ from the default: key -> (default, value)."""
+    defaults = option_defaults()
     values = {key: value for block in RECIPE_BLOCKS for key, value in settings[block].items()}
     return {key: (defaults[key], value) for key, value in values.items() if value != defaults[key]}
 

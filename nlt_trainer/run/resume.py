@@ -26,7 +26,7 @@ from nlt_trainer.files import file_hash, read_json
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.dtypes import resolved_dtype
 from nlt_trainer.run.checkpoints import checkpoint_fault, last_checkpoint
-from nlt_trainer.run.folder import Run
+from nlt_trainer.run.folder import Run, option_defaults
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
 
@@ -135,6 +135,8 @@ def is_another_training(run: Run, settings: dict[str, Any]) -> bool:
 
 
 def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, in words. An option that was not there yet when the settings were written had its default."""
+    there = {**option_defaults(), **there}
     return [f"{key}: {there.get(key)!r} there, {value!r} now" for key, value in now.items() if there.get(key) != value]
 
 

@@ -94,6 +94,19 @@ def test_a_file_of_an_older_version_is_read(tmp_path: Path) -> None:
     assert checksums == {old: None, new: zlib.crc32(struct.pack("<dqq", -2.0, 1, 0), zlib.crc32(new))}
 
 
+def test_a_file_of_a_later_version_is_refused_and_stays(tmp_path: Path) -> None:
+    """Reference: the version of the format in the file, which nothing changes."""
+    path = ScoreCache(tmp_path, DESCRIPTION).path
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("PRAGMA user_version = 2")
+    with pytest.raises(
+        DataError, match=rf"^{path}: has version 2 of its format, and this nlt_trainer reads up to 1; "
+    ):
+        ScoreCache(tmp_path, DESCRIPTION)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+
+
 def test_another_description_is_another_file(tmp_path: Path) -> None:
     """Reference: a score must never be read for another LLM or target; order of keys means nothing."""
     cache = ScoreCache(tmp_path, DESCRIPTION)
