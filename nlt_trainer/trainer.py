@@ -14,6 +14,7 @@ from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.base.training_args import BatchSamplers
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from nlt_trainer.data.current_rows import CurrentRows
@@ -174,8 +175,13 @@ class NLTTrainer(SentenceTransformerTrainer):
         super().log({k: v for k, v in logs.items() if not k.endswith(CLOCK_TIMES)}, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the encoder and, in a checkpoint, the parameters that the objective trains beside it."""
+        """Save the encoder and, in a checkpoint, the parameters that the objective trains beside it.
+
+        The library also pickles its arguments, which nothing reads, and which name folders of this machine.
+        """
         super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            Path(str(output_dir or self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
         parameters = self.objective_parameters()
         if _internal_call and parameters and self.args.should_save:
             tensors = {name: parameter.detach().contiguous() for name, parameter in parameters.items()}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 
+from nlt_trainer.arguments.inherited import REFUSED
 from nlt_trainer.arguments.trainer import TrainerArguments
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.dtypes import resolved_dtype
@@ -29,6 +30,9 @@ class NLTTrainingArguments(TrainerArguments, SentenceTransformerTrainingArgument
 
     def __post_init__(self) -> None:
         TrainerArguments.__post_init__(self)
+        for name in ("push_to_hub", "hub_token"):  # the library would write a pickle with the token, and publish it
+            if getattr(self, name):
+                raise NLTError(f"{name}: {REFUSED[name]}")
         self._check_numbers()
         self._choose_precision()
         if self.early_stopping_patience is not None:

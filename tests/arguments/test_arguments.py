@@ -171,6 +171,13 @@ def test_a_number_that_trains_nothing_is_refused(name: str, value: float, tmp_pa
         arguments(tmp_path, **{name: value})
 
 
+@pytest.mark.parametrize("name", ["hub_token", "push_to_hub"])
+def test_a_run_takes_no_token_and_publishes_nothing_on_its_way(name: str, tmp_path: Path) -> None:
+    """Reference: the reason that a recipe gets, from Python too."""
+    with pytest.raises(NLTError, match=rf"^{name}: .*leave it out and .* `(hf auth login|nlt push)`$"):
+        arguments(tmp_path, **{name: "hf_secret" if name == "hub_token" else True})
+
+
 def numbers(block: type) -> dict[str, Any]:
     """Options of a dataclass that hold a float, alone, in a list or in a mapping -> a maker of such a value."""
     found: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nlt_trainer.data.collator import NLTCollator
@@ -90,6 +90,18 @@ def test_no_time_in_the_log_comes_from_the_clock(
     result = trainer.train()
     assert result.metrics["train_runtime"] < 0
     assert [{*entry} for entry in trainer.state.log_history] == [{"train_loss", "total_flos", "epoch", "step"}]
+
+
+def test_nothing_that_is_saved_holds_the_arguments(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
+    """Reference: the pickle that the library writes of them, with each checkpoint and each saved encoder."""
+    trainer = make_trainer(tiny_encoder, tmp_path, steps=2)
+    SentenceTransformerTrainer.save_model(trainer, str(tmp_path / "library"))
+    (tmp_path / "library" / "training_args.bin").unlink()
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    trainer.save_model()
+    assert (tmp_path / "saved" / "model.safetensors").is_file()
+    assert list(tmp_path.rglob("training_args.bin")) == []
 
 
 def cut(path: Path) -> None:
