@@ -41,17 +41,18 @@ QUERIES = {
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<unk>"]
 
 
-def build_tokenizer(*, wrap: bool) -> PreTrainedTokenizerFast:
+def build_tokenizer(*, wrap: bool, vocab_size: int = 512) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE on the tiny collection.
 
     Args:
         wrap: put `<s>` and `</s>` around each text, as an encoder's tokenizer does; a causal model's adds nothing.
+        vocab_size: number of tokens at most.
     """
     tokenizer = Tokenizer(BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=512,
+        vocab_size=vocab_size,
         special_tokens=SPECIAL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -71,14 +72,14 @@ def build_tokenizer(*, wrap: bool) -> PreTrainedTokenizerFast:
     )
 
 
-def save_llm(folder: Path) -> None:
+def save_llm(folder: Path, *, hidden_size: int = 32, vocab_size: int = 512) -> None:
     """Save a random two-layer Llama with four query heads on two key heads, and its tokenizer."""
-    tokenizer = build_tokenizer(wrap=False)
+    tokenizer = build_tokenizer(wrap=False, vocab_size=vocab_size)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -92,14 +93,14 @@ def save_llm(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def save_encoder(folder: Path, *, parts: Path) -> None:
+def save_encoder(folder: Path, *, parts: Path, hidden_size: int = 32, vocab_size: int = 512) -> None:
     """Save a random two-layer BERT with mean pooling as a Sentence-Transformers folder, and the BERT in `parts`."""
-    tokenizer = build_tokenizer(wrap=True)
+    tokenizer = build_tokenizer(wrap=True, vocab_size=vocab_size)
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=128,
@@ -111,7 +112,7 @@ def save_encoder(folder: Path, *, parts: Path) -> None:
     BertModel(config).save_pretrained(parts)
     tokenizer.save_pretrained(parts)
     transformer = Transformer(str(parts), max_seq_length=64)
-    pooling = Pooling(32, pooling_mode="mean")
+    pooling = Pooling(hidden_size, pooling_mode="mean")
     SentenceTransformer(modules=[transformer, pooling], device="cpu").save_pretrained(str(folder))
 
 
