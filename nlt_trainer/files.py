@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import uuid
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -286,16 +287,24 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     A byte order mark at the start, as some editors write it, is no part of the text.
 
     Raises:
-        DataError: the file is missing, or a line is not UTF-8; names file and line.
+        DataError: the file is missing or cannot be unpacked, or a line is not UTF-8; names file and line.
     """
     if not path.is_file():
         raise DataError(path, "file not found")
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
-        for number, raw in enumerate(handle, start=1):
+        for number, raw in enumerate(_raw_lines(handle, path), start=1):
             try:
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
                 raise DataError(path, f"not UTF-8 ({error}); save the file as UTF-8", line=number) from error
+
+
+def _raw_lines(handle: Iterable[bytes], path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file; a packed file may be damaged anywhere."""
+    try:
+        yield from handle
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(path, f"cannot be unpacked ({error}); fetch or pack it again") from error
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:

@@ -7,7 +7,6 @@ decide.
 
 from __future__ import annotations
 
-import gzip
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from typing import Any
 
 from datasets import load_dataset
 from huggingface_hub import DatasetCard, snapshot_download
+from yaml import YAMLError
 
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import read_jsonl
+from nlt_trainer.files import read_jsonl, read_lines
 from nlt_trainer.hub_calls import explain
 from nlt_trainer.locations import is_hub_id
 
@@ -80,9 +80,22 @@ class HubDataset:
     def _of_config(self, config: str) -> dict[str, list[Path]]:
         """The files of each split of a configuration."""
         return {
-            split: sorted({path for pattern in patterns for path in self.folder.glob(pattern) if path.is_file()})
+            split: sorted({path for pattern in patterns for path in self._matching(pattern)})
             for split, patterns in self.configs[config].items()
         }
+
+    def _matching(self, pattern: str) -> list[Path]:
+        """The files of the data set that a pattern of its README.md names.
+
+        Raises:
+            DataError: it is no pattern, or names files outside of the data set.
+        """
+        try:
+            if ".." in Path(pattern).parts:
+                raise ValueError("it leads out of the data set")
+            return [path for path in self.folder.glob(pattern) if path.is_file()]
+        except (ValueError, NotImplementedError) as error:  # an absolute pattern is not implemented
+            raise DataError(self.folder / CARD, f"pattern {pattern!r}: {error}; correct its configs") from error
 
     def _called(self, name: str, top: Path) -> list[Path]:
         """Data files under `top` such as `name.jsonl`, `name-00000-of-00002.parquet` or `name/any.parquet`."""
@@ -126,8 +139,14 @@ def _read_card(folder: Path) -> dict[str, dict[str, list[str]]]:
     """Configuration -> split -> patterns of files, from `configs` in README.md."""
     if not (folder / CARD).is_file():
         return {}
-    entries = DatasetCard.load(folder / CARD, ignore_metadata_errors=True).data.to_dict().get("configs") or []
-    return {entry["config_name"]: _patterns(entry["data_files"]) for entry in entries if "data_files" in entry}
+    try:
+        entries = DatasetCard.load(folder / CARD, ignore_metadata_errors=True).data.to_dict().get("configs") or []
+        return {entry["config_name"]: _patterns(entry["data_files"]) for entry in entries if "data_files" in entry}
+    except (YAMLError, LookupError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(
+            folder / CARD, f"its metadata cannot be read ({reason}); correct it or remove the file"
+        ) from error
 
 
 def _patterns(data_files: Any) -> dict[str, list[str]]:
@@ -160,8 +179,9 @@ def read_rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
         elif kind == "parquet":
             try:
                 yield from load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-            except ValueError as error:
-                raise DataError(path, f"cannot be read as Parquet ({error})") from error
+            except (ValueError, OSError) as error:  # pyarrow raises an OSError too where a file is damaged
+                reason = " ".join(str(error).split())
+                raise DataError(path, f"cannot be read as Parquet ({reason}); fetch the data set again") from error
         elif kind == "tsv":
             yield from _read_tsv(path)
         else:
@@ -170,10 +190,10 @@ def read_rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 def _read_tsv(path: Path) -> Iterator[dict[str, str]]:
     """Yield the rows under a header line; every value stays text, so that an id such as 007 keeps its zeros."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        header = next(lines, "").rstrip("\r\n").split("\t")
-        for number, line in enumerate(lines, start=2):
-            fields = line.rstrip("\r\n").split("\t")
-            if len(fields) != len(header):
-                raise DataError(path, f"has {len(fields)} fields under a header of {len(header)}", line=number)
-            yield dict(zip(header, fields, strict=True))
+    lines = read_lines(path)
+    header = next(lines, (1, ""))[1].split("\t")
+    for number, line in lines:
+        fields = line.split("\t")
+        if len(fields) != len(header):
+            raise DataError(path, f"has {len(fields)} fields under a header of {len(header)}", line=number)
+        yield dict(zip(header, fields, strict=True))

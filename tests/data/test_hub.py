@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from hub_layouts import hotpotqa, mteb_lines, mteb_parquet, write_card, write_lines
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import httpx
@@ -166,6 +167,9 @@ def test_rows_of_each_format(tmp_path: Path) -> None:
     [
         ("a.jsonl", b"{}\n{", r"a.jsonl:2: not valid JSON"),
         ("a.parquet", b"PAR1 no", r"a.parquet: cannot be read as Parquet"),
+        ("a.tsv", b"a\tb\n\xff\t1\n", r"a.tsv:2: not UTF-8"),
+        ("a.tsv.gz", gzip.compress(b"a\tb\n1\t2\n")[:-9], r"a.tsv.gz: cannot be unpacked .*; fetch or pack it again"),
+        ("a.jsonl.gz", b"{}\n", r"a.jsonl.gz: cannot be unpacked \(Not a gzipped file"),
         ("a.tsv", b"a\tb\n1\n", r"a.tsv:2: has 1 fields under a header of 2"),
         ("a.csv", b"a,b\n", r"a.csv: is neither .jsonl nor .parquet nor .tsv; convert it"),
     ],
@@ -180,3 +184,41 @@ def test_malformed_files_are_named(tmp_path: Path, name: str, content: bytes, me
 def test_a_card_may_name_no_files(tmp_path: Path) -> None:
     write_card(tmp_path, {})
     assert fetch_dataset(str(tmp_path)).configs == {}
+
+
+def test_a_damaged_page_of_a_parquet_file_is_named(tmp_path: Path) -> None:
+    """Reference: the file in the message; its footer is whole, so that reading begins."""
+    path = tmp_path / "a.parquet"
+    Dataset.from_list([{"_id": f"d{i}", "text": f"text {i}"} for i in range(9)]).to_parquet(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + bytes(40) + content[44:])
+    with pytest.raises(DataError, match=r"a.parquet: cannot be read as Parquet \(.*; fetch the data set again"):
+        list(read_rows([path]))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ("configs: [{data_files: a.jsonl}]", "KeyError: 'config_name'"),
+        ("configs: [{config_name: c, data_files: [{path: x}]}]", "KeyError: 'split'"),
+        ("configs: [3]", "TypeError"),
+        ("configs: 3", "TypeError"),
+        ("configs: c: d", "ScannerError: mapping values are not allowed here"),
+    ],
+)
+def test_a_damaged_card_is_named(tmp_path: Path, metadata: str, message: str) -> None:
+    """Reference: file, reason and remedy in one line."""
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n")
+    with pytest.raises(DataError, match=rf"README.md: its metadata cannot be read \({message}.*; corr") as caught:
+        fetch_dataset(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pattern", ["../*", "a/../../b.jsonl", "/etc/*", "a**b"])
+def test_a_card_names_no_files_outside_of_its_data_set(tmp_path: Path, pattern: str) -> None:
+    """Reference: a file beside the data set, which must not be read."""
+    (tmp_path / "b.jsonl").write_text("{}\n")
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    write_card(tmp_path / "set", {"corpus": {"train": pattern}})
+    with pytest.raises(DataError, match=r"README.md: pattern '.*'.*; correct its configs"):
+        fetch_dataset(str(tmp_path / "set")).part_files("corpus", [])
