@@ -17,6 +17,7 @@ a first line names others. Judgements have TREC's four columns, or BEIR's three 
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,18 +45,19 @@ ID_KEYS = ("_id", "id", "docid", "docno", "doc_id", "pid", "qid", "query_id", "t
 TITLE_KEYS = ("title",)
 TEXT_KEYS = ("text", "contents", "body", "passage")
 TOPIC_KEYS = ("text", "query", "title", "topic")
-TITLE_TAGS = re.compile(r"<(TITLE|HEADLINE|HEAD|TI)>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
-TEXT_TAGS = re.compile(r"<TEXT>(.*?)</TEXT>", re.DOTALL | re.IGNORECASE)
+TITLE_TAGS = re.compile(r"<(TITLE|HEADLINE|HEAD|TI)>((?:[^<]++|<(?!/?\1>))*+)</\1>", re.IGNORECASE)
+TEXT_TAGS = re.compile(r"<TEXT>((?:[^<]++|<(?!/?TEXT>))*+)</TEXT>", re.IGNORECASE)
+"""What stands between two tags has no such tag in it: otherwise many that are never closed would take hours."""
 DOCUMENT, TOPIC = "DOC", "top|topic"
 """Tags around a document and around a topic."""
 TAG = re.compile(
-    r"<!--.*?-->|<[?!][^<>]*>|</?[a-z][\w:.-]*(?:\s+[\w:.-]+\s*=\s*(?:\"[^\"]*\"|'[^']*'|[^\s<>\"']+))*\s*/?>",
+    r"<!--(?:[^<-]++|<(?!!--)|-(?!->))*+-->|<[?!][^<>]*>|</?[a-z][\w:.-]*(?:\s+[\w:.-]+\s*=\s*(?:\"[^\"]*\"|'[^']*'|[^\s<>\"']+))*\s*/?>",
     re.DOTALL | re.IGNORECASE,
 )
 """A tag with its attributes, or a comment; other text between `<` and `>` is text."""
 ID_ATTRIBUTE = re.compile(r"\b(?:number|num|id)\s*=\s*[\"']?([^\s<>\"']+)", re.IGNORECASE)
 NUMBER = re.compile(r"<num>\s*(?:Number:)?\s*([^\s<]+)", re.IGNORECASE)
-CLOSED_QUERY = re.compile(r"<(query|title)\b[^<>]*>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
+CLOSED_QUERY = re.compile(r"<(query|title)\b[^<>]*>((?:[^<]++|<(?!/?\1\b))*+)</\1>", re.IGNORECASE)
 OPEN_QUERY = re.compile(rf"<(query|title)>(.*?)(?={TAG.pattern}|\Z)", re.DOTALL | re.IGNORECASE)
 """The query of a topic, whose elements may be left open, as TREC's are."""
 
@@ -101,7 +103,7 @@ def read_run(path: str | Path) -> dict[str, dict[str, float]]:
         query id -> document id -> score.
 
     Raises:
-        DataError: the file is missing, empty or malformed, or a query has a document twice.
+        DataError: the file is missing, empty or malformed, a score is not finite, or a query has a document twice.
     """
     path = Path(path)
     rankings: dict[str, dict[str, float]] = {}
@@ -118,6 +120,8 @@ def read_run(path: str | Path) -> dict[str, dict[str, float]]:
             ranking[document_id] = float(score)
         except ValueError as error:
             raise DataError(path, f"score {score!r} is no number", line=line) from error
+        if not math.isfinite(ranking[document_id]):
+            raise DataError(path, f"score {score!r} is no finite number, and decides no order", line=line)
     if not rankings:
         raise DataError(path, "holds no ranking")
     return rankings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,8 @@ def test_a_run_is_what_trec_eval_reads(tmp_path: Path) -> None:
     [
         ("1 Q0 a 1 0.5\n", r"run:1: expected query, Q0, document, rank, score, tag; found 5"),
         ("1 Q0 a 1 best x\n", r"run:1: score 'best' is no number"),
+        ("1 Q0 a 1 nan x\n", r"run:1: score 'nan' is no finite number"),
+        ("1 Q0 a 1 1e999 x\n", r"run:1: score '1e999' is no finite number"),
         ("1 Q0 a 1 1 x\n1 Q0 a 2 0 x\n", r"run:2: document 'a' stands twice for query '1'"),
         ("\n", r"run: holds no ranking"),
     ],
@@ -208,3 +211,19 @@ def test_json_ids_may_be_numbers(tmp_path: Path) -> None:
     """Reference: the number as text."""
     write(tmp_path, {"docs": json.dumps({"id": 7, "text": "x"}), "topics": "1\tx\n", "qrels": "1 0 7 1\n"})
     assert list(load_trec(tmp_path, split="test").corpus) == ["7"]
+
+
+@pytest.mark.parametrize("tag", ["<TITLE>", "<TEXT>", "<!--", "<title>", "<TITLE><TEXT>", "<!-- - "])
+def test_tags_that_are_never_closed_take_no_time(tmp_path: Path, tag: str) -> None:
+    """Reference: seconds, where time that grew with the square of the length took minutes; the text stays."""
+    many = tag * 20_000
+    files = {
+        "docs": f"<DOC><DOCNO>a</DOCNO>{many} tea</DOC>\n",
+        "topics": f"<top><num>1<title>tea {many}</top>\n",
+        "qrels": "1 0 a 1\n",
+    }
+    begin = time.process_time()
+    found = load_trec(write(tmp_path, files), split="test")
+    assert time.process_time() - begin < 5
+    assert found.corpus["a"].text.endswith("tea")
+    assert found.queries["1"].text.startswith("tea")
