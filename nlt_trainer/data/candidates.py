@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,4 +187,6 @@ def _parse(raw: dict[str, Any], *, path: Path, line: int) -> QueryCandidates:
         raise DataError(path, "document_ids must be a list of strings; run `nlt mine` again", line=line)
     if not isinstance(bm25, list) or not all(isinstance(value, (int, float)) for value in bm25):
         raise DataError(path, "bm25 must be a list of numbers; run `nlt mine` again", line=line)
+    if not all(abs(value) <= sys.float_info.max for value in bm25):
+        raise DataError(path, "bm25 must be a list of finite numbers; run `nlt mine` again", line=line)
     return QueryCandidates(query_id, query, answer, tuple(document_ids), tuple(map(float, bm25)))

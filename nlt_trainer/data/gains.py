@@ -78,10 +78,9 @@ def read_gains(
     path = Path(path)
     gains = []
     for c, (line, row) in zip(candidates, _rows(path, candidates, corpus), strict=True):
-        try:
-            gain = np.array(row.get("gain"), np.float64)
-        except (TypeError, ValueError) as error:
-            raise DataError(path, f"gain of query {c.query_id!r} is not a list of numbers", line=line) from error
+        gain = _numbers(row.get("gain"))
+        if gain is None:
+            raise DataError(path, f"gain of query {c.query_id!r} is not a list of numbers", line=line)
         if gain.shape != (len(c.document_ids),) or not np.isfinite(gain).all():
             raise DataError(
                 path,
@@ -93,6 +92,8 @@ def read_gains(
 
 
 LIKELIHOODS = ("target_tokens", "log_likelihood", "token_log_likelihoods")
+MOST_TARGET_TOKENS = 2**31 - 1
+"""No LLM reads a longer target, and a tensor holds no number that is much larger."""
 
 
 def read_likelihoods(
@@ -120,13 +121,19 @@ def read_likelihoods(
 def _is_likelihood(name: str, value: Any, k: int) -> bool:
     """Whether a value has the form that `write_gains` gives it, for K candidates."""
     if name == "target_tokens":
-        return isinstance(value, int) and value > 0
-    try:
-        numbers = np.array(value, np.float64)
-    except (TypeError, ValueError):
+        return isinstance(value, int) and 0 < value <= MOST_TARGET_TOKENS
+    numbers, dimensions = _numbers(value), 1 if name == "log_likelihood" else 2
+    if numbers is None or numbers.ndim != dimensions:
         return False
-    dimensions = 1 if name == "log_likelihood" else 2
-    return numbers.ndim == dimensions and len(numbers) == k and bool(np.isfinite(numbers).all())
+    return len(numbers) == k and bool(np.isfinite(numbers).all())
+
+
+def _numbers(value: Any) -> np.ndarray | None:
+    """Numbers of a JSON file as float64; `None` where they are none, lists of several lengths, or beyond float64."""
+    try:
+        return np.array(value, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _rows(
@@ -139,6 +146,8 @@ def _rows(
     expected = {c.query_id: c for c in candidates}
     for line, row in read_jsonl(path):
         query_id = row.get("query_id")
+        if not isinstance(query_id, str):
+            raise DataError(path, f"query_id must be a string, found {query_id!r}; run `nlt score` again", line=line)
         if query_id not in expected:
             continue
         if row.get("document_ids") != list(expected[query_id].document_ids):

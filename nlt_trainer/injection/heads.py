@@ -64,7 +64,7 @@ class HeadSet:
                 raise ValueError("a score is not finite")
             if len(set(heads)) < len(heads):
                 raise ValueError("a head stands twice")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(path, f"is a damaged head file ({error!r}); {MAKE_HEADS}") from error
         if not heads:
             raise DataError(path, f"holds no head; {MAKE_HEADS}")

@@ -155,6 +155,8 @@ GOOD: dict[str, Any] = {
         ({"document_ids": ["d01", "d01"]}, "a document stands twice"),
         ({"bm25": [1.0]}, "1 BM25 scores for 2 candidates"),
         ({"bm25": ["high", "low"]}, "bm25 must be a list of numbers"),
+        ({"bm25": [1.0, float("nan")]}, "bm25 must be a list of finite numbers"),
+        ({"bm25": [10**400, 1.0]}, "bm25 must be a list of finite numbers"),
         ({"document_ids": "d01"}, "document_ids must be a list of strings"),
         ({"answer": 3}, "answer must be a string or null"),
         ({"query_id": "q1"}, "query 'q1' stands twice"),

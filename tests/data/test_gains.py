@@ -107,6 +107,8 @@ def test_a_file_from_before_likelihoods_is_refused_where_they_are_read(tmp_path:
     [
         ("target_tokens", 0),
         ("target_tokens", [2]),
+        ("target_tokens", 10**400),
+        ("log_likelihood", [-1.0, -(10**400), -2.0]),
         ("log_likelihood", [-1.0, -2.0]),
         ("log_likelihood", [-1.0, None, -2.0]),
         ("token_log_likelihoods", [[-1.0], [-2.0, -3.0], [-1.0]]),
@@ -131,6 +133,8 @@ def test_malformed_likelihoods_are_refused(tmp_path: Path, name: str, value: Any
         ({"gain": [0.1, 0.2]}, "query 'q2' needs 3 finite gains"),
         ({"gain": None}, "query 'q2' needs 3 finite gains"),
         ({"gain": ["a", 0, 0]}, "gain of query 'q2' is not a list of numbers"),
+        ({"gain": [10**400, 0, 0]}, "gain of query 'q2' is not a list of numbers"),
+        ({"query_id": ["q2"]}, r"query_id must be a string, found \['q2'\]; run `nlt score` again"),
     ],
 )
 def test_a_bad_line_is_refused_with_file_and_line(tmp_path: Path, change: dict[str, Any], reason: str) -> None:

@@ -377,6 +377,7 @@ GOOD = {"heads": [[0, 0]], "scores": [[1.0, 0.5]], "llm": "x", "llm_fingerprint"
         (json.dumps({**GOOD, "heads": []}), "holds no head"),
         (json.dumps({**GOOD, "heads": [[0, 0], [0, 0]]}), "is a damaged head file .*a head stands twice"),
         (json.dumps({**GOOD, "scores": [[0.5, float("nan")]]}), "damaged head file .*a score is not finite"),
+        (json.dumps({**GOOD, "scores": [[0.5, 10**400]]}), "is a damaged head file .*too large"),
         (json.dumps({**GOOD, "scores": [[0.5, 0.1], [0.2]]}), "is a damaged head file .*inhomogeneous"),
         (json.dumps({**GOOD, "settings": None}), "is a damaged head file .*not a mapping"),
     ],
