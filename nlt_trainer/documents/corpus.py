@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from nlt_trainer.data.beir import Document, load_corpus
 from nlt_trainer.documents.duplicates import Duplicates
+from nlt_trainer.documents.encodings import clean
 from nlt_trainer.documents.passages import FEWEST_WORDS, PassageLength, cut
 from nlt_trainer.documents.readers import READERS
 from nlt_trainer.documents.report import CorpusReport, read_report
@@ -52,7 +53,7 @@ def build_corpus(
     """
     documents, out = Path(documents), Path(out)
     beir = check_paths(documents, out)
-    report = CorpusReport(str(documents), "", length.unit, None if beir else length.most)
+    report = CorpusReport(_printable(str(documents)), "", length.unit, None if beir else length.most)
     without = [out] if queries is None else [out, Path(queries)]
     found = find_files(beir or documents, without=without, refuse=lambda path, reason: None)
     files, report.key = _state(found, report)
@@ -131,7 +132,7 @@ def _read(
 
 def _passages(path: Path, name: str, report: CorpusReport, length: PassageLength) -> Iterator[Document]:
     """The passages of a file. A file that cannot be read goes into the report, whatever its reader raises."""
-    ending = path.suffix.lower()
+    ending = Path(name).suffix.lower()
     if ending not in READERS:
         report.other_kinds[ending or "none"] = report.other_kinds.get(ending or "none", 0) + 1
         return
@@ -147,7 +148,7 @@ def _passages(path: Path, name: str, report: CorpusReport, length: PassageLength
             yield from passages
     except Exception as error:  # the libraries raise all kinds of errors where a file is damaged
         kind = "" if isinstance(error, NLTError) else f"{type(error).__name__}: "
-        report.skip(name, f"{kind}{error}", passages=given)
+        report.skip(name, " ".join(clean(f"{kind}{error}").split()), passages=given)
         return
     if given:
         report.files += 1
@@ -157,8 +158,11 @@ def _passages(path: Path, name: str, report: CorpusReport, length: PassageLength
 
 def _name(path: Path, root: Path) -> str:
     """Path below the folder that is read, in a form that every file and terminal can hold."""
-    inside = path.relative_to(root).as_posix()
-    return UNPRINTABLE.sub(lambda match: quote_from_bytes(os.fsencode(match[0])), inside)
+    return _printable(path.relative_to(root).as_posix())
+
+
+def _printable(name: str) -> str:
+    return UNPRINTABLE.sub(lambda match: quote_from_bytes(os.fsencode(match[0])), name)
 
 
 def _too_few(report: CorpusReport) -> DataError:

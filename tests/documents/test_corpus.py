@@ -238,8 +238,15 @@ def test_names_that_no_file_can_hold(tmp_path: Path, documents: Path) -> None:
     """Reference: their bytes, written as in an address; the corpus and the report are UTF-8."""
     for name in (b"tab\tline\n.txt", b"latin-\xe9.txt"):
         Path(os.fsdecode(os.fsencode(documents) + b"/" + name)).write_text(f"{THIRD} {name!r}")
-    build_corpus(documents, tmp_path / "out")
+    for name in (b"ending.\xe9", b"damaged-\xe9.docx"):
+        Path(os.fsdecode(os.fsencode(documents) + b"/" + name)).write_bytes(b"x")
+    documents = documents.rename(os.fsdecode(os.fsencode(documents) + b"-\xe9"))
+    report, _ = build_corpus(documents, tmp_path / "out")
     assert set(load_corpus(tmp_path / "out")) >= {"latin-%E9.txt#1", "tab%09line%0A.txt#1"}
+    assert report.documents.endswith("-%E9")
+    assert ".%e9" in report.other_kinds
+    assert "damaged-%E9.docx" in [skipped["file"] for skipped in report.skipped]
+    assert build_corpus(documents, tmp_path / "out") == (report, True)
 
 
 def test_paths_are_checked_before_anything_is_read(tmp_path: Path, documents: Path) -> None:
