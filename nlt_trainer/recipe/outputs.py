@@ -21,15 +21,16 @@ def check_outputs(writes: Iterable[str | Path], arguments: Sequence[Any], *, con
         config: file of the recipe.
 
     Raises:
-        NLTError: names both options, their values and the remedy.
+        NLTError: names both options, their values and the remedy. Also where an option names no possible path.
     """
-    named = [*_named(arguments), *([] if config is None else [("config", config, "file")])]
-    kinds = {option: kind for option, _, kind in named}
+    paths = [*_named(arguments), *([] if config is None else [("config", config, "file")])]
+    named = [(option, path, kind, _absolute(path, option)) for option, path, kind in paths]
+    kinds = {option: kind for option, _, kind in paths}
     for option, place, inside in _places(writes, arguments):
         output = place / inside
         whole = output != place or kinds.get(option, "cache") != "cache"
-        for other, path, kind in named:
-            if other != option and _would_replace(_absolute(output), _absolute(path), kind, whole=whole):
+        for other, path, kind, absolute in named:
+            if other != option and _would_replace(_absolute(output, option), absolute, kind, whole=whole):
                 raise NLTError(
                     f"{option}: {output} would replace {other} {path} or a part of it; name another path for {option}"
                 )
@@ -69,8 +70,16 @@ def _named(arguments: Sequence[Any]) -> Iterator[tuple[str, str, str]]:
                         yield field.name, folder, kind
 
 
-def _absolute(path: str | Path) -> Path:
-    return Path(path).expanduser().resolve()
+def _absolute(path: str | Path, option: str) -> Path:
+    """The path that an option names, with its links followed.
+
+    Raises:
+        NLTError: it has a zero in it, leads to the home of nobody, or is a circle of links.
+    """
+    try:
+        return Path(path).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise NLTError(f"{option}: {str(path)!r} cannot be a path ({error}); name another") from error
 
 
 def _would_replace(output: Path, path: Path, kind: str, *, whole: bool) -> bool:

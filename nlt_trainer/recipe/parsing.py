@@ -84,9 +84,8 @@ def parse_recipe(
     if check is not None:
         check(*own)
     arguments = _placed(_whole, known, recipe, flags, config=config)
-    if writes:
-        check_outputs(writes, arguments, config=config)
-        sweep_outputs(writes, arguments)
+    check_outputs(writes, arguments, config=config)
+    sweep_outputs(writes, arguments)
     return arguments
 
 
@@ -161,7 +160,7 @@ def read_recipe(path: str | Path, known: KnownKeys) -> dict[str, Any]:
         DataError: the file is missing, is no YAML mapping of mappings, or has an unknown block, an unknown key or a
             value of a wrong type; names the file, the key and the nearest known one.
     """
-    path = Path(path).expanduser()
+    path = Path(expand_home(path))
     values: dict[str, Any] = {}
     for block, content in read_mapping(path).items():
         if block not in known.keys:

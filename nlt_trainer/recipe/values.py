@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from nlt_trainer.recipe.yaml_files import RecipeLoader
+from nlt_trainer.recipe.yaml_files import load_yaml
 
 NULL = "null"
 """The word that unsets a key, in YAML and on the command line."""
@@ -86,7 +86,7 @@ def from_text(text: Any, hint: Any) -> Any:
         kind is dict for part in (hint, *get_args(hint)) for kind in (part, get_origin(part))
     ):
         try:
-            text = yaml.load(text, RecipeLoader)
+            text = load_yaml(text)
         except yaml.YAMLError as error:
             message = f'{text!r} is not a mapping of type {_type_name(hint)}, such as \'{{"query": "query: "}}\''
             raise ValueError(message) from error

@@ -35,14 +35,30 @@ class RecipeLoader(yaml.SafeLoader):
             problem = f"more than {MOST_LEVELS} levels, and a recipe has few"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.get_mark())
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node.
+
+        Raises:
+            yaml.MarkedYAMLError: a word looks like a number or a date and is none, such as `0x_` or `2001-99-99`. For
+                these PyYAML raises Python's own errors, of many kinds.
+        """
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            problem = f"{str(node.value)[:40]!r} has no value of its kind, {node.tag}; put it in quotes"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node.
 
         Raises:
-            yaml.MarkedYAMLError: a key stands twice.
+            yaml.MarkedYAMLError: a key stands twice, or is a list or a mapping.
         """
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                problem = "a list or a mapping stands where a key belongs; write a word"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
             key = key_node.value
             if key in seen and key_node.tag != "tag:yaml.org,2002:merge":
                 raise yaml.MarkedYAMLError(problem=f"{key!r} stands twice; keep one", problem_mark=key_node.start_mark)
@@ -61,13 +77,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if (size := path.stat().st_size) > MOST_BYTES:
         raise DataError(path, f"is no recipe: it has {size:,} bytes, and a recipe at most {MOST_BYTES:,}")
     try:
-        loader = RecipeLoader(path.read_bytes())
-        node = loader.get_single_node()
-        if node is not None and number_of_values(node) > MOST_VALUES:
-            raise DataError(path, f"is no recipe: its anchors make more than {MOST_VALUES:,} values")
-        content = None if node is None else loader.construct_document(node)
-    except RecursionError as error:
-        raise DataError(path, "is no recipe: a value contains itself") from error
+        content = load_yaml(path.read_bytes())
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise DataError(path, f"not valid YAML ({error.problem})", line=line) from error
@@ -76,6 +86,24 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(path, f"a recipe maps blocks to keys, found {type(content).__name__} at the top")
     return content
+
+
+def load_yaml(text: bytes | str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or its anchors make a value that contains itself or `MOST_VALUES` values.
+    """
+    loader = RecipeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if number_of_values(node) > MOST_VALUES:
+            raise yaml.YAMLError(f"its anchors make more than {MOST_VALUES:,} values")
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise yaml.YAMLError("a value contains itself") from error
 
 
 def number_of_values(node: yaml.Node) -> int:

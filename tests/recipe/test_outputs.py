@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from nlt_trainer.arguments import stages
+from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.evaluation import EvaluationArguments
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import FOLDER_MARK, cache_folder
@@ -153,3 +154,19 @@ def test_a_stage_begins_with_sweeping_what_killed_ones_have_left(inputs: dict[Pa
         importlib.import_module("nlt_trainer.scripts.train").main([*RECIPE, "--num_candidates", "3"])
     assert not left[2].exists()
     assert Path("runs/encoder").is_dir()
+
+
+@pytest.mark.parametrize("path", ["a\0b", "~nobody/x", "\ud800", "loop/x"])
+@pytest.mark.parametrize("option", ["collection", "eval_collections", "output_dir"])
+def test_a_path_that_cannot_be_is_refused(option: str, path: str, inputs: dict[Path, bytes]) -> None:
+    """Reference: the option in the message."""
+    Path("loop").symlink_to("loop")
+    with pytest.raises(NLTError, match=rf"^{option}: .* cannot be a path \(.*\); name another$"):
+        check_outputs(["output_dir"], [_Options(**{option: [path] if option == "eval_collections" else path})])
+
+
+@dataclasses.dataclass
+class _Options(DataArguments):
+    """Options of a block that has an output of its own."""
+
+    output_dir: str = "new"
