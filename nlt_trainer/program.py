@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import re
 import signal
 import sys
@@ -33,6 +34,8 @@ DISK = {
     errno.EROFS: "name a place that can be written",
     errno.ENOSPC: "free some space on the disk",
     errno.EDQUOT: "free some space on the disk",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "name a place that is not reached by a circle of links",
     errno.EFBIG: "name a place on another file system, or raise the limit on the size of files",
     errno.EIO: "the disk cannot be trusted: name a place on another one",
 }
@@ -83,6 +86,8 @@ def run_main(
     name = f"nlt {stage or Path(sys.argv[0]).stem}"
     arguments = list(sys.argv[1:] if argv is None else argv)
     sys.argv = [name, *arguments]  # argparse takes the name in its usage line from here
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or a file may lack characters of a text or a path
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _terminable():
             code = main(arguments)

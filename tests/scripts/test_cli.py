@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
+import io
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from nlt_trainer.errors import NLTError
 from nlt_trainer.program import GOES_ON, run_main, shown
 from nlt_trainer.scripts import cli
+from nlt_trainer.terminal import say
 
 
 @pytest.fixture
@@ -226,7 +228,7 @@ def test_run_main_names_the_stage_after_the_file_and_keeps_its_code(
     assert capsys.readouterr().out == "['--key', 'value'] nlt mine\n"
 
 
-@pytest.mark.parametrize("code", [errno.EACCES, errno.ENOSPC, errno.EIO, errno.EFBIG])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ENOSPC, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG])
 def test_a_disk_that_refuses_is_one_line(code: int, capsys: pytest.CaptureFixture[str]) -> None:
     """Reference: the system's own words, the remedy, and what a second call goes on from; exit code 2."""
 
@@ -273,3 +275,13 @@ def test_other_errors_keep_their_traceback(error: Exception) -> None:
 
     with pytest.raises(type(error), match=str(error)):
         run_main(main, [], stage="score")
+
+
+def test_a_name_that_is_not_utf8_can_be_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: Python's escapes, where a plain stream raises an error."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr("sys.stdout", stream)
+    with pytest.raises(SystemExit) as exit_info:
+        run_main(lambda argv: say("corpus-\udce9"), [], stage="build_corpus")
+    assert exit_info.value.code == 0
+    assert stream.buffer.getvalue() == b"corpus-\\udce9\n"  # type: ignore[attr-defined]
