@@ -40,6 +40,7 @@ faults: .venv/installed-test
 	$(BIN)/python tests/faults/clock.py --trials 10
 	$(BIN)/python tests/faults/several.py --trials 50
 	$(BIN)/python tests/faults/damage.py --trials 60
+	$(BIN)/python tests/faults/inputs.py --inputs 1200
 
 lint: .venv/installed-test
 	$(BIN)/ruff check
