@@ -6,7 +6,7 @@ import json
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from drawing import DOCUMENT_IDS, ODD_TEXTS, QUERY_IDS, VALUES, Draw, Input, encoded, spoiled
+from drawing import DOCUMENT_IDS, ODD_TEXTS, QUERY_IDS, SEEDS, VALUES, Draw, Input, encoded
 from hypothesis import strategies as st
 
 from nlt_trainer.arguments import stages as blocks_of
@@ -121,7 +121,7 @@ def recipes(draw: Draw) -> Input:
     text += draw(
         st.sampled_from(("", "", "trainer:\n  seed: 0x_\n", "? [a]\n: b\n", "model: &a {llm: *a}\n", "<<: 3\n"))
     )
-    return Input({"recipe.yaml": draw(spoiled(encoded(text)))}, ["--config", "recipe.yaml"])
+    return Input({"recipe.yaml": encoded(text)}, ["--config", "recipe.yaml"], draw(SEEDS))
 
 
 RECIPE = b"""

@@ -30,6 +30,8 @@ from typing import Any, NoReturn
 
 SECONDS, WAITED = 5, 60
 """The longest time of the processor and the longest time by the clock that an input may take."""
+VARIANTS = 8
+"""Inputs that are made of what is drawn once."""
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = {
@@ -148,10 +150,15 @@ def attempt(
 def try_kind(name: str, folder: Path, *, inputs: int, seed: int, derandomize: bool, fence: Fence) -> Tally:
     """Draw inputs of a kind and use each of them, whatever the ones before have shown."""
     import hypothesis
+    from spoiling import variants
     from using import KINDS
 
     strategy, use = KINDS[name]
     tally = Tally()
+
+    def some(drawn: Any) -> None:
+        for variant in variants(drawn, number=VARIANTS):
+            one(variant)
 
     def one(drawn: Any) -> None:
         begin = time.process_time()
@@ -167,10 +174,10 @@ def try_kind(name: str, folder: Path, *, inputs: int, seed: int, derandomize: bo
             tally.faults[fault] = min(tally.faults.get(fault, shown), shown, key=len)
 
     settings = hypothesis.settings(
-        max_examples=inputs, deadline=None, database=None, derandomize=derandomize,
+        max_examples=max(inputs // VARIANTS, 1), deadline=None, database=None, derandomize=derandomize,
         phases=[hypothesis.Phase.generate], suppress_health_check=list(hypothesis.HealthCheck),
     )  # fmt: skip
-    test = hypothesis.given(strategy())(one)
+    test = hypothesis.given(strategy())(some)
     settings(test if derandomize else hypothesis.seed(f"{seed} {name}")(test))()
     return tally
 
@@ -186,12 +193,13 @@ def main() -> int:
     rows, lost = [], 0
     with tempfile.TemporaryDirectory(prefix="nlt_inputs") as top:
         root = Path(top).resolve()
-        os.environ |= {**ENVIRONMENT, "HOME": top, "NLT_CACHE": f"{top}/world/cache", "HF_HOME": f"{top}/world/hub"}
+        os.environ |= {**ENVIRONMENT, "NLT_CACHE": f"{top}/world/cache", "HF_HOME": f"{top}/world/hub"}
         tempfile.tempdir = top
         signal.signal(signal.SIGALRM, stop)
         signal.signal(signal.SIGPROF, stop)
         from using import KINDS
 
+        os.environ["HOME"] = top  # what libraries keep there for later runs is read where it is
         fence = Fence()
         for name in options.kinds or KINDS:
             begin = time.monotonic()
