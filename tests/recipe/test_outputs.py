@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -162,7 +163,8 @@ def test_a_path_that_cannot_be_is_refused(option: str, path: str, inputs: dict[P
     """Reference: the option in the message."""
     Path("loop").symlink_to("loop")
     with pytest.raises(NLTError, match=rf"^{option}: .* cannot be a path \(.*\); name another$"):
-        check_outputs(["output_dir"], [_Options(**{option: [path] if option == "eval_collections" else path})])
+        values: dict[str, Any] = {option: [path] if option == "eval_collections" else path}
+        check_outputs(["output_dir"], [_Options(**values)])
 
 
 @dataclasses.dataclass

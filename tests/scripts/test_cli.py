@@ -284,4 +284,4 @@ def test_a_name_that_is_not_utf8_can_be_printed(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(SystemExit) as exit_info:
         run_main(lambda argv: say("corpus-\udce9"), [], stage="build_corpus")
     assert exit_info.value.code == 0
-    assert stream.buffer.getvalue() == b"corpus-\\udce9\n"  # type: ignore[attr-defined]
+    assert stream.buffer.getvalue() == b"corpus-\\udce9\n"
