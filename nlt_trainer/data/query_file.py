@@ -91,7 +91,7 @@ def _text_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

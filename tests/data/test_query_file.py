@@ -68,3 +68,10 @@ def test_a_folder_or_nothing_is_refused(tmp_path: Path) -> None:
         read_query_file(tmp_path)
     with pytest.raises(DataError, match="not found"):
         read_query_file(tmp_path / "none.txt")
+
+
+def test_brackets_without_end_are_a_text(tmp_path: Path) -> None:
+    """Reference: the line itself; as JSON it would be nested deeper than Python reads."""
+    path = tmp_path / "queries.txt"
+    path.write_text('{"a":' * 3000 + "\nwhat is tea\n")
+    assert [query.text for query in read_query_file(path)] == ['{"a":' * 3000, "what is tea"]
