@@ -143,7 +143,7 @@ def world() -> dict[str, bytes]:
         "llm_fingerprint": {"weights": "x"},
         "settings": {},
     }
-    lines = {
+    lines: dict[str, list[Any]] = {
         "collection/corpus.jsonl": corpus,
         "collection/queries.jsonl": queries,
         "candidates.jsonl": [{"query_id": q["_id"], "query": q["text"], **mined} for q in queries],
