@@ -146,6 +146,22 @@ def test_the_python_versions_are_those_that_are_tested() -> None:
     assert PROJECT["requires-python"] == f">={oldest}"
 
 
+def test_both_ends_of_the_ranges_are_tested_and_the_pins_are_audited() -> None:
+    """Against the commands of ci.yml, none of which may fail unnoticed."""
+    workflow = read_yaml(GITHUB / "workflows" / "ci.yml")
+    jobs = workflow["jobs"]
+    commands = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
+    for name, end in (("lowest-versions", "lowest-direct"), ("highest-versions", "highest")):
+        assert [f"--resolution {end} " in command for command in commands[name]].count(True) == 1
+        assert commands[name][-1] == "python -m pytest"
+    assert "schedule" in workflow[True]  # the key `on`
+    assert commands["audit"][-1].startswith("pip-audit --strict ")
+    assert commands["audit"][-1].endswith(" .github/constraints.txt")
+    for job in jobs.values():
+        assert not [step for step in (job, *job["steps"]) if "continue-on-error" in step]
+    assert not [c for found in commands.values() for c in found if "||" in c or "set +e" in c]
+
+
 def test_hooks_run_what_is_pinned() -> None:
     """Against constraints.txt; the hooks of another repository are named by a whole version tag."""
     hooks = {repo["repo"]: repo for repo in read_yaml(ROOT / ".pre-commit-config.yaml")["repos"]}
