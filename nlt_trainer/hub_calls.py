@@ -164,6 +164,8 @@ def explain(error: BaseException, repo: str, *, repo_type: str = "model", revisi
         return "HF_HUB_OFFLINE=1 forbids every call; unset it"
     if (broken := _link(error, httpx2.TransportError, ConnectionError)) is not None:
         return f"the Hub cannot be reached ({_first_line(broken)}); check the network and run again, it goes on"
+    if "trust_remote_code" in str(error):  # the libraries advise to let the code run
+        return "it contains custom code, which never runs here; take one whose classes the libraries have themselves"
     said = answer if isinstance(error, RuntimeError) and answer else error  # a thread's error says no more
     return " ".join(str(said).split()) or type(said).__name__
 

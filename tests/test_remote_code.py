@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,10 +49,34 @@ def test_a_models_own_code_is_refused_without_a_question(
         return "y"
 
     monkeypatch.setattr(builtins, "input", answer)
-    with pytest.raises(NLTError, match="contains custom code"):
+    with pytest.raises(NLTError, match="contains custom code, which never runs here") as info:
         load(str(model_with_code))
+    assert "trust_remote_code" not in str(info.value)
     assert asked == []
     assert not (model_with_code / "ran").exists()
+
+
+@pytest.mark.parametrize("module", ["own.Own", "subprocess.Popen"])
+def test_a_module_of_an_encoder_is_sentence_transformers_own(
+    module: str, model_with_code: Path, tiny_encoder_folder: Path
+) -> None:
+    """Reference: a folder that is an encoder but for the class of its last module, beside it or of another package."""
+    shutil.copytree(tiny_encoder_folder, model_with_code, dirs_exist_ok=True)
+    modules = json.loads((model_with_code / "modules.json").read_text())
+    modules[-1]["type"] = module
+    (model_with_code / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(NLTError, match="contains custom code, which never runs here") as info:
+        load_encoder(str(model_with_code))
+    assert "trust_remote_code" not in str(info.value)
+    assert not (model_with_code / "ran").exists()
+
+
+def test_nobody_is_told_to_let_it_run() -> None:
+    """Reference: the texts in the package and in all guides; code names it only to switch it off or to explain."""
+    texts = [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.md"), *(PACKAGE.parent / "recipes").rglob("*.*")]
+    lines = [line for path in texts if path.suffix in (".py", ".md", ".yaml", ".html") for line in path.open()]
+    named = [line.strip() for line in lines if "trust_remote_code" in line]
+    assert [line for line in named if "True" in line or "true" in line] == []
 
 
 def test_every_auto_class_is_told_so() -> None:

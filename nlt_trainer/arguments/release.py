@@ -55,6 +55,9 @@ class PushArguments:
     )
 
     def __post_init__(self) -> None:
+        check_repo("repo", self.repo)
+        if self.gains_repo is not None:
+            check_repo("gains_repo", self.gains_repo)
         if self.tag is not None and not re.fullmatch(r"[A-Za-z0-9](\.?[\w+-])*", self.tag):
             raise NLTError(f"tag {self.tag!r} cannot be used; give letters, digits, '.', '-', '_' and '+', e.g. v1.2")
 
@@ -90,3 +93,17 @@ class PullArguments:
 
     def __post_init__(self) -> None:
         check_values(self)
+        check_repo("repo", self.repo)
+
+
+def check_repo(name: str, repo: str) -> None:
+    """Raise `NLTError` for what is no Hub id, such as a path."""
+    from huggingface_hub.errors import HFValidationError  # not for the help, which appears at once
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise NLTError(
+            f"{name} {repo!r} is no Hub id; write ORG/NAME with letters, digits, '-', '_' and '.'"
+        ) from error

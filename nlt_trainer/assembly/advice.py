@@ -9,6 +9,7 @@ from nlt_trainer.arguments.trainer import TrainerArguments
 from nlt_trainer.data.gains import audit_file
 from nlt_trainer.errors import DataError
 from nlt_trainer.files import read_json
+from nlt_trainer.recipe.values import is_finite
 from nlt_trainer.terminal import say
 
 ADVISED: tuple[Literal["teacher_temperature", "prior_weight"], ...] = ("teacher_temperature", "prior_weight")
@@ -33,5 +34,7 @@ def take_advice(args: TrainerArguments, data: DataArguments) -> None:
     for name in asked:
         if (proposed := audit.get(f"proposed_{name}")) is None:
             raise DataError(file, f"{name} is auto, and there is no proposal; run `nlt score` again, or give a number")
+        if type(proposed) not in (int, float) or not is_finite(proposed):
+            raise DataError(file, f"proposed_{name} is {proposed!r}, which is no finite number; run `nlt score` again")
         setattr(args, name, float(proposed))
     say("The audit proposes " + " and ".join(f"{name} {getattr(args, name):g}" for name in asked))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import glob
 import re
 import shutil
 from collections.abc import Mapping
@@ -158,6 +159,9 @@ def pull(api: HfApi, repo: str, folder: Path, *, revision: str | None = None, re
     check_folder(folder)
     commit, files = listing(api, repo, revision=revision, repo_type=repo_type)
     partial = folder.with_name(f".{folder.name}.{commit[:12]}.partial")  # an interrupted pull finds it again
+    for earlier in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):  # of a release that is not wanted now
+        if re.fullmatch(r"[0-9a-f]{12}", earlier.name.split(".")[-2]) and earlier != partial:
+            shutil.rmtree(earlier)
     with atomic_folder(folder) as whole:
         with explained(repo, repo_type=repo_type, revision=revision):
             patiently(

@@ -42,6 +42,13 @@ def test_no_proposal_is_an_error(tmp_path: Path, audit: dict[str, Any] | None) -
         advised(tmp_path, audit, prior_weight="auto")
 
 
+@pytest.mark.parametrize("proposed", [float("nan"), float("inf"), "high", True])
+def test_a_proposal_that_is_no_number_is_refused(tmp_path: Path, proposed: object) -> None:
+    """Reference: the value and the remedy in the message; JSON itself has no NaN, but Python reads and writes it."""
+    with pytest.raises(DataError, match=rf"gains.audit.json: proposed_prior_weight is .*{proposed}.*run `nlt score`"):
+        advised(tmp_path, {"proposed_prior_weight": proposed}, prior_weight="auto")
+
+
 def test_a_teacher_without_gains_has_no_proposal() -> None:
     with pytest.raises(NLTError, match=r"teacher_temperature is auto, .* adist reads no gains; give a number"):
         TrainerArguments(objective="adist", teacher_temperature="auto")

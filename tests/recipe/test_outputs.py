@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ import yaml
 from nlt_trainer.arguments import stages
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.evaluation import EvaluationArguments
+from nlt_trainer.arguments.release import PushArguments
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import FOLDER_MARK, cache_folder
+from nlt_trainer.recipe import parsing
 from nlt_trainer.recipe.keys import KnownKeys
 from nlt_trainer.recipe.outputs import check_outputs
+from nlt_trainer.scripts import adapt, build_corpus, export, pull
 
 
 @pytest.fixture
@@ -107,6 +111,34 @@ def test_no_output_replaces_an_input(
     with pytest.raises(NLTError, match=message):
         importlib.import_module(f"nlt_trainer.scripts.{stage}").main(words)
     assert content(tmp_path) == inputs
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        (pull, ["--repo=org/name", "--folder=/"]),
+        (adapt, ["/usr/share/doc", "--encoder=org/name", "--output=/"]),
+        (export, ["--output_dir=/"]),
+        (export, ["--output_dir=/usr/.."]),
+        (build_corpus, ["--documents=/usr/share/doc", "--corpus=//"]),
+    ],
+)
+def test_the_root_is_no_output(stage: Any, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: the option in the message; nothing is swept, which would look at every folder of the machine."""
+    monkeypatch.setattr(parsing, "sweep_outputs", lambda *_: pytest.fail("swept"))
+    with pytest.raises(NLTError, match=r"^(folder|output|output_dir|corpus): .* is the root of all files; name a"):
+        stage.main(words)
+
+
+@pytest.mark.parametrize("repo", ["../x", "/etc", "a/b/c", "a//b", "-x/y", ""])
+def test_a_path_is_no_hub_id(repo: str) -> None:
+    """Reference: the Hub's rules for ids, before anything is fetched or sent."""
+    with pytest.raises(NLTError, match=f"repo {re.escape(repr(repo))} is no Hub id; write ORG/NAME"):
+        pull.main([f"--repo={repo}", "--folder=encoder"])
+    for option in ("repo", "gains_repo"):
+        given = {"repo": "org/name", option: repo}
+        with pytest.raises(NLTError, match=f"{option} {re.escape(repr(repo))} is no Hub id; write ORG/NAME"):
+            PushArguments(**given)
 
 
 def test_files_beside_those_of_a_collection_are_allowed(inputs: dict[Path, bytes]) -> None:

@@ -277,6 +277,36 @@ def test_a_pull_leaves_out_what_can_run_code_and_replaces_only_its_own(hub: Hub,
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "text"
 
 
+@pytest.mark.parametrize("name", ["../../evil.json", "/evil.json", "a/../../../evil.json"])
+def test_a_file_is_written_nowhere_else(hub: Hub, api: HfApi, tmp_path: Path, name: str) -> None:
+    """Reference: the files below the folder's parents; a Hub can be asked for whatever a release calls its files."""
+    hub.repos["models/org/name"] = Repo()
+    hub.repos["models/org/name"].files |= {name: b"{}", "config.json": b"{}"}
+    with pytest.raises(NLTError, match=r"^org/name: Invalid filename"):
+        pull(api, "org/name", tmp_path / "x" / "y" / "encoder")
+    found = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert found
+    assert "evil.json" not in {path.name for path in found}
+    assert not Path("/evil.json").exists()
+
+
+def test_what_is_left_of_a_pull_of_another_release_goes(
+    hub: Hub, api: HfApi, tmp_path: Path, naps: list[float]
+) -> None:
+    """Reference: the names in the parent; a folder of somebody else whose name is similar stays."""
+    push(api, "org/name", FILES)
+    hub.faults.append(Fault("GET", "model.safetensors", 503, times=20))
+    with pytest.raises(NLTError):
+        pull(api, "org/name", tmp_path / "a")
+    (left,) = [path.name for path in tmp_path.iterdir()]
+    assert left == f".a.{hub.repos['models/org/name'].head[:12]}.partial"
+    hub.faults.clear()
+    (tmp_path / ".a.b.partial").mkdir()
+    push(api, "org/name", {**FILES, "config.json": b"[]"})
+    pull(api, "org/name", tmp_path / "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.b.partial", "a"]
+
+
 def test_sizes_are_those_of_files_and_contents(tmp_path: Path) -> None:
     """Reference: the bytes; hidden files are no part of a folder that is sent."""
     (tmp_path / ".nlt_trainer").write_bytes(b"1")
