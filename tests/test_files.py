@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import subprocess
@@ -293,3 +294,21 @@ def test_a_held_folder_without_content_is_removed(tmp_path: Path) -> None:
         alone_in(tmp_path / "file/run"),
     ):
         pass
+
+
+PACKED = gzip.compress(b"".join(b'{"a": %d}\n' % (n * n * 7919) for n in range(999)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"a": 1}\n', PACKED[:-9], PACKED[:99], PACKED[:200] + b"\0" * 64 + PACKED[264:], PACKED[:-6] + b"\0" * 6],
+    ids=["not packed", "cut at its end", "cut early", "zeros inside", "another checksum"],
+)
+def test_a_damaged_packed_file_is_named(tmp_path: Path, content: bytes) -> None:
+    """Reference: gzip's own three kinds of errors; the whole file is read."""
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(PACKED)
+    assert len(list(read_jsonl(path))) == 999
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"rows.jsonl.gz: cannot be unpacked .*; fetch or pack it again$"):
+        list(read_jsonl(path))

@@ -79,7 +79,7 @@ class Run:
     def checkpoints(self) -> dict[int, Path]:
         """Folders of the trainer's states, by step; they may be half-written."""
         steps = {path: path.name.removeprefix(CHECKPOINT) for path in self.folder.glob(f"{CHECKPOINT}*")}
-        return {int(step): path for path, step in sorted(steps.items()) if step.isdigit()}
+        return {int(step): path for path, step in sorted(steps.items()) if step.isdecimal()}
 
     @property
     def name(self) -> str:

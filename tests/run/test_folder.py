@@ -55,7 +55,8 @@ def test_a_run_is_finished_when_it_has_an_encoder_and_a_report(tmp_path: Path) -
     assert [*found, run.is_finished] == [False, False, True]
     run.checkpoint(12).mkdir()
     run.checkpoint(2).mkdir()
-    (tmp_path / "checkpoint-x").mkdir()
+    for name in ("x", "²", "-3"):
+        (tmp_path / f"checkpoint-{name}").mkdir()
     assert run.checkpoints() == {2: tmp_path / "checkpoint-2", 12: tmp_path / "checkpoint-12"}
     assert (run.exported("adapter"), run.exported("onnx")) == (run.adapter, tmp_path / "onnx")
 
