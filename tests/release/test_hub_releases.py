@@ -280,8 +280,8 @@ def test_a_pull_leaves_out_what_can_run_code_and_replaces_only_its_own(hub: Hub,
 @pytest.mark.parametrize("name", ["../../evil.json", "/evil.json", "a/../../../evil.json"])
 def test_a_file_is_written_nowhere_else(hub: Hub, api: HfApi, tmp_path: Path, name: str) -> None:
     """Reference: the files below the folder's parents; a Hub can be asked for whatever a release calls its files."""
-    hub.repos["models/org/name"] = Repo()
-    hub.repos["models/org/name"].files |= {name: b"{}", "config.json": b"{}"}
+    repo = hub.repos["models/org/name"] = Repo()
+    repo.files.update({name: b"{}", "config.json": b"{}"})
     with pytest.raises(NLTError, match=r"^org/name: Invalid filename"):
         pull(api, "org/name", tmp_path / "x" / "y" / "encoder")
     found = [path for path in tmp_path.rglob("*") if path.is_file()]
