@@ -14,7 +14,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, sn
 from huggingface_hub.hf_api import RepoFile
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import atomic_folder, check_folder
+from nlt_trainer.files import FOLDER_MARK, atomic_folder, check_folder
 from nlt_trainer.hub_calls import explained, patiently
 
 STALE = (
@@ -30,6 +30,8 @@ STALE = (
 """Files of an encoder that must not remain beside those of a later release, because they change how it is loaded."""
 UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.py")
 """Files that can run code when they are loaded; they are not fetched."""
+PULLED = "nlt pull\n"
+"""What a pull writes into `FOLDER_MARK`, which is empty in folders of other stages."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,10 @@ def pull(api: HfApi, repo: str, folder: Path, *, revision: str | None = None, re
         NLTError: the Hub refuses, a file is incomplete, or the folder holds something else.
     """
     check_folder(folder)
+    if (mark := folder / FOLDER_MARK).is_file() and mark.read_text(encoding="utf-8") != PULLED:
+        raise NLTError(
+            f"{folder} is there already and was not written by nlt pull; name another folder, or move it away"
+        )
     commit, files = listing(api, repo, revision=revision, repo_type=repo_type)
     partial = folder.with_name(f".{folder.name}.{commit[:12]}.partial")  # an interrupted pull finds it again
     for earlier in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):  # of a release that is not wanted now
@@ -183,6 +189,7 @@ def pull(api: HfApi, repo: str, folder: Path, *, revision: str | None = None, re
         for name in files:
             (whole / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).replace(whole / name)
+        (whole / FOLDER_MARK).write_text(PULLED, encoding="utf-8")
     shutil.rmtree(partial)
     return commit
 

@@ -145,7 +145,10 @@ class Run:
             DataError: the file is malformed.
         """
         path = self.trained_queries_file
-        return frozenset(read_json(path, kind=list)) if path.is_file() else frozenset()
+        keys = read_json(path, kind=list) if path.is_file() else []
+        if not all(isinstance(key, int) for key in keys):
+            raise DataError(path, "is no list of keys of queries; train again, or move it away to go without them")
+        return frozenset(keys)
 
     @property
     def log(self) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from hub_server import TOKEN, Fault, Hub, Repo, running_hub
 from huggingface_hub import HfApi, constants
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.files import atomic_folder
 from nlt_trainer.release.hub import Release, folder_files, listing, pull, push, size
 
 LARGE = bytes(range(256)) * 4096
@@ -266,7 +267,12 @@ def test_a_pull_leaves_out_what_can_run_code_and_replaces_only_its_own(hub: Hub,
     pull(api, "org/name", tmp_path / "a")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("text")
+    with atomic_folder(tmp_path / "trained") as trained:
+        (trained / "model.safetensors").write_text("days of work")
     hub.seen.clear()
+    with pytest.raises(NLTError, match="trained is there already and was not written by nlt pull"):
+        pull(api, "org/name", tmp_path / "trained")
+    assert (tmp_path / "trained" / "model.safetensors").read_text() == "days of work"
     with pytest.raises(NLTError, match="mine is there already and was not written by nlt"):
         pull(api, "org/name", tmp_path / "mine")
     with pytest.raises(

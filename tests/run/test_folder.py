@@ -74,3 +74,12 @@ def test_runs_are_found_in_a_folder_or_in_its_folders(tmp_path: Path) -> None:
     write_json(Run(tmp_path / "b").settings_file, {"model": {}, "data": {}})
     with pytest.raises(DataError, match=r"b/settings.json: has no trainer, as `nlt train` writes them; train again"):
         find_runs(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[[1]]", "[null]", '["a"]', "{}"])
+def test_a_damaged_list_of_trained_queries_is_refused(content: str, tmp_path: Path) -> None:
+    """Reference: the name of the file in the error."""
+    run = Run(tmp_path)
+    run.trained_queries_file.write_text(content)
+    with pytest.raises(DataError, match=r"trained_queries.json"):
+        run.trained_queries  # noqa: B018
