@@ -64,7 +64,7 @@ class Completions(ThreadingHTTPServer):
             return None
         else:
             ids = prompt
-        values, texts = self.log_probabilities(ids), [tokenizer.decode([i]) for i in ids]
+        values, texts = self.log_probabilities(ids), [str(tokenizer.decode([i])) for i in ids]
         if self.form == "prompt_logprobs" and "prompt_logprobs" in request:
             entries = [
                 {str(i): {"logprob": v, "rank": 1, "decoded_token": t}}

@@ -137,7 +137,7 @@ class CompletionServer:
         tokens, values = found.get("tokens") or [], found.get("token_logprobs") or []
         if len(values) <= 1 or any(value is None for value in values[1:]):
             raise NotUnderstood("no logprobs of an echoed prompt")
-        own = [self._tokenizer.decode([i]) for i in prompt.ids]
+        own = [str(self._tokenizer.decode([i])) for i in prompt.ids]
         for place, text in enumerate(own):
             if place >= len(tokens) or not _same(text, tokens[place]):
                 self._refuse(prompt.ids, place, tokens[place] if place < len(tokens) else None)

@@ -28,7 +28,7 @@ def check_outputs(writes: Iterable[str | Path], arguments: Sequence[Any], *, con
     kinds = {option: kind for option, _, kind in paths}
     for option, place, inside in _places(writes, arguments):
         output = place / inside
-        if _absolute(place) == Path("/"):
+        if _absolute(place, option) == Path("/"):
             raise NLTError(f"{option}: {place} is the root of all files; name a folder or file in it for {option}")
         whole = output != place or kinds.get(option, "cache") != "cache"
         for other, path, kind, absolute in named:

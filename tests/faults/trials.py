@@ -294,6 +294,7 @@ class Bench:
         """
         self.started += 1
         log, counted = self.root / f"{self.started}.log", self.root / f"{self.started}.changes"
+        log.touch()  # the process may be killed before it says a word
         counted.write_text("0")
         begin = time.monotonic()
         child = os.fork()

@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from nlt_trainer.lm.candidate_pairs import Pair
 from nlt_trainer.lm.frozen_lm import FrozenLM
-from nlt_trainer.lm.scoring import LikelihoodScorer, likelihood_gain
+from nlt_trainer.lm.scorer import likelihood_gain
+from nlt_trainer.lm.scoring import LikelihoodScorer
 
 LENGTHS = [1, 2, 511, 512, 513, 4096]
 """Tokens of a target: the least, those around the length of a shared row, and more than a batch has."""

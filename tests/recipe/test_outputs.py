@@ -136,7 +136,7 @@ def test_a_path_is_no_hub_id(repo: str) -> None:
     with pytest.raises(NLTError, match=f"repo {re.escape(repr(repo))} is no Hub id; write ORG/NAME"):
         pull.main([f"--repo={repo}", "--folder=encoder"])
     for option in ("repo", "gains_repo"):
-        given = {"repo": "org/name", option: repo}
+        given: dict[str, Any] = {"repo": "org/name", option: repo}
         with pytest.raises(NLTError, match=f"{option} {re.escape(repr(repo))} is no Hub id; write ORG/NAME"):
             PushArguments(**given)
 
