@@ -168,7 +168,11 @@ def test_rows_of_each_format(tmp_path: Path) -> None:
         ("a.jsonl", b"{}\n{", r"a.jsonl:2: not valid JSON"),
         ("a.parquet", b"PAR1 no", r"a.parquet: cannot be read as Parquet"),
         ("a.tsv", b"a\tb\n\xff\t1\n", r"a.tsv:2: not UTF-8"),
-        ("a.tsv.gz", gzip.compress(b"a\tb\n1\t2\n", mtime=0)[:-9], r"a.tsv.gz: cannot be unpacked .*; fetch or pack it again"),
+        (
+            "a.tsv.gz",
+            gzip.compress(b"a\tb\n1\t2\n", mtime=0)[:-9],
+            r"a.tsv.gz: cannot be unpacked .*; fetch or pack it again",
+        ),
         ("a.jsonl.gz", b"{}\n", r"a.jsonl.gz: cannot be unpacked \(Not a gzipped file"),
         ("a.tsv", b"a\tb\n1\n", r"a.tsv:2: has 1 fields under a header of 2"),
         ("a.csv", b"a,b\n", r"a.csv: is neither .jsonl nor .parquet nor .tsv; convert it"),
