@@ -29,6 +29,8 @@ class Completions(ThreadingHTTPServer):
         key: that it wants; `None` accepts any.
         faults: statuses of the next answers in place of a completion; 0 cuts the connection.
         seconds: that each answer takes.
+        shifted: whether an echo is that of llama-cpp-python, which leaves out the token that begins every text; where
+            the tokenizer has none, it has no value for the token that is generated.
     """
 
     lm: FrozenLM
@@ -36,6 +38,7 @@ class Completions(ThreadingHTTPServer):
     key: str | None = None
     faults: list[int] = field(default_factory=list)
     seconds: float = 0
+    shifted: bool = False
 
     def __post_init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -60,6 +63,8 @@ class Completions(ThreadingHTTPServer):
         tokenizer, prompt = self.lm.tokenizer, request["prompt"]
         if isinstance(prompt, str):
             ids = list(tokenizer(prompt, add_special_tokens=False).input_ids)
+            begins = self.shifted and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+            ids = [tokenizer.bos_token_id, *ids] if begins else ids
         elif self.form == "echo of text":
             return None
         else:
@@ -71,6 +76,12 @@ class Completions(ThreadingHTTPServer):
                 for i, v, t in zip(ids[1:], values, texts[1:], strict=True)
             ]
             return {"text": "x", "prompt_logprobs": [None, *entries]}
+        if self.form.startswith("echo") and request.get("echo") and self.shifted:
+            if ids[0] == tokenizer.bos_token_id:
+                logprobs = {"tokens": [*texts[1:], "x"], "token_logprobs": [None, *values[1:], -1.0]}
+            else:
+                logprobs = {"tokens": texts, "token_logprobs": [None, *values[1:], -1.0]}
+            return {"text": "".join(texts) + "x", "logprobs": logprobs}
         if self.form.startswith("echo") and request.get("echo"):
             logprobs = {"tokens": [*texts, "x"], "token_logprobs": [None, *values, -1.0]}
             return {"text": "".join(texts) + "x", "logprobs": logprobs}

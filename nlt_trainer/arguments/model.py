@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from nlt_trainer.arguments.option import check_values, option
 from nlt_trainer.choices import EncoderDtype, HeadSelection, LLMDtype, PoolingMode
@@ -161,6 +162,14 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         check_values(self)
+        if self.llm_requests < 1:
+            raise NLTError(f"llm_requests is {self.llm_requests}; it must be at least 1")
+        address = urlsplit(self.llm)
+        if address.scheme in ("http", "https") and (address.query or address.fragment or "@" in address.netloc):
+            raise NLTError(
+                "llm is an address with a name, a password, a query or a fragment, which would stand in cards and "
+                "logs; give the address alone, and the key in the environment variable OPENAI_API_KEY"
+            )
         if self.shared_backbone and (self.llm_device is not None or self.llm_process):
             raise NLTError("shared_backbone keeps encoder and LLM on one device; leave llm_device and llm_process out")
         if self.shared_backbone and self.encoder_revision != self.llm_revision:

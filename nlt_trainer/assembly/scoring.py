@@ -72,6 +72,8 @@ def check_scorer(model: ModelArguments, data: DataArguments, target: TargetKind)
     found = {**{k: scorer[k] for k in keys if k in scorer}, **scorer.get("template", {}), **scorer.get("model", {})}
     stated = {**data.template.as_dict(), "target": target, "max_document_tokens": data.max_document_tokens}
     stated |= {key: getattr(model, key) for key in SCORER_KEYS}
+    if model.llm_model is None:
+        del stated["llm_model"]  # whichever the server listed first
     different = {key: value for key, value in stated.items() if key in found and found[key] != value}
     if different:
         were = ", ".join(f"{key} {found[key]!r} and not {value!r}" for key, value in different.items())
@@ -148,6 +150,7 @@ def score_candidates(
     named = {key: getattr(model, key) for key in SCORER_KEYS}
     if is_server(model.llm):
         del named["llm_dtype"]  # the server alone knows it
+        named["llm_model"] = scorer.name
     return write_results(
         scorer, data, candidates, collection, tokens=tokens, named=named, seconds=seconds, relevant=relevant
     )

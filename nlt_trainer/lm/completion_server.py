@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.util
 import json
@@ -24,6 +25,8 @@ TIMEOUT = 600
 KEY = "OPENAI_API_KEY"
 """The environment variable with the server's key, as in OpenAI's own client."""
 PROBE = "The first of many words, and the last one."
+IMPOSSIBLE = -9999.0
+"""What vLLM writes for the logarithm of 0, which JSON does not have."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,11 @@ class CompletionServer:
     """Asks a server for the log-probability of each token of a prompt given all tokens before it.
 
     vLLM is sent token ids and `prompt_logprobs`. Any other server is sent ids or, where it reads none, text, with
-    `echo` and `logprobs`; llama.cpp's Python server is one that reads text. Which form a server understands is found
-    by a short prompt. A busy server is asked again, after a wait that it may name.
+    `echo` and `logprobs`. Which form a server understands is found by a short prompt. A busy server is asked again,
+    after a wait that it may name.
+
+    llama-cpp-python gives each echoed token the values of the token after it, unless the prompt begins with a
+    begin-of-sequence token, which its echo leaves out. It is refused in the first case.
 
     Args:
         url: address of the protocol, such as `http://127.0.0.1:8000/v1`.
@@ -60,16 +66,16 @@ class CompletionServer:
     """
 
     def __init__(self, url: str, *, model: str | None) -> None:
-        self.url, self._library = url, _client_library()
-        self._client = self._library.OpenAI(
-            base_url=url,
-            api_key=os.environ.get(KEY) or "none",
-            max_retries=RETRIES,
-            timeout=self._library.Timeout(TIMEOUT, connect=10),
-        )
-        with self._explained():
-            listed = json.loads(self._client.models.with_raw_response.list().text)["data"]
-        served = {entry["id"]: entry for entry in listed}
+        if importlib.util.find_spec("openai") is None:
+            raise NLTError(
+                "an LLM on a server needs openai's client, which is not installed; pip install 'nlt_trainer[remote]'"
+            )
+        self.url, self._library = url, importlib.import_module("openai")
+        self._key = os.environ.get(KEY, "").strip() or "none"
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise NLTError(f"{KEY} has a character that no key has; set it again")
+        with self.connected() as runner:
+            served = runner.run(self._served())
         if not served or model not in {None, *served}:
             raise NLTError(f"LLM server {url} has no model {model!r}; set llm_model to one of {[*served]}")
         self.model = model or next(iter(served))
@@ -82,6 +88,18 @@ class CompletionServer:
         """Whether the server is sent token ids, see `find_form`."""
         return self._ask != self._echo_of_text
 
+    @contextmanager
+    def connected(self) -> Iterator[asyncio.Runner]:
+        """Connections for the calls that the runner makes; when the block ends, those under way are cut."""
+        with asyncio.Runner() as runner:
+            self._client = self._library.AsyncOpenAI(
+                base_url=self.url,
+                api_key=self._key,
+                max_retries=RETRIES,
+                timeout=self._library.Timeout(TIMEOUT, connect=10),
+            )
+            yield runner
+
     def find_form(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Find the form of a request that the server understands, by a short prompt.
 
@@ -89,80 +107,112 @@ class CompletionServer:
             NLTError: it understands none, or makes other tokens of a text than the tokenizer.
         """
         self._tokenizer = tokenizer
-        ids = tuple(tokenizer(PROBE, add_special_tokens=False).input_ids)
+        prompt = Prompt((*sequence_start(tokenizer), *tokenizer(PROBE, add_special_tokens=False).input_ids), PROBE)
         refused = ""
-        for ask in (self._prompt_logprobs, self._echo_of_ids, self._echo_of_text):
-            try:
-                ask(Prompt((*sequence_start(tokenizer), *ids), PROBE))
-            except NotUnderstood as error:
-                refused = str(error)
-            else:
-                self._ask = ask
-                return
+        with self.connected() as runner:
+            self._client = self._client.with_options(max_retries=1)
+            for ask in (self._prompt_logprobs, self._echo_of_ids, self._echo_of_text):
+                try:
+                    runner.run(ask(prompt))
+                except NotUnderstood as error:
+                    refused = str(error)
+                else:
+                    self._ask = ask
+                    return
         raise NLTError(
             f"LLM server {self.url} gives no log-probabilities of a prompt ({refused}); it must know prompt_logprobs, "
-            "as vLLM does, or echo with logprobs, as llama-cpp-python does with --logits_all true"
+            "as vLLM does, or echo with logprobs, for which llama-cpp-python wants --logits_all true"
         )
 
-    def log_probabilities(self, prompt: Prompt) -> np.ndarray:
+    async def log_probabilities(self, prompt: Prompt) -> np.ndarray:
         """Log-probability of each token of a prompt but the first given all before it: `(T - 1,)` float32, nats.
 
         Raises:
             NLTError: the server cannot be asked, refuses the prompt, or makes other tokens of it.
         """
         try:
-            return np.array(self._ask(prompt), np.float32)
+            values = np.array(await self._ask(prompt), np.float32)
         except NotUnderstood as error:
-            raise NLTError(f"LLM server {self.url} did not understand a prompt: {error}") from error
+            raise NLTError(f"LLM server {self.url} refuses a prompt: {error}") from error
+        return np.where(values <= IMPOSSIBLE, -np.inf, values)
 
-    def _prompt_logprobs(self, prompt: Prompt) -> list[float]:
+    async def _served(self) -> dict[str, dict[str, Any]]:
+        """What the server says of each of its models."""
+        with self._explained():
+            answer = await self._client.models.with_raw_response.list()
+        try:
+            return {entry["id"]: entry for entry in json.loads(answer.text)["data"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._no_protocol() from error
+
+    async def _prompt_logprobs(self, prompt: Prompt) -> list[float]:
         """vLLM's form: a dict of token ids, among them the prompt's own, for each place."""
-        found = self._choice(prompt=list(prompt.ids), extra_body={"prompt_logprobs": 0}).get("prompt_logprobs")
+        choice = await self._choice(prompt=list(prompt.ids), extra_body={"prompt_logprobs": 0})
+        found = choice.get("prompt_logprobs")
         if not found or len(found) != len(prompt.ids):
             raise NotUnderstood("no prompt_logprobs")
-        for place, (own, given) in enumerate(zip(prompt.ids[1:], found[1:], strict=True), start=1):
-            if str(own) not in given:
-                self._refuse(prompt.ids, place, next((v.get("decoded_token") for v in given.values()), None))
-        return [given[str(own)]["logprob"] for own, given in zip(prompt.ids[1:], found[1:], strict=True)]
+        entries = [given.get(str(own), {}) for own, given in zip(prompt.ids[1:], found[1:], strict=True)]
+        self._check_tokens(prompt, 1, [entry.get("decoded_token") for entry in entries])
+        return [entry["logprob"] for entry in entries]
 
-    def _echo_of_ids(self, prompt: Prompt) -> list[float]:
-        return self._echo(prompt, list(prompt.ids))
+    async def _echo_of_ids(self, prompt: Prompt) -> list[float]:
+        return await self._echo(prompt, list(prompt.ids))
 
-    def _echo_of_text(self, prompt: Prompt) -> list[float]:
-        return self._echo(prompt, prompt.text)
+    async def _echo_of_text(self, prompt: Prompt) -> list[float]:
+        return await self._echo(prompt, prompt.text)
 
-    def _echo(self, prompt: Prompt, sent: str | list[int] | None) -> list[float]:
-        """The older form: the tokens of the prompt as strings, with what was generated behind them."""
-        found = self._choice(prompt=sent, echo=True, logprobs=1).get("logprobs") or {}
+    async def _echo(self, prompt: Prompt, sent: str | list[int] | None) -> list[float]:
+        """The older form: the tokens of the prompt as strings, with the one that was generated behind them."""
+        found = (await self._choice(prompt=sent, echo=True, logprobs=1)).get("logprobs") or {}
         tokens, values = found.get("tokens") or [], found.get("token_logprobs") or []
-        if len(values) <= 1 or any(value is None for value in values[1:]):
+        if len(values) <= 1 or len(values) != len(tokens) or any(value is None for value in values[1:]):
             raise NotUnderstood("no logprobs of an echoed prompt")
-        own = [str(self._tokenizer.decode([i])) for i in prompt.ids]
-        for place, text in enumerate(own):
-            if place >= len(tokens) or not _same(text, tokens[place]):
-                self._refuse(prompt.ids, place, tokens[place] if place < len(tokens) else None)
-        return values[1 : len(own)]
+        start = sequence_start(self._tokenizer)
+        left_out = int(bool(start) and not _same(self._text(start[0]), tokens[0]))
+        echoed = len(prompt.ids) - left_out
+        self._check_tokens(prompt, left_out, [*tokens[:echoed], *[None] * (echoed - len(tokens))])
+        if not left_out and len(values) == echoed:
+            raise NotUnderstood(
+                "its echo has no logprob of the token that it has generated, as in llama-cpp-python, whose values "
+                "belong to the tokens before"
+            )
+        return [0.0] * left_out + values[1:echoed]  # a first token that is left out is followed by one without value
 
-    def _choice(self, **request: Any) -> dict[str, Any]:
+    async def _choice(self, **request: Any) -> dict[str, Any]:
         """The answer to a request that generates one token, because no server accepts none."""
         create = self._client.completions.with_raw_response.create
         with self._explained():
-            answer = create(model=self.model, max_tokens=1, temperature=0, **request)
+            answer = await create(model=self.model, max_tokens=1, temperature=0, **request)
         try:
             choice: dict[str, Any] = json.loads(answer.text)["choices"][0]
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise NLTError(
-                f"LLM server {self.url} gives an answer that is no completion; check the address"
-            ) from error
+            raise self._no_protocol() from error
         return choice
 
-    def _refuse(self, ids: Sequence[int], place: int, theirs: str | None) -> None:
-        before = self._tokenizer.decode(list(ids[max(0, place - 8) : place]))
+    def _text(self, token: int) -> str:
+        return str(self._tokenizer.decode([token]))
+
+    def _check_tokens(self, prompt: Prompt, first: int, theirs: Sequence[str | None]) -> None:
+        """Compare the server's tokens with those of a prompt from the place `first` on; `None` is no token."""
+        for place, (own, text) in enumerate(zip(prompt.ids[first:], theirs, strict=True), start=first):
+            if text is None or not _same(self._text(own), text):
+                self._refuse(prompt, place, text)
+
+    def _refuse(self, prompt: Prompt, place: int, theirs: str | None) -> None:
+        before = str(self._tokenizer.decode(list(prompt.ids[max(0, place - 8) : place])))
+        spelt = [token for token in self._tokenizer.all_special_tokens if token in (prompt.text or "")]
+        remedy = (
+            f"take {spelt[0]!r} out of the text, which the server reads as a control token"
+            if spelt
+            else f"set llm_tokenizer to the one of the server's model {self.model!r}"
+        )
         raise NLTError(
             f"LLM server {self.url} has {theirs!r} as token {place} of a prompt, after {before!r}, where tokenizer "
-            f"{self._tokenizer.name_or_path!r} has {self._tokenizer.decode([ids[place]])!r}; set llm_tokenizer to the "
-            f"one of the server's model {self.model!r}"
+            f"{self._tokenizer.name_or_path!r} has {self._text(prompt.ids[place])!r}; {remedy}"
         )
+
+    def _no_protocol(self) -> NLTError:
+        return NLTError(f"LLM server {self.url} gives an answer that is not of the protocol; check the address")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -175,17 +225,20 @@ class CompletionServer:
         except (library.BadRequestError, library.UnprocessableEntityError) as error:
             raise NotUnderstood(_first_line(error)) from error
         except library.NotFoundError as error:
-            raise NLTError(f"LLM server {self.url} has no such page; the address ends in /v1 for most") from error
-        except library.APIStatusError as error:
             raise NLTError(
-                f"LLM server {self.url} fails ({error.status_code}), also after {RETRIES} more requests; run again "
-                "later, what is scored is in the cache"
+                f"LLM server {self.url} knows no such page or model ({_first_line(error)}); most addresses end in /v1"
+            ) from error
+        except library.APIStatusError as error:
+            raise NotUnderstood(
+                f"it fails with status {error.status_code}; run again later, what is scored is in the cache"
             ) from error
         except library.APIConnectionError as error:
             raise NLTError(
-                f"LLM server {self.url} cannot be reached ({error.__cause__ or error}); start it or correct the "
-                "address, and run again: what is scored is in the cache"
+                f"LLM server {self.url} cannot be reached ({type(error.__cause__ or error).__name__}); start it or "
+                "correct the address, and run again: what is scored is in the cache"
             ) from error
+        except ValueError as error:  # of the HTTP library, for an address that is none
+            raise NLTError(f"LLM server {self.url} cannot be reached: the address is malformed") from error
 
 
 class NotUnderstood(NLTError):
@@ -193,21 +246,11 @@ class NotUnderstood(NLTError):
 
 
 def _same(own: str, theirs: str) -> bool:
-    """Whether two texts stand for one token. A part of a character has none, and some decoders drop spaces."""
-    if "\ufffd" in own + theirs or not own.strip() or not theirs.strip():
-        return True
-    return own.strip() == theirs.strip()
+    """Whether two texts stand for one token. A part of a character has none, and some decoders drop a space."""
+    return "\ufffd" in own + theirs or own == theirs or own.strip() == theirs.strip() != ""
 
 
 def _first_line(error: Exception) -> str:
     body = getattr(error, "body", None)
     text = body.get("message") if isinstance(body, dict) else None
     return " ".join(str(text or error).split())[:200]
-
-
-def _client_library() -> Any:
-    if importlib.util.find_spec("openai") is None:
-        raise NLTError(
-            "an LLM on a server needs openai's client, which is not installed; pip install 'nlt_trainer[remote]'"
-        )
-    return importlib.import_module("openai")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from itertools import islice
 
 import numpy as np
@@ -17,7 +16,7 @@ from nlt_trainer.lm.completion_server import CompletionServer, Prompt
 from nlt_trainer.lm.frozen_lm import tokenizer_hash
 from nlt_trainer.lm.prompt_tokens import PromptTokens
 from nlt_trainer.lm.score_cache import ScoreCache
-from nlt_trainer.lm.scorer import Scored, Scorer, scored, scoring_bar
+from nlt_trainer.lm.scorer import KEPT_TEXTS, Scored, Scorer, scored, scoring_bar
 from nlt_trainer.locations import loading, resolve_model
 from nlt_trainer.prompts import PromptTemplate
 
@@ -63,10 +62,18 @@ class RemoteScorer(Scorer):
     ) -> None:
         self.server, self.requests, self._revision = server, requests, revision
         self._tokenizer = _load_tokenizer(tokenizer or server.model, server)
-        tokens = PromptTokens(self._tokenizer, template or PromptTemplate(), max_document_tokens=max_document_tokens)
+        tokens = PromptTokens(
+            self._tokenizer,
+            template or PromptTemplate(),
+            max_document_tokens=max_document_tokens,
+            kept_texts=KEPT_TEXTS,
+        )
         limits = (server.context_length, self._tokenizer.model_max_length, UNKNOWN_LENGTH)
         super().__init__(
-            server.model, target=target, tokens=tokens, context_length=min(int(limit) for limit in limits if limit)
+            server.model,
+            target=target,
+            tokens=tokens,
+            context_length=min(int(limit) for limit in limits if limit) - 1,  # one token is generated
         )
         server.find_form(self._tokenizer)
         self.cache = None if cache_folder is None else ScoreCache(cache_folder, self.description)
@@ -80,6 +87,7 @@ class RemoteScorer(Scorer):
             "revision": self._revision,
             "tokenizer": tokenizer_hash(self._tokenizer),
             "prompt": "ids" if self.server.reads_ids else "text",
+            "context_length": str(self._context_length),
         }
 
     def count_tokens(self, pairs: Sequence[Pair]) -> int:
@@ -90,36 +98,37 @@ class RemoteScorer(Scorer):
     def _score_pairs(self, pairs: Sequence[Pair], chosen: np.ndarray) -> Iterator[Scored]:
         """Send the chosen pairs, and yield as many as were in flight; a request that fails ends all, see `Scorer`."""
         order = iter(document_major(pairs, chosen))
-        flying: dict[Future[np.ndarray], tuple[int, np.ndarray, bool, int]] = {}
-        landed: list[tuple[int, np.ndarray, bool]] = []
-        failed: BaseException | None = None
-        with _pool(self.requests) as pool, scoring_bar(len(chosen)) as bar:
-            while True:
-                # twice as many as the threads take, so that none waits for the next prompt to be made
-                for place in islice(order, 0 if failed else 2 * self.requests - len(flying)):
+        flying: dict[asyncio.Task[np.ndarray], tuple[int, np.ndarray, bool, int]] = {}
+
+        async def some() -> tuple[list[tuple[int, np.ndarray, bool]], BaseException | None]:
+            """Wait for as many answers as may be in flight, and for the first error among them."""
+            landed: list[tuple[int, np.ndarray, bool]] = []
+            while len(landed) < self.requests:
+                for place in islice(order, self.requests - len(flying)):
                     prompt, target, cut = self._prompt(pairs[chosen[place]])
-                    future = pool.submit(self.server.log_probabilities, prompt)
-                    flying[future] = (int(place), target, cut, len(prompt.ids))
-                done, _ = wait(flying, return_when=FIRST_COMPLETED)
-                for future in done:
-                    place, target, cut, length = flying.pop(future)
-                    if future.cancelled():
-                        continue
-                    if (error := future.exception()) is not None:
-                        failed = failed or error
-                        for other in flying:
-                            other.cancel()
-                        continue
-                    landed.append((place, future.result()[target[1:]], cut))
+                    task = asyncio.create_task(self.server.log_probabilities(prompt))
+                    flying[task] = (int(place), target, cut, len(prompt.ids))
+                if not flying:
+                    break
+                done, _ = await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    place, target, cut, length = flying.pop(task)
+                    if (error := task.exception()) is not None:
+                        return landed, error
+                    landed.append((place, task.result()[target[1:]], cut))
                     self.lm_tokens += length
-                if len(landed) >= self.requests or (landed and not flying):
+            return landed, None
+
+        with self.server.connected() as runner, scoring_bar(len(chosen)) as bar:
+            failed: BaseException | None = None
+            while failed is None:
+                landed, failed = runner.run(some())
+                if landed:
                     places, tokens, truncated = zip(*landed, strict=True)
                     bar.update(len(landed))
                     yield np.array(places), scored(tokens, truncated), list(tokens)
-                    landed = []
-                if not flying:
-                    break
-        if failed:
+                elif failed is None:
+                    return
             raise failed
 
     def _prompt(self, pair: Pair) -> tuple[Prompt, np.ndarray, bool]:
@@ -158,16 +167,6 @@ class RemoteScorer(Scorer):
             text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
         )
         return found.input_ids, [end for _, end in found.offset_mapping]
-
-
-@contextmanager
-def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that begin nothing more when the block ends."""
-    pool = ThreadPoolExecutor(threads)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _load_tokenizer(name: str, server: CompletionServer) -> PreTrainedTokenizerBase:

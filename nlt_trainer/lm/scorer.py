@@ -21,6 +21,10 @@ Scored = tuple[np.ndarray, list[Score], list[np.ndarray]]
 """Scores of some pairs: indices of their keys, scores, and the log-likelihood of each target token, `(T,)` float32."""
 
 
+KEPT_TEXTS = 4096
+"""Documents and queries whose tokens are kept. A query comes again for each of its candidates, mostly soon."""
+
+
 @dataclass(frozen=True)
 class Likelihoods:
     """Log-likelihoods of N targets, in input order.

@@ -18,7 +18,7 @@ from nlt_trainer.lm.last_feed_forward import computed_only_at, last_feed_forward
 from nlt_trainer.lm.prompt_tokens import PromptTokens, Suffix
 from nlt_trainer.lm.rows import Row, collate, token_batches
 from nlt_trainer.lm.score_cache import ScoreCache
-from nlt_trainer.lm.scorer import Scored, Scorer, scored, scoring_bar
+from nlt_trainer.lm.scorer import KEPT_TEXTS, Scored, Scorer, scored, scoring_bar
 from nlt_trainer.prompts import PromptTemplate
 
 ROW_TOKENS = 512
@@ -27,9 +27,6 @@ rows would waste attention on masked pairs."""
 
 WINDOW_BATCHES = 64
 """Batches whose rows are sorted by length together. Padding is small, and memory does not grow with the pairs."""
-
-KEPT_TEXTS = 4096
-"""Documents and queries whose tokens are kept. A query comes again for each of its candidates, mostly soon."""
 
 PACKING_PAIRS = 128
 """Number of pairs from which on weights are packed. Packing takes as long as scoring two or three pairs of a hundred

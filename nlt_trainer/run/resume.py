@@ -25,6 +25,7 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.files import file_hash, read_json
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.dtypes import resolved_dtype
+from nlt_trainer.locations import is_server
 from nlt_trainer.run.checkpoints import checkpoint_fault, last_checkpoint
 from nlt_trainer.run.folder import Run, option_defaults
 from nlt_trainer.training_arguments import NLTTrainingArguments
@@ -83,7 +84,9 @@ def trainer_settings(
 
 
 def llm_content(model: ModelArguments) -> dict[str, str]:
-    """What the LLM is, its adapter, and the dtype that `auto` means on this machine."""
+    """What the LLM is, its adapter, and the dtype that `auto` means on this machine; nothing of one on a server."""
+    if is_server(model.llm):
+        return {}
     content = {
         "llm_dtype": resolved_dtype(model.llm_dtype, model.llm_device),
         "content of llm": model_content(model.llm, revision=model.llm_revision),

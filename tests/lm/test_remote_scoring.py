@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from completions import Completions, running_completions
-from test_scoring import CANDIDATES, PAIRS, QUERIES, TEMPLATE
+from test_scoring import ANSWERS, CANDIDATES, PAIRS, QUERIES, TEMPLATE
 
 from nlt_trainer.choices import TargetKind
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm import completion_server
+from nlt_trainer.lm.candidate_pairs import Pair
 from nlt_trainer.lm.completion_server import CompletionServer
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.remote_scoring import RemoteScorer
@@ -121,10 +125,13 @@ def test_what_is_scored_is_kept_when_the_server_ends(
         scorer = remote(server, tiny_llm_folder, requests=1, cache_folder=str(tmp_path))
         server.prompts.clear()
         choice, calls = server.choice, iter(range(100))
-        monkeypatch.setattr(
-            server, "choice", lambda request: choice(request) if next(calls) < 5 else server.faults.extend([500] * 9)
-        )
-        with pytest.raises(NLTError, match=r"did not understand|fails \(500\), also after 1 more requests; run again"):
+
+        def fails_after_five(request: dict[str, Any]) -> dict[str, Any] | None:
+            server.faults = [500] * 9 if next(calls) == 4 else []
+            return choice(request)
+
+        monkeypatch.setattr(server, "choice", fails_after_five)
+        with pytest.raises(NLTError, match=r"it fails with status 500; run again later"):
             scorer.fill_cache(PAIRS)
         assert scorer.cache is not None
         kept = len(scorer.cache)
@@ -149,18 +156,81 @@ def test_another_model_or_revision_has_a_cache_of_its_own(
     assert len([*tmp_path.glob("*.sqlite")]) == 3
 
 
-def test_a_server_with_another_tokenizer_is_refused(tiny_lm: FrozenLM, tiny_llm_folder: Path, tmp_path: Path) -> None:
-    """Reference: the first token that differs, by hand: the tokenizer here has no merges and so begins with T."""
+@pytest.mark.parametrize("form", ["prompt_logprobs", "echo of ids", "echo of text"])
+def test_a_server_with_another_tokenizer_is_refused(
+    form: Any, tiny_lm: FrozenLM, tiny_llm_folder: Path, tmp_path: Path
+) -> None:
+    """Reference: the first token that differs, by hand: the tokenizer here has the ids of its merges reversed."""
     tokenizer = json.loads((tiny_llm_folder / "tokenizer.json").read_text())
-    tokenizer["model"]["merges"] = []
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        content = (tiny_llm_folder / name).read_text() if name != "tokenizer.json" else json.dumps(tokenizer)
-        (tmp_path / name).write_text(content)
-    with running_completions(tiny_lm, form="echo of text") as server:
-        with pytest.raises(
-            NLTError, match=r"has 'Th\w*' as token 0 of a prompt, after '', where tokenizer .* has 'T'"
-        ):
+    words = [word for word in tokenizer["model"]["vocab"] if len(word) > 1 and not word.startswith("<")]
+    ids = [tokenizer["model"]["vocab"][word] for word in words]
+    tokenizer["model"]["vocab"] |= dict(zip(words, reversed(ids), strict=True))
+    if form == "echo of text":
+        tokenizer["model"]["merges"] = []
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (tmp_path / "tokenizer_config.json").write_text((tiny_llm_folder / "tokenizer_config.json").read_text())
+    with running_completions(tiny_lm, form=form) as server:
+        with pytest.raises(NLTError, match=r"has '.+' as token \d+ of a prompt, after '.*', where tokenizer .+ has"):
             remote(server, tmp_path)
+
+
+def test_values_that_belong_to_other_tokens_are_refused(tiny_lm: FrozenLM, tiny_llm_folder: Path) -> None:
+    """Reference: an echo as llama-cpp-python gives it, without a value for the token that was generated."""
+    with running_completions(tiny_lm, form="echo of text", shifted=True) as server:
+        with pytest.raises(NLTError, match=r"whose values belong to the tokens before"):
+            remote(server, tiny_llm_folder)
+
+
+def test_an_echo_may_leave_out_the_token_that_begins_every_text(tiny_bos_lm: FrozenLM, tmp_path: Path) -> None:
+    """Reference: the same LLM behind a server that reads ids; both read the same whole texts without a document."""
+    tiny_bos_lm.tokenizer.save_pretrained(tmp_path)
+    pairs: list[Pair] = [(None, query, None) for query in QUERIES]
+    with running_completions(tiny_bos_lm, form="echo of text", shifted=True) as server:
+        found = remote(server, tmp_path, "query").log_likelihood(pairs).log_likelihood
+    with running_completions(tiny_bos_lm) as server:
+        expected = remote(server, tmp_path, "query").log_likelihood(pairs).log_likelihood
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_a_control_token_in_a_text_is_named(tiny_lm: FrozenLM, tiny_llm_folder: Path) -> None:
+    """Reference: a server that reads `</s>` as a control token, as those do that read text."""
+    with running_completions(tiny_lm, form="echo of text") as server:
+        scorer = remote(server, tiny_llm_folder, "query")
+        with pytest.raises(NLTError, match=r"take '</s>' out of the text"):
+            scorer.log_likelihood([("the end </s> of it", "why", None)])
+
+
+def test_a_document_that_fills_the_context_is_cut(tiny_lm: FrozenLM, tiny_llm_folder: Path) -> None:
+    """Reference: the context length of the LLM, of which one token is left for what the server generates."""
+    with running_completions(tiny_lm) as server:
+        scorer = remote(server, tiny_llm_folder, max_document_tokens=10_000)
+        found = scorer.log_likelihood([("word " * 400, QUERIES[0], ANSWERS[0])])
+        assert len(server.prompts[-1]) == tiny_lm.context_length - 1
+    assert found.truncated.tolist() == [True]
+
+
+def test_an_impossible_token_is_refused(
+    tiny_lm: FrozenLM, tiny_llm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: the number that vLLM has in place of minus infinity."""
+    with running_completions(tiny_lm) as server:
+        scorer = remote(server, tiny_llm_folder)
+        monkeypatch.setattr(server, "log_probabilities", lambda ids: [-9999.0] * (len(ids) - 1))
+        with pytest.raises(NLTError, match="gives the log-likelihood -inf"):
+            scorer.log_likelihood(PAIRS[:1])
+
+
+def test_who_ends_early_does_not_wait_for_answers(tiny_lm: FrozenLM, tiny_llm_folder: Path) -> None:
+    """Reference: the clock, against answers of ten seconds."""
+    with running_completions(tiny_lm) as server:
+        scorer = remote(server, tiny_llm_folder, requests=2)
+        server.seconds = 10
+        begin = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            timer = threading.Timer(0.5, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+            timer.start()
+            scorer.log_likelihood(PAIRS)
+        assert time.monotonic() - begin < 5
 
 
 @pytest.mark.parametrize(
@@ -196,7 +266,7 @@ def test_what_is_not_there_is_one_line(
     tiny_lm: FrozenLM, tiny_llm_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(completion_server, "RETRIES", 0)
-    with pytest.raises(NLTError, match=r"cannot be reached .*; start it or correct the address"):
+    with pytest.raises(NLTError, match=r"cannot be reached \(ConnectError\); start it or correct the address"):
         CompletionServer("http://127.0.0.1:9/v1", model=None)
     with running_completions(tiny_lm) as server:
         with pytest.raises(NLTError, match=r"no model 'larger'; set llm_model to one of \['tiny', 'other'\]"):
