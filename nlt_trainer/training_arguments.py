@@ -77,11 +77,24 @@ class NLTTrainingArguments(TrainerArguments, SentenceTransformerTrainingArgument
         """Raise `NLTError` for numbers that fail late in the trainer, or train nothing."""
         lowest = dict.fromkeys(
             ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1
-        ) | dict.fromkeys(("seed", "data_seed", "dataloader_num_workers", "warmup_steps", "weight_decay"), 0)
+        ) | dict.fromkeys(
+            ("seed", "data_seed", "dataloader_num_workers", "warmup_steps", "weight_decay", "max_grad_norm"), 0
+        )
         for name, bound in lowest.items():
             if (number := getattr(self, name)) is not None and number < bound:
                 raise NLTError(f"{name} is {number}; it must be a number of at least {bound}")
-        if self.learning_rate < 0:
-            raise NLTError(f"learning_rate is {self.learning_rate}; it must be a number of at least 0, such as 2e-5")
+        for name in ("seed", "data_seed"):
+            if (number := getattr(self, name)) is not None and number >= 2**32:
+                raise NLTError(f"{name} is {number}; it must be below 2 ** 32, as numpy's")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise NLTError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        rates = {"learning_rate": self.learning_rate} | {
+            f"learning_rate_mapping of {pattern!r}": rate
+            for pattern, rate in (self.learning_rate_mapping or {}).items()
+        }
+        for name, rate in rates.items():
+            if rate < 0:
+                raise NLTError(f"{name} is {rate}; it must be a number of at least 0, such as 2e-5")
         if self.max_steps < 1 and self.num_train_epochs <= 0:
             raise NLTError(f"num_train_epochs is {self.num_train_epochs}; it must be above 0, or set max_steps")

@@ -27,7 +27,7 @@ OTHER = frozenset(
     dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor ddp_backend ddp_broadcast_buffers
     ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout debug deepspeed disable_tqdm
     eval_delay eval_on_start fsdp fsdp_config full_determinism gradient_checkpointing
-    gradient_checkpointing_kwargs greater_is_better log_level log_level_replica log_on_each_node logging_first_step
+    gradient_checkpointing_kwargs log_level log_level_replica log_on_each_node logging_first_step
     logging_steps logging_strategy output_dir parallelism_config project report_to resume_from_checkpoint run_name
     save_on_each_node save_only_model save_total_limit skip_memory_metrics torch_compile torch_compile_backend
     torch_compile_mode torch_empty_cache_steps trackio_bucket_id trackio_space_id trackio_static_space_id use_cpu
@@ -48,6 +48,7 @@ REFUSED = {
     "router_mapping": _ONE_DATASET,
     "multi_dataset_batch_sampler": _ONE_DATASET,
     "label_names": _ONE_DATASET,
+    "greater_is_better": "nDCG@10 and its like are better the greater they are, and a loss the smaller; leave it out",
     "length_column_name": "train_sampling_strategy: group_by_length measures the texts by itself; leave it out",
     "label_smoothing_factor": "no objective here has class labels to smooth; leave it out",
     "neftune_noise_alpha": "the library cannot add this noise to an encoder's embeddings and fails; leave it out",

@@ -9,6 +9,7 @@ because training can do without them.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,9 @@ from nlt_trainer.files import (
 )
 
 logger = logging.getLogger(__name__)
+
+GRADE = re.compile(r"[+-]?[0-9]{1,9}")
+"""A grade of a judgement. Python's own `int` also takes `1_0`, digits of other scripts, and numbers without end."""
 
 QRELS_HEADER = ("query-id", "corpus-id", "score")
 
@@ -355,7 +359,6 @@ def _judgement(raw: str, *, path: Path, line: int) -> tuple[str, str, int]:
             line=line,
         )
     query_id, document_id, score = fields
-    try:
-        return query_id, document_id, int(score)
-    except ValueError as error:
-        raise DataError(path, f"score {score!r} is not an integer; write the grade, 0 or higher", line=line) from error
+    if not GRADE.fullmatch(score.strip()):
+        raise DataError(path, f"score {score!r} is not an integer; write the grade, 0 or higher", line=line)
+    return query_id, document_id, int(score)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from nlt_trainer.data.beir import (
+    GRADE,
     QRELS_HEADER,
     Collection,
     Document,
@@ -283,10 +284,9 @@ def _read_qrels(path: Path, queries: Mapping[str, Query]) -> Qrels:
             )
         if document_id in qrels.setdefault(query_id, {}):
             raise DataError(path, f"query {query_id!r} and document {document_id!r} were judged before", line=line)
-        try:
-            qrels[query_id][document_id] = int(grade)
-        except ValueError as error:
-            raise DataError(path, f"grade {grade!r} is not an integer", line=line) from error
+        if not GRADE.fullmatch(grade):
+            raise DataError(path, f"grade {grade!r} is not an integer", line=line)
+        qrels[query_id][document_id] = int(grade)
     if not qrels:
         raise DataError(path, "holds no judgement")
     return qrels

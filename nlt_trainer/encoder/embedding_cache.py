@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 PART = 512
 """Texts in one file. A kill loses at most so many, and a change of one text means that so many are embedded again."""
+
+OWN = re.compile(r"[0-9a-f]+(-bf16)?/[0-9a-f]{32}\.npy")
+"""Names of the cache's files, with their folders."""
 
 Role = Literal["query", "document"]
 
@@ -183,12 +187,15 @@ def _is_whole(file: Path, number: int) -> bool:
 
 
 def trim(folder: str | Path, max_bytes: float) -> int:
-    """Remove the embeddings under a folder that were used longest ago, until at most `max_bytes` are left.
+    """Remove the embeddings in a cache's folder that were used longest ago, until at most `max_bytes` are left.
+
+    Files whose names an `EmbeddingCache` does not give stay, and do not count.
 
     Returns:
         The number of files that were removed.
     """
-    files = sorted(((path.stat(), path) for path in Path(folder).rglob("*.npy")), key=lambda f: f[0].st_mtime)
+    own = (path for path in Path(folder).glob("*/*.npy") if OWN.fullmatch("/".join(path.parts[-2:])))
+    files = sorted(((path.stat(), path) for path in own), key=lambda f: f[0].st_mtime)
     excess, removed = sum(stat.st_size for stat, _ in files) - max_bytes, 0
     for stat, path in files:
         if excess <= 0:

@@ -28,8 +28,10 @@ STALE = (
     "openvino/*",
 )
 """Files of an encoder that must not remain beside those of a later release, because they change how it is loaded."""
-UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.py")
-"""Files that can run code when they are loaded; they are not fetched."""
+UNSAFE = re.compile(
+    r".*\.(bin|pt|pth|ckpt|pkl|pickle|joblib|dill|h5|keras|pyc?|pyd|so|dll|dylib|exe|sh)", re.IGNORECASE
+)
+"""Files that can run code, or whose formats can when they are loaded; they are not fetched."""
 PULLED = "nlt pull\n"
 """What a pull writes into `FOLDER_MARK`, which is empty in folders of other stages."""
 
@@ -138,7 +140,7 @@ def listing(
             lambda: list(api.list_repo_tree(repo, recursive=True, revision=commit, repo_type=repo_type))
         )
     files = {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
-    kept = {name: n for name, n in files.items() if not any(fnmatch.fnmatch(name, p) for p in UNSAFE)}
+    kept = {name: n for name, n in files.items() if not UNSAFE.fullmatch(name)}
     return str(commit), kept
 
 
@@ -178,7 +180,7 @@ def pull(api: HfApi, repo: str, folder: Path, *, revision: str | None = None, re
                     local_dir=partial,
                     endpoint=api.endpoint,
                     token=api.token,
-                    ignore_patterns=[*UNSAFE],
+                    allow_patterns=[glob.escape(name) for name in files],
                 )
             )
         missing = [name for name, n in files.items() if _size_of(partial / name) != n]

@@ -161,6 +161,9 @@ def test_a_number_of_nothing_is_refused(name: str) -> None:
         ("weight_decay", math.nan),
         ("learning_rate", math.nan),
         ("learning_rate", -1e-3),
+        ("max_grad_norm", -1.0),
+        ("adam_beta1", 1.5),
+        ("seed", 2**32),
         ("num_train_epochs", 0.0),
         ("num_train_epochs", math.inf),
     ],
@@ -169,6 +172,13 @@ def test_a_number_that_trains_nothing_is_refused(name: str, value: float, tmp_pa
     """Reference: the key and the value, in the message."""
     with pytest.raises(NLTError, match=rf"{name} is {value}; it must be "):
         arguments(tmp_path, **{name: value})
+
+
+def test_no_rate_of_the_mapping_trains_upwards(tmp_path: Path) -> None:
+    """Reference: the pattern and the rate, in the message."""
+    with pytest.raises(NLTError, match=r"^learning_rate_mapping of '\.\*' is -0.001; it must be"):
+        arguments(tmp_path, learning_rate_mapping={".*": -1e-3})
+    arguments(tmp_path, learning_rate_mapping={".*": 1e-3})
 
 
 @pytest.mark.parametrize("name", ["hub_token", "push_to_hub"])

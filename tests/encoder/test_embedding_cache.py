@@ -250,7 +250,12 @@ def test_what_was_not_used_for_longest_is_removed(
     assert trim(tmp_path, size - 1) == 1
     assert trim(tmp_path, used.stat().st_size) == 1
     assert list(tmp_path.rglob("*.npy")) == [used]
+    (tmp_path / "mine").mkdir()
+    foreign = [tmp_path / "vectors.npy", tmp_path / "mine" / "vectors.npy", used.with_name("vectors.npy")]
+    for path in foreign:
+        np.save(path, np.zeros(3))
     assert trim(tmp_path, 0) == 1
+    assert sorted(tmp_path.rglob("*.npy")) == sorted(foreign)
     assert trim(tmp_path / "nothing", 0) == 0
 
 
