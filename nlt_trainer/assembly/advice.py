@@ -34,7 +34,7 @@ def take_advice(args: TrainerArguments, data: DataArguments) -> None:
     for name in asked:
         if (proposed := audit.get(f"proposed_{name}")) is None:
             raise DataError(file, f"{name} is auto, and there is no proposal; run `nlt score` again, or give a number")
-        if type(proposed) not in (int, float) or not is_finite(proposed):
-            raise DataError(file, f"proposed_{name} is {proposed!r}, which is no finite number; run `nlt score` again")
+        if type(proposed) not in (int, float) or not is_finite(proposed) or proposed < 0:
+            raise DataError(file, f"proposed_{name} is {proposed!r}, and no number from 0 on; run `nlt score` again")
         setattr(args, name, float(proposed))
     say("The audit proposes " + " and ".join(f"{name} {getattr(args, name):g}" for name in asked))

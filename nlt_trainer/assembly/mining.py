@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from nlt_trainer.assembly.parts import chosen_queries, load_training_collection,
 from nlt_trainer.data.beir import Collection, Query
 from nlt_trainer.data.bm25 import unmatched_line
 from nlt_trainer.data.candidates import QueryCandidates, mine_candidates, ranking_depth, write_candidates
-from nlt_trainer.encoder.embedding_cache import EmbeddingCache
+from nlt_trainer.encoder.embedding_cache import EmbeddingCache, remove_cache
 from nlt_trainer.encoder.search import nearest
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
@@ -91,7 +90,7 @@ def mined(
 def write_mined(data: DataArguments, candidates: Sequence[QueryCandidates]) -> None:
     """Write the recipe's `candidates` file, and remove embeddings that nothing needs any more."""
     write_candidates(data.candidates, candidates)
-    shutil.rmtree(embeddings_folder(data), ignore_errors=True)
+    remove_cache(embeddings_folder(data))
 
 
 def embeddings_folder(data: DataArguments) -> Path:

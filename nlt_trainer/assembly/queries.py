@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from nlt_trainer.arguments.queries import QueriesArguments
 from nlt_trainer.assembly.mining import mined
 from nlt_trainer.assembly.parts import load_llm, load_untrained, make_scorer, processes
 from nlt_trainer.data.beir import Collection, Query, load_corpus, write_collection
+from nlt_trainer.encoder.embedding_cache import remove_cache
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import CORPUS_FILE, check_folder
 from nlt_trainer.queries.crop import crop_queries
@@ -111,7 +111,7 @@ def _written(
     )
     missing = queries.num_queries - len(made.queries)
     written, counts = generate_queries(writer, corpus, num_queries=missing, keep=keep, seed=args.seed)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_cache(folder)
     say(_told(counts))
     return written
 

@@ -11,6 +11,7 @@ import io
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -184,6 +185,14 @@ def _is_whole(file: Path, number: int) -> bool:
     else:
         logger.warning("%s is damaged, and its texts are embedded again", file)
     return whole
+
+
+def remove_cache(folder: str | Path) -> None:
+    """Remove a cache's folder, but for files in it that no `EmbeddingCache` has written."""
+    trim(folder, 0)
+    for place in (*Path(folder).glob("*/"), Path(folder)):
+        with suppress(OSError):  # it is not empty, or there is none
+            place.rmdir()
 
 
 def trim(folder: str | Path, max_bytes: float) -> int:

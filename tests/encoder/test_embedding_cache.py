@@ -15,7 +15,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.encoder import embedding_cache
-from nlt_trainer.encoder.embedding_cache import EmbeddingCache, trim
+from nlt_trainer.encoder.embedding_cache import EmbeddingCache, remove_cache, trim
 
 TEXTS = ["whale", "a bee and its flowers", "green tea", "tea", "the moon pulls the sea"]
 
@@ -257,6 +257,18 @@ def test_what_was_not_used_for_longest_is_removed(
     assert trim(tmp_path, 0) == 1
     assert sorted(tmp_path.rglob("*.npy")) == sorted(foreign)
     assert trim(tmp_path / "nothing", 0) == 0
+
+
+def test_a_cache_removes_nothing_of_others(
+    tiny_encoder: SentenceTransformer, embedded: list[str], tmp_path: Path
+) -> None:
+    """Reference: the folder of a collection that has the name of a cache, with a cache in it; and a cache alone."""
+    for name in ("theirs", "own"):
+        EmbeddingCache(tiny_encoder, tmp_path / name).encode_document(TEXTS)
+    (tmp_path / "theirs" / "corpus.jsonl").write_text("{}")
+    for name in ("theirs", "own", "nothing"):
+        remove_cache(tmp_path / name)
+    assert [path.name for path in tmp_path.rglob("*")] == ["theirs", "corpus.jsonl"]
 
 
 def test_another_encoder_is_embedded_anew(
