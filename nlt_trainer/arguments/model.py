@@ -71,14 +71,15 @@ class ModelArguments:
         decides="llm",
         help="Revision of an LLM from the Hub.",
     )
+    # what these two decide is part of `llm_content` where the LLM is on a server
     llm_model: str | None = option(
         default=None,
-        decides="llm",
+        decides="nothing",
         help="Name of the LLM on a server; unset: the first that it lists.",
     )
     llm_tokenizer: str | None = option(
         default=None,
-        decides="llm",
+        decides="nothing",
         path="model",
         help="Tokenizer of an LLM on a server, named as an LLM is; unset: it has the server's name of the LLM.",
     )

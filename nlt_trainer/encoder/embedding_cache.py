@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from nlt_trainer.content import encoder_content
-from nlt_trainer.files import atomic_write_bytes, cache_folder
+from nlt_trainer.files import atomic_write_bytes, cache_folder, sweep
 from nlt_trainer.lm.score_cache import ScoreCache
 
 logger = logging.getLogger(__name__)
@@ -189,6 +189,7 @@ def _is_whole(file: Path, number: int) -> bool:
 
 def remove_cache(folder: str | Path) -> None:
     """Remove a cache's folder, but for files in it that no `EmbeddingCache` has written."""
+    sweep(folder, below=True)
     trim(folder, 0)
     for place in (*Path(folder).glob("*/"), Path(folder)):
         with suppress(OSError):  # it is not empty, or there is none

@@ -83,11 +83,11 @@ def trainer_settings(
     return {name: values[name] for name in names if name in values}
 
 
-def llm_content(model: ModelArguments) -> dict[str, str]:
-    """What the LLM is, its adapter, and the dtype that `auto` means on this machine; nothing of one on a server."""
+def llm_content(model: ModelArguments) -> dict[str, str | None]:
+    """What the LLM is, its adapter, and the dtype that `auto` means on this machine; of one on a server, its names."""
     if is_server(model.llm):
-        return {}
-    content = {
+        return {"llm_model": model.llm_model, "llm_tokenizer": model.llm_tokenizer}
+    content: dict[str, str | None] = {
         "llm_dtype": resolved_dtype(model.llm_dtype, model.llm_device),
         "content of llm": model_content(model.llm, revision=model.llm_revision),
     }

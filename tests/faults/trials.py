@@ -266,7 +266,7 @@ class Bench:
         """Put folder and Hub back to what was kept."""
         shutil.rmtree(self.work)
         shutil.copytree(place, self.work)
-        self.hub.repos, self.hub.large = copy.deepcopy(self.kept[place]), {}
+        self.hub.repos, self.hub.large = copy.deepcopy(self.kept.get(place, {})), {}
 
     def run(
         self, command: list[str], *, kill_after: tuple[float, signal.Signals] | None = None, **fault: Any
