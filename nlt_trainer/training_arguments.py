@@ -42,6 +42,10 @@ class NLTTrainingArguments(TrainerArguments, SentenceTransformerTrainingArgument
         # Sentence-Transformers would set this for several processes, and every one of them would warn.
         self.dataloader_drop_last |= int(os.environ.get("WORLD_SIZE", "1")) > 1
         SentenceTransformerTrainingArguments.__post_init__(self)
+        assert isinstance(self.learning_rate_mapping, dict)  # of a text the library has made one
+        for pattern, rate in self.learning_rate_mapping.items():
+            if rate < 0:
+                raise NLTError(f"learning_rate_mapping of {pattern!r} is {rate}; it must be a number of at least 0")
         # torch warns at every epoch where there is no accelerator to pin memory for
         self.dataloader_pin_memory &= torch.cuda.is_available()
         # torch refuses persistent workers where there are no workers
@@ -89,12 +93,7 @@ class NLTTrainingArguments(TrainerArguments, SentenceTransformerTrainingArgument
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise NLTError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
-        rates = {"learning_rate": self.learning_rate} | {
-            f"learning_rate_mapping of {pattern!r}": rate
-            for pattern, rate in (self.learning_rate_mapping or {}).items()
-        }
-        for name, rate in rates.items():
-            if rate < 0:
-                raise NLTError(f"{name} is {rate}; it must be a number of at least 0, such as 2e-5")
+        if self.learning_rate < 0:
+            raise NLTError(f"learning_rate is {self.learning_rate}; it must be a number of at least 0, such as 2e-5")
         if self.max_steps < 1 and self.num_train_epochs <= 0:
             raise NLTError(f"num_train_epochs is {self.num_train_epochs}; it must be above 0, or set max_steps")

@@ -179,6 +179,7 @@ def test_no_rate_of_the_mapping_trains_upwards(tmp_path: Path) -> None:
     with pytest.raises(NLTError, match=r"^learning_rate_mapping of '\.\*' is -0.001; it must be"):
         arguments(tmp_path, learning_rate_mapping={".*": -1e-3})
     arguments(tmp_path, learning_rate_mapping={".*": 1e-3})
+    arguments(tmp_path, learning_rate_mapping='{".*": 1e-3}')
 
 
 @pytest.mark.parametrize("name", ["hub_token", "push_to_hub"])
