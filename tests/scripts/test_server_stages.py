@@ -57,7 +57,25 @@ def test_a_server_scores_and_training_reads_its_gains(
     assert len(server.prompts) == 1
     train.main([*words, *remote])
     card = (tmp_path / "run" / "encoder" / "README.md").read_text()
-    assert "tiny" in card
+    assert "llm_model `'tiny'`" in card
+
+
+def test_a_server_scores_the_pairs_of_a_refresh(
+    words: list[str], server: Completions, tiny_llm_folder: Path, tmp_path: Path
+) -> None:
+    """Reference: gains of the same LLM in this process, for the candidates that the refresh has mined."""
+    refreshed = ["--miner", "fused", "--refresh", "0-2:1"]
+    remote = ["--llm", server.url, "--llm_tokenizer", str(tiny_llm_folder)]
+    score.main([*words, *remote])
+    train.main([*words, *remote, *refreshed])
+    run = tmp_path / "run"
+    local = ["--llm", str(tiny_llm_folder), "--llm_dtype", "float32", "--gains", str(tmp_path / "local.jsonl")]
+    score.main([*words, *local, "--candidates", str(run / "candidates-1.jsonl")])
+    found, expected = (
+        [json.loads(line)["gain"] for line in path.read_text().splitlines()]
+        for path in (run / "gains-1.jsonl", tmp_path / "local.jsonl")
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_what_needs_weights_is_refused(words: list[str], server: Completions, tiny_llm_folder: Path) -> None:
