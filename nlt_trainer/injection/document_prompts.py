@@ -117,10 +117,10 @@ class DocumentPrompts:
         """The document of every key of both parts, `(B, P + S)`; keys of the suffix belong to none."""
         return torch.cat([self.documents, torch.full_like(self.suffix_ids, num_documents)], dim=1)
 
-    def outside_documents(self, num_documents: int) -> Tensor:
-        """`(B, P + S)` bool, True at the tokens that belong to no document."""
-        around = self.prompt_mask & (self.documents == num_documents)
-        return torch.cat([around, self.suffix_mask], dim=1)
+    def before_documents(self, num_documents: int) -> Tensor:
+        """`(B, P + S)` bool, True at the tokens that have read no document, and at those of the suffix."""
+        before = self.prompt_mask & (self.document_parts(num_documents) == -1)
+        return torch.cat([before, self.suffix_mask], dim=1)
 
     def document_parts(self, num_documents: int) -> Tensor:
         """`(B, P)` int64: the document of each prompt token.

@@ -49,8 +49,8 @@ class DREAMLoss(LLMObjective):
     gradient of solved queries become small.
 
     The heads that are not selected read the documents too. The LLM may then find the right document by itself, and the
-    loss hardly depends on the shares. With `hide_documents` these heads see only the rest of the prompt: the query,
-    the target and what stands around the documents, such as a line break that has read the document before it.
+    loss hardly depends on the shares. With `hide_documents` these heads see only the query, the target and the prompt
+    before the first document. Words between documents are hidden too, because they have read the document before them.
 
     With `in_batch_candidates` the selected heads of a query choose among the U different documents of the global
     batch. Then w is a softmax over all of them, and their keys and values replace those of the prompt's own documents.
@@ -198,7 +198,7 @@ class DREAMLoss(LLMObjective):
         if cache is None:
             cache = self.reader.read_documents(prompts)
         k = log_weights.shape[1] if pool is None else pool.num_candidates
-        documents, others = prompts.key_documents(k), prompts.outside_documents(k) if self.hide_documents else None
+        documents, others = prompts.key_documents(k), prompts.before_documents(k) if self.hide_documents else None
         # A row predicts the token after it; no suffix begins with its target.
         rows = prompts.suffix_mask if self.injected_rows == "all" else prompts.suffix_target.roll(-1, dims=1)
         injection = ScoreInjection(log_weights, documents, rows, self.heads, self.document_mass, pool, others)
