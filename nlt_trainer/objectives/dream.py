@@ -110,7 +110,9 @@ class DREAMLoss(LLMObjective):
         micro_batch_size: int = 2,
         document_cache_gib: float = 0.0,
     ) -> None:
-        reader = DocumentReader(lm, cache_bytes=int(document_cache_gib * 2**30))
+        by_layer = heads.by_layer(lm.device)
+        layers = frozenset(by_layer) if hide_documents else None
+        reader = DocumentReader(lm, cache_bytes=int(document_cache_gib * 2**30), layers=layers)
         super().__init__(model, reader, temperature=temperature, micro_batch_size=micro_batch_size)
         if not 0 <= share_floor < 1:
             raise NLTError(
@@ -126,7 +128,7 @@ class DREAMLoss(LLMObjective):
         self.injected_rows = injected_rows
         self.hide_documents = hide_documents
         self.in_batch_candidates = in_batch_candidates
-        self.heads = heads.by_layer(lm.device)
+        self.heads = by_layer
 
     @classmethod
     def texts_for(cls, llm: PromptFrame) -> LLMTexts:
@@ -198,7 +200,7 @@ class DREAMLoss(LLMObjective):
         if cache is None:
             cache = self.reader.read_documents(prompts)
         k = log_weights.shape[1] if pool is None else pool.num_candidates
-        documents, others = prompts.key_documents(k), prompts.before_documents(k) if self.hide_documents else None
+        documents, others = prompts.key_documents(k), prompts.beginning(k) if self.hide_documents else None
         # A row predicts the token after it; no suffix begins with its target.
         rows = prompts.suffix_mask if self.injected_rows == "all" else prompts.suffix_target.roll(-1, dims=1)
         injection = ScoreInjection(log_weights, documents, rows, self.heads, self.document_mass, pool, others)

@@ -7,7 +7,8 @@ python tests/benchmarks/dream_speed.py --collection data/nq_gold
 The full graph is the plain way: stock eager attention, the injection written out on its weights, documents, query
 and target in one forward pass with a graph, `labels` given to the model, one prompt. It reads the same prompts, in
 both layouts; loss and gradient of ours are compared with its, taken in float64 from its logits. `cached` is the second
-visit of documents that do not see each other. The encoder's part is the same whatever the LLM does, and left out.
+visit of documents that do not see each other. At last, documents that are hidden from the heads which are not injected
+are compared with documents that these heads see. The encoder's part is the same whatever the LLM does, and left out.
 Memory is that of a fresh process for each case, weights and imports included.
 """
 
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import LLM, collection_at, in_fresh_process, in_turn, parser, peak_mib, ratio, record, show
+from measuring import LLM, MIB, collection_at, in_fresh_process, in_turn, parser, peak_mib, ratio, record, show
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -126,12 +127,15 @@ def full_graph(lm: FrozenLM, heads: HeadSet, *, exact: bool = False) -> Step:
     return step
 
 
+def objective(lm: FrozenLM, heads: HeadSet, **given: Any) -> DREAMLoss:
+    """The objective in the paper's form, unless otherwise given; the encoder has no part in it."""
+    form: dict[str, Any] = {"document_mass": "kept", "hide_documents": False, "micro_batch_size": 1, **given}
+    return DREAMLoss(SentenceTransformer(modules=[nn.Identity()], device="cpu"), lm, heads=heads, **form)
+
+
 def ours(lm: FrozenLM, heads: HeadSet, *, cache_gib: float = 0.0) -> Step:
-    """The objective's own step; the encoder has no part in it."""
-    loss = DREAMLoss(SentenceTransformer(modules=[nn.Identity()], device="cpu"), lm, heads=heads,
-                     document_mass="kept", hide_documents=False, micro_batch_size=1,
-                     document_cache_gib=cache_gib)  # fmt: skip
-    return loss.compute_loss_from_scores
+    """The objective's own step."""
+    return objective(lm, heads, document_cache_gib=cache_gib).compute_loss_from_scores
 
 
 def gradient(step: Step, scores: Tensor, prompts: DocumentPrompts) -> tuple[float, Tensor]:
@@ -256,6 +260,35 @@ def compare(lm: FrozenLM, task: Task, layout: DocumentLayout, *, runs: int, cach
     }
 
 
+def compare_hidden(lm: FrozenLM, task: Task, *, runs: int) -> dict[str, Any]:
+    """Seconds a step with documents that all heads see and with documents hidden from most, read anew and kept."""
+    lm.model.set_attn_implementation(IMPLEMENTATION)
+    rows, kept_mib = [], {}
+    for cache_gib in (0, 2):
+        losses = {
+            name: objective(lm, task.heads, document_mass="one", hide_documents=hidden, document_cache_gib=cache_gib)
+            for name, hidden in (("seen by all heads", False), ("hidden", True))
+        }
+        cases = {name: steps_of(task, "independent", loss.compute_loss_from_scores) for name, loss in losses.items()}
+        for step in cases.values():
+            step()  # the warm-up, which fills the cache
+        seconds, _ = in_turn(cases, runs=runs)
+        faster = ratio(seconds["seen by all heads"], seconds["hidden"])
+        kept_mib |= {name: loss.reader._kept.bytes / MIB for name, loss in losses.items() if cache_gib}
+        rows.extend(
+            {
+                "documents": f"{name}, {'kept' if cache_gib else 'read anew'}",
+                "seconds a step": statistics.median(times) / len(task.scores),
+                "hidden is faster by": faster["ratio"] if name != "hidden" else None,
+                "lowest": faster["lowest"] if name != "hidden" else None,
+                "highest": faster["highest"] if name != "hidden" else None,
+                "kept MiB": kept_mib.get(name) if cache_gib else None,
+            }
+            for name, times in seconds.items()
+        )
+    return {"rows": rows, "kept_mib": kept_mib, "layers": sorted(task.heads.by_layer(lm.device))}
+
+
 def memory(case: str, options: Any) -> dict[str, int]:
     """Peak memory of this process after one case has made one step."""
     lm = FrozenLM.from_pretrained(options.llm, device="cpu")
@@ -290,15 +323,21 @@ def main(argv: list[str] | None = None) -> None:
     task = make_task(lm, collection_at(options.collection, split=options.split), options)
     plain = compare(lm, task, "sequential", runs=options.runs, cache_gib=0)
     cached = compare(lm, task, "independent", runs=options.runs, cache_gib=2)
+    hidden = compare_hidden(lm, task, runs=options.runs)
     show(plain["rows"] + cached["rows"])
+    show(hidden["rows"])
     show([{"case": case, **peak} for case, peak in peaks.items()])
     figures = {
         "dream_vs_full_graph": plain["rows"][0]["ours is faster by"],
         "dream_cached_vs_full_graph": cached["rows"][0]["ours is faster by"],
         "dream_memory_vs_full_graph": round(peaks["full graph"]["peak_mib"] / peaks["ours"]["peak_mib"], 3),
+        "dream_hidden_vs_seen": hidden["rows"][0]["hidden is faster by"],
+        "dream_hidden_vs_seen_kept": hidden["rows"][2]["hidden is faster by"],
     }
     print(json.dumps(figures | {"disagreement": plain["first"], "cached": cached["disagreement"]}))
-    record(options.json, "dream", figures, {"sequential": plain, "independent": cached, "memory": peaks})
+    record(
+        options.json, "dream", figures, {"sequential": plain, "independent": cached, "hidden": hidden, "memory": peaks}
+    )
 
 
 if __name__ == "__main__":

@@ -180,16 +180,17 @@ def test_a_prompt_that_no_length_makes_fit(tiny_lm: FrozenLM) -> None:
 
 @pytest.mark.parametrize("layout", ["sequential", "independent"])
 def test_what_stands_before_documents(tiny_lm: FrozenLM, layout: DocumentLayout) -> None:
-    """Reference: the tokens of the template and of the suffix, counted; padding is not among them."""
+    """Reference: the tokens of the template; padding is not among them."""
     tokens = tokens_of(tiny_lm)
     prompts = build_prompts(
         tokens, QUERIES, DOCUMENTS, target="joint", context_length=256, layout=layout, answers=ANSWERS
     )
     before, after = tokens.document_frame
     assert after
-    found = prompts.before_documents(3)
-    assert found.sum(1).tolist() == [len(tokens.start) + len(before) + int(own.sum()) for own in prompts.suffix_mask]
-    assert not (found & (prompts.key_documents(3) < 3)).any()
+    columns = prompts.beginning(3)
+    assert prompts.prompt_ids.gather(1, columns).tolist() == [[*tokens.start, *before]] * 2
+    assert not prompts.prompt_mask.all()
+    assert prompts.prompt_mask.gather(1, columns).all()
 
 
 @pytest.mark.parametrize("layout", ["sequential", "independent"])
@@ -203,7 +204,7 @@ def test_tokens_before_documents_have_read_none(tiny_lm: FrozenLM, layout: Docum
             tokens, QUERIES[:1], [documents[:2]], target="query", context_length=256, layout=layout
         )
         none = ScoreInjection(
-            torch.zeros(1, 2), prompts.key_documents(2), prompts.suffix_mask, {}, others=prompts.before_documents(2)
+            torch.zeros(1, 2), prompts.key_documents(2), prompts.suffix_mask, {}, seen_by_others=prompts.beginning(2)
         )
         states.append(reader.read_suffix(prompts, reader.read_documents(prompts), none))
         seen.append(reader.read_suffix(prompts, reader.read_documents(prompts)))
