@@ -85,7 +85,7 @@ def test_every_training_is_that_of_its_recipe(
     assert found == expected
     own = study["Study"](grid, data=data, folder=folder)
     collection = load_collection(tiny_collection_folder, splits=["dev"])
-    cells = {(cell.objective, cell.seed): cell for cell in own.cells({})}
+    cells = {(cell.objective, cell.seed): cell for cell in own.cells()}
     for row in rows.iloc[2:].itertuples():
         cell = cells[row.objective, int(row.seed)]
         prepared = own.prepare(cell.settings, seed=cell.seed) | {"output_dir": str(tmp_path / cell.key)}
@@ -138,7 +138,7 @@ def test_an_objective_goes_on_with_the_encoder_of_another(
     """Reference: `nlt train` twice, the second time from the first one's encoder."""
     own = study["Study"](grid, data=tiny_collection_folder.parent, folder=tmp_path / "study")
     grid["runs"][0] |= {"objectives": ["InfoNCE after gain"], "seeds": [1]}
-    (cell,) = own.cells({})
+    (cell,) = own.cells()
     (row,) = own.rows(cell)
     first = own.prepare(cell.settings["after"], seed=1) | {"output_dir": str(tmp_path / "first"), "seed": 1}
     train.main(study["words"](first))
@@ -213,7 +213,7 @@ def test_tables_say_what_is_gained(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     tables = runpy.run_path(str(FOLDER / "tables.py"))
     shared = {"encoder": "tiny", "split": "test", "lm_tokens": 2000, "train_seconds": 3.0, "seed": 1}
     lifts = {"start": 0.0, "likelihood gain": 0.2, "InfoNCE, labels": 0.1, "DREAM": 0.2}
-    lifts |= {"likelihood gain, 40 queries": 0.05, "InfoNCE, labels, 20 % wrong": 0.04}
+    lifts |= {"likelihood gain, 40 queries": 0.05, "InfoNCE, labels, 20 % wrong": 0.04, "DREAM: own candidates": 0.15}
     rows = []
     for objective, lift in lifts.items():
         for seed, eval_data in itertools.product([1] if objective == "start" else [1, 2], "ab"):
@@ -231,7 +231,9 @@ def test_tables_say_what_is_gained(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     text = guide.read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert "old" not in text
-    assert text.count("<!--") == 8
+    assert text.count("<!--") == 10
+    (form,) = (line for line in lines if "own candidates" in line)
+    assert form.startswith("| own candidates | +0.160 | +0.160 | 0.00")
     assert "| likelihood gain, 40 queries | +0.060 | +0.060 |" in lines
     assert sum("40 queries" in line for line in lines) == 1
     assert {path.name for path in tmp_path.glob("*.png")} == {"objectives.png", "amounts.png"}

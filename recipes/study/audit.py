@@ -1,27 +1,25 @@
 """Audit the forms of DREAM in a grid as teachers: how well the gradient of each ranks candidates before training.
 
 ```bash
-python recipes/study/audit.py recipes/study/dream.yaml --data data --folder runs/study
+python recipes/study/audit.py recipes/study/study.yaml --data data --folder runs/study
 ```
 
-The grid is that of `study.py`. Of every combination of start, collection and form of DREAM in its runs, this takes the
-training queries that have both relevant and other candidates, as people have judged them. It prints two figures at
-equal scores and at the start's scores: the mean reciprocal rank of the best relevant candidate, ordered by the push
-on its score, and the push on relevant candidates less that on the others, over its standard deviation across queries.
-Each audit leaves a file in the folder, so a second call goes on where the first was stopped.
+The grid is that of `study.py`, whose tuning comes first if it has not been run. Of every combination of start,
+collection and form of DREAM in its runs, or of those that are named, this takes the training queries that have both
+relevant and other candidates, as people have judged them. It prints two figures at equal scores and at the start's
+scores: the mean reciprocal rank of the best relevant candidate, ordered by the push on its score, and the push on
+relevant candidates less that on the others, over its standard deviation across queries. Each audit leaves a file in
+the folder, so a second call goes on where the first was stopped.
 """
 
 from __future__ import annotations
 
-import argparse
-import itertools
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from study import PARTS, Settings, Study, blocks, digest
+from study import AFTER, Settings, Study, blocks, command_line, digest
 
 from nlt_trainer.assembly.losses import Parts, make_collator, make_loss
 from nlt_trainer.assembly.parts import load_candidates, load_llm, load_training_collection, load_untrained
@@ -78,19 +76,18 @@ def audited(settings: Settings, *, queries: int, seed: int) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     """Audit what is missing, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("grid", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the collections")
-    parser.add_argument("--folder", type=Path, required=True, help="folder of the results")
+    parser = command_line(__doc__)
     parser.add_argument("--queries", type=int, default=64)
     options = parser.parse_args(argv)
-    study = Study(yaml.safe_load(options.grid.read_text()), data=options.data, folder=options.folder)
+    grid = yaml.safe_load(options.grid.read_text())
+    study = Study(grid, data=options.data, folder=options.folder, only=vars(options))
     rows = {}  # forms that are trained with several seeds are audited once
     for run in study.grid["runs"]:
-        for encoder, train_data, objective in itertools.product(*(run[part] for part in PARTS)):
-            settings = study.settings(objective, encoder, train_data)
-            if settings.get("objective") != "dream":
+        for encoder, train_data, objective in study.combinations(run):
+            own = study.grid["objectives"].get(objective, {})
+            if own.get("objective") != "dream" or AFTER in own:
                 continue
+            settings = study.tuned_settings(objective, encoder, train_data)
             file = study.folder / "audits" / f"{digest(settings, options.queries)}.json"
             if not file.is_file():
                 say(f"\n{encoder}, {train_data}, {objective}")

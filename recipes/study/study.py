@@ -122,14 +122,24 @@ class Study:
         grid: the parsed YAML.
         data: folder of the collections.
         folder: folder of the results.
+        only: names to which a part of the grid is limited, by the part; `None` limits nothing.
         trains: whether what is missing is trained and measured; `Unfinished` is raised otherwise.
 
     Attributes:
         results: the rows that have been asked for, those of tuning too, by cell, collection and split.
     """
 
-    def __init__(self, grid: Mapping[str, Any], *, data: Path, folder: Path, trains: bool = True) -> None:
+    def __init__(
+        self,
+        grid: Mapping[str, Any],
+        *,
+        data: Path,
+        folder: Path,
+        only: Mapping[str, list[str] | None] | None = None,
+        trains: bool = True,
+    ) -> None:
         self.grid, self.data, self.folder, self.trains = grid, data, folder, trains
+        self.only = only or {}
         self.results: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def settings(self, objective: str, encoder: str, train_data: str | None) -> Settings:
@@ -142,15 +152,16 @@ class Study:
         own.pop(TUNED_LIKE, None)
         return {**self.grid["base"], **self.grid["encoders"][encoder], **given, **own}
 
-    def cells(self, only: Mapping[str, list[str]]) -> Iterator[Cell]:
-        """The cells of all runs; those that need tuning come after their tuning has been run.
+    def combinations(self, run: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
+        """Encoder, collection and objective of everything in a run that the study is not limited against."""
+        return itertools.product(
+            *([n for n in run[part] if n in (self.only.get(part) or run[part])] for part in PARTS)
+        )
 
-        Args:
-            only: names to which a part of the grid is limited.
-        """
+    def cells(self) -> Iterator[Cell]:
+        """The cells of all runs; those that need tuning come after their tuning has been run."""
         for run in self.grid["runs"]:
-            names = [[n for n in run[part] if n in only.get(part, run[part])] for part in PARTS]
-            for encoder, train_data, objective in itertools.product(*names):
+            for encoder, train_data, objective in self.combinations(run):
                 own = f"{train_data}:{self.grid['train_data'][train_data]['own_split']}"
                 measured_on = (own, *run["measured_on"])
                 if objective in UNTRAINED:
@@ -379,25 +390,30 @@ def digest(*parts: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the cells that are missing; the table of all results grows with each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line(description: str | None) -> argparse.ArgumentParser:
+    """A parser of the grid, the folders and the names to which the grid is limited."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grid", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder of the collections")
     parser.add_argument("--folder", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--output", type=Path, help="parquet file of all results; unset: <folder>/results.parquet")
     for part in PARTS:
         parser.add_argument(f"--{part}", nargs="+", help="run these alone")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the cells that are missing; the table of all results grows with each."""
+    parser = command_line(__doc__)
+    parser.add_argument("--output", type=Path, help="parquet file of all results; unset: <folder>/results.parquet")
     parser.add_argument("--known", type=Path, nargs="+", default=[], help="parquet files of earlier results")
     parser.add_argument("--finished", action="store_true", help="train nothing, and collect what is there")
     options = parser.parse_args(argv)
     grid = yaml.safe_load(options.grid.read_text())
-    study = Study(grid, data=options.data, folder=options.folder, trains=not options.finished)
+    study = Study(grid, data=options.data, folder=options.folder, only=vars(options), trains=not options.finished)
     for results in options.known:
         study.keep(results)
-    only = {part: names for part in PARTS if (names := getattr(options, part))}
     output = options.output or options.folder / "results.parquet"
-    for cell in study.cells(only):
+    for cell in study.cells():
         with suppress(Unfinished):
             study.rows(cell)
             with atomic_write_bytes(output) as handle:
