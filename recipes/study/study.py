@@ -16,7 +16,7 @@ The grid's YAML has these parts. Settings are keys of a recipe.
   With `tuned_like` an objective takes what was chosen for another one, and with `after` it goes on with the encoder
   that another one has trained.
 - `tuning`: the collection, split and seed on which the settings in `tried` are chosen for each encoder and objective,
-  one setting after the other.
+  one setting after the other. A value must be better than the middle one by more than `margin` to be chosen.
 - `runs`: what is trained and measured, as lists of `encoders`, `train_data`, `objectives`, `seeds` and `measured_on`,
   of which all combinations are run. `measured_on` has further queries, each as COLLECTION:SPLIT.
 
@@ -185,7 +185,7 @@ class Study:
         """The settings among those tried with which an objective is best on the queries for tuning.
 
         They are chosen one after the other; the others have the middle one of their values, of two the second, or
-        what was chosen.
+        what was chosen. The middle one stays unless another is better by more than the margin.
         """
         tuning = self.grid.get("tuning")
         if not tuning:
@@ -200,7 +200,9 @@ class Study:
             return self.rows(Cell(objective, encoder, data, tuning["seed"], settings, where))[0][METRIC]
 
         for key, values in tried.items():
-            chosen[key] = max(values, key=lambda value: found(key, value))
+            best = max(values, key=lambda value: found(key, value))
+            if found(key, best) > found(key, chosen[key]) + tuning.get("margin", 0.0):
+                chosen[key] = best
         return chosen
 
     def rows(self, cell: Cell) -> list[dict[str, Any]]:
