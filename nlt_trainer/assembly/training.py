@@ -68,7 +68,7 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     processes(args)
     run = Run(str(args.output_dir))
     for folder in (run.encoder, *([run.adapter] if model.keep_adapter else [])):
-        check_folder(folder)
+        check_folder(folder, stage="nlt train")
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection)
     take_advice(args, data)

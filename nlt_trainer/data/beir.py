@@ -22,6 +22,7 @@ from nlt_trainer.files import (
     CORPUS_FILE,
     QRELS_FOLDER,
     QUERIES_FILE,
+    FolderStage,
     atomic_folder,
     atomic_write,
     read_jsonl,
@@ -170,17 +171,22 @@ def write_collection(
     corpus: Iterable[Document],
     queries: Iterable[Query],
     qrels: Mapping[str, Mapping[str, Mapping[str, int]]],
+    stage: FolderStage,
 ) -> Path:
-    """Write a BEIR folder, which is whole or absent and replaces an existing one; returns the folder.
+    """Write a BEIR folder, which is whole or absent and replaces an earlier one of the stage; returns the folder.
 
     Args:
         folder: where to write.
         corpus: the documents, in the order of the file.
         queries: the queries, in the order of the file; an answer is written where there is one.
         qrels: split -> query id -> document id -> grade; an empty mapping writes no qrels.
+        stage: what writes it.
+
+    Raises:
+        NLTError: as `check_folder`.
     """
     folder = Path(folder)
-    with atomic_folder(folder) as partial:
+    with atomic_folder(folder, stage=stage) as partial:
         write_corpus(partial, corpus)
         write_queries(partial, queries)
         write_qrels(partial, qrels)

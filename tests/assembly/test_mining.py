@@ -30,7 +30,13 @@ def test_queries_that_match_nothing_are_counted(
     miner: str, said: str | None, tiny_encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Reference: a query in another script than the corpus, and one that its words are in."""
-    folder = write_collection(tmp_path / "c", corpus=ENGLISH, queries=[RUSSIAN, Query("q2", "the banks")], qrels={})
+    folder = write_collection(
+        tmp_path / "c",
+        corpus=ENGLISH,
+        queries=[RUSSIAN, Query("q2", "the banks")],
+        qrels={},
+        stage="nlt build_collection",
+    )
     flags = ["--collection", str(folder), "--candidates", str(tmp_path / "candidates.jsonl"), "--num_candidates", "2"]
     mine.main([*flags, "--encoder", str(tiny_encoder_folder), "--miner", miner, "--use_cpu", "true"])
     lines = capsys.readouterr().out.splitlines()
@@ -44,7 +50,7 @@ def test_queries_that_are_documents_are_counted(
 ) -> None:
     """Reference: of two queries one is the document with its id; the other two documents are its candidates."""
     queries = [Query("d0", ENGLISH[0].text), Query("q2", "the banks")]
-    folder = write_collection(tmp_path / "c", corpus=ENGLISH, queries=queries, qrels={})
+    folder = write_collection(tmp_path / "c", corpus=ENGLISH, queries=queries, qrels={}, stage="nlt build_collection")
     candidates = tmp_path / "candidates.jsonl"
     flags = ["--collection", str(folder), "--candidates", str(candidates), "--num_candidates", "2"]
     mine.main([*flags, "--encoder", str(tiny_encoder_folder), "--miner", miner, "--use_cpu", "true"])

@@ -37,7 +37,9 @@ def folder(tmp_path: Path) -> Path:
     queries = [Query(f"q{i}", " ".join(rng.choice(WORDS, size=3, replace=False))) for i in range(24)]
     grades = [{q.id: {f"d{d}": 1 for d in rng.choice(60, 6, replace=False)} for q in queries[i::2]} for i in (0, 1)]
     qrels = {"dev": grades[0], "test": grades[1]}
-    return write_collection(tmp_path / "random", corpus=corpus, queries=queries, qrels=qrels)
+    return write_collection(
+        tmp_path / "random", corpus=corpus, queries=queries, qrels=qrels, stage="nlt build_collection"
+    )
 
 
 @pytest.fixture
@@ -231,7 +233,9 @@ def test_a_corpus_of_one_document_is_evaluated(tmp_path: Path, tiny_encoder_fold
     """Reference: it is found, whatever size its embedding has, in a text of any length and script."""
     document = Document("d\u00fc \u6570", "", "Gr\u00f6\u00dfe \u6570\u636e \U0001f989 " * 5_000)
     qrels = {"test": {"q": {document.id: 1}}}
-    folder = write_collection(tmp_path / "one", corpus=[document], queries=[Query("q", "\u6570")], qrels=qrels)
+    folder = write_collection(
+        tmp_path / "one", corpus=[document], queries=[Query("q", "\u6570")], qrels=qrels, stage="nlt build_collection"
+    )
     base = ["--tasks", f"{folder}:test", "--checkpoints", str(tiny_encoder_folder), "--use_cpu", "true"]
     places = ["--output_dir", str(tmp_path / "out"), "--evaluation_cache", str(tmp_path / "cache")]
     evaluate.main([*base, *places, *ALL])
