@@ -116,12 +116,18 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> str | None:
     """The checkpoint to resume from, if there is one. Checkpoints and results of another trajectory are refused.
 
     Raises:
-        NLTError: the folder has checkpoints, an encoder or an LLM's adapter of another run; names what differs.
+        NLTError: the folder has checkpoints, an encoder or an LLM's adapter of another run, and the message names what
+            differs; or of a run whose settings are missing.
     """
     run, checkpoint = Run(folder), last_checkpoint(folder)
-    used = checkpoint is not None or run.is_finished or run.adaptation_file.is_file()
-    if used and run.settings_file.is_file():
-        _check_trajectory(folder, settings, remedy="choose another output_dir or remove the folder")
+    remedy = "choose another output_dir or remove the folder"
+    if checkpoint is not None or run.is_finished or run.adaptation_file.is_file():
+        if not run.settings_file.is_file():
+            raise NLTError(
+                f"{folder} holds a run, and {run.settings_file.name}, which says with which settings, is missing; put "
+                f"it back, {remedy}"
+            )
+        _check_trajectory(folder, settings, remedy=remedy)
     return checkpoint
 
 
