@@ -144,9 +144,10 @@ def choose_weights(trainer: NLTTrainer, start: Mapping[str, Tensor]) -> dict[str
         NLTError: the best checkpoint is not whole.
     """
     args, evaluator = trainer.args, trainer.evaluator
-    best = trainer.state.best_global_step if args.load_best_model_at_end else None
-    if best is not None:
-        check_best(Path(str(trainer.state.best_model_checkpoint)))
+    best = None
+    if args.load_best_model_at_end:
+        check_best(trainer.state)
+        best = trainer.state.best_global_step
     if not start:
         return {"best_step": best, "average": None}
     assert isinstance(evaluator, RetrievalEvaluator | None)

@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import reduce
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from nlt_trainer.arguments.data import DataArguments
@@ -26,7 +27,7 @@ from nlt_trainer.files import file_hash, read_json
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.dtypes import resolved_dtype
 from nlt_trainer.locations import is_server
-from nlt_trainer.run.checkpoints import checkpoint_fault, last_checkpoint
+from nlt_trainer.run.checkpoints import check_best, checkpoint_fault, last_checkpoint
 from nlt_trainer.run.folder import Run, option_defaults
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
@@ -159,12 +160,19 @@ def start_checkpoint(args: TrainingArguments, settings: dict[str, Any]) -> str |
     """The checkpoint that a run resumes from: `resume_from_checkpoint`, else the last whole one of `output_dir`.
 
     Raises:
-        NLTError: the checkpoint that was named is not whole, or either folder has checkpoints of another run.
+        NLTError: the checkpoint that was named is not whole, either folder has checkpoints of another run, or the
+            best checkpoint so far, which is to be saved, is not whole.
     """
     last = check_settings(Path(str(args.output_dir)), settings)
-    if args.resume_from_checkpoint is None:
-        return last
-    named = Path(args.resume_from_checkpoint)
+    checkpoint = last if args.resume_from_checkpoint is None else _named_checkpoint(args, settings)
+    if checkpoint is not None and args.load_best_model_at_end:
+        check_best(TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))))
+    return checkpoint
+
+
+def _named_checkpoint(args: TrainingArguments, settings: dict[str, Any]) -> str:
+    """The checkpoint in `resume_from_checkpoint`, which is refused as `start_checkpoint` says."""
+    named = Path(str(args.resume_from_checkpoint))
     fault = checkpoint_fault(named)
     settings_file = Run(named.parent).settings_file
     if fault is None and not settings_file.is_file():
