@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 GRADE = re.compile(r"[+-]?[0-9]{1,9}")
 """A grade of a judgement. Python's own `int` also takes `1_0`, digits of other scripts, and numbers without end."""
+OWN_JUDGED = re.compile(rb"^([^\t\n]+)\t\1\t *[+]?0*[1-9]", re.MULTILINE)
+"""A line of qrels in which a document is judged relevant to a query of its own id."""
 
 QRELS_HEADER = ("query-id", "corpus-id", "score")
 
@@ -96,10 +98,14 @@ class Collection:
     def ids_are_shared(self) -> bool:
         """Whether a document with a query's id is taken for the query itself, as in ArguAna and Quora.
 
-        It is not if a document is judged relevant to a query of its own id, for then each kind has ids of its own.
+        It is not if a document is judged relevant to a query of its own id, for then each kind has ids of its own. The
+        judgements of all splits in the folder count, whichever of them were read, so that mining and every evaluation
+        take the same documents for queries.
         """
         judged = chain.from_iterable(split.items() for split in self.qrels.values())
-        return not any(grades.get(query_id, 0) > 0 for query_id, grades in judged)
+        if any(grades.get(query_id, 0) > 0 for query_id, grades in judged):
+            return False
+        return not any(OWN_JUDGED.search(file.read_bytes()) for file in (self.folder / QRELS_FOLDER).glob("*.tsv"))
 
     def own_document(self, query_id: str) -> str | None:
         """The id of the document that is the query itself, and so no answer to it; `None` if there is none."""
