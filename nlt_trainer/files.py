@@ -285,13 +285,14 @@ def write_json(path: str | Path, value: Any) -> None:
         handle.write("\n")
 
 
-def read_json(path: str | Path, *, stage: str | None = None, kind: type = dict) -> Any:
+def read_json(path: str | Path, *, stage: str | None = None, kind: type = dict, remedy: str | None = None) -> Any:
     """Read one JSON document.
 
     Args:
         path: the file.
         stage: what writes it, e.g. `nlt score`; named where the file is missing.
         kind: what it must hold: an object (`dict`), a `list`, or anything (`object`).
+        remedy: what to do about a damaged file; said after what is wrong with it.
 
     Raises:
         DataError: the file is missing, is not JSON or holds something of another kind.
@@ -300,12 +301,13 @@ def read_json(path: str | Path, *, stage: str | None = None, kind: type = dict) 
     if not path.is_file():
         raise DataError(path, "file not found" + (f"; run `{stage}` first, which writes it" if stage else ""))
     text = "\n".join(line for _, line in read_lines(path))
+    ending = f"; {remedy}" if remedy else ""
     try:
         value = _parsed(text)
     except ValueError as error:
-        raise DataError(path, f"not valid JSON ({error})") from error
+        raise DataError(path, f"not valid JSON ({error}){ending}") from error
     if not isinstance(value, kind):
-        raise DataError(path, f"expected a JSON {kind.__name__}, found {type(value).__name__}")
+        raise DataError(path, f"expected a JSON {kind.__name__}, found {type(value).__name__}{ending}")
     return value
 
 

@@ -138,7 +138,8 @@ def is_another_training(run: Run, settings: dict[str, Any]) -> bool:
     They are not where the trajectory is another one. Where the best checkpoint is saved, the options that choose it
     count too, because the checkpoints may not have been evaluated.
     """
-    earlier = read_json(run.settings_file) if run.settings_file.is_file() else {}
+    told = "it has the settings of the training in this folder; remove it, and training begins anew"
+    earlier = read_json(run.settings_file, remedy=told) if run.settings_file.is_file() else {}
     choosing = {key: value for key, value in settings["trainer"].items() if key in CHOOSING}
     found = (earlier.get(block, {}) for block in ("trajectory", "trainer"))
     return any(_differences(there, now) for there, now in zip(found, (settings["trajectory"], choosing), strict=True))
@@ -151,7 +152,8 @@ def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _check_trajectory(folder: Path, settings: dict[str, Any], *, remedy: str) -> None:
-    found = read_json(Run(folder).settings_file).get("trajectory", {})
+    told = "it has the settings of the run in this folder; put it back as it was, or name another folder"
+    found = read_json(Run(folder).settings_file, remedy=told).get("trajectory", {})
     if different := _differences(found, settings["trajectory"]):
         raise NLTError(f"{folder} holds a run with other settings ({'; '.join(different)}); {remedy}")
 
