@@ -42,6 +42,8 @@ FolderStage = Literal[
 """What writes whole folders, as `FOLDER_MARK` names it. `nlt adapt` runs some of these stages."""
 RECORD_FILE = "record.json"
 """File in an encoder's folder from which its card is made. It is no part of the model; each evaluation rewrites it."""
+TRAINED_QUERIES_FILE = "trained_queries.json"
+"""File in the folder of a run and in that of an encoder with the keys of the queries that were trained on."""
 CHECKSUMS_FILE = "checkpoint_files.json"
 """File in a checkpoint that lists its other files with a hash of each, so that a damaged checkpoint is known."""
 LEFT = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(partial|previous)")

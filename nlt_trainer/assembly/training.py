@@ -35,7 +35,7 @@ from nlt_trainer.data.collator import NLTCollator
 from nlt_trainer.data.current_rows import CurrentRows
 from nlt_trainer.data.fewer_documents import with_fewer_documents
 from nlt_trainer.data.gains import audit_file
-from nlt_trainer.data.known_queries import count_known, query_keys
+from nlt_trainer.data.known_queries import count_known, query_keys, write_query_keys
 from nlt_trainer.encoder.averaging import start_weights
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.evaluator import RetrievalEvaluator
@@ -56,6 +56,7 @@ from nlt_trainer.run.resume import (
     start_checkpoint,
 )
 from nlt_trainer.run.termination import CheckpointOnTermination
+from nlt_trainer.run.trained_queries import trained_queries_of
 from nlt_trainer.terminal import say
 from nlt_trainer.trainer import NLTTrainer
 from nlt_trainer.training_arguments import NLTTrainingArguments
@@ -87,8 +88,10 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     trainer, collator = make_trainer(parts, dataset, checkpoint=checkpoint, collection=collection)
     truncated = collator.truncated_documents(dataset)  # also finds prompts that do not fit, before training
     left_out = check_batches(len(dataset), args)
+    trained_on = [*query_keys(dataset["query"]), *(trained_queries_of(model.encoder) or ())]
     if trainer.is_world_process_zero():
         write_json(run.settings_file, settings)
+        write_query_keys(run.trained_queries_file, trained_on)
         if left_out:
             say(f"Each epoch leaves out {left_out} of {len(dataset)} rows, which do not fill a batch")
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -96,7 +99,6 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
         # with bf16 the trainer lets the encoder compute in bfloat16, in which evaluations would go on
         trainer.accelerator.unwrap_model(encoder, keep_fp32_wrapper=False)
         saved = choose_weights(trainer, start)
-        write_json(run.trained_queries_file, sorted(set(query_keys(dataset["query"]))))
         finished = was_finished(run, checkpoint, steps=trainer.state.global_step, saved=saved)
         if not finished or run.decision_file.is_file():
             forget_results(run)

@@ -18,11 +18,15 @@ import torch
 from sentence_transformers import SentenceTransformer
 from trec_runs import write_run
 
+from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.assembly import evaluation
+from nlt_trainer.assembly.evaluation import checkpoints_of
 from nlt_trainer.data.beir import Document, Query, write_collection
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.evaluator import evaluate_bm25, evaluate_encoder
+from nlt_trainer.evaluation.systems import Checkpoint
 from nlt_trainer.files import read_json, read_jsonl, write_json
+from nlt_trainer.run.folder import REPORT_KEYS, Run
 from nlt_trainer.scripts import evaluate
 
 WORDS = "amber birch cedar dune ember fjord grove heath islet jetty knoll larch marsh notch oasis plain".split()
@@ -241,6 +245,21 @@ def test_a_corpus_of_one_document_is_evaluated(tmp_path: Path, tiny_encoder_fold
     evaluate.main([*base, *places, *ALL])
     assert [row["ndcg_at_10"] for row in rows(tmp_path / "out")][1:] == [1.0] * 7
     assert rows(tmp_path / "out")[1]["ndcg_at_10_low"] is None  # nothing to draw from
+
+
+def test_the_start_is_that_of_the_run(tmp_path: Path) -> None:
+    """Reference: the settings of the run; where the start was kept, it is the only encoder and has cost nothing."""
+    run = Run(tmp_path / "run")
+    model = vars(ModelArguments(encoder="org/start", max_seq_length=7))
+    write_json(run.settings_file, {"model": model, "data": {}, "trainer": {}})
+    write_json(run.training_file, dict.fromkeys(REPORT_KEYS, 3) | {"objective": "dream"})
+    start, trained = checkpoints_of(run)
+    assert (start.name, start.location, start.loading["max_seq_length"]) == ("start", "org/start", 7)
+    assert (trained.name, trained.location, trained.cost["seed"]) == ("dream", str(run.encoder), 3)
+    for kept, number, seed in (("adapted", 2, 3), ("start", 1, None)):
+        write_json(run.decision_file, {"kept": kept})
+        assert [found.name for found in checkpoints_of(Run(run.folder))] == ["start", "dream"][:number]
+        assert Checkpoint.of_run("a", Run(run.folder)).cost.get("seed") == seed
 
 
 def test_nothing_to_evaluate_is_refused(folder: Path, tmp_path: Path) -> None:
