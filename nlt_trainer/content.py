@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import snapshot_download
 
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import CHECKSUMS_FILE, RECORD_FILE, file_hash, read_json
+from nlt_trainer.files import CHECKSUMS_FILE, RECORD_FILE, TRAINED_QUERIES_FILE, file_hash, read_json
 from nlt_trainer.locations import loading, resolve_model
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ TOKENIZER_FILES = {".model", ".txt", ".jinja", ".spm", ".codes", ".tokenizer", "
 """Endings of the files in which the tokenizers of transformers keep vocabularies, merges and chat templates."""
 RECORDS = {
     RECORD_FILE,
+    TRAINED_QUERIES_FILE,
     "trainer_state.json",
     "training_args.bin",
     "optimizer.bin",

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO, TextIO
+from typing import IO, Any, BinaryIO, Literal, TextIO
 
 from nlt_trainer.errors import DataError, NLTError
 
@@ -26,8 +26,24 @@ QUERIES_FILE = "queries.jsonl"
 QRELS_FOLDER = "qrels"
 """What a collection, a BEIR folder, consists of."""
 FOLDER_MARK = ".nlt_trainer"
+"""File in a folder that this package has written, which names the stage. Earlier versions named only pulls."""
+FolderStage = Literal[
+    "nlt adapt_scorer",
+    "nlt build_collection",
+    "nlt build_corpus",
+    "nlt build_stdlib",
+    "nlt export",
+    "nlt make_encoder",
+    "nlt make_queries",
+    "nlt pull",
+    "nlt train",
+    "conversion of a GGUF file",
+]
+"""What writes whole folders, as `FOLDER_MARK` names it. `nlt adapt` runs some of these stages."""
 RECORD_FILE = "record.json"
 """File in an encoder's folder from which its card is made. It is no part of the model; each evaluation rewrites it."""
+TRAINED_QUERIES_FILE = "trained_queries.json"
+"""File in the folder of a run and in that of an encoder with the keys of the queries that were trained on."""
 CHECKSUMS_FILE = "checkpoint_files.json"
 """File in a checkpoint that lists its other files with a hash of each, so that a damaged checkpoint is known."""
 LEFT = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(partial|previous)")
@@ -180,25 +196,50 @@ def _remove(path: Path, *, final: Path) -> None:
         logger.debug("%s stays: %s", path, error)
 
 
-def check_folder(path: Path) -> None:
+def check_folder(path: Path, *, stage: FolderStage) -> None:
     """Refuse a path that `atomic_folder` does not replace. A stage that runs long checks this before it begins.
 
+    Args:
+        path: the folder to write.
+        stage: what writes it.
+
     Raises:
-        NLTError: `path` or one of its parents is a file, `path` is a folder with content that this package has not
+        NLTError: `path` or one of its parents is a file, `path` is a folder with content that the stage has not
             written, or `path` has no name of its own, such as `.`. What `sweep` removes is no content.
     """
     if not path.name:
         raise NLTError(f"{path} is no name for a folder that is to be written; give it one, e.g. {path / 'encoder'}")
     _refuse_files(path)
-    if (
-        path.is_dir()
-        and not (path / FOLDER_MARK).is_file()
-        and not all(LEFT.fullmatch(inside.name) for inside in path.iterdir())
-    ):
-        raise NLTError(
-            f"{path} is there already and was not written by nlt (it has no {FOLDER_MARK}); name another folder, or "
-            "move this one away"
-        )
+    if not path.is_dir() or all(LEFT.fullmatch(inside.name) for inside in path.iterdir()):
+        return
+    if not (path / FOLDER_MARK).is_file():
+        why = f"was not written by nlt (it has no {FOLDER_MARK})"
+    elif not _may_replace(path, stage):
+        why = f"was written by {_writer(path) or 'another stage of an earlier version'}, not by {stage}"
+    else:
+        return
+    raise NLTError(f"{path} is there already and {why}; name another folder, or move this one away")
+
+
+def mark_folder(path: Path, *, stage: FolderStage) -> None:
+    """Name the stage that writes a folder in `FOLDER_MARK`."""
+    (path / FOLDER_MARK).write_text(f"{stage}\n", encoding="utf-8")
+
+
+def _writer(folder: Path) -> str:
+    """The stage that a folder's mark names; empty where an earlier version has written it."""
+    return (folder / FOLDER_MARK).read_text(encoding="utf-8", errors="replace").strip()
+
+
+def _may_replace(folder: Path, stage: FolderStage) -> bool:
+    """Whether a stage may replace a folder that has a mark.
+
+    A folder whose mark names nobody is of an earlier version, and may be that of the stage. Two things are known of
+    it: it was not pulled, and if it has a record, it is what training or an export has left.
+    """
+    if writer := _writer(folder):
+        return writer == stage
+    return stage in ("nlt train", "nlt export") or (stage != "nlt pull" and not (folder / RECORD_FILE).is_file())
 
 
 def _refuse_files(path: Path) -> None:
@@ -208,21 +249,25 @@ def _refuse_files(path: Path) -> None:
 
 
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, *, stage: FolderStage) -> Iterator[Path]:
     """Yield an empty folder beside `path`; it replaces `path` only when the block ends without an exception.
 
-    The folder gets an empty file `FOLDER_MARK`. A folder that has content but not this file is never replaced.
+    The folder gets a file `FOLDER_MARK`. A folder with content that the stage has not written is never replaced.
+
+    Args:
+        path: the folder to write.
+        stage: what writes it.
 
     Raises:
         NLTError: as `check_folder`.
     """
     path = Path(path)
-    check_folder(path)
+    check_folder(path, stage=stage)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _held_beside(path, make=Path.mkdir) as partial:
         try:
             yield partial
-            (partial / FOLDER_MARK).touch()
+            mark_folder(partial, stage=stage)
             if path.exists():
                 previous = _beside(path, "previous")
                 with _held(path):
@@ -242,13 +287,14 @@ def write_json(path: str | Path, value: Any) -> None:
         handle.write("\n")
 
 
-def read_json(path: str | Path, *, stage: str | None = None, kind: type = dict) -> Any:
+def read_json(path: str | Path, *, stage: str | None = None, kind: type = dict, remedy: str | None = None) -> Any:
     """Read one JSON document.
 
     Args:
         path: the file.
         stage: what writes it, e.g. `nlt score`; named where the file is missing.
         kind: what it must hold: an object (`dict`), a `list`, or anything (`object`).
+        remedy: what to do about a damaged file; said after what is wrong with it.
 
     Raises:
         DataError: the file is missing, is not JSON or holds something of another kind.
@@ -257,12 +303,13 @@ def read_json(path: str | Path, *, stage: str | None = None, kind: type = dict) 
     if not path.is_file():
         raise DataError(path, "file not found" + (f"; run `{stage}` first, which writes it" if stage else ""))
     text = "\n".join(line for _, line in read_lines(path))
+    ending = f"; {remedy}" if remedy else ""
     try:
         value = _parsed(text)
     except ValueError as error:
-        raise DataError(path, f"not valid JSON ({error})") from error
+        raise DataError(path, f"not valid JSON ({error}){ending}") from error
     if not isinstance(value, kind):
-        raise DataError(path, f"expected a JSON {kind.__name__}, found {type(value).__name__}")
+        raise DataError(path, f"expected a JSON {kind.__name__}, found {type(value).__name__}{ending}")
     return value
 
 

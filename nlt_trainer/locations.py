@@ -166,6 +166,6 @@ def _write_converted(path: Path, target: Path) -> None:
     config.dtype = "float32"
     model = type(loaded)(config)
     model.load_state_dict(loaded.state_dict())
-    with atomic_folder(target) as folder:
+    with atomic_folder(target, stage="conversion of a GGUF file") as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -68,7 +68,7 @@ def test_the_content_hash_of_a_plain_folder_stays_what_it_was(tmp_path: Path) ->
         ("README.md", False),
         ("recipe.yaml", False),
         ("record.json", False),
-        ("record.json", False),
+        ("trained_queries.json", False),
         ("trainer_state.json", False),
         ("training_args.bin", False),
         ("optimizer.pt", False),

@@ -14,9 +14,12 @@ import pytest
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import (
     FOLDER_MARK,
+    RECORD_FILE,
+    FolderStage,
     alone_in,
     atomic_folder,
     atomic_write,
+    check_folder,
     read_json,
     read_jsonl,
     sweep,
@@ -54,7 +57,7 @@ def test_atomic_write_keeps_the_previous_content_when_the_block_fails(tmp_path: 
 def test_atomic_folder_replaces_a_folder_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "model"
     for name in ("first.txt", "second.txt"):
-        with atomic_folder(path) as partial:
+        with atomic_folder(path, stage="nlt train") as partial:
             (partial / name).write_text(name)
             assert partial != path
     assert sorted(file.name for file in path.iterdir()) == [FOLDER_MARK, "second.txt"]
@@ -63,9 +66,9 @@ def test_atomic_folder_replaces_a_folder_as_a_whole(tmp_path: Path) -> None:
 
 def test_atomic_folder_keeps_the_previous_folder_when_the_block_fails(tmp_path: Path) -> None:
     path = tmp_path / "model"
-    with atomic_folder(path) as partial:
+    with atomic_folder(path, stage="nlt train") as partial:
         (partial / "weights").write_text("before")
-    with pytest.raises(RuntimeError, match="killed"), atomic_folder(path) as partial:
+    with pytest.raises(RuntimeError, match="killed"), atomic_folder(path, stage="nlt train") as partial:
         (partial / "weights").write_text("half")
         raise RuntimeError("killed")
     assert (path / "weights").read_text() == "before"
@@ -74,7 +77,7 @@ def test_atomic_folder_keeps_the_previous_folder_when_the_block_fails(tmp_path: 
 
 STAGES = {
     "amid a file": ("atomic_write('x/file')", "handle.write('half')"),
-    "amid a folder": ("atomic_folder('x/model')", "(handle / 'weights').write_text('half')"),
+    "amid a folder": ("atomic_folder('x/model', stage='nlt train')", "(handle / 'weights').write_text('half')"),
 }
 
 
@@ -116,7 +119,7 @@ def test_a_folder_that_was_moved_aside_comes_back(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     write_json(tmp_path / "model" / "config.json", {})
     (tmp_path / "model" / FOLDER_MARK).touch()
-    program = writing("atomic_folder('model')", "Path.replace = once", end="pass").replace(
+    program = writing("atomic_folder('model', stage='nlt train')", "Path.replace = once", end="pass").replace(
         "with ", "from pathlib import Path\nreplace = Path.replace\n"
         "def once(*paths):\n    replace(*paths)\n    os._exit(9)\nwith "
     )  # fmt: skip
@@ -241,7 +244,7 @@ def test_a_file_is_not_written_over_a_folder_nor_a_folder_over_a_file(tmp_path: 
         write_json(tmp_path / "folder", {})
     with (
         pytest.raises(NLTError, match=r"file is a file, and a folder is to be written there; name a folder"),
-        atomic_folder(tmp_path / "file"),
+        atomic_folder(tmp_path / "file", stage="nlt train"),
     ):
         pass
     assert (tmp_path / "file").read_text() == "kept"
@@ -253,13 +256,52 @@ def test_a_folder_that_was_not_written_here_is_not_replaced(tmp_path: Path) -> N
     path = tmp_path / "folder"
     path.mkdir()
     for text in ("first", "second"):
-        with atomic_folder(path) as partial:
+        with atomic_folder(path, stage="nlt train") as partial:
             (partial / "a").write_text(text)
         assert (path / "a").read_text() == text
     (path / FOLDER_MARK).unlink()
-    with pytest.raises(NLTError, match=r"folder is there already and was not written by nlt"), atomic_folder(path):
+    with (
+        pytest.raises(NLTError, match=r"folder is there already and was not written by nlt"),
+        atomic_folder(path, stage="nlt train"),
+    ):
         pass
     assert (path / "a").read_text() == "second"
+
+
+@pytest.mark.parametrize(
+    ("mark", "record", "replacing"),
+    [
+        ("nlt train", True, {"nlt train"}),
+        ("nlt make_queries", False, {"nlt make_queries"}),
+        ("nlt pull", True, {"nlt pull"}),
+        ("", True, {"nlt train", "nlt export"}),
+        ("", False, {"nlt train", "nlt export", "nlt make_encoder", "nlt make_queries", "nlt build_corpus"}),
+    ],
+)
+def test_a_stage_replaces_only_what_it_has_written(
+    mark: str, record: bool, replacing: set[FolderStage], tmp_path: Path
+) -> None:
+    """Reference: the stage that the mark names. Of a folder of an earlier version, whose mark names none, it is known
+    that it was not pulled, and whether it has the record of a trained encoder."""
+    stages: list[FolderStage] = [
+        "nlt train", "nlt export", "nlt make_encoder", "nlt make_queries", "nlt build_corpus", "nlt pull"
+    ]  # fmt: skip
+    for stage in stages:
+        path = tmp_path / stage.replace(" ", "_")
+        path.mkdir()
+        (path / FOLDER_MARK).write_text(f"{mark}\n" if mark else "")
+        if record:
+            write_json(path / RECORD_FILE, {})
+        if stage in replacing:
+            with atomic_folder(path, stage=stage):
+                pass
+            assert [file.name for file in path.iterdir()] == [FOLDER_MARK]
+            continue
+        before = {file.name: file.read_text() for file in path.iterdir()}
+        writer = mark or "another stage of an earlier version"
+        with pytest.raises(NLTError, match=f"was written by {writer}, not by {stage}; name another folder, or move"):
+            check_folder(path, stage=stage)
+        assert {file.name: file.read_text() for file in path.iterdir()} == before
 
 
 def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path: Path) -> None:

@@ -407,6 +407,9 @@ def test_a_run_with_other_settings_is_refused(tiny_encoder_folder: Path, tmp_pat
     moved = gains.rename(tmp_path / "moved.jsonl")
     moved.write_text("a")
     check_settings(tmp_path, settings(learning_rate=1e-3, data={"gains": str(moved)}))
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(NLTError, match=r"holds a run, and settings.json, which .* is missing; put it back, choose"):
+        check_settings(tmp_path, settings(learning_rate=1e-3, data={"gains": str(moved)}))
 
 
 def test_a_run_with_another_llm_or_adapter_is_refused(

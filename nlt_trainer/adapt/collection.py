@@ -62,7 +62,7 @@ def write_query_collection(
         TRAIN: {query.id: nothing for query in queries if query.id not in out},
         HELD_OUT: {query.id: nothing for query in queries if query.id in out},
     }
-    write_collection(folder, corpus=corpus, queries=queries, qrels=qrels)
+    write_collection(folder, corpus=corpus, queries=queries, qrels=qrels, stage="nlt make_queries")
 
 
 def mostly_code(passages: Collection[Document]) -> bool:

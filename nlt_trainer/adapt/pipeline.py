@@ -97,7 +97,7 @@ def adapt(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     check_inputs(prepared(model, data, args, options))
     model = with_lengths_of_encoder(model)
     work = prepared(model, data, args, options)
-    check_folder(work.run.encoder)
+    check_folder(work.run.encoder, stage="nlt train")
     check_options(*blocks(work))  # training comes last, and would refuse these only when the LLM has read everything
     load_start(model)
     data = work.data

@@ -92,7 +92,7 @@ def mine_recipe(model: ModelArguments, data: DataArguments, args: NLTTrainingArg
 
 def evaluate_recipe(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
     """Evaluate with the defaults, without a table; the demo shows one table of both runs at the end."""
-    evaluate(model, data, args, EvaluationArguments(), show_table=False)
+    evaluate(data, args, EvaluationArguments(), show_table=False)
 
 
 def stage_of(

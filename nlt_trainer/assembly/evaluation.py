@@ -9,7 +9,7 @@ from accelerate import PartialState
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.evaluation import EvaluationArguments
-from nlt_trainer.arguments.model import ModelArguments, start_options
+from nlt_trainer.arguments.model import start_options
 from nlt_trainer.assembly.parts import processes
 from nlt_trainer.encoder.embedding_cache import trim
 from nlt_trainer.errors import NLTError
@@ -28,7 +28,6 @@ GIB = 2**30
 
 
 def evaluate(
-    model: ModelArguments,
     data: DataArguments,
     args: NLTTrainingArguments,
     evaluation: EvaluationArguments,
@@ -43,7 +42,7 @@ def evaluate(
             f"{run.folder} has no finished encoder; run `nlt train` with this recipe first, or name --checkpoints"
         )
     checkpoints = [
-        *(checkpoints_of(run, model) if run.is_finished else []),
+        *(checkpoints_of(run) if run.is_finished else []),
         *map(Checkpoint.named, evaluation.checkpoints),
     ]
     progress = state.is_main_process and not args.disable_tqdm
@@ -63,7 +62,8 @@ def evaluate(
     if not show_table:
         return
     say(f"\n{table}")
-    if sentences := gained(results, [checkpoint.name for checkpoint in checkpoints], is_trained=run.is_finished):
+    is_trained = run.is_finished and not run.keeps_start
+    if sentences := gained(results, [checkpoint.name for checkpoint in checkpoints], is_trained=is_trained):
         say("\n" + "\n".join(sentences))
 
 
@@ -118,12 +118,11 @@ def folder_and_split(entry: str) -> tuple[str, str]:
     return folder, split
 
 
-def checkpoints_of(run: Run, model: ModelArguments) -> list[Checkpoint]:
-    """The encoder from which training started, and the trained encoder."""
-    return [
-        Checkpoint("start", model.encoder, start_options(vars(model))),
-        Checkpoint.of_run(run.report["objective"], run),
-    ]
+def checkpoints_of(run: Run) -> list[Checkpoint]:
+    """The encoder from which a run has started, and the trained encoder, unless `nlt adapt` has kept the start."""
+    model = run.settings["model"]
+    start = Checkpoint("start", model["encoder"], start_options(model))
+    return [start] if run.keeps_start else [start, Checkpoint.of_run(run.report["objective"], run)]
 
 
 def find_families(

@@ -21,6 +21,7 @@ from nlt_trainer.release.card_rendering import render_card
 from nlt_trainer.release.export import export
 from nlt_trainer.release.hub import Release, folder_files, listing, pull, push, size
 from nlt_trainer.run.folder import Run
+from nlt_trainer.run.trained_queries import trained_queries_of
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
@@ -36,7 +37,7 @@ def export_run(run: Run, form: ExportForm) -> tuple[Path, list[str]]:
     """
     folder, equal = export(run, form)
     if folder != run.encoder:
-        write_release(folder, *read_release(run.encoder))
+        write_release(folder, *read_release(run.encoder), trained_on=trained_queries_of(str(run.encoder)))
     return folder, equal
 
 
@@ -88,7 +89,8 @@ def encoder_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
 
 def mteb_files(run: Run) -> dict[str, Path | bytes]:
     """mteb's own results of the run's encoder, if `nlt evaluate` has written any."""
-    results = sorted((run.mteb / file_name(run.report["objective"])).glob("*.json"))
+    name = "start" if run.keeps_start else run.report["objective"]
+    results = sorted((run.mteb / file_name(name)).glob("*.json"))
     return {f"mteb/{path.name}": path for path in results}
 
 

@@ -53,7 +53,7 @@ def make_queries(
     if state.num_processes > 1:
         raise NLTError(f"{state.num_processes} processes were started, and make_queries works in one; start it alone")
     out = Path(data.collection)
-    check_folder(out)
+    check_folder(out, stage="nlt make_queries")
     corpus = load_corpus(queries.corpus)
     if len(corpus) < 2:
         raise DataError(
@@ -69,7 +69,9 @@ def make_queries(
     titles = {document.id: document.title for document in corpus.values()}
     share = queries.held_out_share
     qrels = split_by_source(made.sources, titles=titles, held_out_share=share, held_out=held_out, seed=args.seed)
-    write_collection(out, corpus=made.corpus.values(), queries=made.queries.values(), qrels=qrels)
+    write_collection(
+        out, corpus=made.corpus.values(), queries=made.queries.values(), qrels=qrels, stage="nlt make_queries"
+    )
     kinds = Counter(query_id.partition(":")[0] for query_id in made.queries)
     say(
         f"{out}: {len(made.corpus)} passages, {len(made.queries)} queries "

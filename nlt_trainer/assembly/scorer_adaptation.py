@@ -57,7 +57,7 @@ def adapt_scorer(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     if model.adapter is not None:
         raise NLTError(f"adapter is {model.adapter!r}; an adapter is fitted to the plain LLM, leave `adapter` out")
     run = Run(str(args.output_dir))
-    check_folder(run.adapter)
+    check_folder(run.adapter, stage="nlt adapt_scorer")
     settings = adaptation_settings(model, data, args)
     checkpoint = start_checkpoint(args, settings)
     collection = load_training_collection(data)
@@ -153,6 +153,6 @@ def save_adapter(folder: Path, adapted: PeftModel) -> None:
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad and not parameter.isfinite().all():
             raise NLTError(f"training has made {name} infinite or NaN, nothing is saved; lower learning_rate")
-    with atomic_folder(folder) as partial:
+    with atomic_folder(folder, stage="nlt adapt_scorer") as partial:
         # An adapter never contains the LLM's own embeddings; the value "auto" would ask the Hub about them.
         adapted.save_pretrained(str(partial), save_embedding_layers=False)

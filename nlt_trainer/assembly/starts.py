@@ -34,7 +34,7 @@ def make_encoder(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
         )
     encoder = encoder_from_token_embeddings(model.llm)
     encoder.model_card_data.license = model_licence(model.llm)
-    with atomic_folder(model.encoder) as folder:
+    with atomic_folder(model.encoder, stage="nlt make_encoder") as folder:
         encoder.save_pretrained(str(folder))
     say(f"{model.encoder}: token embeddings of {model.llm}, {encoder.get_embedding_dimension()} dimensions")
 

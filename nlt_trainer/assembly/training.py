@@ -35,7 +35,7 @@ from nlt_trainer.data.collator import NLTCollator
 from nlt_trainer.data.current_rows import CurrentRows
 from nlt_trainer.data.fewer_documents import with_fewer_documents
 from nlt_trainer.data.gains import audit_file
-from nlt_trainer.data.known_queries import count_known, query_keys
+from nlt_trainer.data.known_queries import count_known, query_keys, write_query_keys
 from nlt_trainer.encoder.averaging import start_weights
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.evaluator import RetrievalEvaluator
@@ -56,6 +56,7 @@ from nlt_trainer.run.resume import (
     start_checkpoint,
 )
 from nlt_trainer.run.termination import CheckpointOnTermination
+from nlt_trainer.run.trained_queries import trained_queries_of
 from nlt_trainer.terminal import say
 from nlt_trainer.trainer import NLTTrainer
 from nlt_trainer.training_arguments import NLTTrainingArguments
@@ -68,7 +69,7 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     processes(args)
     run = Run(str(args.output_dir))
     for folder in (run.encoder, *([run.adapter] if model.keep_adapter else [])):
-        check_folder(folder)
+        check_folder(folder, stage="nlt train")
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection)
     take_advice(args, data)
@@ -87,8 +88,10 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     trainer, collator = make_trainer(parts, dataset, checkpoint=checkpoint, collection=collection)
     truncated = collator.truncated_documents(dataset)  # also finds prompts that do not fit, before training
     left_out = check_batches(len(dataset), args)
+    trained_on = [*query_keys(dataset["query"]), *(trained_queries_of(model.encoder) or ())]
     if trainer.is_world_process_zero():
         write_json(run.settings_file, settings)
+        write_query_keys(run.trained_queries_file, trained_on)
         if left_out:
             say(f"Each epoch leaves out {left_out} of {len(dataset)} rows, which do not fill a batch")
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -96,7 +99,6 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
         # with bf16 the trainer lets the encoder compute in bfloat16, in which evaluations would go on
         trainer.accelerator.unwrap_model(encoder, keep_fp32_wrapper=False)
         saved = choose_weights(trainer, start)
-        write_json(run.trained_queries_file, sorted(set(query_keys(dataset["query"]))))
         finished = was_finished(run, checkpoint, steps=trainer.state.global_step, saved=saved)
         if not finished or run.decision_file.is_file():
             forget_results(run)
@@ -144,9 +146,10 @@ def choose_weights(trainer: NLTTrainer, start: Mapping[str, Tensor]) -> dict[str
         NLTError: the best checkpoint is not whole.
     """
     args, evaluator = trainer.args, trainer.evaluator
-    best = trainer.state.best_global_step if args.load_best_model_at_end else None
-    if best is not None:
-        check_best(Path(str(trainer.state.best_model_checkpoint)))
+    best = None
+    if args.load_best_model_at_end:
+        check_best(trainer.state)
+        best = trainer.state.best_global_step
     if not start:
         return {"best_step": best, "average": None}
     assert isinstance(evaluator, RetrievalEvaluator | None)

@@ -22,6 +22,7 @@ from nlt_trainer.files import (
     CORPUS_FILE,
     QRELS_FOLDER,
     QUERIES_FILE,
+    FolderStage,
     atomic_folder,
     atomic_write,
     read_jsonl,
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 GRADE = re.compile(r"[+-]?[0-9]{1,9}")
 """A grade of a judgement. Python's own `int` also takes `1_0`, digits of other scripts, and numbers without end."""
+OWN_JUDGED = re.compile(rb"^([^\t\n]+)\t\1\t *[+]?0*[1-9]", re.MULTILINE)
+"""A line of qrels in which a document is judged relevant to a query of its own id."""
 
 QRELS_HEADER = ("query-id", "corpus-id", "score")
 
@@ -95,10 +98,14 @@ class Collection:
     def ids_are_shared(self) -> bool:
         """Whether a document with a query's id is taken for the query itself, as in ArguAna and Quora.
 
-        It is not if a document is judged relevant to a query of its own id, for then each kind has ids of its own.
+        It is not if a document is judged relevant to a query of its own id, for then each kind has ids of its own. The
+        judgements of all splits in the folder count, whichever of them were read, so that mining and every evaluation
+        take the same documents for queries.
         """
         judged = chain.from_iterable(split.items() for split in self.qrels.values())
-        return not any(grades.get(query_id, 0) > 0 for query_id, grades in judged)
+        if any(grades.get(query_id, 0) > 0 for query_id, grades in judged):
+            return False
+        return not any(OWN_JUDGED.search(file.read_bytes()) for file in (self.folder / QRELS_FOLDER).glob("*.tsv"))
 
     def own_document(self, query_id: str) -> str | None:
         """The id of the document that is the query itself, and so no answer to it; `None` if there is none."""
@@ -170,17 +177,22 @@ def write_collection(
     corpus: Iterable[Document],
     queries: Iterable[Query],
     qrels: Mapping[str, Mapping[str, Mapping[str, int]]],
+    stage: FolderStage,
 ) -> Path:
-    """Write a BEIR folder, which is whole or absent and replaces an existing one; returns the folder.
+    """Write a BEIR folder, which is whole or absent and replaces an earlier one of the stage; returns the folder.
 
     Args:
         folder: where to write.
         corpus: the documents, in the order of the file.
         queries: the queries, in the order of the file; an answer is written where there is one.
         qrels: split -> query id -> document id -> grade; an empty mapping writes no qrels.
+        stage: what writes it.
+
+    Raises:
+        NLTError: as `check_folder`.
     """
     folder = Path(folder)
-    with atomic_folder(folder) as partial:
+    with atomic_folder(folder, stage=stage) as partial:
         write_corpus(partial, corpus)
         write_queries(partial, queries)
         write_qrels(partial, qrels)

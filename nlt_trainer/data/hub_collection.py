@@ -89,7 +89,7 @@ def build_hub_collection(
         return done
     parts = _fetch(beir, questions)
     build = _Build(beir, questions, parts)
-    with atomic_folder(folder) as partial:
+    with atomic_folder(folder, stage="nlt build_collection") as partial:
         documents = write_corpus(partial, build.documents())
         queries, qrels = build.queries()
         write_queries(partial, queries)

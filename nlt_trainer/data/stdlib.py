@@ -73,7 +73,7 @@ def build_stdlib_collection(folder: str | Path, *, seed: int = 0) -> Collection:
     and dev about 10 % of the queries. The same Python version gives the same bytes.
 
     Args:
-        folder: where to write; replaced if it exists, absent if the build fails.
+        folder: where to write; replaced if this has written it before, absent if the build fails.
         seed: another seed takes the modules in another order.
 
     Raises:
@@ -92,6 +92,7 @@ def build_stdlib_collection(folder: str | Path, *, seed: int = 0) -> Collection:
         corpus=(Document(function.name, function.name, function.source) for function in functions),
         queries=(Query(_query_id(function), function.query) for function in functions),
         qrels=qrels,
+        stage="nlt build_stdlib",
     )
     with atomic_write(Path(folder) / "README.md") as handle:
         handle.write(CARD.format(version=platform.python_version()))

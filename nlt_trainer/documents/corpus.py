@@ -20,7 +20,7 @@ from nlt_trainer.documents.report import CorpusReport, read_report
 from nlt_trainer.documents.tables import BrokenLine
 from nlt_trainer.documents.walk import find_files
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import CORPUS_FILE, FOLDER_MARK, check_folder, sweep, write_jsonl
+from nlt_trainer.files import CORPUS_FILE, check_folder, mark_folder, sweep, write_jsonl
 from nlt_trainer.terminal import SECONDS
 
 REPORT_FILE = "corpus.report.json"
@@ -49,7 +49,7 @@ def build_corpus(
 
     Raises:
         DataError: `documents` is missing or gives fewer than 2 passages, or a BEIR corpus is malformed.
-        NLTError: `out` is the folder that is read, or holds files that this package has not written.
+        NLTError: `out` is the folder that is read, or holds files that this stage has not written.
     """
     documents, out = Path(documents), Path(out)
     beir = check_paths(documents, out)
@@ -79,7 +79,7 @@ def check_paths(documents: Path, out: Path) -> Path | None:
         raise DataError(documents, "not found; name a folder of documents, or one file")
     if out.resolve() == (documents if documents.is_dir() else documents.parent).resolve():
         raise NLTError(f"{out} is the folder that is read; name another one for the corpus")
-    check_folder(out)
+    check_folder(out, stage="nlt build_corpus")
     file = documents / CORPUS_FILE if documents.is_dir() else documents
     return file if file.name == CORPUS_FILE and file.is_file() else None
 
@@ -106,7 +106,7 @@ def _rows(passages: Iterable[Document], out: Path, report: CorpusReport) -> Iter
         yield {"_id": passage.id, "title": passage.title, "text": passage.text}
     if report.passages < FEWEST_PASSAGES:
         raise _too_few(report)
-    (out / FOLDER_MARK).touch()
+    mark_folder(out, stage="nlt build_corpus")
 
 
 def _copied(file: Path, report: CorpusReport) -> Iterator[Document]:

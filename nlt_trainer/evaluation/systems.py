@@ -28,6 +28,7 @@ from nlt_trainer.evaluation.folder_task import TOP_K
 from nlt_trainer.evaluation.task_scores import TaskRankings, fuse, rank_bm25, rank_encoder
 from nlt_trainer.evaluation.tasks import EvaluationTask
 from nlt_trainer.run.folder import Run
+from nlt_trainer.run.trained_queries import trained_queries_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class System:
         train_seconds: seconds that its training took, see `Result`.
         lm_tokens: tokens that the LLM read for its training.
         seed: seed of its training.
-        trained_queries: keys of the queries that it was trained on, as far as that is known, see `query_keys`.
+        trained_queries: keys of the queries that it was trained on, see `query_keys`; `None` where they are not known.
     """
 
     name: str
@@ -56,7 +57,7 @@ class System:
     train_seconds: float = 0
     lm_tokens: int = 0
     seed: int | None = None
-    trained_queries: frozenset[int] = frozenset()
+    trained_queries: frozenset[int] | None = frozenset()
 
 
 PROBES = (
@@ -142,19 +143,17 @@ class Checkpoint:
         location: Hub id, folder, or anything else that `load_encoder` takes.
         loading: further arguments of `load_encoder`.
         cost: `train_seconds`, `lm_tokens` and `seed`, if they are known.
-        trained_queries: see `System`.
     """
 
     name: str
     location: str
     loading: Mapping[str, Any] = field(default_factory=dict)
     cost: Mapping[str, Any] = field(default_factory=dict)
-    trained_queries: frozenset[int] = frozenset()
 
     @classmethod
     def of_run(cls, name: str, run: Run) -> Checkpoint:
-        """The trained encoder of a finished run."""
-        return cls(name, str(run.encoder), cost=run.cost, trained_queries=run.trained_queries)
+        """The encoder of a finished run. The start that `nlt adapt` has kept has cost nothing."""
+        return cls(name, str(run.encoder), cost={} if run.keeps_start else run.cost)
 
     @classmethod
     def named(cls, name: str) -> Checkpoint:
@@ -230,7 +229,7 @@ class EncoderSystems:
     def systems(self) -> list[System]:
         """The checkpoint's rows."""
         name, content = self.checkpoint.name, self.checkpoint.fingerprint + (", bf16" if self.bf16 else "")
-        make = functools.partial(System, trained_queries=self.checkpoint.trained_queries)
+        make = functools.partial(System, trained_queries=trained_queries_of(self.checkpoint.location))
         rows = [make(name, content, self.rank, self.rank, is_encoder=True, **self.checkpoint.cost)]
         if self.bm25 is not None:
             both = f"{content} + {self.bm25.fingerprint}"

@@ -91,7 +91,7 @@ class Evaluation:
     def _row(self, system: System, title: str, collection: str, split: str) -> Result:
         low, high = bootstrap_interval(*self.values(system.name, title, METRICS[0])) or (None, None)
         asked = next((entry.query_texts for entry in self.tasks.tasks if entry.title == title), [])
-        trained_on = count_known(asked, system.trained_queries) if system.trained_queries else 0
+        known = system.trained_queries
         ndcg, mrr, recall = (weighted_mean(*self.values(system.name, title, name)) for name in METRICS)
         return Result(
             system.name,
@@ -105,8 +105,8 @@ class Evaluation:
             split=split,
             ndcg_at_10_low=low,
             ndcg_at_10_high=high,
-            queries=len(asked) if trained_on else 0,
-            trained_on=trained_on,
+            queries=len(asked) if known else 0,
+            trained_on=None if known is None else count_known(asked, known),
         )
 
     def comparisons(self) -> list[Comparison]:

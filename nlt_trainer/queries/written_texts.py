@@ -5,9 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
+from nlt_trainer.errors import DataError
 from nlt_trainer.files import read_jsonl
+
+START = b'{"key": "'
+"""How every line of the file begins."""
+FOREIGN = "is not what `nlt make_queries` writes; move the file away, or name another collection"
 
 
 class WrittenTexts:
@@ -19,16 +25,12 @@ class WrittenTexts:
         path: the file, which need not exist; `None` keeps the texts in memory alone.
 
     Raises:
-        DataError: another line is not what this class writes.
+        DataError: the file holds something that this class does not write; it stays as it is.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.texts: dict[str, str] = {}
-        if path is not None and path.is_file():
-            whole = path.read_bytes().rpartition(b"\n")
-            os.truncate(path, len(whole[0] + whole[1]))
-            self.texts = {str(row.get("key")): str(row.get("text", "")) for _, row in read_jsonl(path)}
+        self.texts = {} if path is None or not path.is_file() else _read(path)
 
     def add(self, texts: Mapping[str, str]) -> None:
         """Add texts, which are on the disk when this returns."""
@@ -41,3 +43,17 @@ class WrittenTexts:
             handle.writelines(lines)
             handle.flush()
             os.fsync(handle.fileno())
+
+
+def _read(path: Path) -> dict[str, str]:
+    """Read the whole lines, and then remove half a line after them."""
+    content, texts = path.read_bytes(), dict[str, str]()
+    if not content.startswith(START[: len(content)]):
+        raise DataError(path, FOREIGN, line=1)
+    for line, row in islice(read_jsonl(path), content.count(b"\n")):
+        key, text = row.get("key"), row.get("text")
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise DataError(path, FOREIGN, line=line)
+        texts[key] = text
+    os.truncate(path, content.rfind(b"\n") + 1)
+    return texts

@@ -18,13 +18,15 @@ from sentence_transformers import SentenceTransformer
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
 from nlt_trainer.content import ADAPTER_CONFIG, weights_hashes
+from nlt_trainer.data.known_queries import write_query_keys
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import RECORD_FILE, atomic_write, read_json, write_json
+from nlt_trainer.files import RECORD_FILE, TRAINED_QUERIES_FILE, atomic_write, read_json, write_json
 from nlt_trainer.locations import is_hub_id
 from nlt_trainer.release.card_rendering import dump_recipe, render_card
 from nlt_trainer.release.licences import data_licence, model_licence
 from nlt_trainer.run.folder import Run, changed_settings
 from nlt_trainer.run.results import Result
+from nlt_trainer.run.trained_queries import trained_queries_of
 
 CARD_FILE, RECIPE_FILE = "README.md", "recipe.yaml"
 GAINS_CARD = """---
@@ -96,7 +98,7 @@ def write_card(run: Run, results: Sequence[Result] = ()) -> None:
     record = make_record(run.name, run.settings, run.report, results)
     decision = run.decision or {}
     record |= {"verdict": decision.get("sentence"), "kept": decision.get("kept")}
-    write_release(run.encoder, recipe, record)
+    write_release(run.encoder, recipe, record, trained_on=trained_queries_of(str(run.encoder)))
 
 
 def published_recipe(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -160,12 +162,23 @@ def _dev_results(log: Sequence[Mapping[str, Any]], split: str | None) -> list[di
     return [{"step": e["step"], "ndcg_at_10": round(e[metric], 4)} for e in log if metric in e]
 
 
-def write_release(folder: Path, recipe: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Write recipe, record and card of an encoder into its folder; the record has hashes of the weights."""
+def write_release(
+    folder: Path, recipe: Mapping[str, Any], record: Mapping[str, Any], *, trained_on: frozenset[int] | None
+) -> None:
+    """Write recipe, record and card of an encoder into its folder; the record has hashes of the weights.
+
+    Args:
+        folder: of the encoder.
+        recipe: block -> key -> value of the settings that differ from the default.
+        record: what `make_record` returns.
+        trained_on: keys of the queries that the encoder was trained on; `None` where they are not known.
+    """
     record = {**record, "adapter_base": adapter_base_of(folder), "weights": saved_weights(folder)}
     with atomic_write(folder / RECIPE_FILE) as handle:
         handle.write(dump_recipe(recipe))
     write_json(folder / RECORD_FILE, record)
+    if trained_on is not None:
+        write_query_keys(folder / TRAINED_QUERIES_FILE, trained_on)
     with atomic_write(folder / CARD_FILE) as handle:
         handle.write(render_card(recipe, record, load_as=folder.as_posix()))
 

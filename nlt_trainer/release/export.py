@@ -13,7 +13,7 @@ from nlt_trainer.content import ADAPTER_WEIGHTS
 from nlt_trainer.encoder.lora import merge_lora
 from nlt_trainer.encoder.probes import Probe, probe
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import atomic_folder
+from nlt_trainer.files import FolderStage, atomic_folder
 from nlt_trainer.locations import loading
 from nlt_trainer.release.loading_check import check_loading
 from nlt_trainer.run.folder import Run
@@ -40,10 +40,10 @@ def save_trained(run: Run, encoder: SentenceTransformer, *, merge: bool, keep_ad
     run.folder.mkdir(parents=True, exist_ok=True)
     probe(encoder).save(run.probe_file)  # makes it float32: a bfloat16 base would round the merged product away
     if merge and keep_adapter:
-        _save(run.adapter, encoder)
+        _save(run.adapter, encoder, stage="nlt train")
     if merge:
         merge_lora(encoder)
-    _save(run.encoder, encoder)
+    _save(run.encoder, encoder, stage="nlt train")
 
 
 def check_saved(run: Run) -> None:
@@ -55,8 +55,8 @@ def check_saved(run: Run) -> None:
     check_loading(run.encoder, Probe.load(run.probe_file))
 
 
-def _save(folder: Path, encoder: SentenceTransformer) -> None:
-    with atomic_folder(folder) as partial:
+def _save(folder: Path, encoder: SentenceTransformer, *, stage: FolderStage) -> None:
+    with atomic_folder(folder, stage=stage) as partial:
         encoder.save_pretrained(str(partial))
 
 
@@ -104,7 +104,7 @@ def _merged(run: Run) -> Path:
         encoder = SentenceTransformer(str(run.encoder), device="cpu").float()
     merge_lora(encoder)
     transformer: Any = encoder.transformers_model
-    with atomic_folder(run.exported("merged")) as partial:
+    with atomic_folder(run.exported("merged"), stage="nlt export") as partial:
         encoder.save_pretrained(str(partial))
         # transformers has saved the weights under names for an adapter, which no loader finds, so save them again
         transformer.save_pretrained(partial, save_original_format=False)
@@ -122,7 +122,7 @@ def _export_runtime(run: Run, form: ExportForm, trained: Probe) -> tuple[Path, l
             f'as S; S("{merged}", backend="{form}").save_pretrained("{run.exported(form)}")\''
         )
     encoder = SentenceTransformer(str(merged), device="cpu", backend=form)  # type: ignore[arg-type]
-    _save(run.exported(form), encoder)
+    _save(run.exported(form), encoder, stage="nlt export")
     return run.exported(form), check_loading(run.exported(form), trained, backend=form)
 
 

@@ -14,7 +14,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, sn
 from huggingface_hub.hf_api import RepoFile
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import FOLDER_MARK, atomic_folder, check_folder
+from nlt_trainer.files import atomic_folder, check_folder
 from nlt_trainer.hub_calls import explained, patiently
 
 STALE = (
@@ -32,8 +32,6 @@ UNSAFE = re.compile(
     r".*\.(bin|pt|pth|ckpt|pkl|pickle|joblib|dill|h5|keras|pyc?|pyd|so|dll|dylib|exe|sh)", re.IGNORECASE
 )
 """Files that can run code, or whose formats can when they are loaded; they are not fetched."""
-PULLED = "nlt pull\n"
-"""What a pull writes into `FOLDER_MARK`, which is empty in folders of other stages."""
 
 
 @dataclass(frozen=True)
@@ -160,17 +158,13 @@ def pull(api: HfApi, repo: str, folder: Path, *, revision: str | None = None, re
     Raises:
         NLTError: the Hub refuses, a file is incomplete, or the folder holds something else.
     """
-    check_folder(folder)
-    if (mark := folder / FOLDER_MARK).is_file() and mark.read_text(encoding="utf-8") != PULLED:
-        raise NLTError(
-            f"{folder} is there already and was not written by nlt pull; name another folder, or move it away"
-        )
+    check_folder(folder, stage="nlt pull")
     commit, files = listing(api, repo, revision=revision, repo_type=repo_type)
     partial = folder.with_name(f".{folder.name}.{commit[:12]}.partial")  # an interrupted pull finds it again
     for earlier in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):  # of a release that is not wanted now
         if re.fullmatch(r"[0-9a-f]{12}", earlier.name.split(".")[-2]) and earlier != partial:
             shutil.rmtree(earlier)
-    with atomic_folder(folder) as whole:
+    with atomic_folder(folder, stage="nlt pull") as whole:
         with explained(repo, repo_type=repo_type, revision=revision):
             patiently(
                 lambda: snapshot_download(
@@ -191,7 +185,6 @@ def pull(api: HfApi, repo: str, folder: Path, *, revision: str | None = None, re
         for name in files:
             (whole / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).replace(whole / name)
-        (whole / FOLDER_MARK).write_text(PULLED, encoding="utf-8")
     shutil.rmtree(partial)
     return commit
 

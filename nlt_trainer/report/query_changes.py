@@ -194,7 +194,7 @@ class RunComparer:
             encoder = load_encoder(str(run.encoder))
             at_start = outcomes(start, collection, dev) if dev is not None else {}
             start_ndcg = float(np.mean([outcome.ndcg for outcome in at_start.values()])) if at_start else None
-            if run.decision is not None and run.decision["kept"] == "start":
+            if run.keeps_start:
                 return RunChange(run, split, [], KEPT, start_ndcg)
             after = SearchIndex("after", encoder, collection.corpus, cache=self.embeddings, bf16=bf16)
             return RunChange(run, split, query_changes(start, after, collection, split), start_ndcg=start_ndcg)

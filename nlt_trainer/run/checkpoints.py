@@ -65,16 +65,21 @@ def awaits_evaluation(checkpoint: Path, args: TrainingArguments) -> bool:
     return at_end and not any(name.startswith("eval_") for entry in now for name in entry)
 
 
-def check_best(checkpoint: Path) -> None:
+def check_best(state: TrainerState) -> None:
     """Refuse a best checkpoint that is not whole; the trainer would go on with the last weights in its place.
+
+    Args:
+        state: of a run that saves the best checkpoint, at its end or as the checkpoint that it resumes from has it.
 
     Raises:
         NLTError: a file is missing or damaged.
     """
-    if (fault := checkpoint_fault(checkpoint)) is not None:
+    best = state.best_model_checkpoint
+    if best is not None and (fault := checkpoint_fault(Path(best))) is not None:
         raise NLTError(
-            f"{checkpoint}, the best checkpoint, is not whole ({fault}), and no encoder is saved; copy it again, or "
-            "remove it and all later ones, so that the run makes these steps anew"
+            f"{best}, the best checkpoint, is not whole ({fault}), and no encoder is saved; copy it again, or set "
+            "load_best_model_at_end: false to save the last weights (unless training stops early), or remove it and "
+            "all later ones, so that the run makes these steps anew"
         )
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
 from nlt_trainer.choices import ExportForm
+from nlt_trainer.data.known_queries import read_query_keys
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import read_json
+from nlt_trainer.files import TRAINED_QUERIES_FILE, read_json
 from nlt_trainer.recipe.keys import Block
 from nlt_trainer.run.results import Result, read_results
 
@@ -39,8 +40,8 @@ class Run:
         """The recipe's blocks, and the trajectory, which a run must share to resume here; see `resume`."""
         self.training_file = self.folder / "training.json"
         """What training did: objective, cost and log. It is written when training has ended."""
-        self.trained_queries_file = self.folder / "trained_queries.json"
-        """Keys of the queries that were trained on, see `query_keys`."""
+        self.trained_queries_file = self.folder / TRAINED_QUERIES_FILE
+        """Keys of the queries that were trained on, see `query_keys`; also of those that the start was trained on."""
         self.encoder = self.folder / "encoder"
         """The trained encoder, a Sentence-Transformers folder with its card, recipe and record."""
         self.adapter = self.folder / "adapter"
@@ -127,6 +128,11 @@ class Run:
         """
         return read_json(self.decision_file) if self.decision_file.is_file() else None
 
+    @property
+    def keeps_start(self) -> bool:
+        """Whether `nlt adapt` has kept the start, so that `encoder` is the start and not what was trained."""
+        return self.decision is not None and self.decision["kept"] == "start"
+
     @cached_property
     def results(self) -> list[Result]:
         """Rows of the table of results; there are none before `nlt evaluate`."""
@@ -145,10 +151,7 @@ class Run:
             DataError: the file is malformed.
         """
         path = self.trained_queries_file
-        keys = read_json(path, kind=list) if path.is_file() else []
-        if not all(isinstance(key, int) for key in keys):
-            raise DataError(path, "is no list of keys of queries; train again, or move it away to go without them")
-        return frozenset(keys)
+        return read_query_keys(path) if path.is_file() else frozenset()
 
     @property
     def log(self) -> list[dict[str, Any]]:

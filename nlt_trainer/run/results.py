@@ -28,8 +28,9 @@ class Result:
         ndcg_at_10_high: its upper bound.
         p_against_start: two-sided p-value of its difference from the start in nDCG@10; `None` where none was computed.
         kept: whether this is the encoder that `nlt adapt` has kept; `None` where there was nothing to decide.
-        trained_on: how many of the queries the system was trained on, as far as that is known.
-        queries: the number of all queries; 0 where none was trained on.
+        trained_on: how many of the queries the system was trained on; `None` where nothing is known of its training.
+        queries: the number of all queries; 0 where nothing was compared, as in rows of BM25, of means, and of earlier
+            versions for an encoder that was trained on none or that they knew nothing of.
     """
 
     name: str
@@ -45,13 +46,15 @@ class Result:
     ndcg_at_10_high: float | None = None
     p_against_start: float | None = None
     kept: bool | None = None
-    trained_on: int = 0
+    trained_on: int | None = 0
     queries: int = 0
 
     @property
     def trained_share(self) -> str:
-        """How many of the queries were trained on, as `3 of 16`; empty where none was."""
-        return f"{self.trained_on:,} of {self.queries:,}" if self.trained_on else ""
+        """How many of the queries were trained on, as `3 of 16`; empty where nothing was compared."""
+        if self.trained_on is None:
+            return "not known"
+        return f"{self.trained_on:,} of {self.queries:,}" if self.queries else ""
 
 
 def write_results(path: str | Path, results: Sequence[Result]) -> None:

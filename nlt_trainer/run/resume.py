@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import reduce
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from nlt_trainer.arguments.data import DataArguments
@@ -26,7 +27,7 @@ from nlt_trainer.files import file_hash, read_json
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.dtypes import resolved_dtype
 from nlt_trainer.locations import is_server
-from nlt_trainer.run.checkpoints import checkpoint_fault, last_checkpoint
+from nlt_trainer.run.checkpoints import check_best, checkpoint_fault, last_checkpoint
 from nlt_trainer.run.folder import Run, option_defaults
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
@@ -116,12 +117,18 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> str | None:
     """The checkpoint to resume from, if there is one. Checkpoints and results of another trajectory are refused.
 
     Raises:
-        NLTError: the folder has checkpoints, an encoder or an LLM's adapter of another run; names what differs.
+        NLTError: the folder has checkpoints, an encoder or an LLM's adapter of another run, and the message names what
+            differs; or of a run whose settings are missing.
     """
     run, checkpoint = Run(folder), last_checkpoint(folder)
-    used = checkpoint is not None or run.is_finished or run.adaptation_file.is_file()
-    if used and run.settings_file.is_file():
-        _check_trajectory(folder, settings, remedy="choose another output_dir or remove the folder")
+    remedy = "choose another output_dir or remove the folder"
+    if checkpoint is not None or run.is_finished or run.adaptation_file.is_file():
+        if not run.settings_file.is_file():
+            raise NLTError(
+                f"{folder} holds a run, and {run.settings_file.name}, which says with which settings, is missing; put "
+                f"it back, {remedy}"
+            )
+        _check_trajectory(folder, settings, remedy=remedy)
     return checkpoint
 
 
@@ -131,7 +138,8 @@ def is_another_training(run: Run, settings: dict[str, Any]) -> bool:
     They are not where the trajectory is another one. Where the best checkpoint is saved, the options that choose it
     count too, because the checkpoints may not have been evaluated.
     """
-    earlier = read_json(run.settings_file) if run.settings_file.is_file() else {}
+    told = "it has the settings of the training in this folder; remove it, and training begins anew"
+    earlier = read_json(run.settings_file, remedy=told) if run.settings_file.is_file() else {}
     choosing = {key: value for key, value in settings["trainer"].items() if key in CHOOSING}
     found = (earlier.get(block, {}) for block in ("trajectory", "trainer"))
     return any(_differences(there, now) for there, now in zip(found, (settings["trajectory"], choosing), strict=True))
@@ -144,7 +152,8 @@ def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _check_trajectory(folder: Path, settings: dict[str, Any], *, remedy: str) -> None:
-    found = read_json(Run(folder).settings_file).get("trajectory", {})
+    told = "it has the settings of the run in this folder; put it back as it was, or name another folder"
+    found = read_json(Run(folder).settings_file, remedy=told).get("trajectory", {})
     if different := _differences(found, settings["trajectory"]):
         raise NLTError(f"{folder} holds a run with other settings ({'; '.join(different)}); {remedy}")
 
@@ -153,12 +162,19 @@ def start_checkpoint(args: TrainingArguments, settings: dict[str, Any]) -> str |
     """The checkpoint that a run resumes from: `resume_from_checkpoint`, else the last whole one of `output_dir`.
 
     Raises:
-        NLTError: the checkpoint that was named is not whole, or either folder has checkpoints of another run.
+        NLTError: the checkpoint that was named is not whole, either folder has checkpoints of another run, or the
+            best checkpoint so far, which is to be saved, is not whole.
     """
     last = check_settings(Path(str(args.output_dir)), settings)
-    if args.resume_from_checkpoint is None:
-        return last
-    named = Path(args.resume_from_checkpoint)
+    checkpoint = last if args.resume_from_checkpoint is None else _named_checkpoint(args, settings)
+    if checkpoint is not None and args.load_best_model_at_end:
+        check_best(TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))))
+    return checkpoint
+
+
+def _named_checkpoint(args: TrainingArguments, settings: dict[str, Any]) -> str:
+    """The checkpoint in `resume_from_checkpoint`, which is refused as `start_checkpoint` says."""
+    named = Path(str(args.resume_from_checkpoint))
     fault = checkpoint_fault(named)
     settings_file = Run(named.parent).settings_file
     if fault is None and not settings_file.is_file():

@@ -47,6 +47,9 @@ def run_stages(stages: Sequence[Stage], stamps: Path) -> dict[str, float]:
     Args:
         stages: the stages; a later one may read what an earlier one has written.
         stamps: folder of the stamps.
+
+    Raises:
+        DataError: a stamp is damaged.
     """
     seconds, keys = {}, dict[str, str]()
     for number, stage in enumerate(stages, start=1):
@@ -88,9 +91,15 @@ def _file(stage: Stage, stamps: Path) -> Path:
 
 
 def _read(stage: Stage, stamps: Path) -> dict[str, Any]:
-    """The stamp of a stage; an empty one where it has none."""
+    """The stamp of a stage; an empty one where it has none.
+
+    Raises:
+        DataError: it is damaged.
+    """
     file = _file(stage, stamps)
-    return {"key": None, "done": False, "seconds": 0, "output": None, **(read_json(file) if file.is_file() else {})}
+    remedy = f"it says whether {stage.name} is done; remove it, and {stage.name} runs again"
+    found = read_json(file, remedy=remedy) if file.is_file() else {}
+    return {"key": None, "done": False, "seconds": 0, "output": None, **found}
 
 
 def _run(stage: Stage, stamps: Path, *, key: str, needing: Iterable[Stage]) -> dict[str, Any]:

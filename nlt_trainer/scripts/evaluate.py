@@ -5,9 +5,10 @@ nlt evaluate --config recipes/demo/likelihood_gain.yaml
 nlt evaluate --tasks NanoBEIR data/scifact:test --checkpoints ORG/MODEL runs/mine --fused true --output_dir runs/table
 ```
 
-The encoders are evaluated on `tasks`. Without `tasks` they are evaluated on the recipe's `collection` and
-`eval_split`, and on each of `eval_collections`; nothing is evaluated twice. Encoders run in float32, and several
-processes share the embedding.
+The start is that of the run in `output_dir`, whatever the recipe names now. Where `nlt adapt` has kept the start, it
+is the run's encoder and stands in the table alone. The encoders are evaluated on `tasks`. Without `tasks` they are
+evaluated on the recipe's `collection` and `eval_split`, and on each of `eval_collections`; nothing is evaluated twice.
+Encoders run in float32, and several processes share the embedding.
 
 The stage writes `<output_dir>/results.json` and puts the results into the model card of the run. The folder
 `<output_dir>/evaluation` gets the table, comparisons, the values of every query and mteb's own files. Results are
@@ -27,7 +28,7 @@ OUT = Run("output_dir")
 
 def main(argv: list[str] | None = None) -> None:
     """Write results, card and the files of the evaluation; prints each result, then the table."""
-    model, data, args, evaluation = parse_recipe(
+    _, data, args, evaluation = parse_recipe(
         EVALUATION_BLOCKS,
         argv,
         description=shown(__doc__),
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     from nlt_trainer.assembly.evaluation import evaluate
 
-    evaluate(model, data, args, evaluation)
+    evaluate(data, args, evaluation)
 
 
 if __name__ == "__main__":

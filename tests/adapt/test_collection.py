@@ -61,7 +61,7 @@ def test_too_few_queries_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NLTError, match=r"79 queries are too few.*at least 80"):
         write_query_collection(tmp_path / "c", CORPUS, QUERIES[:79], held_out=24, most=None, seed=1)
     qrels = {HELD_OUT: {query.id: {"d0": 1} for query in QUERIES[:19]}}
-    write_collection(tmp_path / "c", corpus=CORPUS, queries=QUERIES, qrels=qrels)
+    write_collection(tmp_path / "c", corpus=CORPUS, queries=QUERIES, qrels=qrels, stage="nlt build_collection")
     with pytest.raises(NLTError, match=r"19 made queries could be held out, and fewer than 20 decide nothing; give"):
         check_made(tmp_path / "c")
 
@@ -91,12 +91,18 @@ def test_queries_that_choose_do_not_decide(tmp_path: Path) -> None:
     """Against every second judged query; queries without a relevant passage are in neither half."""
     judged = {q.id: {"d0": int(i % 4 > 0)} for i, q in enumerate(QUERIES)}
     qrels = {TRAIN: {QUERIES[0].id: {"d0": 0}}, HELD_OUT: judged}
-    write_collection(tmp_path / "c", corpus=CORPUS, queries=QUERIES, qrels=qrels)
+    write_collection(tmp_path / "c", corpus=CORPUS, queries=QUERIES, qrels=qrels, stage="nlt build_collection")
     write_dev(tmp_path / "c")
     usable = [query for query, grades in judged.items() if grades["d0"]]
     assert [*judged_queries(tmp_path / "c", DEV)] == usable[::2]
     assert [*judged_queries(tmp_path / "c", HELD_OUT)] == usable
     few = {query: judged[query] for query in usable[:39]}
-    write_collection(tmp_path / "few", corpus=CORPUS, queries=QUERIES, qrels={TRAIN: qrels[TRAIN], HELD_OUT: few})
+    write_collection(
+        tmp_path / "few",
+        corpus=CORPUS,
+        queries=QUERIES,
+        qrels={TRAIN: qrels[TRAIN], HELD_OUT: few},
+        stage="nlt build_collection",
+    )
     with pytest.raises(NLTError, match=r"39 held-out queries are judged, .* 40 are needed: raise held_out"):
         write_dev(tmp_path / "few")

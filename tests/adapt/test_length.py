@@ -29,6 +29,7 @@ def folder(tmp_path: Path) -> Path:
         corpus=[Document(f"d{i}", "", text) for i, text in enumerate(texts)],
         queries=queries,
         qrels={HELD_OUT: {f"q{i}": {f"d{i}": 1} for i in range(40)}},
+        stage="nlt build_collection",
     )
     return tmp_path / "c"
 

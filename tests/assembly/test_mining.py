@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nlt_trainer.data.beir import Document, Query, write_collection
+from nlt_trainer.data.beir import Document, Query, load_collection, write_collection
 from nlt_trainer.scripts import mine
 
 ENGLISH = [Document(f"d{i}", "", f"the {word} of the river") for i, word in enumerate(("bank", "delta", "source"))]
@@ -30,7 +30,13 @@ def test_queries_that_match_nothing_are_counted(
     miner: str, said: str | None, tiny_encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Reference: a query in another script than the corpus, and one that its words are in."""
-    folder = write_collection(tmp_path / "c", corpus=ENGLISH, queries=[RUSSIAN, Query("q2", "the banks")], qrels={})
+    folder = write_collection(
+        tmp_path / "c",
+        corpus=ENGLISH,
+        queries=[RUSSIAN, Query("q2", "the banks")],
+        qrels={},
+        stage="nlt build_collection",
+    )
     flags = ["--collection", str(folder), "--candidates", str(tmp_path / "candidates.jsonl"), "--num_candidates", "2"]
     mine.main([*flags, "--encoder", str(tiny_encoder_folder), "--miner", miner, "--use_cpu", "true"])
     lines = capsys.readouterr().out.splitlines()
@@ -44,7 +50,7 @@ def test_queries_that_are_documents_are_counted(
 ) -> None:
     """Reference: of two queries one is the document with its id; the other two documents are its candidates."""
     queries = [Query("d0", ENGLISH[0].text), Query("q2", "the banks")]
-    folder = write_collection(tmp_path / "c", corpus=ENGLISH, queries=queries, qrels={})
+    folder = write_collection(tmp_path / "c", corpus=ENGLISH, queries=queries, qrels={}, stage="nlt build_collection")
     candidates = tmp_path / "candidates.jsonl"
     flags = ["--collection", str(folder), "--candidates", str(candidates), "--num_candidates", "2"]
     mine.main([*flags, "--encoder", str(tiny_encoder_folder), "--miner", miner, "--use_cpu", "true"])
@@ -53,3 +59,25 @@ def test_queries_that_are_documents_are_counted(
     )
     assert capsys.readouterr().out.splitlines()[1].startswith(said)
     assert sorted(json.loads(candidates.read_text().splitlines()[0])["document_ids"]) == ["d1", "d2"]
+
+
+@pytest.mark.parametrize(("grade", "num_candidates"), [("1", 3), ("0", 2)])
+def test_mining_and_evaluation_take_the_same_documents_for_queries(
+    grade: str, num_candidates: int, tmp_path: Path
+) -> None:
+    """Reference: all documents are candidates of a query that has the id of a document, if a split that mining does
+    not name judges that document relevant to it, and all but this one if none does; so do evaluations on each split.
+    """
+    queries = [Query("d0", "another text"), Query("q2", "the banks")]
+    judged = {"test": {"d0": {"d0": int(grade)}}, "dev": {"d0": {"d1": 1}}}
+    folder = write_collection(
+        tmp_path / "c", corpus=ENGLISH, queries=queries, qrels=judged, stage="nlt build_collection"
+    )
+    own = None if grade == "1" else "d0"
+    for splits in ([], ["dev"], ["test"], None):
+        assert load_collection(folder, splits=splits).own_document("d0") == own
+    candidates = tmp_path / "candidates.jsonl"
+    flags = ["--collection", str(folder), "--candidates", str(candidates), "--miner", "bm25", "--use_cpu", "true"]
+    mine.main([*flags, "--num_candidates", str(num_candidates)])
+    found = json.loads(candidates.read_text().splitlines()[0])["document_ids"]
+    assert sorted(found) == [id for id in ("d0", "d1", "d2") if id != own]

@@ -36,7 +36,9 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     corpus = [Document("d1", "Höhe", "größer\nals"), Document("d2", "", "zwei")]
     queries = [Query("q1", "wie hoch", "sehr"), Query("q2", "warum")]
     qrels = {"train": {"q1": {"d1": 2, "d2": 0}}, "test": {"q2": {"d2": 1}}}
-    folder = write_collection(tmp_path / "set", corpus=corpus, queries=queries, qrels=qrels)
+    folder = write_collection(
+        tmp_path / "set", corpus=corpus, queries=queries, qrels=qrels, stage="nlt build_collection"
+    )
     collection = load_collection(folder)
     assert collection.name == "set"
     assert list(collection.corpus.values()) == corpus
@@ -74,7 +76,7 @@ def test_a_failed_write_leaves_the_earlier_folder(tmp_path: Path) -> None:
         raise RuntimeError("no more documents")
 
     with pytest.raises(RuntimeError, match="no more"):
-        write_collection(folder, corpus=(d for d in broken()), queries=[], qrels={})
+        write_collection(folder, corpus=(d for d in broken()), queries=[], qrels={}, stage="nlt build_collection")
     assert list(load_collection(folder).corpus) == ["d1", "d2"]
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 

@@ -190,7 +190,11 @@ def test_a_missing_an_empty_and_a_shorter_file_are_refused(collection: Collectio
 
 def test_an_unlabelled_folder_is_enough(collection: Collection, tmp_path: Path) -> None:
     folder = write_collection(
-        tmp_path / "bare", corpus=collection.corpus.values(), queries=collection.queries.values(), qrels={}
+        tmp_path / "bare",
+        corpus=collection.corpus.values(),
+        queries=collection.queries.values(),
+        qrels={},
+        stage="nlt build_collection",
     )
     bare = load_collection(folder)
     assert len(mine_candidates(bare, training_queries(bare, None), num_candidates=3)) == 8

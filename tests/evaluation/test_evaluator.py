@@ -40,7 +40,9 @@ def collection(tmp_path: Path) -> Collection:
     }
     grades["q29"] = {"d0": 0}
     return load_collection(
-        write_collection(tmp_path / "random", corpus=corpus, queries=queries, qrels={"test": grades})
+        write_collection(
+            tmp_path / "random", corpus=corpus, queries=queries, qrels={"test": grades}, stage="nlt build_collection"
+        )
     )
 
 
@@ -133,7 +135,9 @@ def test_empty_documents_are_ranked_and_missing_ones_count(
     corpus = [Document("d1", "", "amber birch"), Document("d2", "", "cedar dune"), Document("d3", "", "")]
     queries = [Query("q1", "amber birch"), Query("q2", "cedar dune"), Query("q3", "cedar dune")]
     judged = {"q1": {"d1": 1}, "q2": {"gone": 1}, "q3": {"d2": 1, "gone": 1}}
-    folder = write_collection(tmp_path / "public", corpus=corpus, queries=queries, qrels={"test": judged})
+    folder = write_collection(
+        tmp_path / "public", corpus=corpus, queries=queries, qrels={"test": judged}, stage="nlt build_collection"
+    )
     encoder: SentenceTransformer = request.getfixturevalue(encoder_name)
     expected = {"ndcg_at_10": (1 + 0 + 1 / (1 + 1 / np.log2(3))) / 3, "mrr_at_10": 2 / 3, "recall_at_100": 0.5}
     assert evaluate_bm25(folder) == pytest.approx(expected, abs=1e-5)

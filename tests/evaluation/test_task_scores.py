@@ -58,7 +58,9 @@ def collection(tmp_path: Path) -> Collection:
     corpus = [Document(f"{i}", str(rng.choice(WORDS)), " ".join(rng.choice(WORDS, size=5))) for i in range(120)]
     queries = [Query(f"{i}", " ".join(rng.choice(WORDS, size=3, replace=False))) for i in range(20)]
     grades = {q.id: {f"{d}": int(rng.integers(0, 3)) for d in rng.choice(120, 15, replace=False)} for q in queries}
-    folder = write_collection(tmp_path / "random", corpus=corpus, queries=queries, qrels={"test": grades})
+    folder = write_collection(
+        tmp_path / "random", corpus=corpus, queries=queries, qrels={"test": grades}, stage="nlt build_collection"
+    )
     return load_collection(folder)
 
 

@@ -69,7 +69,13 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def same_collection(found: Collection, folder: Path) -> None:
-    write_collection(folder, corpus=found.corpus.values(), queries=found.queries.values(), qrels=found.qrels)
+    write_collection(
+        folder,
+        corpus=found.corpus.values(),
+        queries=found.queries.values(),
+        qrels=found.qrels,
+        stage="nlt build_collection",
+    )
     again = load_collection(folder)
     assert (again.corpus, again.queries, again.qrels) == (found.corpus, found.queries, found.qrels)
 

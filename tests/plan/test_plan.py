@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -175,6 +176,13 @@ def test_a_model_without_weights_is_counted_and_not_timed(recipe: Recipe, tiny_e
     assert all(stage["accelerator_seconds"] > 0 for stage in stages.values())
     for name in ("llm", "encoder"):
         assert any(note.startswith(f"The {name} is not timed: ") and settings[name] in note for note in notes)
+
+
+def test_a_clock_that_goes_back_changes_nothing(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: a step takes time, whatever the machine's clock says when it begins and when it ends."""
+    monkeypatch.setattr(time, "time", lambda: 1e9 - time.monotonic())
+    stages, _ = recipe.plan()
+    assert stages["train"]["seconds"] > 0
 
 
 def test_a_model_that_is_nowhere_is_a_note(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:

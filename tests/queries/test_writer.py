@@ -111,11 +111,30 @@ def test_what_is_written_is_not_written_again(lm: FrozenLM, tmp_path: Path, monk
     assert sum(generated) == len(JOBS) - 2
 
 
-def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
-    """Reference: file and line in the message."""
-    (tmp_path / "written.jsonl").write_text('{"key": "a", "text": "b"}\nno json\n')
-    with pytest.raises(DataError, match=r"written.jsonl:2: not valid JSON"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"key": "a", "text": "b"}\nno json\n', ":2: not valid JSON"),
+        ('{"key": "a", "text": "b"}\n{"key": "c"}\n{"key": "d', ":2: is not what `nlt make_queries` writes; move"),
+        ('{"_id": "a", "text": "b"}\n', ":1: is not what `nlt make_queries` writes; move"),
+        ("notes without the end of a line", ":1: is not what `nlt make_queries` writes; move"),
+        ("\nnotes", ":1: is not what `nlt make_queries` writes; move"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    """Reference: file and line in the message, and the content of the file."""
+    (tmp_path / "written.jsonl").write_text(content)
+    with pytest.raises(DataError, match=f"written.jsonl{message}"):
         WrittenTexts(tmp_path / "written.jsonl")
+    assert (tmp_path / "written.jsonl").read_text() == content
+
+
+@pytest.mark.parametrize("left", ["", "{", '{"key": "a', '{"key": "a", "text": "b"}'])
+def test_half_a_first_line_is_removed(left: str, tmp_path: Path) -> None:
+    """Reference: the file of a batch that stopped before its first line was whole; writing goes on."""
+    (tmp_path / "written.jsonl").write_text(left)
+    WrittenTexts(tmp_path / "written.jsonl").add({"c": "d"})
+    assert WrittenTexts(tmp_path / "written.jsonl").texts == {"c": "d"}
 
 
 def test_every_example_has_every_kind() -> None:

@@ -267,10 +267,10 @@ def test_a_pull_leaves_out_what_can_run_code_and_replaces_only_its_own(hub: Hub,
     pull(api, "org/name", tmp_path / "a")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("text")
-    with atomic_folder(tmp_path / "trained") as trained:
+    with atomic_folder(tmp_path / "trained", stage="nlt train") as trained:
         (trained / "model.safetensors").write_text("days of work")
     hub.seen.clear()
-    with pytest.raises(NLTError, match="trained is there already and was not written by nlt pull"):
+    with pytest.raises(NLTError, match="trained is there already and was written by nlt train, not by nlt pull"):
         pull(api, "org/name", tmp_path / "trained")
     assert (tmp_path / "trained" / "model.safetensors").read_text() == "days of work"
     with pytest.raises(NLTError, match="mine is there already and was not written by nlt"):

@@ -75,7 +75,13 @@ def collection(tiny_collection_folder: Path) -> Collection:
     found.corpus["d10"] = dataclasses.replace(found.corpus["d10"], title=HOSTILE, text=HOSTILE)
     found.queries["q8"] = dataclasses.replace(found.queries["q8"], text=HOSTILE)
     folder = tiny_collection_folder.parent / "judged"
-    write_collection(folder, corpus=found.corpus.values(), queries=found.queries.values(), qrels=found.qrels)
+    write_collection(
+        folder,
+        corpus=found.corpus.values(),
+        queries=found.queries.values(),
+        qrels=found.qrels,
+        stage="nlt build_collection",
+    )
     return load_collection(folder)
 
 

@@ -17,11 +17,14 @@ def test_the_table_says_what_was_decided_where_something_was() -> None:
 
 def test_the_table_says_what_was_trained_on_where_something_was() -> None:
     """Against the cells and the sentence, written by hand."""
-    start = Result("start", 0.5, 0.4, 0.9, 0.0, 0, None, "docs", "test")
+    bm25 = Result("bm25", 0.4, 0.3, 0.8, 0.0, 0, None, "docs", "test")
+    start = Result("start", 0.5, 0.4, 0.9, 0.0, 0, None, "docs", "test", trained_on=None)
+    other = Result("emdr2", 0.5, 0.4, 0.9, 1.0, 2, 42, "docs", "test", trained_on=0, queries=1600)
     trained = Result("dream", 0.6, 0.5, 0.9, 12.0, 3456, 42, "docs", "test", trained_on=12, queries=1600)
-    header, _, *rows = results_table([start, trained]).splitlines()
+    header, _, *rows = results_table([bm25, start, other, trained]).splitlines()
     assert header.endswith("| seed | queries trained on |")
-    assert rows[0].endswith("|  |  |  |  |")
-    assert rows[1].endswith("| 42 | 12 of 1,600 |")
+    ends = ("|  |  |  |  |", "|  |  |  | not known |", "| 42 | 0 of 1,600 |", "| 42 | 12 of 1,600 |")
+    assert all(row.endswith(end) for row, end in zip(rows, ends, strict=True))
+    assert results_table([bm25, start, other]).splitlines()[0].endswith("| seed |")
     said = "On docs test its nDCG@10 is 0.600, 0.100 above the start, 12 of 1,600 queries were trained on."
     assert verdicts([start, trained], "dream") == [said]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from nlt_trainer.errors import DataError
 from nlt_trainer.files import read_json, write_json
 from nlt_trainer.run.stages import Stage, run_stages
 
@@ -123,3 +124,20 @@ def test_a_failed_stage_is_not_done(tmp_path: Path) -> None:
     again: list[str] = []
     run_stages([Stage("only", lambda: again.append("run"), output)], tmp_path / "stamps")
     assert again == ["run"], "the half-written output does not count"
+
+
+@pytest.mark.parametrize(("content", "reason"), [('{"key": "ab', "not valid JSON"), ("[]", "expected a JSON dict")])
+def test_a_damaged_stamp_is_named_with_the_remedy(content: str, reason: str, tmp_path: Path) -> None:
+    """Reference: no stage has run; after the remedy the stage of the stamp and the one after it have."""
+    work = Work(tmp_path)
+    work.run()
+    stamp = tmp_path / "stamps" / "first.json"
+    stamp.write_text(content)
+    with pytest.raises(
+        DataError, match=rf"first.json: {reason}.*; it says whether first is done; remove it, and first"
+    ):
+        work.run()
+    assert work.calls == ["first", "second"]
+    stamp.unlink()
+    work.run()
+    assert work.calls == ["first", "second"] * 2

@@ -110,6 +110,7 @@ def test_the_verdict_holds_for_the_encoder_in_the_folder(
     kept, _, table = again()
     assert kept
     evaluate.main(["--config", str(out / "recipe.yaml")])
+    assert [row.name for row in Run(out).results] == ["bm25", "start"], "the encoder is the start"
     assert again() == (True, 8, table)
 
     Run(out).decision_file.unlink()

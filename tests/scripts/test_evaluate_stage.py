@@ -18,11 +18,15 @@ import torch
 from sentence_transformers import SentenceTransformer
 from trec_runs import write_run
 
+from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.assembly import evaluation
+from nlt_trainer.assembly.evaluation import checkpoints_of
 from nlt_trainer.data.beir import Document, Query, write_collection
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.evaluator import evaluate_bm25, evaluate_encoder
+from nlt_trainer.evaluation.systems import Checkpoint
 from nlt_trainer.files import read_json, read_jsonl, write_json
+from nlt_trainer.run.folder import REPORT_KEYS, Run
 from nlt_trainer.scripts import evaluate
 
 WORDS = "amber birch cedar dune ember fjord grove heath islet jetty knoll larch marsh notch oasis plain".split()
@@ -37,7 +41,9 @@ def folder(tmp_path: Path) -> Path:
     queries = [Query(f"q{i}", " ".join(rng.choice(WORDS, size=3, replace=False))) for i in range(24)]
     grades = [{q.id: {f"d{d}": 1 for d in rng.choice(60, 6, replace=False)} for q in queries[i::2]} for i in (0, 1)]
     qrels = {"dev": grades[0], "test": grades[1]}
-    return write_collection(tmp_path / "random", corpus=corpus, queries=queries, qrels=qrels)
+    return write_collection(
+        tmp_path / "random", corpus=corpus, queries=queries, qrels=qrels, stage="nlt build_collection"
+    )
 
 
 @pytest.fixture
@@ -231,12 +237,29 @@ def test_a_corpus_of_one_document_is_evaluated(tmp_path: Path, tiny_encoder_fold
     """Reference: it is found, whatever size its embedding has, in a text of any length and script."""
     document = Document("d\u00fc \u6570", "", "Gr\u00f6\u00dfe \u6570\u636e \U0001f989 " * 5_000)
     qrels = {"test": {"q": {document.id: 1}}}
-    folder = write_collection(tmp_path / "one", corpus=[document], queries=[Query("q", "\u6570")], qrels=qrels)
+    folder = write_collection(
+        tmp_path / "one", corpus=[document], queries=[Query("q", "\u6570")], qrels=qrels, stage="nlt build_collection"
+    )
     base = ["--tasks", f"{folder}:test", "--checkpoints", str(tiny_encoder_folder), "--use_cpu", "true"]
     places = ["--output_dir", str(tmp_path / "out"), "--evaluation_cache", str(tmp_path / "cache")]
     evaluate.main([*base, *places, *ALL])
     assert [row["ndcg_at_10"] for row in rows(tmp_path / "out")][1:] == [1.0] * 7
     assert rows(tmp_path / "out")[1]["ndcg_at_10_low"] is None  # nothing to draw from
+
+
+def test_the_start_is_that_of_the_run(tmp_path: Path) -> None:
+    """Reference: the settings of the run; where the start was kept, it is the only encoder and has cost nothing."""
+    run = Run(tmp_path / "run")
+    model = vars(ModelArguments(encoder="org/start", max_seq_length=7))
+    write_json(run.settings_file, {"model": model, "data": {}, "trainer": {}})
+    write_json(run.training_file, dict.fromkeys(REPORT_KEYS, 3) | {"objective": "dream"})
+    start, trained = checkpoints_of(run)
+    assert (start.name, start.location, start.loading["max_seq_length"]) == ("start", "org/start", 7)
+    assert (trained.name, trained.location, trained.cost["seed"]) == ("dream", str(run.encoder), 3)
+    for kept, number, seed in (("adapted", 2, 3), ("start", 1, None)):
+        write_json(run.decision_file, {"kept": kept})
+        assert [found.name for found in checkpoints_of(Run(run.folder))] == ["start", "dream"][:number]
+        assert Checkpoint.of_run("a", Run(run.folder)).cost.get("seed") == seed
 
 
 def test_nothing_to_evaluate_is_refused(folder: Path, tmp_path: Path) -> None:

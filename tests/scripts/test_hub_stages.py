@@ -21,6 +21,7 @@ from sentence_transformers import SentenceTransformer
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.assembly import publishing
+from nlt_trainer.data.known_queries import write_query_keys
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import write_json, write_jsonl
@@ -28,6 +29,7 @@ from nlt_trainer.release.card import encoder_facts, prepare_card, write_card
 from nlt_trainer.release.export import save_trained
 from nlt_trainer.run.folder import Run
 from nlt_trainer.run.resume import trainer_settings
+from nlt_trainer.run.trained_queries import trained_queries_of
 from nlt_trainer.scripts import export, pull, push
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
@@ -82,6 +84,7 @@ def recipe(tiny_encoder_folder: Path, tmp_path: Path) -> str:
     report = {"objective": "likelihood_gain", "target": "query", "seed": 42, "steps": 1, "queries": 8, "log": []}
     report |= {"lm_tokens": 9, "train_seconds": 1.0, "encoder": encoder_facts(encoder)}
     write_json(tmp_path / "run" / "training.json", report)
+    write_query_keys(Run(tmp_path / "run").trained_queries_file, [3, 5])
     write_card(Run(tmp_path / "run"))
     for system in ("likelihood_gain", "start"):
         write_json(tmp_path / "run" / "evaluation" / "mteb" / system / "collection_test.json", {"of": system})
@@ -104,7 +107,8 @@ def test_an_adapter_gets_card_and_recipe_and_says_what_is_equal(
         f"{folder}: adapter; equal to the trained encoder within 1e-5: SentenceTransformer, adapter merged, mteb\n"
     )
     assert "pip install sentence-transformers peft" in (folder / "README.md").read_text()
-    assert (folder / "recipe.yaml").read_text() == (tmp_path / "run" / "encoder" / "recipe.yaml").read_text()
+    for name in ("recipe.yaml", "trained_queries.json"):
+        assert (folder / name).read_text() == (tmp_path / "run" / "encoder" / name).read_text()
 
 
 def test_a_dry_run_lists_what_would_be_sent(hub: Hub, recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,7 +165,7 @@ def test_others_load_it_by_its_id(hub: Hub, recipe: str, tmp_path: Path) -> None
 def test_a_release_is_pulled_into_a_folder_that_loads(
     hub: Hub, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Reference: the embeddings of the run's encoder, and the files on the Hub."""
+    """Reference: the embeddings of the run's encoder, what it was trained on, and the files on the Hub."""
     push.main(["--config", recipe, "--repo", "org/name"])
     capsys.readouterr()
     pull.main(["--repo", "org/name", "--folder", str(tmp_path / "a"), "--dry_run", "true"])
@@ -174,6 +178,7 @@ def test_a_release_is_pulled_into_a_folder_that_loads(
     assert capsys.readouterr().out == f"{tmp_path}/a: org/name at {repo.head}\n"
     found, expected = (SentenceTransformer(str(tmp_path / name), device="cpu") for name in ("a", "run/encoder"))
     np.testing.assert_array_equal(found.encode_query(TEXTS), expected.encode_query(TEXTS))
+    assert trained_queries_of(str(tmp_path / "a")) == frozenset({3, 5})
     with pytest.raises(NLTError, match=r"argument --repo_type: is 'space', expected one of model, dataset"):
         pull.main(["--repo", "org/name", "--folder", "x", "--repo_type", "space"])
 

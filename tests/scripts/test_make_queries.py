@@ -12,7 +12,7 @@ from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.queries.prompts import KINDS
 from nlt_trainer.queries.sources import document_of
 from nlt_trainer.queries.writer import Job, QueryWriter
-from nlt_trainer.scripts import make_queries, mine
+from nlt_trainer.scripts import build_corpus, make_encoder, make_queries, mine
 
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "brown", "grey")
 BIRDS = ("heron", "falcon", "robin", "magpie", "sparrow")
@@ -48,6 +48,25 @@ def project(tmp_path: Path, tiny_llm_folder: Path, tiny_encoder_folder: Path) ->
         "num_queries": "30",
     }
     return [word for key, value in options.items() for word in (f"--{key}", str(value))]
+
+
+def test_the_collection_is_replaced_by_no_other_stage(
+    project: list[str], tmp_path: Path, tiny_llm_folder: Path
+) -> None:
+    """Reference: the files that make_queries has left, after stages whose output names the same folder."""
+    make_queries.main(project)
+    made = tmp_path / "made"
+    before = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
+    with pytest.raises(
+        NLTError, match="was written by nlt make_queries, not by nlt build_corpus; name another folder"
+    ):
+        build_corpus.main([f"--documents={tmp_path / 'passages'}", f"--corpus={made}"])
+    with pytest.raises(
+        NLTError, match="was written by nlt make_queries, not by nlt make_encoder; name another folder"
+    ):
+        make_encoder.main([f"--llm={tiny_llm_folder}", f"--encoder={made}", "--use_cpu=true"])
+    assert {path: path.read_bytes() for path in made.rglob("*") if path.is_file()} == before
+    make_queries.main(project)
 
 
 def test_cut_queries_make_a_collection_that_mine_reads(

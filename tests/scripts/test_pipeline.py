@@ -18,6 +18,7 @@ from nlt_trainer.assembly import head_detection, scoring
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.objectives.gradient_audit import GradientAudit
+from nlt_trainer.run.folder import Run
 from nlt_trainer.scripts import build_stdlib, detect_heads, evaluate, make_encoder, mine, report, score, train
 
 OBJECTIVES = ("likelihood_gain", "dream", "info_nce")
@@ -249,7 +250,8 @@ def test_queries_of_the_evaluation_that_were_trained_on_are_counted(
 ) -> None:
     """Reference: without a train_split all eight queries train, with one the four of that split.
 
-    The number stands in the table, its verdict, the card and the report, also if the run is named as a checkpoint.
+    The number stands in the table, its verdict, the card and the report. It is the same if the run is named as a
+    checkpoint, or its encoder, one of its checkpoints or a copy of its encoder, as a pull makes one.
     """
     root = project.root
     (root / "candidates.jsonl").unlink()
@@ -260,7 +262,7 @@ def test_queries_of_the_evaluation_that_were_trained_on_are_counted(
     assert "2 of 2 queries of dev_split dev are trained on" in caplog.text
     results = json.loads((root / "likelihood_gain" / "results.json").read_text())
     counts = {row["name"]: (row["trained_on"], row["queries"]) for row in results}
-    assert counts == {"bm25": (0, 0), "start": (0, 0), "likelihood_gain": (2, 2)}
+    assert counts == {"bm25": (0, 0), "start": (None, 0), "likelihood_gain": (2, 2)}
     card = (root / "likelihood_gain" / "encoder" / "README.md").read_text()
     for text in (capsys.readouterr().out, card):
         assert ", 2 of 2 queries were trained on.\n" in text
@@ -269,10 +271,16 @@ def test_queries_of_the_evaluation_that_were_trained_on_are_counted(
     page = (root / "likelihood_gain" / "report.html").read_text()
     assert '<th scope="col">queries trained on</th>' in page
     assert "<td>42</td><td>2 of 2</td></tr>" in page
-    named = ["--checkpoints", str(root / "likelihood_gain"), "--output_dir", str(root / "other"), "--use_cpu", "true"]
-    evaluate.main([*named, "--tasks", f"{root}/collection:train", f"{root}/collection:test", "--fused", "true"])
+    run = Run(root / "likelihood_gain")
+    copy = shutil.copytree(run.encoder, root / "pulled")
+    named = [str(path) for path in (run.folder, run.encoder, *run.checkpoints().values(), copy)]
+    flags = ["--output_dir", str(root / "other"), "--use_cpu", "true", "--fused", "true"]
+    tasks = ["--tasks", f"{root}/collection:train", f"{root}/collection:test"]
+    evaluate.main([*flags, *tasks, "--checkpoints", *named])
     results = json.loads((root / "other" / "results.json").read_text())
-    assert [row["trained_on"] for row in results] == [0, 4, 4, 0, 2, 2]
+    both = [name for path in named for name in (path, f"{path} + bm25")]
+    assert [row["name"] for row in results] == 2 * ["bm25", *both]
+    assert [row["trained_on"] for row in results] == [0, *[4] * len(both), 0, *[2] * len(both)]
 
 
 def test_heads_by_each_method(project: Project) -> None:

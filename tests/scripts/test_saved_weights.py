@@ -118,14 +118,20 @@ def test_the_best_checkpoint_is_averaged(training: Training, tiny_encoder_folder
 
 
 def test_a_damaged_best_checkpoint_is_not_replaced_by_the_last(training: Training) -> None:
-    """Reference: step 1, the first of equal ones, with a bit that a disk has changed; without it training goes on."""
+    """Reference: step 1, the first of equal ones, with a bit that a disk has changed; no step is made before that is
+    found. The last weights can be saved, and without the damaged checkpoint training goes on."""
     flags = ("--load_best_model_at_end", "true", "--learning_rate", "0")
     assert training.train(*flags)["best_step"] == 1
     file = training.run / "checkpoint-1" / "model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
+    shutil.rmtree(training.run / "checkpoint-3")
     with pytest.raises(NLTError, match=r"checkpoint-1, the best .* not whole \(model.safetensors is not as it was"):
+        training.train(*flags)
+    assert not (training.run / "checkpoint-3").exists()
+    assert training.train("--learning_rate", "0")["best_step"] is None
+    with pytest.raises(NLTError, match=r"checkpoint-1, the best .* not whole .*set load_best_model_at_end: false"):
         training.train(*flags)
     for checkpoint in training.run.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
