@@ -195,8 +195,7 @@ def judge(work: Adaptation) -> None:
     """Let the LLM judge the held-out queries, of which nobody knows what is relevant to them."""
     mine(work.model, work.judging, work.args, embeddings=work.embeddings)
     score(work.model, work.judging, work.args)
-    judging = work.judging
-    judge_held_out(Path(work.data.collection), candidates=Path(judging.candidates), gains=Path(judging.gains))
+    judge_held_out(work.model, work.judging)
 
 
 def choose_length(work: Adaptation) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.release import ExportArguments, PullArguments, PushArguments
+from nlt_trainer.assembly.gains import check_scorer
 from nlt_trainer.assembly.parts import processes
 from nlt_trainer.choices import ExportForm
 from nlt_trainer.data.gains import audit_file
@@ -49,7 +51,9 @@ def export_and_say(args: NLTTrainingArguments, form: ExportForm) -> Path | None:
     return folder
 
 
-def push_run(data: DataArguments, args: NLTTrainingArguments, export: ExportArguments, to: PushArguments) -> None:
+def push_run(
+    model: ModelArguments, data: DataArguments, args: NLTTrainingArguments, export: ExportArguments, to: PushArguments
+) -> None:
     """Export and check the encoder, then send it; prints each file that is sent and the release."""
     folder = export_and_say(args, export.form)
     if folder is None:
@@ -57,7 +61,7 @@ def push_run(data: DataArguments, args: NLTTrainingArguments, export: ExportArgu
     files = encoder_files(folder, to.repo) | mteb_files(Run(str(args.output_dir)))
     parts = [(to.repo, "model", files)]
     if to.gains_repo is not None:
-        parts.append((to.gains_repo, "dataset", gains_files(data)))
+        parts.append((to.gains_repo, "dataset", gains_files(model, data)))
     api = HfApi(library_name="nlt_trainer")
     for repo, repo_type, files in parts:
         say(f"{repo} ({repo_type}): {len(files)} files, {sum(map(size, files.values())):,} bytes")
@@ -92,17 +96,18 @@ def mteb_files(run: Run) -> dict[str, Path | bytes]:
     return {f"mteb/{path.name}": path for path in results}
 
 
-def gains_files(data: DataArguments) -> dict[str, Path | bytes]:
+def gains_files(model: ModelArguments, data: DataArguments) -> dict[str, Path | bytes]:
     """The files of the repository for the gains.
 
     Raises:
-        NLTError: a file is missing.
+        NLTError: a file is missing, or the gains are not those that the audit and the recipe describe.
     """
     files = {"gains.jsonl": Path(data.gains), "candidates.jsonl": Path(data.candidates)}
     for path in files.values():
         if not path.is_file():
             raise NLTError(f"{path} is missing; run `nlt mine` and `nlt score`, or leave gains_repo out")
     audit = read_json(audit_file(data.gains), stage="nlt score")
+    check_scorer(model, data, data.target)
     return {
         **files,
         "audit.json": json.dumps(shareable(audit), indent=2).encode(),

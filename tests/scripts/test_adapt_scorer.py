@@ -198,6 +198,9 @@ def test_pairs_come_from_gains(recipe: str, tmp_path: Path) -> None:
 def test_an_adapted_score_never_comes_from_the_plain_llms_cache(
     recipe: str, tiny_llm_folder: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / "gains.audit.json").write_text(json.dumps({"scorer": {"model": {"llm": "org/other"}}}))
+    with pytest.raises(NLTError, match=r"gains.jsonl was scored with llm 'org/other' and not "):
+        adapt_scorer.main(["--config", recipe, "--adapt_pairs", "true", "--output_dir", f"{tmp_path}/other"])
     """Reference: scores without a cache; the second scorer of each kind reads everything from the cache."""
     adapt_scorer.main(["--config", recipe])
     queries, documents = ["which animal is the largest"], [["The blue whale.", "Green tea."]]

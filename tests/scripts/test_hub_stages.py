@@ -62,7 +62,12 @@ def recipe(tiny_encoder_folder: Path, tmp_path: Path) -> str:
     lora = {"r": 2, "target_modules": ["query", "value"]}
     files = {"gains": str(tmp_path / "gains.jsonl"), "candidates": str(tmp_path / "candidates.jsonl")}
     blocks = {
-        "model": {"encoder": str(tiny_encoder_folder), "lora": lora, "encoder_prompts": {"query": "query: "}},
+        "model": {
+            "encoder": str(tiny_encoder_folder),
+            "llm": "/home/somebody/llm",
+            "lora": lora,
+            "encoder_prompts": {"query": "query: "},
+        },
         "data": files | {"collection": str(tmp_path)},
         "trainer": {"output_dir": str(tmp_path / "run"), "use_cpu": True},
     }
@@ -135,6 +140,14 @@ def test_what_is_published_says_nothing_of_this_machine(hub: Hub, recipe: str, t
     assert 'SentenceTransformer("org/name")' in card
     assert json.loads(files["mteb/collection_test.json"]) == {"of": "likelihood_gain"}
     assert json.loads(files["audit.json"])["scorer"]["model"]["llm"] == "llm"
+
+
+def test_gains_of_another_scorer_are_not_published(hub: Hub, recipe: str) -> None:
+    """Reference: the audit names the LLM that scored, and the recipe another; the Hub is not asked."""
+    arguments = ["--config", recipe, "--repo", "org/name", "--gains_repo", "org/name-gains"]
+    with pytest.raises(NLTError, match=r"gains.jsonl was scored with llm '/home/somebody/llm' and not 'org/other'"):
+        push.main([*arguments, "--llm", "org/other"])
+    assert hub.seen == []
 
 
 def test_others_load_it_by_its_id(hub: Hub, recipe: str, tmp_path: Path) -> None:
