@@ -12,7 +12,7 @@ import re
 import shutil
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TextIO
@@ -27,7 +27,8 @@ QRELS_FOLDER = "qrels"
 """What a collection, a BEIR folder, consists of."""
 FOLDER_MARK = ".nlt_trainer"
 RECORD_FILE = "record.json"
-"""File in an encoder's folder from which its card is made. It is no part of the model; each evaluation rewrites it."""
+"""File in a model's folder with hashes of its files. In an encoder's folder the card is made from it, and each
+evaluation rewrites it. It is no part of the model."""
 CHECKSUMS_FILE = "checkpoint_files.json"
 """File in a checkpoint that lists its other files with a hash of each, so that a damaged checkpoint is known."""
 LEFT = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(partial|previous)")
@@ -233,6 +234,26 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                 partial.replace(path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def saved_hashes(folder: Path) -> dict[str, str]:
+    """Hashes of a model's files as they were saved, by their path in its folder; empty where its record has none.
+
+    Raises:
+        DataError: the record is malformed.
+    """
+    record = folder / RECORD_FILE
+    entries = read_json(record) if record.is_file() else {}
+    hashes = entries.get("files") or entries.get("weights") or {}  # version 0.1 has kept those of weights alone
+    if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
+        raise DataError(record, f"has {hashes!r} where hashes of files belong; fetch or save the model again")
+    return hashes
+
+
+def changed_file(folder: Path, hashes: Mapping[str, str]) -> Path | None:
+    """The first file in a folder that is missing or has another hash than the one that was kept for it."""
+    files = {folder / name: kept for name, kept in hashes.items()}
+    return next((file for file, kept in files.items() if not file.is_file() or file_hash(file) != kept), None)
 
 
 def write_json(path: str | Path, value: Any) -> None:

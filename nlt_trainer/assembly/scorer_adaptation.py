@@ -22,6 +22,7 @@ from nlt_trainer.assembly.parts import (
     prompt_tokens,
     target_of,
 )
+from nlt_trainer.content import record_files
 from nlt_trainer.data.adaptation import (
     IGNORED,
     AdaptationTexts,
@@ -159,3 +160,4 @@ def save_adapter(folder: Path, adapted: PeftModel) -> None:
     with atomic_folder(folder) as partial:
         # An adapter never contains the LLM's own embeddings; the value "auto" would ask the Hub about them.
         adapted.save_pretrained(str(partial), save_embedding_layers=False)
+        record_files(partial)
