@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nlt_trainer.errors import DataError
 from nlt_trainer.files import file_hash, read_json, write_json
 from nlt_trainer.terminal import say
 
@@ -88,9 +89,19 @@ def _file(stage: Stage, stamps: Path) -> Path:
 
 
 def _read(stage: Stage, stamps: Path) -> dict[str, Any]:
-    """The stamp of a stage; an empty one where it has none."""
+    """The stamp of a stage; an empty one where it has none.
+
+    Raises:
+        DataError: the stamp is malformed.
+    """
     file = _file(stage, stamps)
-    return {"key": None, "done": False, "seconds": 0, "output": None, **(read_json(file) if file.is_file() else {})}
+    empty: dict[str, Any] = {"key": None, "done": False, "seconds": 0, "output": None}
+    stamp = {**empty, **(read_json(file) if file.is_file() else {})}
+    kinds = {"key": str | None, "done": bool, "seconds": int | float, "output": str | None}
+    for name, kind in kinds.items():
+        if not isinstance(stamp[name], kind):
+            raise DataError(file, f"{name} is {stamp[name]!r}; remove the file, so that the stage runs again")
+    return stamp
 
 
 def _run(stage: Stage, stamps: Path, *, key: str, needing: Iterable[Stage]) -> dict[str, Any]:
