@@ -7,7 +7,7 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -370,6 +370,25 @@ def stop_words(language: str, change: frozenset[str]) -> dict[str, frozenset[str
         ("tokenize", lambda text, language: [token[:5] for token in tokenize(text, language)]),
         ("tokenize", lambda text, language: tokenize(unicodedata.normalize("NFKC", text), language)),
         ("unicodedata.normalize", lambda form, text: text),
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.5, 1.5, "x", None])
+def test_an_impossible_result_is_computed_again(entry: EvaluationTask, tmp_path: Path, value: Any) -> None:
+    """Reference: a file without a checksum, as an older version wrote it, with one value that no metric has."""
+    cell, cache = score(entry, rank_bm25(entry)), TaskScoreCache(tmp_path / "results")
+    kept = json.loads(json.dumps(asdict(cell)))
+    write_json(cache.path("bm25", entry), kept)
+    assert cache.get("bm25", entry) == cell
+    values = next(iter(kept["values"].values()))[METRICS[0]]
+    last = values.pop()
+    write_json(cache.path("bm25", entry), kept)
+    assert cache.get("bm25", entry) is None, "a query without a value"
+    values.append(value)
+    write_json(cache.path("bm25", entry), kept)
+    assert cache.get("bm25", entry) is None
+    values[-1] = last
+    write_json(cache.path("bm25", entry), {**kept, "values": {}})
+    assert cache.get("bm25", entry) is None
+
+
         ("bm25s.BM25", partial(bm25s.BM25, k1=1.2)),
         ("bm25s.BM25", partial(bm25s.BM25, b=0.5)),
         ("bm25s.BM25", partial(bm25s.BM25, method="bm25+")),
