@@ -106,9 +106,9 @@ def rank_encoder(
         precision: precision of the documents' embeddings, see `CompressedEncoder`.
 
     Raises:
-        NLTError: a weight of the encoder is not finite.
+        NLTError: a weight of the encoder or an embedding is not finite.
     """
-    check_weights(encoder.encoder)
+    check_weights(encoder.encoder, encoder.name)
     rankings: TaskRankings = {}
     with quiet():
         wrapper = SentenceTransformerEncoderWrapper(encoder.encoder)
