@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -125,7 +125,7 @@ class Refresh(TrainerCallback):
         Raises:
             NLTError: a file is missing.
         """
-        names = [Run.refreshed_candidates]
+        names: list[Callable[[Run, int], Path]] = [Run.refreshed_candidates]
         if self.parts.args.reads_gains(self.parts.data):
             names += [Run.refreshed_gains]
             if audit_file(self.source.refreshed_gains(step)).is_file():

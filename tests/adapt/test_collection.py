@@ -80,8 +80,8 @@ def test_the_candidate_of_the_highest_gain_is_judged_relevant(tmp_path: Path) ->
     corpus = {document.id: document for document in CORPUS}
     write_gains(tmp_path / "gains.jsonl", rows, gain, corpus=corpus)
     model = ModelArguments()
-    files = {key: str(tmp_path / f"{key}.jsonl") for key in ("candidates", "gains")}
-    data = DataArguments(collection=str(tmp_path / "c"), **files)
+    candidates, gains = str(tmp_path / "candidates.jsonl"), str(tmp_path / "gains.jsonl")
+    data = DataArguments(collection=str(tmp_path / "c"), candidates=candidates, gains=gains)
     judge_held_out(model, data)
     judged = load_collection(tmp_path / "c").split_qrels(HELD_OUT)
     clear = {row.query_id: {"d1": 1} for row in rows[:19]}
