@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import snapshot_download
 
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import CHECKSUMS_FILE, RECORD_FILE, TRAINED_QUERIES_FILE, file_hash, read_json
+from nlt_trainer.files import (
+    CHECKSUMS_FILE,
+    RECORD_FILE,
+    TRAINED_QUERIES_FILE,
+    changed_file,
+    file_hash,
+    read_json,
+    saved_hashes,
+    write_json,
+)
 from nlt_trainer.locations import loading, resolve_model
 
 if TYPE_CHECKING:
@@ -48,42 +58,49 @@ def content_hash(folder: str | Path) -> str:
         DataError: `modules.json` is malformed.
     """
     folder, total = Path(folder), hashlib.blake2b(digest_size=8)
+    for file in _model_files(folder):
+        with file.open("rb") as handle:
+            name = file.relative_to(folder).as_posix()
+            total.update(name.encode() + hashlib.file_digest(handle, "blake2b").digest())
+    return total.hexdigest()
+
+
+def _model_files(folder: Path) -> Iterator[Path]:
+    """The files of a local folder that belong to a model, in the order of their names."""
     subfolders = _module_folders(folder) | {CHAT_TEMPLATES}
     for file in sorted(folder.rglob("*")):
-        inside = file.relative_to(folder)
-        places = inside.parts[:-1]
+        places = file.relative_to(folder).parts[:-1]
         if places and (places[0] not in subfolders or any(place.startswith(".") for place in places)):
             continue
         belongs = file.suffix in WEIGHTS_AND_CONFIGURATIONS | TOKENIZER_FILES and file.name not in RECORDS
         if belongs and file.is_file():
-            with file.open("rb") as handle:
-                total.update(inside.as_posix().encode() + hashlib.file_digest(handle, "blake2b").digest())
-    return total.hexdigest()
+            yield file
 
 
-def weights_hashes(folder: Path) -> dict[str, str]:
-    """Hashes of the files of weights in a folder, by their path in it."""
-    return {file.relative_to(folder).as_posix(): file_hash(file) for file in sorted(folder.rglob("*.safetensors"))}
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Hashes of a model's files, by their path in its folder."""
+    return {file.relative_to(folder).as_posix(): file_hash(file) for file in _model_files(folder)}
 
 
-def check_weights_files(folder: Path) -> None:
-    """Refuse an encoder whose weights are not as they were saved; the record beside them has their hashes.
+def record_files(folder: Path) -> None:
+    """Write a record with the hashes of a model's files, so that `check_files` knows when one of them has changed."""
+    write_json(folder / RECORD_FILE, {"files": file_hashes(folder)})
 
-    A folder without such a record, as other programs or earlier versions have written it, is not checked.
+
+def check_files(folder: Path) -> None:
+    """Refuse a model of which a file is not as it was saved; the record beside the files has their hashes.
+
+    A folder without such a record, as other programs have written it, is not checked.
 
     Raises:
-        DataError: a file has changed; names it and the remedy.
+        DataError: a file has changed or is missing, or the record is malformed; names the file and the remedy.
     """
-    record = folder / RECORD_FILE
-    written = read_json(record).get("weights") if record.is_file() else None
-    for name, saved in (written or {}).items():
-        file = folder / name
-        if file.is_file() and file_hash(file) != saved:
-            raise DataError(
-                file,
-                "is not as it was saved, a disk or a copy has changed it; copy it again or run `nlt train` again, or "
-                f"remove {record} if you have changed it yourself",
-            )
+    if (file := changed_file(folder, saved_hashes(folder))) is not None:
+        raise DataError(
+            file,
+            "is not as it was saved, a disk or a copy has changed it; copy the folder again or repeat the stage that "
+            f"wrote it, or remove {folder / RECORD_FILE} if you have changed the file yourself",
+        )
 
 
 def _module_folders(folder: Path) -> set[str]:

@@ -12,7 +12,7 @@ import re
 import shutil
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, TextIO
@@ -41,7 +41,8 @@ FolderStage = Literal[
 ]
 """What writes whole folders, as `FOLDER_MARK` names it. `nlt adapt` runs some of these stages."""
 RECORD_FILE = "record.json"
-"""File in an encoder's folder from which its card is made. It is no part of the model; each evaluation rewrites it."""
+"""File in a model's folder with hashes of its files. In an encoder's folder the card is made from it, and each
+evaluation rewrites it. It is no part of the model."""
 TRAINED_QUERIES_FILE = "trained_queries.json"
 """File in the folder of a run and in that of an encoder with the keys of the queries that were trained on."""
 CHECKSUMS_FILE = "checkpoint_files.json"
@@ -278,6 +279,26 @@ def atomic_folder(path: str | Path, *, stage: FolderStage) -> Iterator[Path]:
                 partial.replace(path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def saved_hashes(folder: Path) -> dict[str, str]:
+    """Hashes of a model's files as they were saved, by their path in its folder; empty where its record has none.
+
+    Raises:
+        DataError: the record is malformed.
+    """
+    record = folder / RECORD_FILE
+    entries = read_json(record) if record.is_file() else {}
+    hashes = entries.get("files") or entries.get("weights") or {}  # version 0.1 has kept those of weights alone
+    if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
+        raise DataError(record, f"has {hashes!r} where hashes of files belong; fetch or save the model again")
+    return hashes
+
+
+def changed_file(folder: Path, hashes: Mapping[str, str]) -> Path | None:
+    """The first file in a folder that is missing or has another hash than the one that was kept for it."""
+    files = {folder / name: kept for name, kept in hashes.items()}
+    return next((file for file, kept in files.items() if not file.is_file() or file_hash(file) != kept), None)
 
 
 def write_json(path: str | Path, value: Any) -> None:

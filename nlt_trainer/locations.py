@@ -10,6 +10,7 @@ import importlib.util
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -17,8 +18,17 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nlt_trainer.errors import NLTError
-from nlt_trainer.files import atomic_folder, cache_folder
+from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.files import (
+    FOLDER_MARK,
+    RECORD_FILE,
+    atomic_folder,
+    cache_folder,
+    changed_file,
+    file_hash,
+    saved_hashes,
+    write_json,
+)
 from nlt_trainer.hub_calls import explain
 
 logger = logging.getLogger(__name__)
@@ -141,7 +151,8 @@ def convert_gguf(path: Path) -> Path:
     """Convert a GGUF file once into a model folder in the user's cache, with float32 weights.
 
     A model that was loaded from GGUF cannot be saved by `save_pretrained`. Its weights are therefore copied into a
-    model that is made from the same configuration without quantisation.
+    model that is made from the same configuration without quantisation. A record in the folder has hashes of its
+    files. Where one has changed since, the folder is made again.
     """
     with path.open("rb") as handle:
         digest = hashlib.file_digest(handle, "blake2b").hexdigest()[:12]
@@ -150,7 +161,32 @@ def convert_gguf(path: Path) -> Path:
     with FileLock(target.with_name(f".{target.name}.lock")):  # one of several processes converts, and the others wait
         if not target.is_dir():
             _write_converted(path, target)
+        elif not (target / RECORD_FILE).is_file():  # version 0.1 has kept no hashes
+            write_json(target / RECORD_FILE, {"files": _file_hashes(target)})
+        elif (fault := _fault(target, _state(target))) is not None:
+            logger.warning("%s, which was made of %s, is damaged and made again: %s", target, path, fault)
+            _write_converted(path, target)
     return target
+
+
+def _state(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of each file in a folder."""
+    return tuple(sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir()))
+
+
+@cache
+def _fault(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str | None:
+    """What is wrong with a converted model; a process reads its files once for each state that they are in."""
+    try:
+        hashes = saved_hashes(folder)
+    except DataError as error:
+        return str(error)
+    changed = changed_file(folder, hashes) if hashes else folder / RECORD_FILE
+    return None if changed is None else f"{changed.name} is not as it was written"
+
+
+def _file_hashes(folder: Path) -> dict[str, str]:
+    return {file.name: file_hash(file) for file in sorted(folder.iterdir()) if file.name != FOLDER_MARK}
 
 
 def _write_converted(path: Path, target: Path) -> None:
@@ -169,3 +205,4 @@ def _write_converted(path: Path, target: Path) -> None:
     with atomic_folder(target, stage="conversion of a GGUF file") as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        write_json(folder / RECORD_FILE, {"files": _file_hashes(folder)})

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import SchedulerType, Trainer, get_scheduler
+from transformers.training_args import OptimizerNames
 
 from nlt_trainer.arguments.inherited import REFUSED
 from nlt_trainer.arguments.trainer import TrainerArguments
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.dtypes import resolved_dtype
 
+UNKNOWN_STEPS = 1_000_000
+"""Number of steps with which a schedule is tried where only the data will say how many there are."""
 MAIN_METRIC = "ndcg_at_10"
 """The metric by which the best checkpoint is found where a recipe names none."""
 
@@ -46,6 +54,8 @@ class NLTTrainingArguments(TrainerArguments, SentenceTransformerTrainingArgument
         for pattern, rate in self.learning_rate_mapping.items():
             if rate < 0:
                 raise NLTError(f"learning_rate_mapping of {pattern!r} is {rate}; it must be a number of at least 0")
+        _check_schedule(self)
+        _check_optimizer(self)
         # torch warns at every epoch where there is no accelerator to pin memory for
         self.dataloader_pin_memory &= torch.cuda.is_available()
         # torch refuses persistent workers where there are no workers
@@ -97,3 +107,74 @@ class NLTTrainingArguments(TrainerArguments, SentenceTransformerTrainingArgument
             raise NLTError(f"learning_rate is {self.learning_rate}; it must be a number of at least 0, such as 2e-5")
         if self.max_steps < 1 and self.num_train_epochs <= 0:
             raise NLTError(f"num_train_epochs is {self.num_train_epochs}; it must be above 0, or set max_steps")
+
+
+def _check_schedule(args: NLTTrainingArguments) -> None:
+    """Make the schedule of a weight that stands for all, and read its learning rates.
+
+    Raises:
+        NLTError: `lr_scheduler_kwargs` has what the schedule does not read, or makes rates of it that are no rates.
+    """
+    kind, options = SchedulerType(args.lr_scheduler_type), args.lr_scheduler_kwargs
+    if options and kind in (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP):
+        raise NLTError(
+            f"lr_scheduler_kwargs is {options}, and lr_scheduler_type {kind.value} reads none of it; leave it out, or "
+            "choose another schedule, such as cosine_with_min_lr"
+        )
+    assert not isinstance(options, str)  # the library has made a mapping of a text
+    for key, value in (options or {}).items():
+        if isinstance(value, int | float) and value < 0:  # some schedules would stop at 0 in silence
+            raise NLTError(f"lr_scheduler_kwargs has {key} {value}; it must be a number of at least 0")
+    steps = args.max_steps if args.max_steps > 0 else UNKNOWN_STEPS
+    fault = f"lr_scheduler_kwargs is {options}, which does not fit lr_scheduler_type {kind.value}"
+    try:
+        schedule = get_scheduler(
+            kind,
+            SGD([torch.zeros(1)], lr=args.learning_rate),
+            num_warmup_steps=args.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=options,
+        )
+        factors = schedule.lr_lambdas if isinstance(schedule, LambdaLR) else []
+        rates = [factor(steps * part // 100) for factor in factors for part in range(101)]
+        wrong = [rate for rate in rates if not 0 <= rate < float("inf")]
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise NLTError(f"{fault}: {error}") from error
+    if wrong:
+        raise NLTError(f"{fault}: the learning rate becomes {wrong[0]:g} times learning_rate")
+
+
+def _check_optimizer(args: NLTTrainingArguments) -> None:
+    """Make the optimizer of two weights that stand for all. One whose library is not installed is not checked.
+
+    Raises:
+        NLTError: an option of the optimizer is wrong, or `optim_args` has one that it does not read.
+    """
+    # without random numbers, of which the next would otherwise be others
+    weights = torch.nn.Sequential(torch.nn.utils.skip_init(torch.nn.Linear, 1, 1))
+
+    def made(optim_args: str | None) -> tuple[Any, dict[str, Any]]:
+        tried = copy(args)
+        tried.optim_args, tried.optim_target_modules = optim_args, args.optim_target_modules and "all-linear"
+        return Trainer.get_optimizer_cls_and_kwargs(tried, weights)  # type: ignore[arg-type]  # any module
+
+    name = OptimizerNames(args.optim).value
+    try:
+        made(None)
+    except (ImportError, ValueError):
+        return
+    try:
+        kind, options = made(args.optim_args)
+        if isinstance(kind, type) and issubclass(kind, Optimizer) and "params" not in options:
+            kind(weights.parameters(), **options)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise NLTError(f"optim {name} with optim_args {args.optim_args!r} cannot be made: {error}") from error
+    pairs = [pair.partition("=") for pair in (args.optim_args or "").split(",") if pair]
+    for key, _, _ in pairs:
+        others = [f"{other}={value}" for other, _, value in pairs if other != key]
+        try:
+            read = repr(made(",".join(others))) != repr(made(",".join([*others, f"{key}=0.123"])))
+        except (AttributeError, TypeError, ValueError):  # of a key that is not read, no value is wrong
+            continue
+        if not read:
+            raise NLTError(f"optim_args has {key.strip()!r}, which optim {name} does not read; leave it out")

@@ -183,6 +183,30 @@ def test_a_gguf_file_is_converted_once(tiny_llm_folder: Path, tmp_path: Path, mo
     assert Path(folder, "model.safetensors").stat().st_mtime_ns == written
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "record.json"])
+def test_a_damaged_conversion_is_made_again(
+    tiny_llm_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+) -> None:
+    """Reference: the bytes of the first conversion, of which a disk has changed one; version 0.1 kept no hashes."""
+    monkeypatch.setenv("NLT_CACHE", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "tiny.gguf", tiny_llm_folder)
+    folder = Path(resolve_model(str(tmp_path / "tiny.gguf")))
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    damaged = bytearray(before[name])
+    damaged[-9] ^= 1
+    (folder / name).write_bytes(damaged)
+    assert resolve_model(str(tmp_path / "tiny.gguf")) == str(folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert "tiny.gguf, is damaged and made again: " in caplog.text
+    (folder / "record.json").unlink()
+    assert resolve_model(str(tmp_path / "tiny.gguf")) == str(folder)
+    assert (folder / "record.json").read_bytes() == before["record.json"]
+
+
 def test_a_damaged_gguf_file_is_refused(
     tiny_llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,9 +8,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from nlt_trainer.arguments.adapt import LEAST_HELD_OUT
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.assembly.gains import load_gains
 from nlt_trainer.data.beir import Document, Qrels, Query, load_collection, write_collection, write_qrels
 from nlt_trainer.data.candidates import read_candidates
-from nlt_trainer.data.gains import read_gains
 from nlt_trainer.errors import NLTError
 from nlt_trainer.queries.excerpts import is_code
 from nlt_trainer.terminal import say
@@ -84,34 +86,34 @@ def check_made(folder: Path) -> None:
         )
 
 
-def judge_held_out(folder: Path, *, candidates: Path, gains: Path) -> None:
+def judge_held_out(model: ModelArguments, data: DataArguments) -> None:
     """Judge held-out queries by the LLM: the candidate with the highest gain counts as relevant.
 
     No person has judged them. A query whose best gain is not positive gets a grade of 0 and has no say in a decision.
     Nothing of BM25 is mixed into these gains, because BM25 is one of the systems that are compared.
 
     Args:
-        folder: the collection, whose file of held-out judgements is replaced.
-        candidates: candidates of the held-out queries.
-        gains: their gains.
+        model: the block `model:`, with which the gains were computed.
+        data: names the collection, whose file of held-out judgements is replaced, and the candidates and gains of the
+            held-out queries.
 
     Raises:
-        NLTError: too few queries have a candidate of positive gain.
+        NLTError: too few queries have a candidate of positive gain, or the gains are refused, see `load_gains`.
     """
-    collection = load_collection(folder, splits=[HELD_OUT])
-    found = read_candidates(candidates, collection)
-    gain = read_gains(gains, found, corpus=collection.corpus)
+    collection = load_collection(data.collection, splits=[HELD_OUT])
+    found = read_candidates(data.candidates, collection)
+    gain = load_gains(model, data, collection=collection, candidates=found)
     judged = {
         c.query_id: {c.document_ids[row.argmax()]: int(row.max() > 0)} for c, row in zip(found, gain, strict=True)
     }
     usable = sum(any(grades.values()) for grades in judged.values())
     if usable < LEAST_HELD_OUT:
         raise NLTError(
-            f"{gains}: the LLM can judge {usable} of {len(judged)} held-out queries, those that a candidate makes "
-            f"easier to predict, and fewer than {LEAST_HELD_OUT} decide nothing; give more queries with a larger "
-            "held_out, choose another llm, or leave queries out, so that they are made from the documents"
+            f"{data.gains}: the LLM can judge {usable} of {len(judged)} held-out queries, those that a candidate "
+            f"makes easier to predict, and fewer than {LEAST_HELD_OUT} decide nothing; give more queries with a "
+            "larger held_out, choose another llm, or leave queries out, so that they are made from the documents"
         )
-    write_qrels(folder, {HELD_OUT: judged})
+    write_qrels(Path(data.collection), {HELD_OUT: judged})
 
 
 def write_dev(folder: Path) -> None:

@@ -72,7 +72,7 @@ from nlt_trainer.files import check_folder, read_json, write_json
 from nlt_trainer.release.card import write_card
 from nlt_trainer.release.export import check_saved, save_trained
 from nlt_trainer.report.page import write_report
-from nlt_trainer.run.results import Result, results_table, write_results
+from nlt_trainer.run.results import Result, as_results, results_table, write_results
 from nlt_trainer.run.resume import is_another_training, run_settings
 from nlt_trainer.run.stages import Stage, run_stages
 from nlt_trainer.terminal import say
@@ -195,8 +195,7 @@ def judge(work: Adaptation) -> None:
     """Let the LLM judge the held-out queries, of which nobody knows what is relevant to them."""
     mine(work.model, work.judging, work.args, embeddings=work.embeddings)
     score(work.model, work.judging, work.args)
-    judging = work.judging
-    judge_held_out(Path(work.data.collection), candidates=Path(judging.candidates), gains=Path(judging.gains))
+    judge_held_out(work.model, work.judging)
 
 
 def choose_length(work: Adaptation) -> None:
@@ -292,13 +291,13 @@ def keep(work: Adaptation) -> None:
         save_trained(work.run, load_untrained(with_length(work).model), merge=False, keep_adapter=False)
         shutil.rmtree(work.run.adapter, ignore_errors=True)  # of the encoder that is not kept
         check_saved(work.run)
-    write_card(work.run, rows_of(decision))
+    write_card(work.run, rows_of(work, decision))
     write_report(work.run.folder, embeddings=work.embeddings)
 
 
-def rows_of(decision: Mapping[str, Any]) -> list[Result]:
+def rows_of(work: Adaptation, decision: Mapping[str, Any]) -> list[Result]:
     """The results by which a decision was made; `nlt evaluate` may have replaced the run's results since."""
-    return [Result(**row) for row in decision["rows"]]
+    return as_results(decision["rows"], work.run.decision_file)
 
 
 def conclude(work: Adaptation, seconds: Mapping[str, float]) -> int:
@@ -306,7 +305,7 @@ def conclude(work: Adaptation, seconds: Mapping[str, float]) -> int:
     write_recipe(with_length(work))
     decision = read_json(work.run.decision_file)
     run = work.run
-    say(f"\n{results_table(rows_of(decision))}\n")
+    say(f"\n{results_table(rows_of(work, decision))}\n")
     say(decision["sentence"])
     say(f"It took {sum(seconds.values()) / 60:.0f} minutes. Report: {run.page_file}")
     weight = decision["bm25_weight"]

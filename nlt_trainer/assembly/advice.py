@@ -6,9 +6,8 @@ from typing import Literal
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.trainer import TrainerArguments
-from nlt_trainer.data.gains import audit_file
+from nlt_trainer.data.gains import audit_file, read_audit
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import read_json
 from nlt_trainer.recipe.values import is_finite
 from nlt_trainer.terminal import say
 
@@ -29,8 +28,7 @@ def take_advice(args: TrainerArguments, data: DataArguments) -> None:
     asked = [name for name in ADVISED if getattr(args, name) == "auto"]
     if not asked:
         return
-    file = audit_file(data.gains)
-    audit = read_json(file) if file.is_file() else {}
+    file, audit = audit_file(data.gains), read_audit(data.gains)
     for name in asked:
         if (proposed := audit.get(f"proposed_{name}")) is None:
             raise DataError(file, f"{name} is auto, and there is no proposal; run `nlt score` again, or give a number")

@@ -11,6 +11,7 @@ import numpy as np
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.assembly.gains import load_gains
 from nlt_trainer.assembly.losses import Parts, dream, make_collator
 from nlt_trainer.assembly.parts import (
     load_candidates,
@@ -22,7 +23,6 @@ from nlt_trainer.assembly.parts import (
 )
 from nlt_trainer.choices import TargetKind
 from nlt_trainer.data.beir import Collection
-from nlt_trainer.data.gains import read_gains
 from nlt_trainer.data.needles import cut_needles
 from nlt_trainer.data.training import relevance
 from nlt_trainer.injection.detection import (
@@ -70,7 +70,7 @@ def detect_heads(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     if model.head_scores is not None:
         save_heads(HeadSet.load(model.head_scores), model, seed=args.seed)
         return
-    task, lm = head_task(collection, data, seed=args.seed), load_llm(model)
+    task, lm = head_task(collection, model, data, seed=args.seed), load_llm(model)
     scored = detect(lm, task, model, data, seed=args.seed)
     how = {"method": data.head_method, "gold": task.gold, "collection": collection.name}
     seconds = round(time.monotonic() - start, 1)
@@ -130,24 +130,24 @@ def detect(lm: FrozenLM, task: HeadTask, model: ModelArguments, data: DataArgume
     return find(score="correlation" if data.head_method == "correlation" else "reciprocal_rank")
 
 
-def head_task(collection: Collection, data: DataArguments, *, seed: int) -> HeadTask:
+def head_task(collection: Collection, model: ModelArguments, data: DataArguments, *, seed: int) -> HeadTask:
     """Draw at most `head_queries` queries of the recipe's method whose documents are not all equally relevant."""
     needle = data.head_method == "needle"
-    task = needle_task(collection, data, seed=seed) if needle else candidate_task(collection, data)
+    task = needle_task(collection, data, seed=seed) if needle else candidate_task(collection, model, data)
     drawn = np.random.default_rng(seed).permutation(np.flatnonzero(tells_apart(task.relevant)))[: data.head_queries]
     queries, answers = [task.queries[i] for i in drawn], [task.answers[i] for i in drawn]
     documents = [task.documents[i] for i in drawn]
     return HeadTask(queries, answers, documents, task.relevant[drawn], task.gold, task.target)
 
 
-def candidate_task(collection: Collection, data: DataArguments) -> HeadTask:
+def candidate_task(collection: Collection, model: ModelArguments, data: DataArguments) -> HeadTask:
     """The training queries with their candidates; gains or judgements say which candidates are relevant."""
     candidates = load_candidates(data, collection)
     if data.head_method == "qrels":
         split = str(data.head_qrels)
         relevant, gold = relevance(candidates, collection.split_qrels(split)), f"qrels/{split}.tsv"
     else:
-        gain = read_gains(data.gains, candidates, corpus=collection.corpus)
+        gain = load_gains(model, data, collection=collection, candidates=candidates, as_labels=True)
         graded = data.head_method == "correlation"
         relevant = gain if graded else relevant_by_gain(gain)
         gold = "gain of every candidate" if graded else "candidate of the highest gain"

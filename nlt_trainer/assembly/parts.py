@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding, WordEmbeddings
 from transformers import AutoConfig, PreTrainedTokenizerBase, TrainingArguments
@@ -23,9 +22,6 @@ from nlt_trainer.arguments.model import ModelArguments, start_options
 from nlt_trainer.choices import TargetKind
 from nlt_trainer.data.beir import Collection, Query, load_collection, training_queries
 from nlt_trainer.data.candidates import QueryCandidates, read_candidates
-from nlt_trainer.data.gains import read_gains, read_likelihoods
-from nlt_trainer.data.prior import with_prior
-from nlt_trainer.data.training import training_dataset
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.encoder.lora import check_no_adapter
 from nlt_trainer.encoder.similarity import check_similarity
@@ -40,7 +36,6 @@ from nlt_trainer.lm.scoring import LikelihoodScorer
 from nlt_trainer.locations import is_server, resolve_model
 from nlt_trainer.prompts import default_target
 from nlt_trainer.terminal import late_bar
-from nlt_trainer.training_arguments import NLTTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -154,27 +149,6 @@ def _check_queries(candidates: list[QueryCandidates], collection: Collection, da
             f"{data.candidates} has another text or answer than {data.collection} for {len(changed)} queries, e.g. "
             f"{changed[0]!r}; run nlt mine again"
         )
-
-
-def make_dataset(
-    collection: Collection, data: DataArguments, args: NLTTrainingArguments, *, candidates: list[QueryCandidates]
-) -> Dataset:
-    """Make the training rows, with gains only if the objective reads them, and labels only if the recipe says so."""
-    labelled = args.reads_labels(data)
-    if labelled and data.train_split is None:
-        raise NLTError("labels: true takes positives from qrels/<train_split>.tsv; set train_split")
-    names, gain = args.reads_likelihoods, None
-    if args.reads_gains(data):
-        weight = args.number("prior_weight")
-        gain = read_gains(data.gains, candidates, corpus=collection.corpus)
-        gain = with_prior(gain, candidates, prior=args.prior, weight=weight)
-    return training_dataset(
-        collection,
-        candidates,
-        gain=gain,
-        likelihoods=read_likelihoods(data.gains, candidates, names, corpus=collection.corpus) if names else None,
-        qrels=collection.split_qrels(str(data.train_split)) if labelled else None,
-    )
 
 
 def load_untrained(model: ModelArguments) -> SentenceTransformer:

@@ -8,13 +8,15 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.release import ExportArguments, PullArguments, PushArguments
+from nlt_trainer.assembly.gains import check_scorer
 from nlt_trainer.assembly.parts import processes
 from nlt_trainer.choices import ExportForm
 from nlt_trainer.data.gains import audit_file
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.table import file_name
-from nlt_trainer.files import read_json
+from nlt_trainer.files import TRAINED_QUERIES_FILE, read_json
 from nlt_trainer.locations import is_hub_id
 from nlt_trainer.release.card import CARD_FILE, adapter_base_of, gains_card, read_release, shareable, write_release
 from nlt_trainer.release.card_rendering import render_card
@@ -50,7 +52,9 @@ def export_and_say(args: NLTTrainingArguments, form: ExportForm) -> Path | None:
     return folder
 
 
-def push_run(data: DataArguments, args: NLTTrainingArguments, export: ExportArguments, to: PushArguments) -> None:
+def push_run(
+    model: ModelArguments, data: DataArguments, args: NLTTrainingArguments, export: ExportArguments, to: PushArguments
+) -> None:
     """Export and check the encoder, then send it; prints each file that is sent and the release."""
     folder = export_and_say(args, export.form)
     if folder is None:
@@ -58,7 +62,7 @@ def push_run(data: DataArguments, args: NLTTrainingArguments, export: ExportArgu
     files = encoder_files(folder, to.repo) | mteb_files(Run(str(args.output_dir)))
     parts = [(to.repo, "model", files)]
     if to.gains_repo is not None:
-        parts.append((to.gains_repo, "dataset", gains_files(data)))
+        parts.append((to.gains_repo, "dataset", gains_files(model, data)))
     api = HfApi(library_name="nlt_trainer")
     for repo, repo_type, files in parts:
         say(f"{repo} ({repo_type}): {len(files)} files, {sum(map(size, files.values())):,} bytes")
@@ -77,6 +81,8 @@ def said(release: Release) -> str:
 def encoder_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
     """The files of the encoder's repository; the card in it shows how to load the encoder from there.
 
+    The keys of its training queries stay on this machine, because whoever guesses a query could check the guess.
+
     Raises:
         NLTError: the encoder is an adapter on a base that only this machine has.
     """
@@ -84,7 +90,9 @@ def encoder_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
     if base is not None and not is_hub_id(base):
         raise NLTError(f"{folder} is an adapter on {base}, which only this machine has; push --form merged")
     card = render_card(*read_release(folder), load_as=repo)
-    return {**folder_files(folder), CARD_FILE: card.encode()}
+    files = folder_files(folder)
+    files.pop(TRAINED_QUERIES_FILE, None)
+    return {**files, CARD_FILE: card.encode()}
 
 
 def mteb_files(run: Run) -> dict[str, Path | bytes]:
@@ -94,17 +102,18 @@ def mteb_files(run: Run) -> dict[str, Path | bytes]:
     return {f"mteb/{path.name}": path for path in results}
 
 
-def gains_files(data: DataArguments) -> dict[str, Path | bytes]:
+def gains_files(model: ModelArguments, data: DataArguments) -> dict[str, Path | bytes]:
     """The files of the repository for the gains.
 
     Raises:
-        NLTError: a file is missing.
+        NLTError: a file is missing, or the gains are not those that the audit and the recipe describe.
     """
     files = {"gains.jsonl": Path(data.gains), "candidates.jsonl": Path(data.candidates)}
     for path in files.values():
         if not path.is_file():
             raise NLTError(f"{path} is missing; run `nlt mine` and `nlt score`, or leave gains_repo out")
     audit = read_json(audit_file(data.gains), stage="nlt score")
+    check_scorer(model, data, data.target)
     return {
         **files,
         "audit.json": json.dumps(shareable(audit), indent=2).encode(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -18,13 +18,15 @@ from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.assembly.gains import make_dataset
 from nlt_trainer.assembly.losses import Parts
 from nlt_trainer.assembly.mining import embeddings_folder, mined, write_mined
-from nlt_trainer.assembly.parts import load_scorer, make_dataset, make_scorer, target_of
+from nlt_trainer.assembly.parts import load_scorer, make_scorer, target_of
 from nlt_trainer.assembly.scoring import score_candidates
 from nlt_trainer.data.beir import Collection, Qrels, Query
 from nlt_trainer.data.candidates import QueryCandidates, read_candidates
 from nlt_trainer.data.current_rows import CurrentRows
+from nlt_trainer.data.gains import audit_file
 from nlt_trainer.data.training import relevance
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_write_bytes
@@ -123,8 +125,11 @@ class Refresh(TrainerCallback):
         Raises:
             NLTError: a file is missing.
         """
-        names = [Run.refreshed_candidates]
-        names += [Run.refreshed_gains] if self.parts.args.reads_gains(self.parts.data) else []
+        names: list[Callable[[Run, int], Path]] = [Run.refreshed_candidates]
+        if self.parts.args.reads_gains(self.parts.data):
+            names += [Run.refreshed_gains]
+            if audit_file(self.source.refreshed_gains(step)).is_file():
+                names += [lambda run, step: audit_file(run.refreshed_gains(step))]
         for name in names:
             there, here = name(self.source, step), name(self.run, step)
             if not there.is_file():
@@ -163,7 +168,8 @@ class Refresh(TrainerCallback):
     def use(self, data: DataArguments) -> None:
         """Let training read the candidates and gains of a refresh from the next step on."""
         self.candidates = self.read(data)
-        self.rows.rows = make_dataset(self.collection, data, self.parts.args, candidates=self.candidates)
+        model, args = self.parts.model, self.parts.args
+        self.rows.rows = make_dataset(model, data, args, collection=self.collection, candidates=self.candidates)
 
 
 def new_pairs(

@@ -12,6 +12,7 @@ from transformers import IntervalStrategy, Trainer, set_seed
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.assembly.gains import load_gains
 from nlt_trainer.assembly.parts import (
     check_batches,
     load_candidates,
@@ -21,6 +22,7 @@ from nlt_trainer.assembly.parts import (
     prompt_tokens,
     target_of,
 )
+from nlt_trainer.content import record_files
 from nlt_trainer.data.adaptation import (
     IGNORED,
     AdaptationTexts,
@@ -31,7 +33,6 @@ from nlt_trainer.data.adaptation import (
 )
 from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates
-from nlt_trainer.data.gains import read_gains
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_folder, check_folder, write_json
 from nlt_trainer.lm.frozen_lm import FrozenLM
@@ -62,7 +63,10 @@ def adapt_scorer(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     checkpoint = start_checkpoint(args, settings)
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection) if data.adapt_pairs else []
-    pairs = best_pairs(candidates, read_gains(data.gains, candidates, corpus=collection.corpus)) if candidates else []
+    pairs: list[tuple[str, QueryCandidates]] = []
+    if candidates:
+        gain = load_gains(model, data, collection=collection, candidates=candidates, as_labels=True)
+        pairs = best_pairs(candidates, gain)
     texts = choose_texts(collection, pairs, num_documents=data.adapt_documents, seed=args.seed)
     lm = load_llm(model)
     rows, held_out = make_rows(lm, data, collection, texts=texts, candidates=candidates)
@@ -156,3 +160,4 @@ def save_adapter(folder: Path, adapted: PeftModel) -> None:
     with atomic_folder(folder, stage="nlt adapt_scorer") as partial:
         # An adapter never contains the LLM's own embeddings; the value "auto" would ask the Hub about them.
         adapted.save_pretrained(str(partial), save_embedding_layers=False)
+        record_files(partial)

@@ -13,6 +13,7 @@ from accelerate import PartialState
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.assembly.gains import SCORER_KEYS
 from nlt_trainer.assembly.parts import (
     load_candidates,
     load_scorer,
@@ -20,83 +21,22 @@ from nlt_trainer.assembly.parts import (
     processes,
     target_of,
 )
-from nlt_trainer.choices import TargetKind
-from nlt_trainer.content import model_content
 from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates
-from nlt_trainer.data.gains import audit_file, audit_teacher, write_gains
+from nlt_trainer.data.gains import audit_file, audit_teacher, read_audit, write_gains
 from nlt_trainer.data.training import relevance
-from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import file_hash, read_json, write_json
+from nlt_trainer.files import file_hash, write_json
 from nlt_trainer.lm.candidate_pairs import CandidatePairs
 from nlt_trainer.lm.scorer import Scorer, likelihood_gain
-from nlt_trainer.locations import is_server, local_path
+from nlt_trainer.locations import is_server
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
-
-SCORER_KEYS = ("llm", "llm_revision", "llm_model", "adapter", "llm_dtype")
-"""Keys of a recipe that say which LLM computes the gains."""
 
 READ_QUERIES = 1024
 """Number of queries for which log-likelihoods of single tokens are in memory at once."""
 
 MANY_CUT = 0.2
 """Share of documents cut from which on the audit says what to do about it."""
-
-
-def check_scorer(model: ModelArguments, data: DataArguments, target: TargetKind) -> dict[str, Any] | None:
-    """Check that the recipe's gains were computed with the recipe's prompt and LLM.
-
-    The audit beside the gains says how they were computed. Entries that an older audit does not have are not compared.
-    An LLM or an adapter counts by its name and, where it is a folder on this machine, by its content.
-
-    Returns:
-        The audit's description of the scorer; `None` if there is no audit or no gains.
-
-    Raises:
-        DataError: the gains have changed since they were written.
-        NLTError: the gains were computed with another prompt or LLM; the message names what differs.
-    """
-    path = audit_file(data.gains)
-    if not path.is_file() or not Path(data.gains).is_file():
-        return None
-    audit = read_json(path)
-    if audit.get("content") not in (None, file_hash(Path(data.gains))):
-        raise DataError(
-            data.gains,
-            f"is not as `nlt score` wrote it; run that again, which has its scores in the cache, or remove {path} if "
-            "you have changed the gains yourself",
-        )
-    scorer: dict[str, Any] = audit.get("scorer", {})
-    keys = ("target", "max_document_tokens")
-    found = {**{k: scorer[k] for k in keys if k in scorer}, **scorer.get("template", {}), **scorer.get("model", {})}
-    stated = {**data.template.as_dict(), "target": target, "max_document_tokens": data.max_document_tokens}
-    stated |= {key: getattr(model, key) for key in SCORER_KEYS}
-    if model.llm_model is None:
-        del stated["llm_model"]  # whichever the server listed first
-    different = {key: value for key, value in stated.items() if key in found and found[key] != value}
-    if different:
-        were = ", ".join(f"{key} {found[key]!r} and not {value!r}" for key, value in different.items())
-        raise NLTError(
-            f"{data.gains} was scored with {were}; run nlt score again, or set {', '.join(different)} as in {path}"
-        )
-    for key, name in {"weights": model.llm, "adapter": model.adapter}.items():
-        before, now = scorer.get("llm", {}).get(key), _folder_content(name, base=key == "weights")
-        if before and now not in (None, before):
-            raise NLTError(
-                f"{data.gains} was scored with other files in {name} than it has now; run nlt score again, or put the "
-                "former ones back"
-            )
-    return scorer
-
-
-def _folder_content(name: str | None, *, base: bool) -> str | None:
-    """Content of an LLM or, without its base, of an adapter, see `model_content`; `None` if it is no folder here."""
-    try:
-        folder = None if name is None else local_path(name)
-        return model_content(str(folder), base=base) if folder is not None and folder.is_dir() else None
-    except NLTError:  # it is needed no more, once its gains are there
-        return None
 
 
 def score(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
@@ -194,19 +134,17 @@ def write_results(
     }
     if data.token_likelihoods:
         further["token_log_likelihoods"] = token_rows(scorer, candidates, texts)
-    path = audit_file(data.gains)
-    earlier = read_json(path) if path.is_file() else {}
     report = {
         **audit_teacher(gain, [c.bm25 for c in candidates], relevant),
         "target": scorer.target,
         "truncated_documents": round(float(with_document.truncated.mean()), 4),
         "mean_target_tokens": round(float(without.target_tokens.mean()), 2),
         "lm_tokens": tokens,
-        "seconds": round(seconds * tokens / computed, 1) if computed else earlier.get("seconds", 0.0),
+        "seconds": round(seconds * tokens / computed, 1) if computed else read_audit(data.gains).get("seconds", 0.0),
         "scorer": {**scorer.description, "model": named},
     }
     write_gains(data.gains, candidates, gain, corpus=collection.corpus, further=further)
-    write_json(path, {**report, "content": file_hash(Path(data.gains))})
+    write_json(audit_file(data.gains), {**report, "content": file_hash(Path(data.gains))})
     return report
 
 

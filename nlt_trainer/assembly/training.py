@@ -15,6 +15,7 @@ from transformers import IntervalStrategy, TrainerState, set_seed
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.assembly.advice import take_advice
+from nlt_trainer.assembly.gains import make_dataset
 from nlt_trainer.assembly.losses import Parts, make_collator, make_loss
 from nlt_trainer.assembly.parts import (
     check_batches,
@@ -22,19 +23,17 @@ from nlt_trainer.assembly.parts import (
     load_llm,
     load_start,
     load_training_collection,
-    make_dataset,
     peak_memory,
     processes,
     target_of,
 )
 from nlt_trainer.assembly.refresh import Refresh
-from nlt_trainer.assembly.scoring import check_scorer
 from nlt_trainer.assembly.start_share import average_with_start, share_line
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.collator import NLTCollator
 from nlt_trainer.data.current_rows import CurrentRows
 from nlt_trainer.data.fewer_documents import with_fewer_documents
-from nlt_trainer.data.gains import audit_file
+from nlt_trainer.data.gains import read_audit
 from nlt_trainer.data.known_queries import count_known, query_keys, write_query_keys
 from nlt_trainer.encoder.averaging import start_weights
 from nlt_trainer.errors import NLTError
@@ -78,12 +77,11 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     before = cost_before_training(model, data, args)
     check_options(model, data, args)
     target = target_of(data, candidates) if args.reads_llm or args.reads_gains(data) else None
-    scorer = check_scorer(model, data, target) if target and args.reads_gains(data) else None
+    dataset = make_dataset(model, data, args, collection=collection, candidates=candidates)
     set_seed(args.seed)  # the random start of an adapter
     backbone = load_llm(model) if model.shared_backbone else None
     encoder = load_start(model, backbone)
     start = start_weights(encoder) if args.average_with_start else {}
-    dataset = make_dataset(collection, data, args, candidates=candidates)
     parts = Parts(encoder, model, data, args, candidates, backbone)
     trainer, collator = make_trainer(parts, dataset, checkpoint=checkpoint, collection=collection)
     truncated = collator.truncated_documents(dataset)  # also finds prompts that do not fit, before training
@@ -112,7 +110,7 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
             "objective": args.objective,
             "target": target,
             "reads_gains": args.reads_gains(data),
-            "scorer": scorer,
+            "scorer": read_audit(data.gains).get("scorer") if args.reads_gains(data) else None,
             "seed": args.seed,
             "steps": trainer.state.global_step,
             "queries": len(dataset),
@@ -311,7 +309,7 @@ def cost_before_training(model: ModelArguments, data: DataArguments, args: NLTTr
     sources = []
     reads_heads = "dream" in args.objectives
     if args.reads_gains(data) or (reads_heads and data.head_qrels is None):
-        sources.append(read_json(audit_file(data.gains)) if audit_file(data.gains).is_file() else {})
+        sources.append(read_audit(data.gains))
     if reads_heads:
         sources.append(HeadSet.load(model.heads).settings)
     if model.adapter is not None and (report := Run(Path(model.adapter).parent).adaptation_file).is_file():

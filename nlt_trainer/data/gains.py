@@ -13,13 +13,30 @@ from scipy import stats
 from nlt_trainer.data.beir import Document
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import read_jsonl, write_jsonl
+from nlt_trainer.files import read_json, read_jsonl, write_jsonl
 from nlt_trainer.lm.score_cache import ScoreCache
 
 
 def audit_file(gains: str | Path) -> Path:
     """The path of the audit of a gains file, which stands beside it."""
     return Path(gains).with_suffix(".audit.json")
+
+
+def read_audit(gains: str | Path) -> dict[str, Any]:
+    """Read the audit of a gains file: empty where there is none, else with an entry `scorer`, empty in older ones.
+
+    Raises:
+        DataError: the audit is malformed.
+    """
+    path = audit_file(gains)
+    if not path.is_file():
+        return {}
+    audit = {"scorer": {}, **read_json(path)}
+    scorer = audit["scorer"]
+    for value in (scorer, *(scorer.get(key, {}) for key in ("template", "model", "llm") if isinstance(scorer, dict))):
+        if not isinstance(value, dict):
+            raise DataError(path, f"its entry scorer has {value!r}, and no object; run `nlt score` again")
+    return audit
 
 
 def write_gains(

@@ -19,9 +19,18 @@ from nlt_trainer.data.beir import Document, Qrels, Query, write_corpus, write_qr
 from nlt_trainer.data.hub import HubDataset, fetch_dataset, read_rows
 from nlt_trainer.data.questions import Columns, Question, hash_of, read_question, text_of
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import atomic_folder, read_json, write_json
+from nlt_trainer.files import atomic_folder, changed_file, file_hash, read_json, write_json
 
 SOURCE_FILE = "source.json"
+REPORT_KINDS = {
+    "commits": dict,
+    "documents": int,
+    "queries": int,
+    "judged_queries": dict,
+    "left_out": dict,
+    "files": dict,
+}
+"""Entry of a report, besides the settings -> kind of its value."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,8 @@ def build_hub_collection(
 
     Raises:
         NLTError: the sources do not fit together or cannot be fetched, or the folder holds something else.
-        DataError: a malformed file, an id that stands for two texts, or a split without judgements.
+        DataError: a malformed file, an id that stands for two texts, a split without judgements, or a file of an
+            earlier build that has changed since.
     """
     folder = Path(folder)
     _check(beir, questions)
@@ -101,6 +111,11 @@ def build_hub_collection(
             "queries": len(queries),
             "judged_queries": {split: len(judgements) for split, judgements in qrels.items()},
             "left_out": dict(build.left_out),
+            "files": {
+                file.relative_to(partial).as_posix(): file_hash(file)
+                for file in sorted(partial.rglob("*"))
+                if file.is_file()
+            },
         }
         write_json(partial / SOURCE_FILE, report)
     return report
@@ -131,10 +146,23 @@ def _built_before(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | No
     """The report of an earlier build with these settings, or `None`. A build from local folders is always repeated."""
     if not folder.exists():
         return None
-    report = read_json(folder / SOURCE_FILE) if (folder / SOURCE_FILE).is_file() else None
-    if report is None or report["settings"] != settings:
+    source = folder / SOURCE_FILE
+    report = read_json(source) if source.is_file() else {}
+    if report.get("settings") != settings:
         raise NLTError(f"{folder} exists and was not built with these settings; choose another folder or remove it")
-    return report if all(report["commits"].values()) else None
+    files = report.setdefault("files", {})  # version 0.1 has kept no hashes
+    for key, kind in REPORT_KINDS.items():
+        if not isinstance(report.get(key), kind):
+            raise DataError(source, f"{key} is {report.get(key)!r}; remove {folder} to build it again")
+    if not all(report["commits"].values()):
+        return None
+    if (changed := changed_file(folder, files)) is not None:
+        raise DataError(
+            changed,
+            f"is not as it was built; put it back, remove {folder} to build it again, or go on without a build if you "
+            "have changed it yourself",
+        )
+    return report
 
 
 def _fetch(beir: BEIRSource | None, questions: QuestionSource | None) -> dict[str, HubDataset]:

@@ -20,7 +20,7 @@ from nlt_trainer.documents.report import CorpusReport, read_report
 from nlt_trainer.documents.tables import BrokenLine
 from nlt_trainer.documents.walk import find_files
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import CORPUS_FILE, check_folder, mark_folder, sweep, write_jsonl
+from nlt_trainer.files import CORPUS_FILE, check_folder, file_hash, mark_folder, sweep, write_jsonl
 from nlt_trainer.terminal import SECONDS
 
 REPORT_FILE = "corpus.report.json"
@@ -58,12 +58,12 @@ def build_corpus(
     found = find_files(beir or documents, without=without, refuse=lambda path, reason: None)
     files, report.key = _state(found, report)
     earlier = read_report(out / REPORT_FILE)
-    if earlier and earlier.key == report.key and _size(out / CORPUS_FILE) == earlier.corpus_bytes:
+    if earlier and earlier.key == report.key and _is_as_written(out / CORPUS_FILE, earlier):
         return earlier, True
     sweep(out)
     passages = _copied(beir, report) if beir else _read(documents, without, report, files=files, length=length)
     write_jsonl(out / CORPUS_FILE, _rows(passages, out, report))
-    report.corpus_bytes = _size(out / CORPUS_FILE)
+    report.corpus_bytes, report.corpus_hash = (out / CORPUS_FILE).stat().st_size, file_hash(out / CORPUS_FILE)
     report.write(out / REPORT_FILE)
     return report, False
 
@@ -94,9 +94,11 @@ def _state(found: Iterable[tuple[Path, os.stat_result]], report: CorpusReport) -
     return count, digest.hexdigest()
 
 
-def _size(path: Path) -> int:
-    """Size of a file in bytes; -1 where there is none."""
-    return path.stat().st_size if path.is_file() else -1
+def _is_as_written(corpus: Path, report: CorpusReport) -> bool:
+    """Whether a corpus is as an earlier call has left it; the reports of version 0.1 know its size alone."""
+    if not corpus.is_file() or corpus.stat().st_size != report.corpus_bytes:
+        return False
+    return report.corpus_hash in (None, file_hash(corpus))
 
 
 def _rows(passages: Iterable[Document], out: Path, report: CorpusReport) -> Iterator[dict[str, str]]:

@@ -26,6 +26,7 @@ class CorpusReport:
         files: number of files that gave passages.
         passages: number of passages in the corpus.
         corpus_bytes: size of the corpus file.
+        corpus_hash: hash of its content; `None` in reports of version 0.1.
         too_short: number of texts that were too short to be a passage or to join one.
         other_kinds: ending of a file's name that no reader has -> number of such files.
         skipped: `file`, `reason` and `passages` of each file that gave none or could not be read to its end; the
@@ -41,6 +42,7 @@ class CorpusReport:
     files: int = 0
     passages: int = 0
     corpus_bytes: int = 0
+    corpus_hash: str | None = None
     too_short: int = 0
     other_kinds: dict[str, int] = field(default_factory=dict)
     skipped: list[dict[str, Any]] = field(default_factory=list)
@@ -70,6 +72,8 @@ class CorpusReport:
 def read_report(path: Path) -> CorpusReport | None:
     """Read a report; `None` where there is none that this version can read."""
     try:
-        return CorpusReport(**read_json(path))
+        report = CorpusReport(**read_json(path))
     except (NLTError, TypeError):
         return None
+    kinds = {name: type(value) for name, value in vars(CorpusReport("", "", "", None)).items() if value is not None}
+    return report if all(isinstance(vars(report)[name], kind) for name, kind in kinds.items()) else None

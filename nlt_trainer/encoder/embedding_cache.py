@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from nlt_trainer.content import encoder_content
+from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_write_bytes, cache_folder, sweep
 from nlt_trainer.lm.score_cache import ScoreCache
 
@@ -64,6 +65,7 @@ class EmbeddingCache:
         bf16: whether the encoder multiplies in bfloat16, under autocast. A CPU with AMX embeds three times as fast,
             and the embeddings of all-MiniLM-L6-v2 keep a cosine of 0.9999 with those of float32.
         progress: title of the progress bar that is shown while texts are embedded; `None` shows no bar.
+        name: what an error calls the encoder.
 
     Example:
         ```python
@@ -80,9 +82,10 @@ class EmbeddingCache:
         processes: Processes | None = None,
         bf16: bool = False,
         progress: str | None = "embedding",
+        name: str = "the encoder",
     ) -> None:
         root = cache_folder() / "embeddings" if folder is None else Path(folder).expanduser()
-        self.encoder, self.processes, self.bf16, self.progress = encoder, processes, bf16, progress
+        self.encoder, self.processes, self.bf16, self.progress, self.name = encoder, processes, bf16, progress, name
         self.folder = root / (encoder_content(encoder) + ("-bf16" if bf16 else ""))
 
     def encode_query(
@@ -149,10 +152,23 @@ class EmbeddingCache:
 
     @torch.inference_mode()
     def _embed(self, role: Role, texts: list[str], prompt: str | None, batch_size: int) -> np.ndarray:
+        """Embeddings `(N, H)` float32 of texts.
+
+        Raises:
+            NLTError: an embedding is not finite; names the encoder, the first such text and the remedy.
+        """
         encode = self.encoder.encode_query if role == "query" else self.encoder.encode_document
         options: dict[str, Any] = {"batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}
         with torch.autocast(self.encoder.device.type, torch.bfloat16, enabled=self.bf16):
-            return encode(texts, prompt=prompt, **options).float().cpu().numpy()
+            found: np.ndarray = encode(texts, prompt=prompt, **options).float().cpu().numpy()
+        if (strange := ~np.isfinite(found).all(1)).any():
+            remedy = "set bf16_full_eval: false, " if self.bf16 else ""
+            raise NLTError(
+                f"{self.name} gives {strange.sum()} of {len(texts)} texts an embedding that is infinite or NaN, the "
+                f"first is {role} {texts[strange.argmax()][:60]!r}; {remedy}take the texts out if they are few, or "
+                "train the encoder again with a lower learning rate"
+            )
+        return found
 
 
 def _write(file: Path, array: np.ndarray) -> None:
@@ -170,14 +186,14 @@ def _checksum(data: bytes) -> bytes:
 def _is_whole(file: Path, number: int) -> bool:
     """Whether a file has so many embeddings and is as it was written; marks it as just used.
 
-    A file that an older version wrote has no checksum, and only its size is checked.
+    A file that an older version wrote has no checksum, and may have embeddings that are not finite.
     """
     if not file.is_file():
         return False
     try:
         array, data = np.load(file, mmap_mode="r"), file.read_bytes()
         end = array.offset + array.nbytes
-        whole = len(array) == number and data[end:] in (b"", _checksum(data[:end]))
+        whole = len(array) == number and data[end:] in (b"", _checksum(data[:end])) and bool(np.isfinite(array).all())
     except Exception:  # numpy raises errors without a common base for a damaged header
         whole = False
     if whole:

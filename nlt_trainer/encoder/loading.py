@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer.choices import EncoderDtype, PoolingMode, check_choice
-from nlt_trainer.content import check_weights_files
+from nlt_trainer.content import check_files
 from nlt_trainer.encoder.lora import check_no_adapter, lora_config
 from nlt_trainer.encoder.positions import position_limit
 from nlt_trainer.encoder.shared_backbone import share_weights
@@ -57,7 +57,7 @@ def load_encoder(
             LoRA.
 
     Raises:
-        DataError: the weights are not as `nlt train` has saved them.
+        DataError: a file is not as `nlt train` has saved it.
         NLTError: the model cannot be loaded, or a setting does not fit it.
     """
     if unknown := set(prompts or {}) - {"query", "document"}:
@@ -66,7 +66,7 @@ def load_encoder(
     if pooling is not None:
         check_choice("pooling", pooling, PoolingMode)
     location = resolve_model(name)
-    check_weights_files(Path(location))
+    check_files(Path(location))
     kwargs: dict[str, Any] = {"use_safetensors": True, "dtype": dtype}
     if backbone is not None:
         _check_backbone(name, backbone, pooling=pooling, lora=lora)

@@ -59,15 +59,15 @@ def evaluate_encoder(
     return _run_mteb(encoder, BEIRFolderRetrieval(collection, split=split), batch_size=batch_size)
 
 
-def check_weights(encoder: SentenceTransformer) -> None:
-    """Refuse an encoder whose training has diverged; mteb would still report a figure for it.
+def check_weights(encoder: SentenceTransformer, name: str = "the encoder") -> None:
+    """Refuse an encoder, by its name, whose training has diverged; mteb would still report a figure for it.
 
     Raises:
         NLTError: a weight is not finite.
     """
-    for name, parameter in encoder.named_parameters():
+    for weight, parameter in encoder.named_parameters():
         if not parameter.isfinite().all():
-            raise NLTError(f"the encoder's {name} is infinite or NaN; train it again with a lower learning rate")
+            raise NLTError(f"{name}: weight {weight} is infinite or NaN; train it again with a lower learning rate")
 
 
 def evaluate_bm25(collection: Collection | str | Path, *, split: str = "test") -> dict[str, float]:

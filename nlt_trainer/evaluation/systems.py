@@ -265,7 +265,9 @@ class EncoderSystems:
     def _rank(self, entry: EvaluationTask, dim: int | None, precision: Precision | None) -> TaskRankings:
         if self.encoder is None:
             encoder = load_encoder(self.checkpoint.location, **self.checkpoint.loading)
-            self.encoder = EmbeddingCache(encoder, self.folder, processes=self.processes, bf16=self.bf16)
+            self.encoder = EmbeddingCache(
+                encoder, self.folder, processes=self.processes, bf16=self.bf16, name=self.checkpoint.location
+            )
         self.encoder.progress = f"{entry.title} {self.checkpoint.name}" if self.show_progress else None
         return rank_encoder(entry, self.encoder, batch_size=self.batch_size, truncate_dim=dim, precision=precision)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from mteb.models import SearchEncoderWrapper, SentenceTransformerEncoderWrapper
+from pydantic import TypeAdapter, ValidationError
 
 from nlt_trainer.choices import Precision
 from nlt_trainer.data.beir import Collection, Document, Query
@@ -31,6 +32,7 @@ from nlt_trainer.evaluation.folder_task import METRICS, TOP_K, Part
 from nlt_trainer.evaluation.retrieval_metric import query_values
 from nlt_trainer.evaluation.tasks import EvaluationTask
 from nlt_trainer.files import read_json, write_json
+from nlt_trainer.run.results import FORBID_OTHERS, Share
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +53,10 @@ class TaskScores:
         mteb: mteb's result, in its own format.
     """
 
+    __pydantic_config__ = FORBID_OTHERS
+
     queries: dict[str, list[str]]
-    values: dict[str, dict[str, list[float]]]
+    values: dict[str, dict[str, list[Share]]]
     mteb: dict[str, Any]
 
     @property
@@ -102,9 +106,9 @@ def rank_encoder(
         precision: precision of the documents' embeddings, see `CompressedEncoder`.
 
     Raises:
-        NLTError: a weight of the encoder is not finite.
+        NLTError: a weight of the encoder or an embedding is not finite.
     """
-    check_weights(encoder.encoder)
+    check_weights(encoder.encoder, encoder.name)
     rankings: TaskRankings = {}
     with quiet():
         wrapper = SentenceTransformerEncoderWrapper(encoder.encoder)
@@ -204,8 +208,10 @@ class TaskScoreCache:
         try:
             value = read_json(path)
             if value.pop("checksum", None) in (None, _checksum(value)):
-                return TaskScores(**value)
-        except (DataError, TypeError):
+                scores = TypeAdapter(TaskScores).validate_python(value)
+                if _is_complete(scores):
+                    return scores
+        except (DataError, ValidationError):
             pass
         logger.warning("%s is damaged, and the result is computed again", path)
         return None
@@ -214,6 +220,14 @@ class TaskScoreCache:
         """Store a result with its checksum."""
         value = asdict(scores)
         write_json(self.path(system, entry), {**value, "checksum": _checksum(value)})
+
+
+def _is_complete(scores: TaskScores) -> bool:
+    """Whether there is a part, and each has a value of each metric for each of its queries."""
+    return scores.queries.keys() == scores.values.keys() != set() and all(
+        {*METRICS} <= values.keys() and {len(numbers) for numbers in values.values()} == {len(scores.queries[part])}
+        for part, values in scores.values.items()
+    )
 
 
 def _checksum(value: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from nlt_trainer.choices import LLMDtype, check_choice
-from nlt_trainer.content import ADAPTER_CONFIG, ADAPTER_WEIGHTS, content_hash, model_content
+from nlt_trainer.content import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_files, content_hash, model_content
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.cpu import enable_fused_attention, keep_freed_memory
 from nlt_trainer.lm.dtypes import resolved_dtype
@@ -288,6 +288,7 @@ def _merge_adapter(
 ) -> tuple[PreTrainedModel, str]:
     with loading("adapter", adapter):
         folder = _adapter_folder(adapter)
+        check_files(Path(folder))
         trained_on = PeftConfig.from_pretrained(folder).base_model_name_or_path or ""
         weights = load_file(Path(folder, ADAPTER_WEIGHTS))
     if all(is_hub_id(name) and "/" in name for name in (trained_on, base_location)):

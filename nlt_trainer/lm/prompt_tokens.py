@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -51,8 +53,15 @@ class Suffix:
         return self.ids[:-1]
 
 
+MARKED_NAME = re.compile(r"[^\w\s▁].*\w.*[^\w\s▁]", re.DOTALL)
+"""A name between marks, such as `<think>`. Added tokens of another form are words or white space, which texts have."""
+
+
 class PlainText:
     """Makes token ids of texts of a collection. A text that spells a control token, such as `</s>`, is read as text.
+
+    Control tokens are all special tokens, and of the other added tokens those that are a name between marks. Models
+    give a meaning to these too, as Qwen3 does to `<think>`; they are not called special so that decoding shows them.
 
     Args:
         tokenizer: the LLM's tokenizer.
@@ -60,21 +69,31 @@ class PlainText:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._control = {i: token for i, token in added.items() if i != tokenizer.unk_token_id}
+        added = tokenizer.added_tokens_decoder.items()
+        control = {i: token.content for i, token in added if token.special or MARKED_NAME.fullmatch(token.content)}
+        self._control = {i: token for i, token in control.items() if i != tokenizer.unk_token_id}
 
     def __call__(self, text: str) -> list[int]:
         """Ids of a text, without those that the tokenizer would put around it."""
         ids: list[int] = self._tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, verbose=False
         ).input_ids
-        if self._control.keys().isdisjoint(ids):
-            return ids
-        # The vocabulary itself has the control token as a word, as with Unigram and WordLevel. One that the text does
-        # not spell is the tokenizer's mark of what it does not know.
-        folded = text.casefold()
-        spelt = {i: token for i, token in self._control.items() if token.casefold() in folded}
-        return [part for i in ids for part in (self._in_two(spelt[i]) if i in spelt else [i])]
+        spelt = self.spelt(text, ids)
+        return [part for i in ids for part in (self._in_two(spelt[i]) if i in spelt else [i])] if spelt else ids
+
+    def spelt(self, text: str, ids: Sequence[int]) -> dict[int, str]:
+        """The control tokens, by their ids, that a text spells and that are among the ids made of it.
+
+        Special tokens are among them where the vocabulary itself has them as words, as with Unigram and WordLevel. One
+        that the text does not spell is the tokenizer's mark of what it does not know.
+        """
+        found = self._control.keys() & set(ids)
+        if not found:
+            return {}
+        normalizer = self._tokenizer.backend_tokenizer.normalizer
+        read = text if normalizer is None else normalizer.normalize_str(text)  # may make `</s>` of full-width letters
+        folded = f"{text}\n{read}".casefold()
+        return {i: self._control[i] for i in found if self._control[i].casefold() in folded}
 
     def _in_two(self, token: str) -> list[int]:
         """Ids of the first character of a control token, and of the rest."""
@@ -112,7 +131,7 @@ class PromptTokens:
             raise NLTError(f"max_document_tokens is {max_document_tokens}; it must be at least 1")
         self.template = template
         self.max_document_tokens = max_document_tokens
-        self._plain = PlainText(tokenizer)
+        self.plain = PlainText(tokenizer)
         self._known: dict[int, int] = {}
         self._before = tuple(template_ids(tokenizer, template.document_prefix))
         self._after = tuple(template_ids(tokenizer, template.document_suffix))
@@ -129,7 +148,7 @@ class PromptTokens:
         return self._before, self._after
 
     def _ids(self, text: str) -> list[int]:
-        ids = self._plain(text) if text.strip() else []
+        ids = self.plain(text) if text.strip() else []
         return [self._known.setdefault(i, i) for i in ids]  # equal ids share an object: 8 bytes a token, not 36
 
     def _document(self, text: str) -> tuple[tuple[int, ...], bool]:

@@ -142,8 +142,18 @@ class RemoteScorer(Scorer):
         return self._text_prompt(pair, limit=len(prefix) - len(self.tokens.start) - len(before) - len(after))
 
     def _text_prompt(self, pair: Pair, *, limit: int) -> tuple[Prompt, np.ndarray, bool]:
-        """The same for a server that reads text, with at most `limit` tokens of the document."""
+        """The same for a server that reads text, with at most `limit` tokens of the document.
+
+        Raises:
+            NLTError: a text spells a control token, which the server would read as one.
+        """
         document, query, answer = pair
+        for text in filter(None, pair):
+            if spelt := self.tokens.plain.spelt(text, self._with_ends(text)[0]):
+                raise NLTError(
+                    f"LLM server {self.server.url} reads text, and would read {next(iter(spelt.values()))!r} in "
+                    f"{text[:60]!r} as a control token; take it out of the text, or use a server that reads token ids"
+                )
         template, cut = self.tokens.template, False
         parts: list[tuple[str, bool]] = []
         if document is not None:

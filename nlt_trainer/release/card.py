@@ -17,10 +17,17 @@ from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
-from nlt_trainer.content import ADAPTER_CONFIG, weights_hashes
+from nlt_trainer.content import ADAPTER_CONFIG, file_hashes
 from nlt_trainer.data.known_queries import write_query_keys
-from nlt_trainer.errors import NLTError
-from nlt_trainer.files import RECORD_FILE, TRAINED_QUERIES_FILE, atomic_write, read_json, write_json
+from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.files import (
+    RECORD_FILE,
+    TRAINED_QUERIES_FILE,
+    atomic_write,
+    read_json,
+    saved_hashes,
+    write_json,
+)
 from nlt_trainer.locations import is_hub_id
 from nlt_trainer.release.card_rendering import dump_recipe, render_card
 from nlt_trainer.release.licences import data_licence, model_licence
@@ -165,7 +172,9 @@ def _dev_results(log: Sequence[Mapping[str, Any]], split: str | None) -> list[di
 def write_release(
     folder: Path, recipe: Mapping[str, Any], record: Mapping[str, Any], *, trained_on: frozenset[int] | None
 ) -> None:
-    """Write recipe, record and card of an encoder into its folder; the record has hashes of the weights.
+    """Write recipe, record and card of an encoder into its folder; the record has hashes of its files.
+
+    They are those of an earlier record, because a file may have been damaged since.
 
     Args:
         folder: of the encoder.
@@ -173,7 +182,9 @@ def write_release(
         record: what `make_record` returns.
         trained_on: keys of the queries that the encoder was trained on; `None` where they are not known.
     """
-    record = {**record, "adapter_base": adapter_base_of(folder), "weights": saved_weights(folder)}
+    files = saved_hashes(folder) or file_hashes(folder)
+    record = {key: value for key, value in record.items() if key != "weights"}  # the name of `files` in version 0.1
+    record |= {"adapter_base": adapter_base_of(folder), "files": files}
     with atomic_write(folder / RECIPE_FILE) as handle:
         handle.write(dump_recipe(recipe))
     write_json(folder / RECORD_FILE, record)
@@ -183,13 +194,6 @@ def write_release(
         handle.write(render_card(recipe, record, load_as=folder.as_posix()))
 
 
-def saved_weights(folder: Path) -> dict[str, str]:
-    """Hashes of the weights as they were saved: those of an earlier record, which may have been damaged since."""
-    record = folder / RECORD_FILE
-    earlier = read_json(record).get("weights") if record.is_file() else None
-    return dict(earlier) if earlier else weights_hashes(folder)
-
-
 def read_release(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read the recipe and the record that `write_release` has put into a folder.
 
@@ -197,6 +201,8 @@ def read_release(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         DataError: one of them is missing or malformed.
     """
     record = read_json(folder / RECORD_FILE, stage="nlt train")
+    if "training" not in record or not (folder / RECIPE_FILE).is_file():
+        raise DataError(folder, "has no card and no recipe yet; run `nlt train` again, which writes them")
     return yaml.safe_load((folder / RECIPE_FILE).read_text(encoding="utf-8")), record
 
 

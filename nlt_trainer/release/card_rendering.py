@@ -13,7 +13,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.trainer import parse_objective
-from nlt_trainer.run.results import Result, results_table, table_row, verdicts
+from nlt_trainer.files import RECORD_FILE
+from nlt_trainer.run.results import Result, as_results, results_table, table_row, verdicts
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
 TAGS = ("sentence-transformers", "sentence-similarity", "feature-extraction", "dense", "nlt_trainer")
@@ -45,7 +46,7 @@ def render_card(recipe: Mapping[str, Any], record: Mapping[str, Any], *, load_as
     """
     training, encoder = record["training"], record["encoder"]
     model, data = ModelArguments(**recipe["model"]), DataArguments(**recipe["data"])
-    results = [Result(**row) for row in record["results"]]
+    results = as_results(record["results"], RECORD_FILE)
     card = ModelCard.from_template(
         _metadata(record, results),
         template_path=str(TEMPLATE),

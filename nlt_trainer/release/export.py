@@ -9,7 +9,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.choices import ExportForm, check_choice
-from nlt_trainer.content import ADAPTER_WEIGHTS
+from nlt_trainer.content import ADAPTER_WEIGHTS, record_files
 from nlt_trainer.encoder.lora import merge_lora
 from nlt_trainer.encoder.probes import Probe, probe
 from nlt_trainer.errors import NLTError
@@ -58,6 +58,7 @@ def check_saved(run: Run) -> None:
 def _save(folder: Path, encoder: SentenceTransformer, *, stage: FolderStage) -> None:
     with atomic_folder(folder, stage=stage) as partial:
         encoder.save_pretrained(str(partial))
+        record_files(partial)
 
 
 def export(run: Run, form: ExportForm) -> tuple[Path, list[str]]:
@@ -108,6 +109,7 @@ def _merged(run: Run) -> Path:
         encoder.save_pretrained(str(partial))
         # transformers has saved the weights under names for an adapter, which no loader finds, so save them again
         transformer.save_pretrained(partial, save_original_format=False)
+        record_files(partial)
     return run.exported("merged")
 
 

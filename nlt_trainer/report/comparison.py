@@ -77,7 +77,7 @@ class SearchIndex:
         self.encoder = encoder
         self.documents = list(corpus.values())
         contents = [document.content for document in self.documents]
-        embedder = EmbeddingCache(encoder, cache, bf16=bf16, progress=f"embedding with {name}")
+        embedder = EmbeddingCache(encoder, cache, bf16=bf16, progress=f"embedding with {name}", name=name)
         self.embeddings = torch.from_numpy(embedder.encode_document(contents))  # (N, H)
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from nlt_trainer.errors import DataError
 from nlt_trainer.files import read_json, write_json
+
+Share = Annotated[float, Field(ge=0, le=1 + 1e-9, allow_inf_nan=False)]
+"""A number from 0 to 1, but for the rounding of a mean."""
+FORBID_OTHERS = ConfigDict(extra="forbid")
+"""Lets pydantic refuse a kept file with entries that are unknown here."""
 
 
 @dataclass(frozen=True)
@@ -33,21 +41,23 @@ class Result:
             versions for an encoder that was trained on none or that they knew nothing of.
     """
 
+    __pydantic_config__ = FORBID_OTHERS
+
     name: str
-    ndcg_at_10: float
-    mrr_at_10: float
-    recall_at_100: float
-    train_seconds: float
-    lm_tokens: int
+    ndcg_at_10: Share
+    mrr_at_10: Share
+    recall_at_100: Share
+    train_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    lm_tokens: Annotated[int, Field(ge=0)]
     seed: int | None
     collection: str
     split: str
-    ndcg_at_10_low: float | None = None
-    ndcg_at_10_high: float | None = None
-    p_against_start: float | None = None
+    ndcg_at_10_low: Share | None = None
+    ndcg_at_10_high: Share | None = None
+    p_against_start: Share | None = None
     kept: bool | None = None
-    trained_on: int | None = 0
-    queries: int = 0
+    trained_on: Annotated[int, Field(ge=0)] | None = 0
+    queries: Annotated[int, Field(ge=0)] = 0
 
     @property
     def trained_share(self) -> str:
@@ -69,11 +79,26 @@ def read_results(path: str | Path) -> list[Result]:
         DataError: it holds something else.
     """
     path = Path(path)
-    rows = read_json(path, kind=list) if path.is_file() else []
+    return as_results(read_json(path, kind=list), path) if path.is_file() else []
+
+
+def as_results(rows: Any, path: str | Path) -> list[Result]:
+    """Turn rows of a JSON file into results.
+
+    Args:
+        rows: a list of objects, each with the entries of a `Result`.
+        path: the file that they come from.
+
+    Raises:
+        DataError: they are something else, or a number is not finite or out of its range; names row, entry and value.
+    """
     try:
-        return [Result(**row) for row in rows]
-    except TypeError as error:
-        raise DataError(path, f"is no table of results ({error}); write it again with `nlt evaluate`") from error
+        return TypeAdapter(list[Result]).validate_python(rows)
+    except ValidationError as error:
+        first = error.errors()[0]
+        row, *entry = first["loc"] or ("",)
+        fault = f"row {row} {'.'.join(map(str, entry))}: {first['msg']}, found {first['input']!r:.80}"
+        raise DataError(path, f"is no table of results ({fault}); write it again with `nlt evaluate`") from error
 
 
 def table_row(cells: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nlt_trainer.errors import DataError
 from nlt_trainer.files import file_hash, read_json, write_json
 from nlt_trainer.terminal import say
 
@@ -99,7 +100,12 @@ def _read(stage: Stage, stamps: Path) -> dict[str, Any]:
     file = _file(stage, stamps)
     remedy = f"it says whether {stage.name} is done; remove it, and {stage.name} runs again"
     found = read_json(file, remedy=remedy) if file.is_file() else {}
-    return {"key": None, "done": False, "seconds": 0, "output": None, **found}
+    stamp: dict[str, Any] = {"key": None, "done": False, "seconds": 0, "output": None, **found}
+    kinds = {"key": str | None, "done": bool, "seconds": int | float, "output": str | None}
+    for name, kind in kinds.items():
+        if not isinstance(stamp[name], kind):
+            raise DataError(file, f"{name} is {stamp[name]!r}; {remedy}")
+    return stamp
 
 
 def _run(stage: Stage, stamps: Path, *, key: str, needing: Iterable[Stage]) -> dict[str, Any]:

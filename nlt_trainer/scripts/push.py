@@ -26,12 +26,12 @@ OUT = Run("output_dir")
 
 def main(argv: list[str] | None = None) -> None:
     """Export and check the encoder, then send it; prints each file that is sent and the release."""
-    _, data, args, export, to = parse_recipe(
+    model, data, args, export, to = parse_recipe(
         PUSH_BLOCKS, argv, description=shown(__doc__), writes=[OUT.exported(form) for form in get_args(ExportForm)]
     )
     from nlt_trainer.assembly.publishing import push_run
 
-    push_run(data, args, export, to)
+    push_run(model, data, args, export, to)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,13 @@ from nlt_trainer.adapt.collection import (
     write_dev,
     write_query_collection,
 )
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.data.beir import Document, Query, load_collection, write_collection
 from nlt_trainer.data.candidates import QueryCandidates, write_candidates
 from nlt_trainer.data.gains import write_gains
 from nlt_trainer.errors import NLTError
+from nlt_trainer.files import write_json
 
 CORPUS = [Document(f"d{i}", "", f"text {i}") for i in range(4)]
 QUERIES = [Query(f"q{i}", f"query {i}") for i in range(160)]
@@ -76,15 +79,20 @@ def test_the_candidate_of_the_highest_gain_is_judged_relevant(tmp_path: Path) ->
     write_candidates(tmp_path / "candidates.jsonl", rows)
     corpus = {document.id: document for document in CORPUS}
     write_gains(tmp_path / "gains.jsonl", rows, gain, corpus=corpus)
-    files = {"candidates": tmp_path / "candidates.jsonl", "gains": tmp_path / "gains.jsonl"}
-    judge_held_out(tmp_path / "c", **files)
+    model = ModelArguments()
+    candidates, gains = str(tmp_path / "candidates.jsonl"), str(tmp_path / "gains.jsonl")
+    data = DataArguments(collection=str(tmp_path / "c"), candidates=candidates, gains=gains)
+    judge_held_out(model, data)
     judged = load_collection(tmp_path / "c").split_qrels(HELD_OUT)
     clear = {row.query_id: {"d1": 1} for row in rows[:19]}
     assert judged == {**clear, rows[19].query_id: {"d2": 1}, rows[20].query_id: {"d2": 0}}
     gain[0] -= 1
     write_gains(tmp_path / "gains.jsonl", rows, gain, corpus=corpus)
     with pytest.raises(NLTError, match=r"judge 19 of 21 held-out queries, .* fewer than 20 decide nothing; give more"):
-        judge_held_out(tmp_path / "c", **files)
+        judge_held_out(model, data)
+    write_json(tmp_path / "gains.audit.json", {"scorer": {"model": {"llm": "org/other"}}})
+    with pytest.raises(NLTError, match=r"gains.jsonl was scored with llm 'org/other' and not "):
+        judge_held_out(model, data)
 
 
 def test_queries_that_choose_do_not_decide(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
+import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 
 from nlt_trainer.arguments import stages
@@ -180,6 +181,70 @@ def test_no_rate_of_the_mapping_trains_upwards(tmp_path: Path) -> None:
         arguments(tmp_path, learning_rate_mapping={".*": -1e-3})
     arguments(tmp_path, learning_rate_mapping={".*": 1e-3})
     arguments(tmp_path, learning_rate_mapping='{".*": 1e-3}')
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"lr_scheduler_kwargs": {"min_lr": 1e-6}}, r"does not fit lr_scheduler_type linear: .*'min_lr'"),
+        (
+            {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"min_lr": 1e-6}},
+            r"lr_scheduler_kwargs is \{'min_lr': 1e-06\}, and lr_scheduler_type constant reads none of it",
+        ),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": -1e-3}},
+            r"lr_scheduler_kwargs has min_lr -0.001; it must be a number of at least 0",
+        ),
+        (
+            {"lr_scheduler_type": "inverse_sqrt", "lr_scheduler_kwargs": '{"timescale": NaN}'},
+            r"does not fit lr_scheduler_type inverse_sqrt: the learning rate becomes nan times learning_rate",
+        ),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, r"does not fit lr_scheduler_type cosine_with_min_lr: "),
+        (
+            {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": "many"}},
+            r"lr_scheduler_kwargs is \{'num_cycles': 'many'\}, which does not fit lr_scheduler_type cosine: ",
+        ),
+        (
+            {"optim": "sgd", "optim_args": "speed=3"},
+            r"optim_args has 'speed', which optim sgd does not read; leave",
+        ),
+        ({"optim_args": "momentum=0.9"}, r"optim_args has 'momentum', which optim adamw_torch_fused does not read"),
+        ({"optim": "sgd", "optim_args": "momentum"}, r"optim sgd with optim_args 'momentum' cannot be made: "),
+        ({"optim": "sgd", "optim_args": "momentum=fast"}, r"optim_args 'momentum=fast' cannot be made: .*'fast'"),
+        ({"optim": "sgd", "optim_args": "momentum=-1"}, r"optim_args 'momentum=-1' cannot be made: .*momentum"),
+        ({"adam_epsilon": -1.0}, r"optim adamw_torch_fused .* cannot be made: Invalid epsilon value: -1.0"),
+        ({"warmup_steps": -1}, r"warmup_steps is -1; it must be a number of at least 0"),
+    ],
+)
+def test_a_schedule_or_an_optimizer_that_cannot_be_is_refused(
+    tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    """Reference: what the library would raise at the first step, or what it would leave unread."""
+    with pytest.raises(NLTError, match=message):
+        arguments(tmp_path, **given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"lr_scheduler_type": kind} for kind in ("constant_with_warmup", "polynomial", "inverse_sqrt")),
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
+        {
+            "lr_scheduler_type": "warmup_stable_decay",
+            "lr_scheduler_kwargs": '{"num_decay_steps": 50}',
+            "max_steps": 99,
+        },
+        {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps"},
+        {"optim": "sgd", "optim_args": "momentum=0.9, nesterov=True"},
+        {"optim": "rmsprop", "optim_args": "alpha=0.99,centered=False"},
+        *({"optim": optim} for optim in ("adafactor", "adagrad", "adamw_torch", "adamw_bnb_8bit", "galore_adamw")),
+    ],
+)
+def test_a_schedule_and_an_optimizer_of_the_library_are_taken(tmp_path: Path, given: dict[str, Any]) -> None:
+    """Reference: the library's own names and options; a package of an optimizer need not be here."""
+    before = torch.get_rng_state()
+    arguments(tmp_path, warmup_steps=0.1, **given)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("name", ["hub_token", "push_to_hub"])

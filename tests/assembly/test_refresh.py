@@ -21,9 +21,9 @@ from nlt_trainer.assembly.refresh import Refresh, same_judged, undisturbed
 from nlt_trainer.data.beir import load_collection
 from nlt_trainer.data.candidates import QueryCandidates, read_candidates
 from nlt_trainer.data.collator import NLTCollator
-from nlt_trainer.data.gains import read_gains
+from nlt_trainer.data.gains import audit_file, read_gains
 from nlt_trainer.data.prior import with_prior
-from nlt_trainer.errors import NLTError
+from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.run.folder import Run
 from nlt_trainer.run.resume import CostCallback
 from nlt_trainer.scripts import detect_heads, mine, score, train
@@ -267,10 +267,15 @@ def test_a_run_goes_on_from_the_checkpoint_of_another(project: Project, monkeypa
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(CostCallback, "on_step_end", kill_after(5))
         project.train("branch", *named)
-    candidates = Run(project.root / "branch").refreshed_candidates(3)
-    assert candidates.read_bytes() == whole.refreshed_candidates(3).read_bytes()
+    branch = Run(project.root / "branch")
+    assert branch.refreshed_candidates(3).read_bytes() == whole.refreshed_candidates(3).read_bytes()
+    assert audit_file(branch.refreshed_gains(3)).read_bytes() == audit_file(whole.refreshed_gains(3)).read_bytes()
     assert weights(project.train("branch", *named)) == weights(whole)
-    whole.refreshed_gains(3).unlink()
+    gains = whole.refreshed_gains(3)
+    gains.write_text(gains.read_text().replace('"gain": [', '"gain": [1', 1))
+    with pytest.raises(DataError, match=r"other/gains-3.jsonl: is not as `nlt score` wrote it"):
+        project.train("other", *named)
+    gains.unlink()
     with pytest.raises(NLTError, match=r"gains-3.jsonl is missing, which the refresh after step 3 wrote .*; put it"):
         project.train("other", *named)
 

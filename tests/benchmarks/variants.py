@@ -30,8 +30,9 @@ from transformers import set_seed
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
+from nlt_trainer.assembly.gains import make_dataset
 from nlt_trainer.assembly.losses import Parts
-from nlt_trainer.assembly.parts import load_llm, load_start, load_training_collection, make_dataset
+from nlt_trainer.assembly.parts import load_llm, load_start, load_training_collection
 from nlt_trainer.assembly.training import make_trainer
 from nlt_trainer.choices import LLMDtype
 from nlt_trainer.data.beir import Collection, load_collection
@@ -105,7 +106,7 @@ def train(arguments: Arguments, lm: FrozenLM, reader: DocumentReader) -> Any:
     set_seed(args.seed)
     encoder = load_start(model)
     shared = lm if model.llm_lora is None else load_llm(model)  # an adapter stays in the LLM
-    dataset = make_dataset(collection, data, args, candidates=candidates)
+    dataset = make_dataset(model, data, args, collection=collection, candidates=candidates)
     trainer, _ = make_trainer(Parts(encoder, model, data, args, candidates, shared), dataset)
     for module in trainer.loss.modules():  # type: ignore[attr-defined]  # one loss, not a dict
         if isinstance(module, DREAMLoss | PromptTeacher):

@@ -25,6 +25,7 @@ from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.hub_collection import BEIRSource, QuestionSource, build_hub_collection, split_of
 from nlt_trainer.data.questions import Columns
 from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.files import write_json
 
 HOTPOT_COLUMNS = Columns(
     answer="answer", passage="context.sentences", title="context.title", gold="supporting_facts.title", id="id"
@@ -259,3 +260,20 @@ def test_a_build_from_the_hub_is_not_repeated(tmp_path: Path, monkeypatch: pytes
     assert first["commits"] == {"org/set": "0a1b2c"}
     monkeypatch.setattr("nlt_trainer.data.hub.snapshot_download", None)
     assert build_hub_collection(tmp_path / "out", beir=BEIRSource("org/set", "main")) == first
+    corpus = tmp_path / "out" / "corpus.jsonl"
+    before = corpus.read_text()
+    corpus.write_text(before.replace("t", "T", 1))
+    with pytest.raises(
+        DataError, match=r"corpus.jsonl: is not as it was built; put it back, remove .*out to build it"
+    ):
+        build_hub_collection(tmp_path / "out", beir=BEIRSource("org/set", "main"))
+    older = {key: value for key, value in first.items() if key != "files"}
+    write_json(tmp_path / "out" / "source.json", older)
+    assert build_hub_collection(tmp_path / "out", beir=BEIRSource("org/set", "main")) == {**older, "files": {}}
+    for key in ("commits", "documents"):
+        write_json(tmp_path / "out" / "source.json", {name: value for name, value in first.items() if name != key})
+        with pytest.raises(DataError, match=rf"source.json: {key} is None; remove .*out to build it again"):
+            build_hub_collection(tmp_path / "out", beir=BEIRSource("org/set", "main"))
+    write_json(tmp_path / "out" / "source.json", {"commits": {}})
+    with pytest.raises(NLTError, match=r"out exists and was not built with these settings; choose another folder"):
+        build_hub_collection(tmp_path / "out", beir=BEIRSource("org/set", "main"))

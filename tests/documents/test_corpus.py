@@ -87,6 +87,13 @@ def test_a_second_call_does_nothing_until_something_changes(tmp_path: Path, docu
     assert built()
     (out / "corpus.jsonl").write_text('{"_id": "someone", "text": "changed it"}')
     assert built()
+    (out / "corpus.jsonl").write_bytes((out / "corpus.jsonl").read_bytes().replace(b"six", b"sex"))
+    assert built(), "one byte has changed, and not the size"
+    report = json.loads((out / REPORT_FILE).read_text())
+    (out / REPORT_FILE).write_text(json.dumps({key: report[key] for key in report if key != "corpus_hash"}))
+    assert not built(), "a report of version 0.1"
+    (out / REPORT_FILE).write_text(json.dumps({**report, "duplicates": 3}))
+    assert built()
     (out / REPORT_FILE).write_text('{"of": "another version"}')
     assert built()
     assert not built()

@@ -7,7 +7,7 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from trec_runs import write_run
 from nlt_trainer.data.beir import Collection, Document, Query, load_collection, write_collection
 from nlt_trainer.data.bm25 import LANGUAGE_SHARE, RUN, STOP_WORDS, _reader, tokenize
 from nlt_trainer.data.trec import read_run
-from nlt_trainer.encoder.embedding_cache import EmbeddingCache
+from nlt_trainer.encoder.embedding_cache import EmbeddingCache, _is_whole
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation import task_scores
 from nlt_trainer.evaluation.evaluator import best, evaluate_bm25, evaluate_encoder
@@ -122,8 +122,37 @@ def test_an_encoder_that_diverged_is_refused(
 ) -> None:
     next(tiny_static_encoder.parameters()).data[0, 0] = float("nan")
     cached = EmbeddingCache(tiny_static_encoder, tmp_path)
-    with pytest.raises(NLTError, match=r"infinite or NaN.*lower learning rate"):
+    with pytest.raises(NLTError, match=r"the encoder: weight .* is infinite or NaN.*lower learning rate"):
         rank_encoder(entry, cached, batch_size=16)
+
+
+def test_a_text_without_a_finite_embedding_is_named(
+    entry: EvaluationTask,
+    tiny_static_encoder: SentenceTransformer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Reference: encoder, text and remedy; weights that are finite, and embeddings that an older version has kept."""
+    row = entry.task.dataset["default"]["test"]["corpus"][3]
+    strange = Document(row["id"], row.get("title") or "", row["text"]).content
+    encode = tiny_static_encoder.encode_document
+
+    def overflowing(texts: list[str], **options: Any) -> Any:
+        found = encode(texts, **options)
+        found[[text == strange for text in texts], 0] = float("nan")
+        return found
+
+    monkeypatch.setattr(tiny_static_encoder, "encode_document", overflowing)
+    cached = EmbeddingCache(tiny_static_encoder, tmp_path, bf16=True, name="runs/x/encoder")
+    message = (
+        "runs/x/encoder gives 1 of 120 texts an embedding that is infinite or NaN, the first is document "
+        rf"{re.escape(repr(strange))}; set bf16_full_eval: false, take the texts out if they are few, or train the"
+    )
+    with pytest.raises(NLTError, match=message):
+        rank_encoder(entry, cached, batch_size=16)
+    file = tmp_path / "old.npy"
+    np.save(file, np.array([[1.0, np.nan]], np.float32))
+    assert not _is_whole(file, 1)
 
 
 def test_fusion_is_the_sum_of_reciprocal_ranks() -> None:
@@ -341,6 +370,25 @@ def test_a_damaged_result_is_computed_again(
     assert cache.get("bm25", entry) is None
     write_json(path, {key: value for key, value in json.loads(content).items() if key != "checksum"})
     assert cache.get("bm25", entry) == cell  # as an older version wrote it
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.5, 1.5, "x", None])
+def test_an_impossible_result_is_computed_again(entry: EvaluationTask, tmp_path: Path, value: Any) -> None:
+    """Reference: a file without a checksum, as an older version wrote it, with one value that no metric has."""
+    cell, cache = score(entry, rank_bm25(entry)), TaskScoreCache(tmp_path / "results")
+    kept = json.loads(json.dumps(asdict(cell)))
+    write_json(cache.path("bm25", entry), kept)
+    assert cache.get("bm25", entry) == cell
+    values = next(iter(kept["values"].values()))[METRICS[0]]
+    last = values.pop()
+    write_json(cache.path("bm25", entry), kept)
+    assert cache.get("bm25", entry) is None, "a query without a value"
+    values.append(value)
+    write_json(cache.path("bm25", entry), kept)
+    assert cache.get("bm25", entry) is None
+    values[-1] = last
+    write_json(cache.path("bm25", entry), {**kept, "values": {}})
+    assert cache.get("bm25", entry) is None
 
 
 def without_case(text: str, language: str) -> list[str]:

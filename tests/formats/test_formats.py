@@ -12,7 +12,7 @@ from kept_formats import ADAPT, REFRESHED
 from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.adapt.pipeline import NO_GAIN
-from nlt_trainer.content import check_weights_files
+from nlt_trainer.content import check_files
 from nlt_trainer.data.beir import load_collection
 from nlt_trainer.data.candidates import read_candidates
 from nlt_trainer.data.gains import read_gains, read_likelihoods
@@ -179,7 +179,7 @@ def test_a_finished_run() -> None:
     assert len(run.trained_queries) == 30
     assert Probe.load(run.probe_file).query.shape == (4, 8)
     check_saved(run)
-    check_weights_files(run.encoder)
+    check_files(run.encoder)
     recipe, record = read_release(run.encoder)
     assert recipe["data"]["num_candidates"] == 3
     assert set(record["weights"]) == {"model.safetensors"}

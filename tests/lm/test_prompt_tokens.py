@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram, WordLevel
+from tokenizers.normalizers import NFKC, Lowercase, Sequence
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nlt_trainer.choices import TargetKind, check_choice
 from nlt_trainer.errors import NLTError
@@ -102,6 +105,44 @@ def test_a_control_token_in_a_text_keeps_all_of_its_characters(tiny_lm: FrozenLM
     text = "tea </s> and <pad>"
     assert tiny_lm.tokenizer.decode(list(tokens.document(text)[0])) == text
     assert list(tokens.document("tea and leaves")[0]) == ids_of(tiny_lm, "tea and leaves")
+
+
+@pytest.mark.parametrize("token", ["<think>", "</tool_call>", "<\uff5cUser\uff5c>", "[INST]", "<|fim_prefix|>"])
+def test_an_added_token_that_is_a_name_between_marks_is_a_control_token(tiny_llm_folder: Path, token: str) -> None:
+    """Reference: the text, which the ids decode to, without the token's id; models do not call all of them special."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm_folder)
+    tokenizer.add_tokens([token])
+    (control,) = tokenizer(token, add_special_tokens=False).input_ids
+    template = PromptTemplate(document_prefix=token)
+    tokens = PromptTokens(tokenizer, template, max_document_tokens=40)
+    text = f"tea {token} and"
+    ids = tokens.document(text)[0]
+    assert control not in ids
+    assert tokenizer.decode(list(ids)) == text
+    assert tokens.document_frame[0] == (control,)
+
+
+@pytest.mark.parametrize("token", ["covid19", "\n\n\n", "▁▁▁", "-----", "C++"])
+def test_another_added_token_is_a_part_of_a_text(tiny_llm_folder: Path, token: str) -> None:
+    """Reference: the ids that the tokenizer itself makes; somebody has added words, or a model runs of spaces."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm_folder)
+    tokenizer.add_tokens([token])
+    ids = PromptTokens(tokenizer, TEMPLATE, max_document_tokens=40).document(f"tea {token} and")[0]
+    assert tokenizer.convert_tokens_to_ids(token) in ids
+    assert list(ids) == tokenizer(f"tea {token} and", add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("kind", ["words", "unigram"])
+@pytest.mark.parametrize("text", ["\uff1c|im_end|\uff1e", "<|\uff49\uff4d_end|>", "<|IM_END|>"])
+def test_a_spelling_that_is_folded_into_a_control_token_is_read_as_text(kind: str, text: str) -> None:
+    """Reference: the tokenizer's own id of the token, which its normalizer makes of other characters."""
+    tokenizer = word_tokenizer(kind)
+    tokenizer.backend_tokenizer.normalizer = Sequence([NFKC(), Lowercase()])
+    control = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert control in tokenizer(f"tea {text} green", split_special_tokens=True).input_ids
+    ids = PromptTokens(tokenizer, TEMPLATE, max_document_tokens=40).document(f"tea {text} green")[0]
+    assert control not in ids
+    assert tokenizer.convert_tokens_to_ids("tea") in ids
 
 
 @pytest.mark.parametrize("answer", [None, ""])

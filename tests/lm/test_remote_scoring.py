@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from completions import Completions, running_completions
 from test_scoring import ANSWERS, CANDIDATES, PAIRS, QUERIES, TEMPLATE
+from transformers import AutoTokenizer
 
 from nlt_trainer.choices import TargetKind
 from nlt_trainer.errors import NLTError
@@ -199,6 +200,20 @@ def test_a_control_token_in_a_text_is_named(tiny_lm: FrozenLM, tiny_llm_folder: 
         scorer = remote(server, tiny_llm_folder, "query")
         with pytest.raises(NLTError, match=r"take '</s>' out of the text"):
             scorer.log_likelihood([("the end </s> of it", "why", None)])
+
+
+def test_an_added_token_in_a_text_is_named(tiny_lm: FrozenLM, tiny_llm_folder: Path, tmp_path: Path) -> None:
+    """Reference: a token that tokenizer and server both make of the text; a server that reads ids is sent others."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm_folder)
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.save_pretrained(tmp_path)
+    pairs: list[Any] = [("the end <think> of it", "why", None)]
+    with running_completions(tiny_lm, form="echo of text") as server:
+        scorer = remote(server, tmp_path, "query")
+        with pytest.raises(NLTError, match=r"would read '<think>' in 'the end .* as a control token; take it out"):
+            scorer.log_likelihood(pairs)
+    with running_completions(tiny_lm) as server:
+        assert np.isfinite(remote(server, tmp_path, "query").log_likelihood(pairs).log_likelihood).all()
 
 
 def test_a_document_that_fills_the_context_is_cut(tiny_lm: FrozenLM, tiny_llm_folder: Path) -> None:

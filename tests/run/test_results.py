@@ -1,6 +1,13 @@
 from __future__ import annotations
 
-from nlt_trainer.run.results import Result, results_table, verdicts
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nlt_trainer.errors import DataError
+from nlt_trainer.files import write_json
+from nlt_trainer.run.results import Result, read_results, results_table, verdicts, write_results
 
 
 def test_the_table_says_what_was_decided_where_something_was() -> None:
@@ -28,3 +35,32 @@ def test_the_table_says_what_was_trained_on_where_something_was() -> None:
     assert results_table([bm25, start, other]).splitlines()[0].endswith("| seed |")
     said = "On docs test its nDCG@10 is 0.600, 0.100 above the start, 12 of 1,600 queries were trained on."
     assert verdicts([start, trained], "dream") == [said]
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("ndcg_at_10", float("nan")),
+        ("mrr_at_10", float("inf")),
+        ("recall_at_100", 1.5),
+        ("ndcg_at_10_low", -0.1),
+        ("p_against_start", float("nan")),
+        ("train_seconds", float("inf")),
+        ("lm_tokens", -1),
+        ("queries", "many"),
+        ("strange", 1),
+    ],
+)
+def test_results_with_impossible_values_are_refused(tmp_path: Path, entry: str, value: Any) -> None:
+    """The message names the file, the row, the entry and the value; rows that may be are read as they were written."""
+    rows = [Result(name, 1.0, 0.0, 1.0, 9.0, 9, 42, "docs", "test") for name in ("start", "dream")]
+    path = tmp_path / "results.json"
+    assert read_results(path) == []
+    write_results(path, rows)
+    assert read_results(path) == rows
+    write_json(path, [vars(rows[0]), {**vars(rows[1]), entry: value}])
+    with pytest.raises(DataError, match=rf"results.json: is no table of results \(row 1 {entry}: .*, found .*{value}"):
+        read_results(path)
+    write_json(path, ["x"])
+    with pytest.raises(DataError, match=r"results.json: is no table of results \(row 0 .*found 'x'"):
+        read_results(path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,6 +65,19 @@ def test_an_output_that_was_replaced_repeats_the_stage_and_those_after_it(tmp_pa
     write_json(stamp, {key: value for key, value in read_json(stamp).items() if key != "output"})
     work.run()
     assert work.calls == ["first", "second"] * 2
+
+
+@pytest.mark.parametrize("entry", [{"seconds": "x"}, {"done": "yes"}, {"key": 3}, {"output": ["x"]}])
+def test_a_malformed_stamp_is_refused(tmp_path: Path, entry: dict[str, Any]) -> None:
+    """The message names the file, the value and the remedy."""
+    work = Work(tmp_path)
+    work.run()
+    stamp = tmp_path / "stamps" / "first.json"
+    write_json(stamp, {**read_json(stamp), **entry})
+    with pytest.raises(
+        DataError, match=r"first.json: .* is .*; it says whether first is done; remove it, and first runs again"
+    ):
+        work.run()
 
 
 def test_a_missing_output_repeats_the_stage_and_those_after_it(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def test_an_adapter_is_fitted_and_is_an_ordinary_peft_folder(
         "adapter_config.json",
         "adapter_model.safetensors",
         "README.md",
+        "record.json",
     }
     config = json.loads((adapter / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["r"]) == (str(tiny_llm_folder), 4)
@@ -116,6 +117,10 @@ def test_an_adapter_is_fitted_and_is_an_ordinary_peft_folder(
         expected = PeftModel.from_pretrained(plain, str(adapter)).eval()(input_ids=ids).logits
         torch.testing.assert_close(lm.model(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
         assert (expected - AutoModelForCausalLM.from_pretrained(tiny_llm_folder)(ids).logits).abs().max() > 0.1
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(DataError, match=r"adapter_model.safetensors: is not as it was saved"):
+        FrozenLM.from_pretrained(str(tiny_llm_folder), adapter=str(adapter), device="cpu")
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
@@ -193,6 +198,9 @@ def test_pairs_come_from_gains(recipe: str, tmp_path: Path) -> None:
     report = report_of(tmp_path / "run")
     assert report["documents"] == 2
     assert 2 <= report["pairs"] <= 3  # of 4 queries one has no helpful candidate, and one document is held out
+    (tmp_path / "gains.audit.json").write_text(json.dumps({"scorer": {"model": {"llm": "org/other"}}}))
+    with pytest.raises(NLTError, match=r"gains.jsonl was scored with llm 'org/other' and not "):
+        adapt_scorer.main(["--config", recipe, "--adapt_pairs", "true", "--output_dir", f"{tmp_path}/other"])
 
 
 def test_an_adapted_score_never_comes_from_the_plain_llms_cache(

@@ -64,7 +64,12 @@ def recipe(tiny_encoder_folder: Path, tmp_path: Path) -> str:
     lora = {"r": 2, "target_modules": ["query", "value"]}
     files = {"gains": str(tmp_path / "gains.jsonl"), "candidates": str(tmp_path / "candidates.jsonl")}
     blocks = {
-        "model": {"encoder": str(tiny_encoder_folder), "lora": lora, "encoder_prompts": {"query": "query: "}},
+        "model": {
+            "encoder": str(tiny_encoder_folder),
+            "llm": "/home/somebody/llm",
+            "lora": lora,
+            "encoder_prompts": {"query": "query: "},
+        },
         "data": files | {"collection": str(tmp_path)},
         "trainer": {"output_dir": str(tmp_path / "run"), "use_cpu": True},
     }
@@ -141,6 +146,14 @@ def test_what_is_published_says_nothing_of_this_machine(hub: Hub, recipe: str, t
     assert json.loads(files["audit.json"])["scorer"]["model"]["llm"] == "llm"
 
 
+def test_gains_of_another_scorer_are_not_published(hub: Hub, recipe: str) -> None:
+    """Reference: the audit names the LLM that scored, and the recipe another; the Hub is not asked."""
+    arguments = ["--config", recipe, "--repo", "org/name", "--gains_repo", "org/name-gains"]
+    with pytest.raises(NLTError, match=r"gains.jsonl was scored with llm '/home/somebody/llm' and not 'org/other'"):
+        push.main([*arguments, "--llm", "org/other"])
+    assert hub.seen == []
+
+
 def test_others_load_it_by_its_id(hub: Hub, recipe: str, tmp_path: Path) -> None:
     """Reference: the probe of the encoder in the trainer; Sentence-Transformers and mteb ask the Hub."""
     push.main(["--config", recipe, "--repo", "org/name"])
@@ -165,7 +178,7 @@ def test_others_load_it_by_its_id(hub: Hub, recipe: str, tmp_path: Path) -> None
 def test_a_release_is_pulled_into_a_folder_that_loads(
     hub: Hub, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Reference: the embeddings of the run's encoder, what it was trained on, and the files on the Hub."""
+    """Reference: the embeddings of the run's encoder and the files on the Hub, which has no hash of a query."""
     push.main(["--config", recipe, "--repo", "org/name"])
     capsys.readouterr()
     pull.main(["--repo", "org/name", "--folder", str(tmp_path / "a"), "--dry_run", "true"])
@@ -178,7 +191,8 @@ def test_a_release_is_pulled_into_a_folder_that_loads(
     assert capsys.readouterr().out == f"{tmp_path}/a: org/name at {repo.head}\n"
     found, expected = (SentenceTransformer(str(tmp_path / name), device="cpu") for name in ("a", "run/encoder"))
     np.testing.assert_array_equal(found.encode_query(TEXTS), expected.encode_query(TEXTS))
-    assert trained_queries_of(str(tmp_path / "a")) == frozenset({3, 5})
+    assert "trained_queries.json" not in repo.files
+    assert trained_queries_of(str(tmp_path / "a")) is None
     with pytest.raises(NLTError, match=r"argument --repo_type: is 'space', expected one of model, dataset"):
         pull.main(["--repo", "org/name", "--folder", "x", "--repo_type", "space"])
 

@@ -520,6 +520,51 @@ def test_gains_of_another_scorer_are_refused(project: Project, flags: list[str],
     project.run(train, "likelihood_gain", *flags)
 
 
+def test_heads_are_found_by_gains_of_the_same_scorer(project: Project) -> None:
+    """Reference: the audit beside the gains. The LLM may read less of a document than it did when it scored it."""
+    project.run(score)
+    project.run(detect_heads, "dream", "--max_document_tokens", "20")
+    heads = project.root / "heads.json"
+    heads.unlink()
+    for flags, message in (
+        (["--query_prefix", "Claim:"], "query_prefix 'Question:' and not 'Claim:'"),
+        (["--llm_revision", "v1"], "llm_revision None and not 'v1'"),
+    ):
+        with pytest.raises(NLTError, match=rf"gains.jsonl was scored with {message}; run nlt score again"):
+            project.run(detect_heads, "dream", *flags)
+    gains = project.root / "gains.jsonl"
+    gains.write_text(gains.read_text().replace('"gain": [', '"gain": [1', 1))
+    with pytest.raises(DataError, match=r"gains.jsonl: is not as `nlt score` wrote it"):
+        project.run(detect_heads, "dream")
+    assert not heads.exists()
+
+
+@pytest.mark.parametrize(("stage", "objective"), [(train, "likelihood_gain"), (detect_heads, "dream")])
+def test_gains_without_an_audit_are_read_with_a_warning(
+    project: Project, caplog: pytest.LogCaptureFixture, stage: Any, objective: str
+) -> None:
+    """Reference: gains that somebody has made with another program; one line says what is not known of them."""
+    project.run(score)
+    project.run(stage, objective)
+    assert "has no audit" not in caplog.text
+    (project.root / "gains.audit.json").unlink()
+    project.run(stage, objective)
+    said = [record.message for record in caplog.records if "has no audit" in record.message]
+    assert said == [
+        f"{project.root}/gains.jsonl has no audit gains.audit.json, so that nothing says which LLM and which prompt "
+        "its gains come from; `nlt score` writes both"
+    ]
+
+
+@pytest.mark.parametrize("scorer", [None, [], {"llm": "smollm2"}, {"template": 3}])
+def test_a_malformed_audit_is_refused(project: Project, scorer: Any) -> None:
+    """Reference: file and value in the message."""
+    project.run(score)
+    (project.root / "gains.audit.json").write_text(json.dumps({"scorer": scorer}))
+    with pytest.raises(DataError, match=r"gains.audit.json: its entry scorer has .*, and no object; run `nlt score`"):
+        project.run(train)
+
+
 def test_an_objective_that_reads_no_gains_may_have_another_prompt(project: Project) -> None:
     """Reference: the card's row of gains, which is missing; DREAM's heads came from gains of another prompt."""
     project.run(score)
