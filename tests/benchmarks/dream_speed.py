@@ -263,7 +263,8 @@ def compare(lm: FrozenLM, task: Task, layout: DocumentLayout, *, runs: int, cach
 def compare_hidden(lm: FrozenLM, task: Task, *, runs: int) -> dict[str, Any]:
     """Seconds a step with documents that all heads see and with documents hidden from most, read anew and kept."""
     lm.model.set_attn_implementation(IMPLEMENTATION)
-    rows, kept_mib = [], {}
+    rows: list[dict[str, Any]] = []
+    kept_mib: dict[str, float] = {}
     for cache_gib in (0, 2):
         losses = {
             name: objective(lm, task.heads, document_mass="one", hide_documents=hidden, document_cache_gib=cache_gib)

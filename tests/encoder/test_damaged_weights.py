@@ -87,6 +87,6 @@ def test_a_later_record_keeps_the_hashes_of_the_first(saved: Path, monkeypatch: 
     with pytest.raises(DataError, match=r"has no card and no recipe yet; run `nlt train` again"):
         read_release(saved)
     flip_a_bit(saved / "model.safetensors")
-    write_release(saved, {}, {"training": {}, "weights": {"model.safetensors": "of another folder"}})
+    write_release(saved, {}, {"training": {}, "weights": {"model.safetensors": "of another folder"}}, trained_on=None)
     assert saved_hashes(saved) == before
     assert set(read_json(saved / "record.json")) == {"training", "adapter_base", "files"}
