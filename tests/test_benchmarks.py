@@ -8,11 +8,6 @@ import runpy
 from pathlib import Path
 
 import pytest
-from sentence_transformers import SentenceTransformer
-
-from nlt_trainer.data.beir import load_collection
-from nlt_trainer.evaluation.evaluator import evaluate_encoder
-from nlt_trainer.scripts import train
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
@@ -91,41 +86,6 @@ def test_starts(tiny_llm_folder: Path, tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "starts.json").read_text())
     assert [row["start"] for row in rows] == ["token embeddings", "first 1 layers"]
     assert [row["ndcg_at_10"] for row in rows] == [1, 1]
-
-
-def test_variants(
-    tiny_llm_folder: Path, tiny_collection_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Reference: `nlt train` and the evaluation of its encoder; a second call repeats nothing."""
-    benchmark = runpy.run_path(str(BENCHMARKS / "variants.py"))
-    small = {
-        "llm": str(tiny_llm_folder), "max_queries": 4, "num_candidates": 8, "max_document_tokens": 16,
-        "num_heads": 2, "learning_rate": 0.3, "per_device_train_batch_size": 2, "use_cpu": True, "num_train_epochs": 3,
-    }  # fmt: skip
-    variants = {
-        name: {"recipe": f"recipes/objectives/{name}.yaml", **small, "document_layout": "independent"}
-        for name in ("dream", "likelihood_gain")
-    }
-    (tmp_path / "variants.yaml").write_text(json.dumps(variants))
-    folder = tmp_path / "variants"
-    given = [str(tmp_path / "variants.yaml"), "--collection", str(tiny_collection_folder), "--folder", str(folder)]
-    benchmark["main"]([*given, "--seeds", "3", "4", "--splits", "dev"])
-    rows = [json.loads(line) for line in (folder / "variants.jsonl").read_text().splitlines()]
-    expected = [("bm25", None), ("start", None), *((name, seed) for name in variants for seed in (3, 4))]
-    assert [(row["variant"], row["seed"]) for row in rows] == expected
-    for row in rows[2:]:
-        settings = variants[row["variant"]] | {"collection": str(tiny_collection_folder)}
-        flags = benchmark["prepare"](settings, folder, first_seed=3, seed=row["seed"])
-        run = tmp_path / f"{row['variant']}-{row['seed']}"
-        train.main([*flags, "--output_dir", str(run), "--seed", str(row["seed"])])
-        collection = load_collection(tiny_collection_folder, splits=["dev"])
-        encoder = SentenceTransformer(str(run / "encoder"))
-        assert row["dev"] == pytest.approx(evaluate_encoder(encoder, collection, split="dev")["ndcg_at_10"])
-    assert len({row["dev"] for row in rows}) > 2
-    capsys.readouterr()
-    benchmark["main"]([*given, "--seeds", "3", "4"])
-    assert "loss" not in (table := capsys.readouterr().out)
-    assert table.count("\n| ") == 4
 
 
 def test_planned_over_measured(monkeypatch: pytest.MonkeyPatch) -> None:

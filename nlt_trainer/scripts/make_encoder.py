@@ -1,7 +1,7 @@
 """Make an encoder that was never trained for retrieval out of an LLM's token embeddings.
 
 ```bash
-nlt make_encoder --config recipes/token_embeddings/likelihood_gain.yaml
+nlt make_encoder --config recipes/objectives/likelihood_gain.yaml
 ```
 
 The recipe's `llm` names the LLM, and its `encoder` names the Sentence-Transformers folder to write.
