@@ -43,8 +43,6 @@ MarginalLevel = Literal["sequence", "token"]
 
 DocumentMass = Literal["kept", "one"]
 """The attention that an injected head divides among documents: what it gives them by itself, or all of it."""
-InjectedRows = Literal["all", "target"]
-"""The rows whose attention is divided: all from the query on, or those that predict a token of the target."""
 
 Precision = Literal["int8", "binary"]
 """Format of the numbers of a document's embedding in a compressed index."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.option import check_values, option
-from nlt_trainer.choices import Divergence, DocumentMass, EncoderPrecision, InjectedRows, MarginalLevel, Prior
+from nlt_trainer.choices import Divergence, DocumentMass, EncoderPrecision, MarginalLevel, Prior
 from nlt_trainer.errors import NLTError
 
 OBJECTIVES = ("likelihood_gain", "dream", "emdr2", "loop", "adist", "revela", "info_nce")
@@ -88,30 +88,12 @@ class TrainerArguments:
         decides="nothing",
         help="GiB in which documents' keys and values are kept from step to step (dream, independent layout).",
     )
-    share_floor: float = option(
-        default=0.0,
-        decides="training",
-        help="Part of the attention shares that all documents get alike, from 0 to below 1 (dream).",
-    )
-    contrast_targets: int = option(
-        default=0,
-        decides="training",
-        help="Number of other queries' targets whose mean loss after the same documents is subtracted (dream).",
-    )
     document_mass: DocumentMass = option(
         default="one",
         decides="training",
         help=(
             "Attention divided among the documents: all that a head has (one), or what it gives them by itself, as in "
             "the paper (kept) (dream)."
-        ),
-    )
-    injected_rows: InjectedRows = option(
-        default="all",
-        decides="training",
-        help=(
-            "Rows whose attention is divided: all from the query on (all), or those that predict a token of "
-            "the target (target) (dream)."
         ),
     )
     hide_documents: bool = option(

@@ -58,7 +58,7 @@ class Parts:
 
     @property
     def rows(self) -> list[dict[str, str | None]]:
-        """Queries and answers of all candidates; the target and the contrast targets depend on them."""
+        """Queries and answers of all candidates, on which the target depends."""
         return [{"query": c.query, "answer": c.answer} for c in self.candidates]
 
     def text_settings(self, texts: LLMTexts) -> dict[str, Any]:
@@ -70,7 +70,6 @@ class Parts:
             "target": target_of(self.data, self.candidates),
             "max_document_tokens": self.data.max_document_tokens,
             "layout": self.data.document_layout,
-            "contrast_targets": self.args.contrast_targets,
         }
         return {name: settings[name] for name in texts.settings}
 
@@ -83,7 +82,7 @@ class Parts:
         for name in READERS.keys() & self.args.objectives.keys():
             if frame is not None:
                 texts |= READERS[name].texts_for(frame)
-        return texts.builders(self.rows, seed=self.args.seed, **self.text_settings(texts))
+        return texts.builders(self.rows, **self.text_settings(texts))
 
 
 def likelihood_gain(parts: Parts, temperature: float) -> LikelihoodGainLoss:
@@ -109,9 +108,7 @@ def dream(parts: Parts, temperature: float) -> DREAMLoss:
         parts.lm,
         heads=heads,
         temperature=temperature,
-        share_floor=parts.args.share_floor,
         document_mass=parts.args.document_mass,
-        injected_rows=parts.args.injected_rows,
         hide_documents=parts.args.hide_documents,
         in_batch_candidates=parts.args.in_batch_candidates,
         micro_batch_size=parts.args.lm_micro_batch_size,

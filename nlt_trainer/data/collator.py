@@ -34,31 +34,18 @@ class PromptBuilder:
         target: what the LLM has to predict.
         context_length: context length of the LLM, tokens.
         layout: whether documents see each other.
-        foreign: (query, answer) pairs to draw contrast targets from.
-        contrast_targets: how many of these pairs each query gets; which ones depends only on the query and `seed`.
-        seed: seed of this draw.
 
     Raises:
-        NLTError: the layout is unknown, `contrast_targets` is negative, or `foreign` has too few other queries.
+        NLTError: the layout is unknown.
     """
 
     tokens: PromptTokens
     target: TargetKind
     context_length: int
     layout: DocumentLayout = "sequential"
-    foreign: Sequence[tuple[str, str | None]] = ()
-    contrast_targets: int = 0
-    seed: int = 0
 
     def __post_init__(self) -> None:
         check_layout(self.layout)
-        if self.contrast_targets < 0:
-            raise NLTError(f"contrast_targets is {self.contrast_targets}; it must be at least 0")
-        if self.contrast_targets >= max(len({query for query, _ in self.foreign}), 1):
-            raise NLTError(
-                f"contrast_targets is {self.contrast_targets}, and only {len(self.foreign)} queries are there to draw "
-                "other queries' targets from; lower it or train on more queries"
-            )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> DocumentPrompts:
         """The prompts of rows that have `query`, `documents` and, if the target needs it, `answer`."""
@@ -68,18 +55,7 @@ class PromptBuilder:
             target=self.target,
             context_length=self.context_length,
             layout=self.layout,
-            foreign=[self._draw(row["query"]) for row in rows],
         )
-
-    def _draw(self, query: str) -> list[tuple[str, str | None]]:
-        """Draw other queries with their answers."""
-        draw = random.Random(f"{self.seed} contrast {query}")
-        drawn: dict[str, str | None] = {}  # equal queries are drawn once
-        while len(drawn) < self.contrast_targets:
-            other, answer = self.foreign[draw.randrange(len(self.foreign))]
-            if other != query:
-                drawn[other] = answer
-        return list(drawn.items())
 
 
 @dataclass(frozen=True)

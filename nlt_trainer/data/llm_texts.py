@@ -22,12 +22,10 @@ class LLMTexts:
     Args:
         prompts: frame of the LLM that reads prompts of K documents, a query and its target; `None` if none does.
         chunks: frame of the LLM that reads a query and each document on its own; `None` if none does.
-        contrasts: whether the loss uses the targets of other queries, which prompts may carry.
     """
 
     prompts: PromptFrame | None = None
     chunks: PromptFrame | None = None
-    contrasts: bool = False
 
     def __or__(self, other: LLMTexts) -> LLMTexts:
         """The texts that two objectives together read of the same batch.
@@ -35,8 +33,7 @@ class LLMTexts:
         Raises:
             NLTError: both read texts of the same kind, and their LLMs would tokenise them differently.
         """
-        prompts, chunks = _either(self.prompts, other.prompts), _either(self.chunks, other.chunks)
-        return LLMTexts(prompts, chunks, self.contrasts or other.contrasts)
+        return LLMTexts(_either(self.prompts, other.prompts), _either(self.chunks, other.chunks))
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -45,7 +42,6 @@ class LLMTexts:
         return (
             *(("template", "target", "max_document_tokens") if read else ()),
             *(("layout",) if self.prompts is not None else ()),
-            *(("contrast_targets",) if self.contrasts else ()),
         )
 
     def builders(
@@ -56,8 +52,6 @@ class LLMTexts:
         target: TargetKind | None = None,
         max_document_tokens: int = 192,
         layout: DocumentLayout = "sequential",
-        contrast_targets: int = 0,
-        seed: int = 42,
     ) -> tuple[PromptBuilder | None, ChunkBuilder | None]:
         """Make the builder of the prompts and the builder of the chunks; `None` for texts that no LLM reads.
 
@@ -79,13 +73,7 @@ class LLMTexts:
         prompts = chunks = None
         if self.prompts is not None:
             prompts = PromptBuilder(
-                tokens[self.prompts.tokenizer_id],
-                chosen,
-                self.prompts.context_length,
-                layout=layout,
-                foreign=_foreign(rows, contrast_targets),
-                contrast_targets=contrast_targets,
-                seed=seed,
+                tokens[self.prompts.tokenizer_id], chosen, self.prompts.context_length, layout=layout
             )
         if self.chunks is not None:
             chunks = ChunkBuilder(tokens[self.chunks.tokenizer_id], chosen, self.chunks.context_length)
@@ -112,15 +100,3 @@ def _target(rows: Sequence[Mapping[str, Any]]) -> TargetKind:
             "target: query, answer or joint"
         )
     return default_target(has_answers=all(row.get("answer") for row in rows))
-
-
-def _foreign(rows: Sequence[Mapping[str, Any]], contrast_targets: int) -> list[tuple[str, str | None]]:
-    """The queries and answers from which contrast targets are drawn; empty if none are drawn."""
-    if contrast_targets < 1:
-        return []
-    if not rows:
-        raise NLTError(
-            f"contrast_targets is {contrast_targets}, and other queries' targets are drawn from the training rows; "
-            "give them too: loss.collator(rows, ...)"
-        )
-    return [(row["query"], row.get("answer")) for row in rows]

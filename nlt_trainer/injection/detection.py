@@ -271,7 +271,7 @@ def push_of_heads(reader: DocumentReader, prompts: DocumentPrompts, *, num_docum
     cache = reader.read_documents(prompts)
     injection = HeadwiseInjection(equal, prompts.key_documents(k), prompts.suffix_mask, heads, shares=shares)
     hidden = reader.read_suffix(prompts, cache, injection)
-    loss = reader.target_losses(hidden, prompts)[:, 0].sum()
+    loss = reader.target_losses(hidden, prompts).sum()
     pushes = torch.autograd.grad(loss, [*shares.values()])
     return -torch.stack(pushes, dim=1).cpu().numpy()
 

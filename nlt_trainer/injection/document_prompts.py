@@ -25,8 +25,7 @@ def check_layout(layout: str) -> None:
 class DocumentPrompts:
     """B prompts in two parts: documents (P columns, padded on the left), then query and target (S, on the right).
 
-    Padding at both ends keeps every prompt contiguous, as sliding windows require. After its own query and target a
-    prompt may carry those of M other queries. Each of these sees the documents and itself, but no other query.
+    Padding at both ends keeps every prompt contiguous, as sliding windows require.
 
     Args:
         prompt_ids: `(B, P)` int64.
@@ -37,9 +36,7 @@ class DocumentPrompts:
         documents: `(B, P)` int64, each token's document from 0 to K - 1; K if it belongs to none.
         suffix_ids: `(B, S)` int64.
         suffix_mask: `(B, S)` bool.
-        suffix_target: `(B, S)` bool, True at tokens of the targets.
-        suffix_queries: `(B, S)` int64, the query that a token belongs to: 0 for the prompt's own query, then 1 to M
-            for the others; padding is 0.
+        suffix_target: `(B, S)` bool, True at tokens of the target.
     """
 
     prompt_ids: Tensor
@@ -50,7 +47,6 @@ class DocumentPrompts:
     suffix_ids: Tensor
     suffix_mask: Tensor
     suffix_target: Tensor
-    suffix_queries: Tensor
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
@@ -110,8 +106,8 @@ class DocumentPrompts:
 
     @property
     def suffix_predicts(self) -> Tensor:
-        """`(B, S)` bool, True at tokens whose next token belongs to the prompt's own target."""
-        return (self.suffix_target & (self.suffix_queries == 0)).roll(-1, dims=1)  # no suffix begins with its target
+        """`(B, S)` bool, True at tokens whose next token belongs to the target."""
+        return self.suffix_target.roll(-1, dims=1)  # no suffix begins with its target
 
     def key_documents(self, num_documents: int) -> Tensor:
         """The document of every key of both parts, `(B, P + S)`; keys of the suffix belong to none."""
@@ -140,7 +136,6 @@ def build_prompts(
     context_length: int,
     layout: DocumentLayout = "sequential",
     answers: Sequence[str | None] | None = None,
-    foreign: Sequence[Sequence[tuple[str, str | None]]] | None = None,
 ) -> DocumentPrompts:
     """Tokenise B queries with K documents each.
 
@@ -152,17 +147,14 @@ def build_prompts(
         context_length: context length of the LLM, tokens.
         layout: whether documents see each other.
         answers: B texts; needed for the targets `answer` and `joint`.
-        foreign: for each of the B prompts, the M other queries to put after it, each with its answer.
 
     Raises:
         NLTError: a prompt does not fit the context; the message names the largest `max_document_tokens` that would.
     """
     given = answers or [None] * len(queries)
-    others = foreign or [()] * len(queries)
-    asked = [[(q, a), *pairs] for q, a, pairs in zip(queries, given, others, strict=True)]
-    suffixes = [[tokens.suffix(q, a, target) for q, a in pairs] for pairs in asked]
+    suffixes = [tokens.suffix(q, a, target) for q, a in zip(queries, given, strict=True)]
     prompts = [_prompt(tokens, texts, layout) for texts in documents]
-    lengths = [p.length + max(len(s.ids) for s in row) for p, row in zip(prompts, suffixes, strict=True)]
+    lengths = [p.length + len(s.ids) for p, s in zip(prompts, suffixes, strict=True)]
     longest = max(range(len(queries)), key=lengths.__getitem__)
     if lengths[longest] > context_length:
         fits = _fitting_document_tokens(prompts, [length - context_length for length in lengths], len(documents[0]))
@@ -235,15 +227,11 @@ def _pad_left(prompts: list[_Prompt], none: int) -> tuple[Tensor, Tensor, Tensor
     return ids, mask, positions, segments, documents
 
 
-def _pad_right(rows: Sequence[Sequence[Suffix]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    shape = len(rows), max(sum(len(s.ids) for s in row) for row in rows)
-    ids, queries = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+def _pad_right(suffixes: Sequence[Suffix]) -> tuple[Tensor, Tensor, Tensor]:
+    shape = len(suffixes), max(len(s.ids) for s in suffixes)
+    ids = torch.zeros(shape, dtype=torch.long)
     mask, target = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
-    for b, row in enumerate(rows):
-        at = 0
-        for number, suffix in enumerate(row):
-            own = slice(at, at + len(suffix.ids))
-            ids[b, own], target[b, own] = torch.tensor(suffix.ids), torch.tensor(suffix.target)
-            mask[b, own], queries[b, own] = True, number
-            at = own.stop
-    return ids, mask, target, queries
+    for b, suffix in enumerate(suffixes):
+        own = slice(0, len(suffix.ids))
+        ids[b, own], mask[b, own], target[b, own] = torch.tensor(suffix.ids), True, torch.tensor(suffix.target)
+    return ids, mask, target

@@ -175,13 +175,10 @@ class DocumentReader:
         ).last_hidden_state
 
     def target_losses(self, hidden: Tensor, prompts: DocumentPrompts) -> Tensor:
-        """Mean negative log-likelihood of each prompt's targets, nats per token: `(B, 1 + M)`, the own one first."""
+        """Mean negative log-likelihood of each prompt's target, nats per token: `(B,)`."""
         b, column = prompts.suffix_target.nonzero(as_tuple=True)
         loss = self.lm.target_loss(hidden[b, column - 1], prompts.suffix_ids[b, column])
-        each = 1 + int(prompts.suffix_queries.max())
-        slot = b * each + prompts.suffix_queries[b, column]
-        total = loss.new_zeros(len(prompts) * each).index_add(0, slot, loss)
-        return (total / slot.bincount(minlength=len(total))).view(-1, each)  # (B * (1 + M),) -> (B, 1 + M)
+        return loss.new_zeros(len(prompts)).index_add(0, b, loss) / b.bincount(minlength=len(prompts))
 
     def _suffix_mask(
         self, prompts: DocumentPrompts, visible: Tensor, first: int | None = None
@@ -195,16 +192,14 @@ class DocumentReader:
             NLTError: columns and positions differ, and the LLM has a sliding window that ends within the prompt.
         """
         steps = torch.arange(prompts.suffix_ids.shape[1], device=prompts.suffix_ids.device)
-        queries = prompts.suffix_queries
         begin = torch.where(prompts.prompt_mask, prompts.prompt_positions, -1).amax(1, keepdim=True) + 1  # (B, 1)
         if first is not None:
             begin = begin.clamp(min=first)
-        if not queries.any() and not prompts.prompt_segments.any():
-            return torch.cat([visible, prompts.suffix_mask], dim=1), begin + steps
-        same = queries[:, :, None] == queries[:, None, :]  # (B, S, S)
-        own = same & (steps[:, None] >= steps) & prompts.suffix_mask[:, None, :]
+        positions = begin + steps
+        if not prompts.prompt_segments.any():
+            return torch.cat([visible, prompts.suffix_mask], dim=1), positions
+        own = (steps[:, None] >= steps) & prompts.suffix_mask[:, None, :]  # (B, S, S)
         documents = visible[:, None, :].expand(-1, len(steps), -1)  # (B, S, P)
-        positions = begin + steps - same.int().argmax(-1)  # the token's own query begins at its first column
         last, window = int(positions.max()), self.lm.sliding_window
         if last >= self.lm.context_length:
             raise NLTError(
@@ -214,8 +209,8 @@ class DocumentReader:
         if window is not None and last >= window:
             raise NLTError(
                 f"LLM {self.lm.name!r} sees {window} tokens back, and a prompt has {last + 1}: "
-                "documents that do not see each other and contrast targets need a window over the whole prompt; "
-                "lower max_document_tokens or use document_layout sequential without contrast targets"
+                "documents that do not see each other need a window over the whole prompt; lower max_document_tokens "
+                "or use document_layout sequential"
             )
         return torch.cat([documents, own], dim=-1)[:, None], positions
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from sentence_transformers.util import all_gather, all_gather_with_grad
 from torch import Tensor
 from transformers import DynamicCache
 
-from nlt_trainer.choices import DocumentMass, InjectedRows, check_choice
+from nlt_trainer.choices import DocumentMass, check_choice
 from nlt_trainer.data.llm_texts import LLMTexts
 from nlt_trainer.encoder.similarity import all_cosines, first_of_equals, label_of
 from nlt_trainer.errors import NLTError
@@ -38,16 +37,6 @@ class DREAMLoss(LLMObjective):
     through w alone, so it reaches only the encoder. The shares w of a query's documents sum to 1, so raising the share
     of one document lowers those of the others.
 
-    A document may help every target or none, whatever the query; repetitive text and boilerplate are examples. This
-    part of the gradient says nothing about relevance, and an encoder learns it quickly. A prompt can therefore carry
-    the suffixes of M other queries. The mean loss of their targets, after the same documents with the same shares, is
-    then subtracted. The difference shows what the documents do for this query. Head detection uses a null query for
-    the same purpose.
-
-    The gradient becomes small as w approaches 0 and 1. With a share floor f the shares are
-    :math:`(1 - f) w_{bk} + f / K`. The LLM then always sees every document, and a low temperature still lets the
-    gradient of solved queries become small.
-
     The heads that are not selected read the documents too. The LLM may then find the right document by itself, and the
     loss hardly depends on the shares. With `hide_documents` these heads see only the query, the target and the prompt
     before the first document. Words between documents are hidden too, because they have read the document before them.
@@ -67,11 +56,8 @@ class DREAMLoss(LLMObjective):
     Args (`model`, `temperature` and `micro_batch_size` are those of `LLMObjective`):
         lm: the frozen LLM; a plain object, so that it is neither wrapped nor saved.
         heads: the heads to inject, found in this LLM.
-        share_floor: part of the shares that is spread evenly over all documents, from 0 (the paper's) to below 1.
         document_mass: the attention that is divided among the documents: all that the head has (`one`), or what it
             gives them by itself (`kept`, the paper's).
-        injected_rows: the rows that are changed: `all` rows from the query on, or only those that predict a token of
-            the target (`target`).
         hide_documents: whether all other heads see no document; in the paper's form, False, they do.
         in_batch_candidates: whether a query's heads choose among the documents of all queries. This needs documents
             that do not see each other.
@@ -102,9 +88,7 @@ class DREAMLoss(LLMObjective):
         *,
         heads: HeadSet,
         temperature: float = 0.05,
-        share_floor: float = 0.0,
         document_mass: DocumentMass = "one",
-        injected_rows: InjectedRows = "all",
         hide_documents: bool = True,
         in_batch_candidates: bool = False,
         micro_batch_size: int = 2,
@@ -114,25 +98,18 @@ class DREAMLoss(LLMObjective):
         layers = frozenset(by_layer) if hide_documents else None
         reader = DocumentReader(lm, cache_bytes=int(document_cache_gib * 2**30), layers=layers)
         super().__init__(model, reader, temperature=temperature, micro_batch_size=micro_batch_size)
-        if not 0 <= share_floor < 1:
-            raise NLTError(
-                f"share_floor is {share_floor}; it must be at least 0 and below 1, where nothing would train"
-            )
         if document_cache_gib < 0:
             raise NLTError(f"document_cache_gib is {document_cache_gib}; it must be at least 0, which keeps none")
         check_choice("document_mass", document_mass, DocumentMass)
-        check_choice("injected_rows", injected_rows, InjectedRows)
         heads.check(lm)
-        self.share_floor = share_floor
         self.document_mass = document_mass
-        self.injected_rows = injected_rows
         self.hide_documents = hide_documents
         self.in_batch_candidates = in_batch_candidates
         self.heads = by_layer
 
     @classmethod
     def texts_for(cls, llm: PromptFrame) -> LLMTexts:
-        return LLMTexts(prompts=llm, contrasts=True)
+        return LLMTexts(prompts=llm)
 
     def compute_loss_from_embeddings(
         self, queries: Tensor, documents: Tensor, labels: dict[str, Tensor]
@@ -177,16 +154,8 @@ class DREAMLoss(LLMObjective):
             own = prompts.rows(rows).without_padding(prompt=read is None).to(device)
             return self.read(log_weights, own, cache=cache_rows(read, rows) if read else None, pool=pool)
 
-        log_weights = self.log_shares(scores)[order.to(scores.device)]
+        log_weights = scores.log_softmax(-1)[order.to(scores.device)]
         return micro_batched_loss(losses, log_weights, micro_batch_size=self.micro_batch_size, device=device)
-
-    def log_shares(self, scores: Tensor) -> Tensor:
-        """Logarithms of the documents' shares, in the shape of the scores: `(B, K)`, or `(B, U)` with a pool."""
-        log_weights = scores.log_softmax(-1)
-        if self.share_floor == 0:
-            return log_weights
-        even = log_weights.new_tensor(self.share_floor / scores.shape[1]).log()
-        return torch.logaddexp(log_weights + math.log1p(-self.share_floor), even)
 
     def read(
         self,
@@ -201,21 +170,18 @@ class DREAMLoss(LLMObjective):
             cache = self.reader.read_documents(prompts)
         k = log_weights.shape[1] if pool is None else pool.num_candidates
         documents, others = prompts.key_documents(k), prompts.beginning(k) if self.hide_documents else None
-        # A row predicts the token after it; no suffix begins with its target.
-        rows = prompts.suffix_mask if self.injected_rows == "all" else prompts.suffix_target.roll(-1, dims=1)
-        injection = ScoreInjection(log_weights, documents, rows, self.heads, self.document_mass, pool, others)
+        injection = ScoreInjection(
+            log_weights, documents, prompts.suffix_mask, self.heads, self.document_mass, pool, others
+        )
         hidden = self.reader.read_suffix(prompts, cache, injection, begin=pool.end if pool else None)
-        losses = self.reader.target_losses(hidden, prompts)  # (B, 1 + M)
-        return losses[:, 0] - losses[:, 1:].mean(1) if losses.shape[1] > 1 else losses[:, 0]
+        return self.reader.target_losses(hidden, prompts)
 
     def get_config_dict(self) -> dict[str, Any]:
         """Settings for the model card."""
         heads = [[layer, int(head)] for layer, indices in self.heads.items() for head in indices]
         return {
             "temperature": self.temperature,
-            "share_floor": self.share_floor,
             "document_mass": self.document_mass,
-            "injected_rows": self.injected_rows,
             "hide_documents": self.hide_documents,
             "in_batch_candidates": self.in_batch_candidates,
             "llm": self.reader.lm.name,

@@ -63,4 +63,4 @@ class LOOPLoss(PromptTeacher):
         left_out = torch.arange(num_documents, device=prompts.documents.device).repeat(len(prompts))  # (b * K,)
         visible = repeated.prompt_mask & (repeated.document_parts(num_documents) != left_out[:, None])
         hidden = self.reader.read_suffix(repeated, cache, visible=visible)  # (b * K, S, hidden)
-        return self.reader.target_losses(hidden, repeated)[:, 0].unflatten(0, (-1, num_documents))
+        return self.reader.target_losses(hidden, repeated).unflatten(0, (-1, num_documents))

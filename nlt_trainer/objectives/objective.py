@@ -67,7 +67,6 @@ class Objective(nn.Module, ABC):
         target: TargetKind | None = None,
         max_document_tokens: int | None = None,
         layout: DocumentLayout | None = None,
-        contrast_targets: int | None = None,
         max_length: int | None = None,
         seed: int = 42,
     ) -> NLTCollator:
@@ -75,21 +74,17 @@ class Objective(nn.Module, ABC):
 
         A setting that is left out has the default that it has in a recipe. A setting that has no effect on the
         objective is refused: `template`, `target` and `max_document_tokens` are for objectives that read an LLM,
-        `layout` is for DREAM, LOOP and ADist, and `contrast_targets` is for DREAM. A mixture accepts a setting if any
-        of its terms accepts it.
+        and `layout` is for DREAM, LOOP and ADist. A mixture accepts a setting if any of its terms accepts it.
 
         Args:
-            rows: the training rows; their answers decide the default target, and contrast targets are drawn from them.
-                Nothing else depends on them.
+            rows: the training rows; their answers decide the default target. Nothing else depends on them.
             template: text around documents, query and answer in the LLM's prompt.
             target: text that the LLM predicts: `answer`, `query` or `joint`; default `joint` if every row has an
                 answer, else `query`.
             max_document_tokens: tokens that the LLM reads of a document, default 192; longer documents are cut.
             layout: documents follow one another (`sequential`, the default), or do not see each other (`independent`).
-            contrast_targets: how many targets of other queries each query gets; their mean loss is subtracted from
-                the query's. Default 0.
             max_length: tokens that the encoder reads of a text in training; default as many as at inference.
-            seed: decides the candidates' order and the draw of contrast targets.
+            seed: decides the candidates' order.
 
         Raises:
             NLTError: the objective has no use for a setting, a setting is wrong, or `rows` are needed.
@@ -106,7 +101,6 @@ class Objective(nn.Module, ABC):
             "target": target,
             "max_document_tokens": max_document_tokens,
             "layout": layout,
-            "contrast_targets": contrast_targets,
         }
         given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         if useless := [name for name in given if name not in texts.settings]:
@@ -114,7 +108,7 @@ class Objective(nn.Module, ABC):
                 f"{type(self).__name__} has no use for {useless[0]} in its collator; leave it out (it takes "
                 f"{', '.join((*texts.settings, 'max_length', 'seed'))})"
             )
-        prompts, chunks = texts.builders(rows, seed=seed, **given)
+        prompts, chunks = texts.builders(rows, **given)
         return NLTCollator(self.model, prompts=prompts, chunks=chunks, max_length=max_length, seed=seed)
 
     @abstractmethod

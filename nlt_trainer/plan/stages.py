@@ -260,7 +260,6 @@ def prompt_work(llm: Model, prompts: DocumentPrompts, *, times: int = 1, gradien
     ids, segments = prompts.prompt_ids[0], prompts.prompt_segments[0]
     start = tuple(ids[segments == 0].tolist())
     texts = {(*start, *ids[segments == k].tolist()) for k in range(1, int(segments.max()) + 1)} | ({start} - {()})
-    lengths = prompts.suffix_queries[prompts.suffix_mask].bincount().tolist()
-    work = llm.read(0, targets=int(prompts.suffix_target.sum()), gradients=gradients)
-    work = sum((llm.read(n, after=len(ids), gradients=gradients) for n in lengths), work)
+    targets = int(prompts.suffix_target.sum())
+    work = llm.read(int(prompts.suffix_mask.sum()), after=len(ids), targets=targets, gradients=gradients)
     return list(texts), llm.read_all(texts) + work * times

@@ -69,11 +69,11 @@ def test_every_name_has_a_builder_and_a_paper() -> None:
             {"false_negative_margin": 0.1},
         ),
         (
-            {"objective": "dream", "lm_micro_batch_size": 3, "temperature": 0.2, "share_floor": 0.3,
-             "document_mass": "one", "injected_rows": "target", "hide_documents": True, "in_batch_candidates": True},
+            {"objective": "dream", "lm_micro_batch_size": 3, "temperature": 0.2,
+             "document_mass": "kept", "hide_documents": False, "in_batch_candidates": True},
             DREAMLoss,
-            {"micro_batch_size": 3, "temperature": 0.2, "share_floor": 0.3, "document_mass": "one",
-             "injected_rows": "target", "hide_documents": True, "in_batch_candidates": True},
+            {"micro_batch_size": 3, "temperature": 0.2,
+             "document_mass": "kept", "hide_documents": False, "in_batch_candidates": True},
         ),
         (
             {"objective": "loop", "lm_micro_batch_size": 3, "temperature": 0.2, "teacher_temperature": 0.3},
@@ -110,9 +110,7 @@ def test_the_llms_texts_are_known_before_the_objective(parts: Any, objective: st
     """Reference: the batch of the collator that the objective makes; the recipe's settings reach it."""
     data = DataArguments(max_document_tokens=7, document_layout="independent", query_prefix="Ask:", target="query")
     more = dataclasses.replace(CANDIDATES[0], query_id="q2", query="why does bread rise")
-    recipe: Parts = dataclasses.replace(
-        parts(objective=objective, contrast_targets=1, seed=5), data=data, candidates=[*CANDIDATES, more]
-    )
+    recipe: Parts = dataclasses.replace(parts(objective=objective, seed=5), data=data, candidates=[*CANDIDATES, more])
     collator = make_collator(recipe, make_loss(recipe))
     prompts, chunks = recipe.builders(recipe.lm.prompt_frame)
     assert [prompts is None, chunks is None] == [collator.prompts is None, collator.chunks is None]
@@ -127,8 +125,7 @@ def test_the_llms_texts_are_known_before_the_objective(parts: Any, objective: st
         assert (builder.tokens.max_document_tokens, builder.tokens.template) == (7, data.template)
         assert (builder.target, builder.context_length) == ("query", 256)
     if prompts is not None:
-        contrasts = int("dream" in objective)
-        assert (prompts.layout, prompts.seed, prompts.contrast_targets) == ("independent", 5, contrasts)
+        assert prompts.layout == "independent"
     assert collator.seed == 5
 
 

@@ -216,35 +216,3 @@ def test_keys_are_63_bits_of_the_text() -> None:
     assert len(set(keys)) == 8
     assert all(0 <= key < 2**63 for key in keys)
     assert text_key("an owl") == keys[1]
-
-
-def test_targets_of_other_queries_depend_on_query_and_seed_alone(tiny_lm: FrozenLM) -> None:
-    """Reference: the same row in another batch; never the query itself, never one twice."""
-    tokens = PromptTokens(tiny_lm.tokenizer, PromptTemplate(), max_document_tokens=16)
-    foreign = [(row["query"], row["answer"]) for row in ROWS] + [("why", "because"), ("how", "so"), ("why", "because")]
-
-    def drawn(rows: list[dict[str, Any]], seed: int = 0) -> list[str]:
-        builder = PromptBuilder(tokens, "joint", 256, foreign=foreign, contrast_targets=2, seed=seed)
-        prompts = builder(rows)
-        assert int(prompts.suffix_queries.max()) == 2
-        return [
-            str(tiny_lm.tokenizer.decode(ids[mask]))
-            for ids, mask in zip(prompts.suffix_ids, prompts.suffix_mask, strict=True)
-        ]
-
-    together = drawn(ROWS)
-    assert together == [drawn([row])[0] for row in ROWS]
-    assert any(together != drawn(ROWS, seed=seed) for seed in range(1, 5))
-    for row, text in zip(ROWS, together, strict=True):
-        assert text.count("Question:") == 3
-        assert text.count(row["query"]) == 1
-        assert text.count("why") < 2
-
-
-def test_more_targets_than_other_queries_are_refused(tiny_lm: FrozenLM) -> None:
-    """Reference: the message names both numbers."""
-    tokens = PromptTokens(tiny_lm.tokenizer, PromptTemplate(), max_document_tokens=16)
-    with pytest.raises(NLTError, match="contrast_targets is -1; it must be at least 0"):
-        PromptBuilder(tokens, "query", 256, contrast_targets=-1)
-    with pytest.raises(NLTError, match="contrast_targets is 2, and only 2 queries"):
-        PromptBuilder(tokens, "query", 256, foreign=[("a", None), ("b", None)], contrast_targets=2)

@@ -81,7 +81,7 @@ def test_an_option_that_a_run_does_not_know_had_its_default() -> None:
     has not. A later version has options that the settings of an earlier run do not name.
     """
     settings = read_json("stopped/settings.json")
-    for key in ("share_floor", "adam_beta2"):
+    for key in ("document_mass", "adam_beta2"):
         del settings["trajectory"][key]
     write_json("stopped/settings.json", settings)
     train.main(RECIPE)

@@ -62,7 +62,7 @@ def two_part_losses(lm: FrozenLM, log_weights: Tensor, prompts: DocumentPrompts)
     reader = DocumentReader(lm)
     cache = reader.read_documents(prompts)
     injection = ScoreInjection(log_weights, prompts.key_documents(3), prompts.suffix_mask, HEADS)
-    return reader.target_losses(reader.read_suffix(prompts, cache, injection), prompts)[:, 0]
+    return reader.target_losses(reader.read_suffix(prompts, cache, injection), prompts)
 
 
 @pytest.mark.parametrize("target", ["answer", "query", "joint"])

@@ -1,4 +1,4 @@
-"""Reading in two parts: documents that do not see each other, their cache, and targets of other queries."""
+"""Reading in two parts: documents that do not see each other, and their cache."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
-from nlt_trainer.choices import DocumentLayout
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.attention import ScoreInjection, enable_document_attention
 from nlt_trainer.injection.document_prompts import DocumentPrompts, build_prompts
@@ -22,11 +21,6 @@ DOCUMENTS = [
     ["An owl hunts at night and hears a mouse.", "Silk is spun by the larva of a moth.", "An owl hunts."],
     ["Bread rises.", "Silk is spun by the larva of a moth.", "Bread rises."],  # one text twice in a prompt
 ]
-FOREIGN: list[list[tuple[str, str | None]]] = [
-    [("what makes the tides of the sea", None), ("why", None)],
-    [("how is tea made", None), ("which stone floats on water", None)],
-    [("why", None), ("how is tea made", None)],
-]
 HEADS = {0: torch.tensor([0, 2]), 1: torch.tensor([3])}
 LOG_WEIGHTS = torch.tensor([[0.5, -1.0, 0.2], [2.0, 0.1, 0.0], [-0.4, 0.3, 0.9]]).log_softmax(-1)
 
@@ -36,18 +30,10 @@ def document_attention(tiny_lm: FrozenLM) -> None:
     enable_document_attention(tiny_lm)
 
 
-def prompts_of(
-    lm: FrozenLM, *, layout: DocumentLayout = "independent", foreign: bool = False, rows: slice = slice(None)
-) -> DocumentPrompts:
+def prompts_of(lm: FrozenLM, *, rows: slice = slice(None)) -> DocumentPrompts:
     tokens = PromptTokens(lm.tokenizer, PromptTemplate(), max_document_tokens=32)
     return build_prompts(
-        tokens,
-        QUERIES[rows],
-        DOCUMENTS[rows],
-        target="query",
-        context_length=256,
-        layout=layout,
-        foreign=FOREIGN[rows] if foreign else None,
+        tokens, QUERIES[rows], DOCUMENTS[rows], target="query", context_length=256, layout="independent"
     )
 
 
@@ -95,7 +81,7 @@ def one_pass_loss(lm: FrozenLM, query: str, documents: list[str], log_weights: T
 def test_documents_read_once_each_equal_one_masked_pass(tiny_lm: FrozenLM) -> None:
     """Reference: one sequence under a dense mask with a graph everywhere; loss and gradient to the scores."""
     ours, theirs = LOG_WEIGHTS.clone().requires_grad_(), LOG_WEIGHTS.clone().requires_grad_()
-    loss = losses_of(DocumentReader(tiny_lm), prompts_of(tiny_lm), ours)[:, 0]
+    loss = losses_of(DocumentReader(tiny_lm), prompts_of(tiny_lm), ours)
     reference = torch.stack([one_pass_loss(tiny_lm, QUERIES[b], DOCUMENTS[b], theirs[b]) for b in range(3)])
     torch.testing.assert_close(loss, reference, rtol=1e-5, atol=1e-6)
     gradient, expected = torch.autograd.grad(loss.sum(), ours)[0], torch.autograd.grad(reference.sum(), theirs)[0]
@@ -129,14 +115,10 @@ def test_a_document_is_read_once(tiny_lm: FrozenLM) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["Document: ", ""])
-@pytest.mark.parametrize("foreign", [False, True])
-def test_layers_that_see_no_documents_keep_none(tiny_lm: FrozenLM, prefix: str, foreign: bool) -> None:
+def test_layers_that_see_no_documents_keep_none(tiny_lm: FrozenLM, prefix: str) -> None:
     """Reference: a reader that keeps them in all layers; documents are hidden from heads that are not injected."""
     tokens = PromptTokens(tiny_lm.tokenizer, PromptTemplate(document_prefix=prefix), max_document_tokens=32)
-    others = FOREIGN if foreign else None
-    prompts = build_prompts(
-        tokens, QUERIES, DOCUMENTS, target="query", context_length=256, layout="independent", foreign=others
-    )
+    prompts = build_prompts(tokens, QUERIES, DOCUMENTS, target="query", context_length=256, layout="independent")
     every, some = (DocumentReader(tiny_lm, cache_bytes=10**9, layers=layers) for layers in (None, {1}))
     found = []
     for reader in (every, some, some):  # at last from what is kept
@@ -179,26 +161,6 @@ def test_the_order_of_independent_documents_means_nothing(tiny_lm: FrozenLM) -> 
         prompts = build_prompts(tokens, QUERIES[:1], [texts], target="query", context_length=256, layout="independent")
         losses.append(losses_of(DocumentReader(tiny_lm), prompts, LOG_WEIGHTS[:1, order]))
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("layout", ["sequential", "independent"])
-def test_targets_of_other_queries_are_read_as_if_they_stood_alone(tiny_lm: FrozenLM, layout: DocumentLayout) -> None:
-    """Reference: each query's own prompt with the same documents; loss and gradient of each."""
-    leaf = LOG_WEIGHTS.clone().requires_grad_()
-    together = losses_of(DocumentReader(tiny_lm), prompts_of(tiny_lm, layout=layout, foreign=True), leaf)
-    assert together.shape == (3, 3)
-    tokens = PromptTokens(tiny_lm.tokenizer, PromptTemplate(), max_document_tokens=32)
-    for b in range(3):
-        for number, query in enumerate([QUERIES[b], *(other for other, _ in FOREIGN[b])]):
-            prompts = build_prompts(
-                tokens, [query], DOCUMENTS[b : b + 1], target="query", context_length=256, layout=layout
-            )
-            own = LOG_WEIGHTS[b : b + 1].clone().requires_grad_()
-            alone = losses_of(DocumentReader(tiny_lm), prompts, own)[0, 0]
-            torch.testing.assert_close(together[b, number], alone, rtol=1e-5, atol=1e-6)
-            gradient = torch.autograd.grad(together[b, number], leaf, retain_graph=True)[0][b]
-            expected = torch.autograd.grad(alone, own)[0][0]
-            torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_a_window_within_the_prompt_is_refused(tiny_lm: FrozenLM) -> None:

@@ -220,7 +220,7 @@ def test_the_push_of_a_head_is_a_finite_difference(tiny_lm: FrozenLM, layout: Do
         injection = HeadwiseInjection(equal, prompts.key_documents(3), prompts.suffix_mask, heads, shares=shares)
         with torch.no_grad():
             hidden = reader.read_suffix(prompts, reader.read_documents(prompts), injection)
-            return reader.target_losses(hidden, prompts)[:, 0].numpy()
+            return reader.target_losses(hidden, prompts).numpy()
 
     for layer, head, document in ((0, 0, 0), (0, 3, 2), (1, 1, 1), (1, 2, 0)):
         rise = losses(layer, head, document, 1e-2) - losses(layer, head, document, -1e-2)

@@ -148,7 +148,7 @@ def two_part_losses(
     reader = DocumentReader(lm)
     cache = reader.read_documents(prompts)
     injection = ScoreInjection(log_weights, prompts.key_documents(K), prompts.suffix_mask, HEADS, mass)
-    return reader.target_losses(reader.read_suffix(prompts, cache, injection), prompts)[:, 0]
+    return reader.target_losses(reader.read_suffix(prompts, cache, injection), prompts)
 
 
 @torch.no_grad()
@@ -208,7 +208,7 @@ def test_one_document_changes_nothing(tiny_lm: FrozenLM, family: str) -> None:
     reader = DocumentReader(lm)
     injection = ScoreInjection(torch.zeros(3, 1), prompts.key_documents(1), prompts.suffix_mask, HEADS)
     hidden = reader.read_suffix(prompts, reader.read_documents(prompts), injection)
-    torch.testing.assert_close(reader.target_losses(hidden, prompts)[:, 0], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(reader.target_losses(hidden, prompts), expected, rtol=1e-4, atol=1e-4)
 
 
 @every_decoder

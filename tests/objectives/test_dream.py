@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from nlt_trainer.choices import DocumentMass, TargetKind
+from nlt_trainer.choices import DocumentMass
 from nlt_trainer.encoder.similarity import embed, own_cosines
 from nlt_trainer.errors import NLTError
-from nlt_trainer.injection.attention import ScoreInjection
 from nlt_trainer.injection.document_pool import DocumentPool
 from nlt_trainer.injection.document_prompts import DocumentPrompts, build_prompts
 from nlt_trainer.injection.heads import HeadSet
@@ -153,8 +150,6 @@ def test_wrong_settings_are_refused(tiny_encoder: SentenceTransformer, tiny_lm: 
         DREAMLoss(tiny_encoder, tiny_lm, heads=heads, document_cache_gib=-1)
     with pytest.raises(NLTError, match=r"document_mass 'two' is unknown; choose one of kept, one"):
         DREAMLoss(tiny_encoder, tiny_lm, heads=heads, document_mass="two")  # type: ignore[arg-type]
-    with pytest.raises(NLTError, match=r"injected_rows 'query' is unknown; choose one of all, target"):
-        DREAMLoss(tiny_encoder, tiny_lm, heads=heads, injected_rows="query")  # type: ignore[arg-type]
     other = HeadSet(heads.heads, heads.scores, "org/other", {**heads.llm_fingerprint, "weights": "x"}, {})
     with pytest.raises(NLTError, match=r"found in LLM 'org/other', not in .*run `nlt detect_heads`"):
         DREAMLoss(tiny_encoder, tiny_lm, heads=other)
@@ -165,76 +160,12 @@ def test_settings_for_the_card(tiny_encoder: SentenceTransformer, tiny_lm: Froze
     settings = loss_of(tiny_encoder, tiny_lm).get_config_dict()
     assert settings == {
         "temperature": 0.3,
-        "share_floor": 0.0,
         "document_mass": "one",
-        "injected_rows": "all",
         "hide_documents": True,
         "in_batch_candidates": False,
         "llm": tiny_lm.name,
         "heads": [[0, 3], [1, 0], [1, 2]],
     }
-
-
-@pytest.mark.parametrize("share_floor", [0.0, 0.4])
-def test_shares_are_the_softmax_over_a_floor(
-    tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, share_floor: float
-) -> None:
-    """Reference: the formula in numpy float64."""
-    loss = DREAMLoss(tiny_encoder, tiny_lm, heads=heads_of(tiny_lm), temperature=0.3, share_floor=share_floor)
-    scores = SCORES.double().numpy()
-    softmax = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
-    expected = (1 - share_floor) * softmax + share_floor / scores.shape[1]
-    np.testing.assert_allclose(loss.log_shares(SCORES).exp().numpy(), expected, rtol=1e-6)
-
-
-def test_a_full_floor_is_refused(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> None:
-    """Reference: the message names the value."""
-    with pytest.raises(NLTError, match=r"share_floor is 1.0"):
-        DREAMLoss(tiny_encoder, tiny_lm, heads=heads_of(tiny_lm), share_floor=1.0)
-
-
-def test_targets_of_other_queries_are_subtracted(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> None:
-    """Reference: losses of prompts with the other queries in the place of their own, one by one; gradients too."""
-    tokens = PromptTokens(tiny_lm.tokenizer, PromptTemplate(), max_document_tokens=32)
-    loss = loss_of(tiny_encoder, tiny_lm)
-    foreign: list[list[tuple[str, str | None]]] = [
-        [(QUERIES[(b + 1) % 3], None), (QUERIES[(b + 2) % 3], None)] for b in range(3)
-    ]
-
-    def prompts_with(queries: list[str], others: list[list[tuple[str, str | None]]] | None = None) -> DocumentPrompts:
-        return build_prompts(tokens, queries, DOCUMENTS, target="query", context_length=256, foreign=others)
-
-    scores, reference = SCORES.clone().requires_grad_(), SCORES.clone().requires_grad_()
-    found = loss.compute_loss_from_scores(scores, prompts_with(QUERIES, foreign))
-    others = [joint_graph(loss, reference, prompts_with(QUERIES[i:] + QUERIES[:i])) for i in (1, 2)]
-    expected = joint_graph(loss, reference, prompts_with(QUERIES)) - (others[0] + others[1]) / 2
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    gradient, known = torch.autograd.grad(found, scores)[0], torch.autograd.grad(expected, reference)[0]
-    assert known.abs().max() > 1e-5
-    torch.testing.assert_close(gradient, known, rtol=1e-4, atol=1e-7)
-
-
-@pytest.mark.parametrize("kind", ["query", "joint"])
-def test_rows_that_predict_the_target(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, kind: TargetKind) -> None:
-    """Reference: an injection whose rows are found token by token, with contrast targets too."""
-    tokens = PromptTokens(tiny_lm.tokenizer, PromptTemplate(), max_document_tokens=32)
-    paper = partial(DREAMLoss, tiny_encoder, tiny_lm, heads=heads_of(tiny_lm), hide_documents=False)
-    loss = paper(document_mass="kept", injected_rows="target")
-    prompts = build_prompts(
-        tokens, QUERIES, DOCUMENTS, target=kind, context_length=256, answers=["a b", "c", "d"],
-        foreign=[[("what is silk", "e f")]] * 3,
-    )  # fmt: skip
-    rows = torch.zeros_like(prompts.suffix_mask)
-    for b, c in prompts.suffix_target.nonzero().tolist():
-        rows[b, c - 1] = True
-    injection = ScoreInjection(SCORES.log_softmax(-1), prompts.key_documents(2), rows, loss.heads)
-    hidden = loss.reader.read_suffix(prompts, loss.reader.read_documents(prompts), injection)
-    both = loss.reader.target_losses(hidden, prompts)
-    expected = (both[:, 0] - both[:, 1]).mean()
-    found = loss.compute_loss_from_scores(SCORES, prompts)
-    torch.testing.assert_close(found, expected)
-    everywhere = paper(document_mass="kept")
-    assert abs(float(everywhere.compute_loss_from_scores(SCORES, prompts) - found)) > 1e-5
 
 
 def features_of(encoder: SentenceTransformer, documents: list[list[str]]) -> list[dict[str, Tensor]]:
@@ -272,10 +203,7 @@ def test_in_batch_candidates_are_one_large_prompt(
     tokens = PromptTokens(tiny_lm.tokenizer, template, max_document_tokens=32)
 
     def prompts_of(documents: list[list[str]]) -> DocumentPrompts:
-        return build_prompts(
-            tokens, QUERIES, documents, target="query", context_length=256, layout="independent",
-            foreign=[[("what is silk", None)]] * 3,
-        )  # fmt: skip
+        return build_prompts(tokens, QUERIES, documents, target="query", context_length=256, layout="independent")
 
     different = sorted({text for row in SHARED for text in row})
     keys = torch.tensor([[different.index(text) for text in row] for row in SHARED])

@@ -54,20 +54,9 @@ def tokens_of(lm: FrozenLM) -> PromptTokens:
     return PromptTokens(lm.tokenizer, TEMPLATE, max_document_tokens=6)
 
 
-def prompts_of(
-    lm: FrozenLM, *, layout: DocumentLayout = "sequential", contrast_targets: int = 0, seed: int = 42
-) -> PromptBuilder:
+def prompts_of(lm: FrozenLM, *, layout: DocumentLayout = "sequential") -> PromptBuilder:
     """The reference, built from its parts."""
-    foreign = [(row["query"], row["answer"]) for row in ROWS]
-    return PromptBuilder(
-        tokens_of(lm),
-        "joint",
-        lm.context_length,
-        layout=layout,
-        foreign=foreign,
-        contrast_targets=contrast_targets,
-        seed=seed,
-    )
+    return PromptBuilder(tokens_of(lm), "joint", lm.context_length, layout=layout)
 
 
 def chunks_of(lm: FrozenLM) -> ChunkBuilder:
@@ -103,17 +92,6 @@ def test_prompts_of_documents(
     assert_equal_batches(loss.collator(layout=layout, max_length=4, seed=3, **SETTINGS), expected)
 
 
-def test_dream_has_the_targets_of_other_queries(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> None:
-    """Reference: a prompt builder by hand that draws from the rows; a `Dataset` of them gives the same."""
-    loss = dream(tiny_encoder, tiny_lm)
-    for seed in (42, 7):
-        prompts = prompts_of(tiny_lm, layout="independent", contrast_targets=2, seed=seed)
-        expected = NLTCollator(tiny_encoder, prompts=prompts, seed=seed)
-        for rows in (ROWS, Dataset.from_list(ROWS)):
-            found = loss.collator(rows, layout="independent", contrast_targets=2, seed=seed, **SETTINGS)
-            assert_equal_batches(found, expected)
-
-
 def test_revela_has_chunks(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> None:
     """Reference: a chunk builder by hand."""
     found = RevelaLoss(tiny_encoder, tiny_lm).collator(**SETTINGS)
@@ -124,9 +102,9 @@ def test_a_mixture_has_what_its_terms_have(tiny_encoder: SentenceTransformer, ti
     """Reference: both builders by hand; gradient caching adds nothing; each document is tokenised once for both."""
     terms = [LikelihoodGainLoss(tiny_encoder), dream(tiny_encoder, tiny_lm), RevelaLoss(tiny_encoder, tiny_lm)]
     mixture = MixtureLoss(terms, weights=[1.0, 0.5, 2.0])
-    prompts = prompts_of(tiny_lm, layout="independent", contrast_targets=1)
+    prompts = prompts_of(tiny_lm, layout="independent")
     expected = NLTCollator(tiny_encoder, prompts=prompts, chunks=chunks_of(tiny_lm), seed=42)
-    settings = {"layout": "independent", "contrast_targets": 1, **SETTINGS}
+    settings = {"layout": "independent", **SETTINGS}
     for loss in (mixture, GradCacheLoss(mixture, micro_batch_size=2)):
         found = loss.collator(ROWS, **settings)
         assert_equal_batches(found, expected)
@@ -166,14 +144,12 @@ def test_the_defaults_are_the_recipes(tiny_lm: FrozenLM) -> None:
         "target": data.target,
         "max_document_tokens": data.max_document_tokens,
         "layout": data.document_layout,
-        "contrast_targets": args.contrast_targets,
-        "seed": args.seed,
     }
     assert {name: found[name] for name in expected} == expected
     parameters = inspect.signature(Objective.collator).parameters
     assert parameters["seed"].default == args.seed
-    assert set(parameters) - {"self", "rows", "max_length"} == set(expected)
-    assert {*LLMTexts(prompts=tiny_lm.prompt_frame, contrasts=True).settings, "seed"} == set(expected)
+    assert set(parameters) - {"self", "rows", "max_length", "seed"} == set(expected)
+    assert {*LLMTexts(prompts=tiny_lm.prompt_frame).settings} == set(expected)
 
 
 def test_the_rows_decide_about_a_target_that_is_not_chosen(
@@ -195,14 +171,11 @@ def test_the_rows_decide_about_a_target_that_is_not_chosen(
     [
         ("likelihood_gain", {"layout": "independent"}, r"^LikelihoodGainLoss has no use for layout in its collator; "
          r"leave it out \(it takes max_length, seed\)$"),
-        ("loop", {"contrast_targets": 2}, r"^LOOPLoss has no use for contrast_targets in its collator; leave it out "
-         r"\(it takes template, target, max_document_tokens, layout, max_length, seed\)$"),
         ("revela", {"layout": "sequential"}, "^RevelaLoss has no use for layout"),
         ("grad_cache", {"target": "query"}, "^GradCacheLoss has no use for target"),
         ("loop", {"target": "quary"}, "target 'quary' is unknown; choose one of answer, query, joint"),
         ("loop", {"layout": "apart"}, "layout 'apart' is unknown; choose one of sequential, independent"),
         ("loop", {"max_document_tokens": 0}, "max_document_tokens is 0; it must be at least 1"),
-        ("dream", {"contrast_targets": 5}, "contrast_targets is 5, and only 5 queries are there"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_refused(
@@ -220,10 +193,8 @@ def test_wrong_settings_are_refused(
         losses[name].collator(ROWS, **settings)
 
 
-def test_contrast_targets_need_rows(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> None:
-    """Reference: the remedy in the message; a name that no collator has is Python's own error."""
-    with pytest.raises(NLTError, match=r"contrast_targets is 2, .*; give them too: loss.collator\(rows, ...\)"):
-        dream(tiny_encoder, tiny_lm).collator(target="query", contrast_targets=2)
+def test_a_name_that_no_collator_has_is_an_error(tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM) -> None:
+    """Reference: Python's own error."""
     with pytest.raises(TypeError, match="max_documents"):
         dream(tiny_encoder, tiny_lm).collator(ROWS, max_documents=2)  # type: ignore[call-arg]
 

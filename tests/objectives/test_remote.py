@@ -137,7 +137,7 @@ def test_the_worker_says_what_its_llm_reads(
 ) -> None:
     """Reference: the batch of the same objective's collator in this process, which has the LLM."""
     rows = [{"query": query, "documents": texts} for query, texts in zip(QUERIES, DOCUMENTS, strict=True)]
-    settings: dict[str, Any] = {"layout": "independent", "contrast_targets": 1, "max_document_tokens": 5, "seed": 3}
+    settings: dict[str, Any] = {"layout": "independent", "max_document_tokens": 5, "seed": 3}
     found = remote(tiny_encoder).collator(rows, **settings)(rows)
     expected = dream(tiny_encoder, llm=str(tiny_llm_folder), micro_batch_size=1).collator(rows, **settings)(rows)
     assert set(found) == set(expected)

@@ -74,7 +74,6 @@ def test_a_prompt_is_read_as_the_reader_reads_it(tiny_lm: FrozenLM, layout: Docu
         target="query",
         context_length=tiny_lm.context_length,
         layout=layout,
-        foreign=[[("how is glass made", None)]],
     )
     enable_document_attention(tiny_lm)
     reader = DocumentReader(tiny_lm)

@@ -93,7 +93,7 @@ def test_tokens_of_scoring_are_those_that_it_reads(recipe: Recipe) -> None:
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "likelihood_gain": {},
-    "dream": {"contrast_targets": 2},
+    "dream": {},
     "dream, documents kept": {"document_layout": "independent", "document_cache_gib": 1.0},
     "revela": {},
     "loop + adist + revela": {"llm_lora": {"r": 2, "target_modules": ["q_proj"]}},
