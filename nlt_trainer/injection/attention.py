@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -50,8 +51,7 @@ class ScoreInjection:
         mass: whether the documents share what the head gives them or all of its attention.
         pool: U documents that the heads attend to in place of the prompts' own K. They share what the head gives the
             prompt's own, so that no head attends to documents more because the pool has more of them.
-        seen_by_others: `(B, N)` int64, the keys before the suffix that heads which are not injected may see; `None`
-            means all. A layer without injected heads may have these and the suffix's S keys alone.
+        others: `(B, T)` bool, the keys that heads which are not injected may see; `None` means all.
     """
 
     log_weights: Tensor
@@ -60,7 +60,7 @@ class ScoreInjection:
     heads: Mapping[int, Tensor]
     mass: DocumentMass = "kept"
     pool: DocumentPool | None = None
-    seen_by_others: Tensor | None = None
+    others: Tensor | None = None
 
     def heads_of(self, layer: int) -> Tensor | None:
         return self.heads.get(layer)
@@ -77,25 +77,24 @@ class ScoreInjection:
     def read_by_others(
         self, key: Tensor, value: Tensor, mask: Tensor | None, *, rows: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys, values and mask of the heads that are not injected, without the keys that they do not see.
+        """Keys, values and mask of the heads that are not injected, without the keys that none of them sees.
 
         Args:
-            key: `(B, key-value heads, T, head size)`, or with only the N + S keys that are left.
+            key: `(B, key-value heads, T, head size)`.
             value: shaped as `key`.
             mask: `(B, 1, S, T)` bool, the attention's own; `None` means causal.
             rows: S.
         """
-        if self.seen_by_others is None:
+        if self.others is None:
             return key, value, mask
-        batch, length = self.documents.shape
-        suffix = torch.arange(length - rows, length, device=self.documents.device).expand(batch, -1)
-        columns = torch.cat([self.seen_by_others, suffix], dim=1)  # (B, N + S)
-        if key.shape[2] == length:
-            index = columns[:, None, :, None].expand(-1, key.shape[1], -1, key.shape[3])
-            key, value = key.gather(2, index), value.gather(2, index)
-        every = causal(rows, self.documents)[None, None] if mask is None else mask
-        seen = every.expand(batch, -1, -1, -1).gather(3, columns[:, None, None, :].expand(-1, -1, rows, -1))
-        return key, value, seen
+        seen = (causal(rows, self.others) if mask is None else mask) & self.others[:, None, None, :]
+        columns = self._columns_of_others
+        return key.index_select(2, columns), value.index_select(2, columns), seen.index_select(3, columns)
+
+    @cached_property
+    def _columns_of_others(self) -> Tensor:
+        assert self.others is not None
+        return self.others.any(0).nonzero()[:, 0]
 
     def attend(self, logits: Tensor, layer: int) -> Tensor:
         """Add a bias to masked attention logits or log-probabilities `(B, h, S, T)`, so that their softmax is p'."""

@@ -113,11 +113,10 @@ class DocumentPrompts:
         """The document of every key of both parts, `(B, P + S)`; keys of the suffix belong to none."""
         return torch.cat([self.documents, torch.full_like(self.suffix_ids, num_documents)], dim=1)
 
-    def beginning(self, num_documents: int) -> Tensor:
-        """Columns of the tokens with which all prompts begin before their first document, `(B, N)` int64."""
-        before = self.prompt_mask & (self.document_parts(num_documents) == -1) & (self.prompt_segments == 0)
-        first = self.prompt_mask.shape[1] - self.prompt_mask.sum(1, keepdim=True)  # padded on the left
-        return first + torch.arange(int(before.sum(1).min()), device=first.device)
+    def outside_documents(self, num_documents: int) -> Tensor:
+        """`(B, P + S)` bool, True at the tokens that belong to no document."""
+        around = self.prompt_mask & (self.documents == num_documents)
+        return torch.cat([around, self.suffix_mask], dim=1)
 
     def document_parts(self, num_documents: int) -> Tensor:
         """`(B, P)` int64: the document of each prompt token.

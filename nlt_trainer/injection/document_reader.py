@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,8 @@ from nlt_trainer.injection.attention_mass import AttentionMass
 from nlt_trainer.injection.document_prompts import DocumentPrompts
 from nlt_trainer.lm.frozen_lm import FrozenLM
 
-KeysValues = dict[int, tuple[Tensor, Tensor]]
-"""A text's keys and values by layer, each `(key-value heads, tokens, head size)`."""
+KeysValues = tuple[tuple[Tensor, Tensor], ...]
+"""A text's keys and values of every layer, each `(key-value heads, tokens, head size)`."""
 
 Place = tuple[int, slice, tuple[int, ...]]
 """Index of a prompt, some of its columns, and the ids that determine the keys and values in these columns."""
@@ -36,23 +36,17 @@ class DocumentReader:
     Args:
         lm: frozen LLM, switched to document attention by `enable_document_attention`.
         cache_bytes: memory for keys and values that are kept from call to call.
-        layers: the layers in which a suffix attends to documents that do not see each other; `None` means all. Other
-            layers keep only what all prompts begin with, and their part of a cache has these columns alone.
     """
 
-    def __init__(self, lm: FrozenLM, *, cache_bytes: int = 0, layers: Collection[int] | None = None) -> None:
+    def __init__(self, lm: FrozenLM, *, cache_bytes: int = 0) -> None:
         self.lm = lm
-        self.layers = range(lm.num_layers) if layers is None else layers
         self.lm_tokens = 0
         """Tokens that the LLM has read so far, without padding."""
         self._kept = _LeastRecentlyUsed(cache_bytes)
 
     @torch.no_grad()
     def read_documents(self, prompts: DocumentPrompts) -> DynamicCache:
-        """Keys and values of the documents' part, `(B, key-value heads, P, head size)` a layer, in the LLM's dtype.
-
-        A layer that is not among `layers` has the prompts' beginning in place of all P columns.
-        """
+        """Keys and values of the documents' part, `(B, key-value heads, P, head size)` a layer, in the LLM's dtype."""
         with torch.autocast(self.lm.device.type, enabled=False):
             return self._read_documents(prompts)
 
@@ -72,24 +66,22 @@ class DocumentReader:
         return cache
 
     def _read_independent(self, prompts: DocumentPrompts) -> DynamicCache:
-        begin = prompts.prompt_mask[0] & (prompts.prompt_segments[0] == 0)
-        start = tuple(prompts.prompt_ids[0, begin].tolist())  # all prompts begin with the same frame
         places: list[Place] = []
         for b in range(len(prompts)):
-            if start:
-                places.append((b, _span(prompts.prompt_mask[b] & (prompts.prompt_segments[b] == 0)), start))
+            start = prompts.prompt_mask[b] & (prompts.prompt_segments[b] == 0)
+            start_ids = prompts.prompt_ids[b, start].tolist()
+            if start_ids:
+                places.append((b, _span(start), tuple(start_ids)))
             for segment in range(1, int(prompts.prompt_segments[b].max()) + 1):
                 columns = _span(prompts.prompt_segments[b] == segment)
-                places.append((b, columns, (*start, *prompts.prompt_ids[b, columns].tolist())))
+                places.append((b, columns, (*start_ids, *prompts.prompt_ids[b, columns].tolist())))
         known = {ids: kept for _, _, ids in places if (kept := self._kept.get(ids)) is not None}
-        for ids, keys_values in self._read_alone(sorted({ids for *_, ids in places} - known.keys(), key=len), start):
+        for ids, keys_values in self._read_alone(sorted({ids for *_, ids in places} - known.keys(), key=len)):
             known[ids] = keys_values
             self._kept.put(ids, keys_values)
-        return self._join(prompts, places, known, start)
+        return _join(prompts, places, known)
 
-    def _read_alone(
-        self, texts: Sequence[tuple[int, ...]], start: tuple[int, ...]
-    ) -> list[tuple[tuple[int, ...], KeysValues]]:
+    def _read_alone(self, texts: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], KeysValues]]:
         """Keys and values of texts, each read by itself; in batches of similar length, padded on the right."""
         read = []
         at = len(texts)  # longest first, so that the first pass needs the most memory
@@ -102,45 +94,12 @@ class DocumentReader:
             cache = DynamicCache()
             self.lm.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
             self.lm_tokens += sum(map(len, batch))
-            filled: list[Any] = cache.layers
             for row, text in enumerate(batch):
                 own = (row, slice(None), slice(0, len(text)))
-                layers = range(len(filled)) if text == start else self._layers_of_documents(start)
                 # clones, so that a short text does not hold the memory of its whole batch
-                read.append((text, {n: (filled[n].keys[own].clone(), filled[n].values[own].clone()) for n in layers}))
+                pairs: list[Any] = [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr]
+                read.append((text, tuple((keys[own].clone(), values[own].clone()) for keys, values in pairs)))
         return read
-
-    def _join(
-        self,
-        prompts: DocumentPrompts,
-        places: Sequence[Place],
-        known: Mapping[tuple[int, ...], KeysValues],
-        start: tuple[int, ...],
-    ) -> DynamicCache:
-        """Put each text's keys and values into its columns.
-
-        A document was read behind the prompt's start, so only the last of its keys and values go into its columns.
-        """
-        cache = DynamicCache()
-        for layer in range(self.lm.num_layers):
-            if layer not in self._layers_of_documents(start):
-                keys, values = (x.expand(len(prompts), -1, -1, -1) for x in known[start][layer])
-                cache.update(keys, values, layer)
-                continue
-            example = next(iter(known.values()))[layer]
-            keys, values = (
-                x.new_zeros(len(prompts), x.shape[0], prompts.prompt_ids.shape[1], x.shape[2]) for x in example
-            )
-            for b, columns, ids in places:
-                key, value = known[ids][layer]
-                length = columns.stop - columns.start
-                keys[b, :, columns], values[b, :, columns] = key[:, -length:], value[:, -length:]
-            cache.update(keys, values, layer)
-        return cache
-
-    def _layers_of_documents(self, start: tuple[int, ...]) -> Collection[int]:
-        """The layers in which documents are kept: all of them where prompts begin with nothing else."""
-        return self.layers if start else range(self.lm.num_layers)
 
     def read_suffix(
         self,
@@ -221,6 +180,28 @@ def _span(columns: Tensor) -> slice:
     return slice(first, first + int(columns.sum()))
 
 
+def _join(
+    prompts: DocumentPrompts,
+    places: Sequence[Place],
+    known: dict[tuple[int, ...], KeysValues],
+) -> DynamicCache:
+    """Put each text's keys and values into its columns.
+
+    A document was read behind the prompt's start, so only the last of its keys and values go into its columns.
+    """
+    cache = DynamicCache()
+    for layer, example in enumerate(next(iter(known.values()))):
+        keys, values = (
+            x.new_zeros(len(prompts), x.shape[0], prompts.prompt_ids.shape[1], x.shape[2]) for x in example
+        )
+        for b, columns, ids in places:
+            key, value = known[ids][layer]
+            length = columns.stop - columns.start
+            keys[b, :, columns], values[b, :, columns] = key[:, -length:], value[:, -length:]
+        cache.update(keys, values, layer)
+    return cache
+
+
 class _LeastRecentlyUsed:
     """Keeps keys and values of texts by their token ids, within a bound of memory."""
 
@@ -244,4 +225,4 @@ class _LeastRecentlyUsed:
 
 
 def _size(keys_values: KeysValues) -> int:
-    return sum(tensor.nbytes for pair in keys_values.values() for tensor in pair)
+    return sum(tensor.nbytes for pair in keys_values for tensor in pair)

@@ -38,8 +38,8 @@ class DREAMLoss(LLMObjective):
     of one document lowers those of the others.
 
     The heads that are not selected read the documents too. The LLM may then find the right document by itself, and the
-    loss hardly depends on the shares. With `hide_documents` these heads see only the query, the target and the prompt
-    before the first document. Words between documents are hidden too, because they have read the document before them.
+    loss hardly depends on the shares. With `hide_documents` these heads see only the rest of the prompt: the query,
+    the target and what stands around the documents, such as a line break that has read the document before it.
 
     With `in_batch_candidates` the selected heads of a query choose among the U different documents of the global
     batch. Then w is a softmax over all of them, and their keys and values replace those of the prompt's own documents.
@@ -94,9 +94,7 @@ class DREAMLoss(LLMObjective):
         micro_batch_size: int = 2,
         document_cache_gib: float = 0.0,
     ) -> None:
-        by_layer = heads.by_layer(lm.device)
-        layers = frozenset(by_layer) if hide_documents else None
-        reader = DocumentReader(lm, cache_bytes=int(document_cache_gib * 2**30), layers=layers)
+        reader = DocumentReader(lm, cache_bytes=int(document_cache_gib * 2**30))
         super().__init__(model, reader, temperature=temperature, micro_batch_size=micro_batch_size)
         if document_cache_gib < 0:
             raise NLTError(f"document_cache_gib is {document_cache_gib}; it must be at least 0, which keeps none")
@@ -105,7 +103,7 @@ class DREAMLoss(LLMObjective):
         self.document_mass = document_mass
         self.hide_documents = hide_documents
         self.in_batch_candidates = in_batch_candidates
-        self.heads = by_layer
+        self.heads = heads.by_layer(lm.device)
 
     @classmethod
     def texts_for(cls, llm: PromptFrame) -> LLMTexts:
@@ -169,7 +167,7 @@ class DREAMLoss(LLMObjective):
         if cache is None:
             cache = self.reader.read_documents(prompts)
         k = log_weights.shape[1] if pool is None else pool.num_candidates
-        documents, others = prompts.key_documents(k), prompts.beginning(k) if self.hide_documents else None
+        documents, others = prompts.key_documents(k), prompts.outside_documents(k) if self.hide_documents else None
         injection = ScoreInjection(
             log_weights, documents, prompts.suffix_mask, self.heads, self.document_mass, pool, others
         )

@@ -164,43 +164,37 @@ def test_documents_can_be_hidden_from_the_other_heads(
     projections: tuple[Tensor, Tensor, Tensor], explicit: bool, softcap: float | None
 ) -> None:
     """Reference: the injected heads of the plain injection, and stock attention under a mask without documents."""
-    query, key, value = projections
-    query = query[:, :, 7:]
-    mask = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()[7:].expand(2, 1, -1, -1)
+    mask = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril().expand(2, 1, -1, -1)
     given: dict[str, Any] = {"scaling": SIZE**-0.5, "softcap": softcap}
     layer: Any = LAYER
 
-    def inject(seen: Tensor | None, heads: dict[int, Tensor]) -> Tensor:
-        injection = ScoreInjection(LOG_WEIGHTS, DOCUMENTS, ROWS[:, 7:], heads, seen_by_others=seen)
+    def inject(others: Tensor | None, heads: dict[int, Tensor]) -> Tensor:
+        injection = ScoreInjection(LOG_WEIGHTS, DOCUMENTS, ROWS, heads, others=others)
         own_mask = mask if explicit else None
-        return document_attention(layer, query, key, value, own_mask, document_attention=injection, **given)[0]
+        return document_attention(layer, *projections, own_mask, document_attention=injection, **given)[0]
 
     selected, rest = torch.tensor([0, 3]), torch.tensor([1, 2])
-    before = torch.tensor([[0], [1]])
-    apart = torch.zeros(2, LENGTH, dtype=torch.bool).scatter(1, before, value=True)
-    apart[:, 7:] = True
-    stock = document_attention(layer, query, key, value, mask & apart[:, None, None, :], **given)[0]
-    found, open_to_all = (inject(seen, {0: selected}) for seen in (before, None))
-    torch.testing.assert_close(found[:, :, selected], open_to_all[:, :, selected])
-    torch.testing.assert_close(found[:, :, rest], stock[:, :, rest])
-    assert (found - open_to_all)[:, :, rest].abs().max() > 0.01
-    torch.testing.assert_close(inject(before, {1: selected}), stock)  # a layer without injected heads
+    apart = DOCUMENTS == K
+    stock = document_attention(layer, *projections, mask & apart[:, None, None, :], **given)[0]
+    found, open_to_all = (inject(others, {0: selected}) for others in (apart, None))
+    torch.testing.assert_close(found[:, 7:, selected], open_to_all[:, 7:, selected])
+    torch.testing.assert_close(found[:, 7:, rest], stock[:, 7:, rest])
+    assert (found - open_to_all)[:, 7:, rest].abs().max() > 0.01
+    torch.testing.assert_close(inject(apart, {1: selected})[:, 7:], stock[:, 7:])  # a layer without injected heads
 
 
-def test_keys_that_other_heads_do_not_see_are_not_multiplied(projections: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Reference: the keys that remain, also where a layer has no others; a graph holds no more of them."""
+def test_keys_that_no_other_head_sees_are_not_multiplied(projections: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Reference: the keys that some prompt's other heads see, counted; a graph holds no more of them."""
     _, key, value = projections
-    injection = ScoreInjection(LOG_WEIGHTS, DOCUMENTS, ROWS, {}, seen_by_others=torch.tensor([[0], [1]]))
+    others = torch.zeros(2, LENGTH, dtype=torch.bool)
+    others[0, [0, 7]] = others[1, [1, 7]] = True
+    injection = ScoreInjection(LOG_WEIGHTS, DOCUMENTS, ROWS, {}, others=others)
     keys, values, seen = injection.read_by_others(key, value, None, rows=2)
-    for b in range(2):
-        assert torch.equal(keys[b], key[b][:, [b, 7, 8]])
-        assert torch.equal(values[b], value[b][:, [b, 7, 8]])
+    assert torch.equal(keys, key[:, :, [0, 1, 7]])
+    assert torch.equal(values, value[:, :, [0, 1, 7]])
+    expected = [[[True, False, True]] * 2, [[False, True, True]] * 2]
     assert seen is not None
-    assert seen[:, 0].tolist() == [[[True, True, False], [True, True, True]]] * 2
-    again = injection.read_by_others(keys, values, None, rows=2)
-    for one, other in zip(again, (keys, values, seen), strict=True):
-        assert one is not None
-        assert torch.equal(one, other)
+    assert seen[:, 0].tolist() == expected
 
 
 @pytest.mark.parametrize("softcap", [None, 50.0])

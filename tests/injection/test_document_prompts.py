@@ -179,34 +179,14 @@ def test_a_prompt_that_no_length_makes_fit(tiny_lm: FrozenLM) -> None:
 
 
 @pytest.mark.parametrize("layout", ["sequential", "independent"])
-def test_what_stands_before_documents(tiny_lm: FrozenLM, layout: DocumentLayout) -> None:
-    """Reference: the tokens of the template; padding is not among them."""
+def test_what_is_outside_documents(tiny_lm: FrozenLM, layout: DocumentLayout) -> None:
+    """Reference: the tokens of the template and of the suffix, counted; padding is not among them."""
     tokens = tokens_of(tiny_lm)
     prompts = build_prompts(
         tokens, QUERIES, DOCUMENTS, target="joint", context_length=256, layout=layout, answers=ANSWERS
     )
-    before, after = tokens.document_frame
-    assert after
-    columns = prompts.beginning(3)
-    assert prompts.prompt_ids.gather(1, columns).tolist() == [[*tokens.start, *before]] * 2
-    assert not prompts.prompt_mask.all()
-    assert prompts.prompt_mask.gather(1, columns).all()
-
-
-@pytest.mark.parametrize("layout", ["sequential", "independent"])
-def test_tokens_before_documents_have_read_none(tiny_lm: FrozenLM, layout: DocumentLayout) -> None:
-    """Reference: other documents of the same length, which change nothing for a suffix that sees these tokens."""
-    enable_document_attention(tiny_lm)
-    reader, tokens = DocumentReader(tiny_lm), tokens_of(tiny_lm, max_document_tokens=3)
-    states, seen = [], []
-    for documents in DOCUMENTS:
-        prompts = build_prompts(
-            tokens, QUERIES[:1], [documents[:2]], target="query", context_length=256, layout=layout
-        )
-        none = ScoreInjection(
-            torch.zeros(1, 2), prompts.key_documents(2), prompts.suffix_mask, {}, seen_by_others=prompts.beginning(2)
-        )
-        states.append(reader.read_suffix(prompts, reader.read_documents(prompts), none))
-        seen.append(reader.read_suffix(prompts, reader.read_documents(prompts)))
-    torch.testing.assert_close(*states, rtol=0, atol=0)
-    assert (seen[0] - seen[1]).abs().max() > 1e-4
+    before, after = map(len, tokens.document_frame)
+    around = len(tokens.start) + (before if layout == "independent" else 3 * before) + 3 * after
+    outside = prompts.outside_documents(3)
+    assert outside.sum(1).tolist() == [around + int(own.sum()) for own in prompts.suffix_mask]
+    assert not (outside & (prompts.key_documents(3) < 3)).any()

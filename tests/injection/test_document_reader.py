@@ -114,29 +114,6 @@ def test_a_document_is_read_once(tiny_lm: FrozenLM) -> None:
     assert reader.lm_tokens == alone
 
 
-@pytest.mark.parametrize("prefix", ["Document: ", ""])
-def test_layers_that_see_no_documents_keep_none(tiny_lm: FrozenLM, prefix: str) -> None:
-    """Reference: a reader that keeps them in all layers; documents are hidden from heads that are not injected."""
-    tokens = PromptTokens(tiny_lm.tokenizer, PromptTemplate(document_prefix=prefix), max_document_tokens=32)
-    prompts = build_prompts(tokens, QUERIES, DOCUMENTS, target="query", context_length=256, layout="independent")
-    every, some = (DocumentReader(tiny_lm, cache_bytes=10**9, layers=layers) for layers in (None, {1}))
-    found = []
-    for reader in (every, some, some):  # at last from what is kept
-        leaf = LOG_WEIGHTS.clone().requires_grad_()
-        seen = prompts.beginning(3)
-        injection = ScoreInjection(
-            leaf, prompts.key_documents(3), prompts.suffix_mask, {1: HEADS[1]}, seen_by_others=seen
-        )
-        hidden = reader.read_suffix(prompts, reader.read_documents(prompts), injection)
-        losses = reader.target_losses(hidden, prompts)
-        found.append((losses, torch.autograd.grad(losses.sum(), leaf)[0]))
-    for again in found[1:]:
-        torch.testing.assert_close(again, found[0], rtol=1e-6, atol=1e-7)
-    assert found[0][1].abs().max() > 1e-4
-    begins = bool(tokens.start) or bool(prefix)
-    assert (some._kept.bytes < 0.6 * every._kept.bytes) == begins
-
-
 def test_the_least_recently_used_document_goes_first(tiny_lm: FrozenLM) -> None:
     """Reference: which documents are read again when the bound holds all but one of them."""
     everything = DocumentReader(tiny_lm, cache_bytes=10**9)
