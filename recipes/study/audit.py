@@ -1,7 +1,7 @@
 """Audit the forms of DREAM in a grid as teachers: how well the gradient of each ranks candidates before training.
 
 ```bash
-python recipes/study/audit.py recipes/study/study.yaml --data data --folder runs/study
+python recipes/study/audit.py recipes/study/dream.yaml --data data --folder runs/study
 ```
 
 The grid is that of `study.py`, whose tuning comes first if it has not been run. Of every combination of start,

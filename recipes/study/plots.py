@@ -67,7 +67,8 @@ def amount_chart(gains: pd.DataFrame, lines: Mapping[str, Mapping[str, str]]) ->
         axes.title.set_fontsize(9)
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("gain over the start, nDCG@10")
-    panels[0].legend(frameon=False, fontsize=8)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, frameon=False, fontsize=8, loc="outside upper center", ncols=len(names))
     return figure
 
 

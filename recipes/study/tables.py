@@ -11,8 +11,7 @@ everything between these lines is replaced. NAME is one of these, and ENCODER a 
 - `elsewhere`: what it gains on all other collections, by the collection that it was trained on;
 - `amounts`: what the objectives gain in domain that differ from another one in queries, candidates or wrong labels
   alone, and that are left out of the other tables;
-- `forms`: what the forms of DREAM gain in domain, whose names are left out of the other tables too;
-- `cost`: what the LLM reads and how long training takes, and what is gained for it.
+- `cost`: what the LLM reads for a training, what is gained, and how much it reads for a hundredth.
 
 Gains are differences in nDCG@10, means over seeds. The p-values come from a paired randomisation test of an objective
 against another on all queries, each with the mean of its values over the seeds; every collection counts the same.
@@ -36,9 +35,7 @@ from nlt_trainer.run.results import table_row
 from nlt_trainer.terminal import say
 
 METRIC = "ndcg_at_10"
-COMPARED_WITH = ("likelihood gain", "InfoNCE, labels", "DREAM")
-FORM = "DREAM: "
-"""Names of the forms of DREAM begin so."""
+COMPARED_WITH = ("likelihood gain", "InfoNCE, labels", "DREAM", "random heads")
 BLOCK = re.compile(r"(<!-- table: (\w+) (\w+) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
 
 
@@ -46,8 +43,8 @@ def read_results(path: Path, encoder: str) -> pd.DataFrame:
     """Rows of the trainings from one start, with what the start itself has on the same queries.
 
     Returns:
-        The rows with the columns `start`, the start's nDCG@10, `start_values`, that of each query, `amount`, whether
-        the objective differs from another one by an amount alone, and `main`, whether it is neither that nor a form.
+        The rows with the columns `start`, the start's nDCG@10, `start_values`, that of each query, and `amount`,
+        whether the objective differs from another one by an amount alone.
     """
     rows = pd.read_parquet(path)
     rows["query_values"] = rows["query_values"].map(np.asarray)
@@ -56,8 +53,7 @@ def read_results(path: Path, encoder: str) -> pd.DataFrame:
     columns = ["eval_data", "split", "start", "start_values"]
     trained = rows[(rows.encoder == encoder) & rows.train_data.notna()]
     # queries for tuning are no result, and have no row of the start
-    amount = trained.objective.map(lambda name: bool(AMOUNT.fullmatch(name)))
-    trained = trained.assign(amount=amount, main=~amount & ~trained.objective.str.startswith(FORM))
+    trained = trained.assign(amount=trained.objective.map(lambda name: bool(AMOUNT.fullmatch(name))))
     return trained.merge(start[columns], on=["eval_data", "split"])
 
 
@@ -88,7 +84,7 @@ def p_value(rows: pd.DataFrame, one: str, other: str) -> float | None:
 
 def in_domain(rows: pd.DataFrame) -> list[list[str]]:
     """Gains on the collections that were trained on."""
-    own = rows[(rows.eval_data == rows.train_data) & rows.main]
+    own = rows[(rows.eval_data == rows.train_data) & ~rows.amount]
     table, starts = gains(own), own.groupby("train_data")["start"].first()
     others = [name for name in COMPARED_WITH if name in table.index]
     lines = [["objective", *table.columns, *(f"p against {name}" for name in others)]]
@@ -102,7 +98,7 @@ def in_domain(rows: pd.DataFrame) -> list[list[str]]:
 
 def elsewhere(rows: pd.DataFrame) -> list[list[str]]:
     """Mean gains on the collections that were not trained on."""
-    others = rows[(rows.eval_data != rows.train_data) & rows.main]
+    others = rows[(rows.eval_data != rows.train_data) & ~rows.amount]
     table = gains(others)
     names = [name for name in COMPARED_WITH if name in table.index]
     lines = [["objective", *table.columns, *(f"p against {name}" for name in names)]]
@@ -119,29 +115,16 @@ def of_amounts(rows: pd.DataFrame) -> list[list[str]]:
     return [["objective", *table.columns], *([str(name), *map(signed, row)] for name, row in table.iterrows())]
 
 
-def of_forms(rows: pd.DataFrame) -> list[list[str]]:
-    """Gains of DREAM and its forms, the best one first, with the seeds that all of them have."""
-    own = rows[(rows.eval_data == rows.train_data) & rows.objective.str.startswith("DREAM")]
-    own = own[~own.amount & ~own.objective.str.contains("likelihood gain")]
-    forms = own[own.objective.str.startswith(FORM)]
-    own = own[own.seed.isin(forms.seed.unique())]
-    table = gains(own)
-    lines = [["form", *table.columns, "p against DREAM"]]
-    for name, row in table.iterrows():
-        p = p_value(own, str(name), "DREAM")
-        lines.append([str(name).removeprefix(FORM), *map(signed, row), "" if p is None else f"{p:.2g}"])
-    return lines
-
-
 def cost(rows: pd.DataFrame) -> list[list[str]]:
-    """What a training costs on average, with what the LLM reads before it."""
-    own = rows[(rows.eval_data == rows.train_data) & rows.main].assign(gain=rows[METRIC] - rows.start)
-    means = (
-        own.groupby("objective")[["lm_tokens", "train_seconds", "gain"]].mean().sort_values("gain", ascending=False)
-    )
-    lines = [["objective", "thousand LLM tokens", "seconds", "gain"]]
-    for name, row in means.iterrows():
-        lines.append([str(name), f"{row.lm_tokens / 1000:,.0f}", f"{row.train_seconds:,.0f}", signed(row.gain)])
+    """What a training costs on average, with what the LLM reads before it; of objectives that gain something."""
+    own = rows[(rows.eval_data == rows.train_data) & ~rows.amount].assign(gain=rows[METRIC] - rows.start)
+    each = own.groupby(["objective", "train_data"])[["lm_tokens", "gain"]].mean()
+    whole = each.unstack().dropna().stack(future_stack=True)  # trained on all collections
+    means = whole.groupby("objective").mean().sort_values("gain", ascending=False)
+    lines = [["objective", "thousand LLM tokens", "gain", "thousand LLM tokens for 0.01"]]
+    for name, row in means[means.gain > 0].iterrows():
+        thousands = row.lm_tokens / 1000
+        lines.append([str(name), f"{thousands:,.0f}", signed(row.gain), f"{thousands / row.gain / 100:,.0f}"])
     return lines
 
 
@@ -149,7 +132,6 @@ TABLES: dict[str, Callable[[pd.DataFrame], list[list[str]]]] = {
     "in_domain": in_domain,
     "elsewhere": elsewhere,
     "amounts": of_amounts,
-    "forms": of_forms,
     "cost": cost,
 }
 
@@ -165,9 +147,11 @@ AMOUNTS = {
 def draw(rows: pd.DataFrame, folder: Path) -> None:
     """Write the pictures of one start's results as PNG."""
     own = rows[rows.eval_data == rows.train_data]
-    tables = [gains(part[part.main])["mean"] for part in (own, rows.drop(own.index))]
+    tables = [gains(part[~part.amount])["mean"] for part in (own, rows.drop(own.index))]
     save_png(objective_chart(*tables), folder / "objectives.png")
-    save_png(amount_chart(gains(own).drop(columns="mean"), AMOUNTS), folder / "amounts.png")
+    found = {match[3] for name in own.objective.unique() if (match := AMOUNT.fullmatch(name))}
+    if shown := {kind: lines for kind, lines in AMOUNTS.items() if kind in found}:
+        save_png(amount_chart(gains(own).drop(columns="mean"), shown), folder / "amounts.png")
 
 
 def signed(value: float) -> str:

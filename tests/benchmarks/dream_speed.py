@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import LLM, MIB, collection_at, in_fresh_process, in_turn, parser, peak_mib, ratio, record, show
+from measuring import LLM, collection_at, in_fresh_process, in_turn, parser, peak_mib, ratio, record, show
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -264,7 +264,6 @@ def compare_hidden(lm: FrozenLM, task: Task, *, runs: int) -> dict[str, Any]:
     """Seconds a step with documents that all heads see and with documents hidden from most, read anew and kept."""
     lm.model.set_attn_implementation(IMPLEMENTATION)
     rows: list[dict[str, Any]] = []
-    kept_mib: dict[str, float] = {}
     for cache_gib in (0, 2):
         losses = {
             name: objective(lm, task.heads, document_mass="one", hide_documents=hidden, document_cache_gib=cache_gib)
@@ -275,7 +274,6 @@ def compare_hidden(lm: FrozenLM, task: Task, *, runs: int) -> dict[str, Any]:
             step()  # the warm-up, which fills the cache
         seconds, _ = in_turn(cases, runs=runs)
         faster = ratio(seconds["seen by all heads"], seconds["hidden"])
-        kept_mib |= {name: loss.reader._kept.bytes / MIB for name, loss in losses.items() if cache_gib}
         rows.extend(
             {
                 "documents": f"{name}, {'kept' if cache_gib else 'read anew'}",
@@ -283,11 +281,10 @@ def compare_hidden(lm: FrozenLM, task: Task, *, runs: int) -> dict[str, Any]:
                 "hidden is faster by": faster["ratio"] if name != "hidden" else None,
                 "lowest": faster["lowest"] if name != "hidden" else None,
                 "highest": faster["highest"] if name != "hidden" else None,
-                "kept MiB": kept_mib.get(name) if cache_gib else None,
             }
             for name, times in seconds.items()
         )
-    return {"rows": rows, "kept_mib": kept_mib, "layers": sorted(task.heads.by_layer(lm.device))}
+    return {"rows": rows, "layers": sorted(task.heads.by_layer(lm.device))}
 
 
 def memory(case: str, options: Any) -> dict[str, int]:
