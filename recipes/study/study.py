@@ -398,8 +398,8 @@ def command_line(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("grid", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder of the collections")
     parser.add_argument("--folder", type=Path, required=True, help="folder of the results")
-    for part in PARTS:
-        parser.add_argument(f"--{part}", nargs="+", help="run these alone")
+    for flag in ("--encoders", "--train_data", "--objectives"):
+        parser.add_argument(flag, nargs="+", help="run these alone")
     return parser
 
 
