@@ -152,6 +152,18 @@ def test_an_objective_goes_on_with_the_encoder_of_another(
     assert not [*(tmp_path / "study" / "runs").iterdir()]
 
 
+@pytest.mark.parametrize(("margin", "expected"), [(0.0, 1e-2), (0.04, 1e-2), (0.06, 1e-3)])
+def test_a_value_must_beat_the_middle_one_by_the_margin(
+    margin: float, expected: float, study: dict[str, Any], grid: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: by hand, of three values that end at 0.50 (the middle one), 0.55 and 0.40."""
+    found = {1e-3: 0.50, 1e-2: 0.55, 1e-4: 0.40}
+    grid["tuning"] |= {"margin": margin, "tried": {"tiny": {"learning_rate": [1e-2, 1e-3, 1e-4]}}}
+    own = study["Study"](grid, data=Path("data"), folder=Path("runs"))
+    monkeypatch.setattr(own, "rows", lambda cell: [{"ndcg_at_10": found[cell.settings["learning_rate"]]}])
+    assert own.tuned("gain", "tiny") == {"learning_rate": expected}
+
+
 @pytest.mark.parametrize(("wrong", "expected"), [(0.0, 0), (0.5, 2), (1.0, 4)])
 def test_wrong_labels_are_as_many_as_the_grid_says(
     wrong: float,

@@ -15,8 +15,8 @@ from nlt_trainer.run.folder import Run
 def trained_queries_of(encoder: str) -> frozenset[int] | None:
     """Keys of the queries that an encoder was trained on, see `query_keys`.
 
-    They lie in the folder of an encoder that was trained, exported or pulled. Those of a checkpoint, and of an encoder
-    that an earlier version has saved, lie in the folder of the run around it.
+    They lie in the folder of an encoder that was trained or exported. Those of a checkpoint, and of an encoder that an
+    earlier version has saved, lie in the folder of the run around it.
 
     Args:
         encoder: the encoder's name, as `resolve_model` takes it.
