@@ -185,6 +185,26 @@ def test_wrong_labels_are_as_many_as_the_grid_says(
     assert len(rows) == 4
 
 
+def test_an_llm_is_adapted_to_judged_pairs_that_are_not_trained_on(
+    study: dict[str, Any], grid: dict[str, Any], tiny_collection_folder: Path, tmp_path: Path
+) -> None:
+    """Reference: the judgements and the candidates, read from their files; gains of the plain LLM are others."""
+    own = study["Study"](grid, data=tiny_collection_folder.parent, folder=tmp_path)
+    plain = own.settings("gain", "tiny", "collection") | {"max_queries": 2}
+    settings = plain | {"judged_pairs": 1}
+    prepared = own.prepare(settings, seed=1)
+    assert "adapter" not in settings
+    folder = Path(prepared["adapter"]).parent
+    trained = {json.loads(line)["query_id"] for line in Path(prepared["candidates"]).read_text().splitlines()}
+    judgements = load_collection(tiny_collection_folder, splits=["train"]).split_qrels("train")
+    pairs = [json.loads(line) for line in (folder / "labels.jsonl").read_text().splitlines()]
+    assert len(pairs) == 1
+    assert not trained & {pair["query_id"] for pair in pairs}
+    assert all(judgements[p["query_id"]][p["document_ids"][int(np.argmax(p["gain"]))]] > 0 for p in pairs)
+    assert Path(prepared["gains"]).read_text() != Path(own.prepare(plain, seed=1)["gains"]).read_text()
+    assert json.loads((folder / "adaptation.json").read_text())["pairs"] == 1
+
+
 def test_dream_is_audited_on_judged_queries(
     study: dict[str, Any],
     grid: dict[str, Any],

@@ -14,9 +14,11 @@ The grid's YAML has these parts. Settings are keys of a recipe.
   `gains: bm25` BM25's scores stand in for the LLM's gains. With `wrong_labels: 0.2` judgements do: 1 for one relevant
   candidate of each query that has one, but for a fifth of these queries another candidate, drawn by seed, has it.
   With `tuned_like` an objective takes what was chosen for another one, and with `after` it goes on with the encoder
-  that another one has trained.
+  that another one has trained. With `judged_pairs: 100` the LLM gets an adapter, which is fitted to so many training
+  queries that are judged and not trained on, each after a relevant candidate.
 - `tuning`: the collection, split and seed on which the settings in `tried` are chosen for each encoder and objective,
   one setting after the other. A value must be better than the middle one by more than `margin` to be chosen.
+  Encoders that `tried` does not name are not tuned.
 - `runs`: what is trained and measured, as lists of `encoders`, `train_data`, `objectives`, `seeds` and `measured_on`,
   of which all combinations are run. `measured_on` has further queries, each as COLLECTION:SPLIT.
 
@@ -54,11 +56,12 @@ from nlt_trainer.arguments.stages import RECIPE_BLOCKS
 from nlt_trainer.assembly.head_detection import detect_heads
 from nlt_trainer.assembly.mining import mine
 from nlt_trainer.assembly.parts import load_candidates, load_training_collection, load_untrained
+from nlt_trainer.assembly.scorer_adaptation import adapt_scorer
 from nlt_trainer.assembly.scoring import score
 from nlt_trainer.assembly.training import train
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.bm25 import bm25_rankings
-from nlt_trainer.data.candidates import write_candidates
+from nlt_trainer.data.candidates import read_candidates, write_candidates
 from nlt_trainer.data.gains import write_gains
 from nlt_trainer.data.training import relevance
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
@@ -78,8 +81,19 @@ Blocks = tuple[ModelArguments, DataArguments, NLTTrainingArguments]
 
 UNTRAINED = ("BM25", "start")
 METRIC = "ndcg_at_10"
-WRONG, TUNED_LIKE, AFTER = "wrong_labels", "tuned_like", "after"
+WRONG, TUNED_LIKE, AFTER, PAIRS = "wrong_labels", "tuned_like", "after", "judged_pairs"
 """Keys of an objective that are no keys of a recipe."""
+ADAPTATION: Settings = {
+    "adapt_pairs": True,
+    "adapt_documents": 1,
+    "adapter_lora": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+    "learning_rate": 2.0e-4,
+    "per_device_train_batch_size": 4,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "report_to": "none",
+}
+"""How an adapter is fitted to judged pairs, as in recipes/adapt_scorer, but for the documents that are read alone."""
 PREPARING_SEED = 0
 """Of the queries that are drawn; training has seeds of its own, so that all seeds have the same queries."""
 
@@ -188,7 +202,7 @@ class Study:
         what was chosen. The middle one stays unless another is better by more than the margin.
         """
         tuning = self.grid.get("tuning")
-        if not tuning:
+        if not tuning or encoder not in tuning["tried"]:
             return {}
         tried: dict[str, list[Any]] = tuning["tried"][encoder]
         objective = self.grid["objectives"][objective].get(TUNED_LIKE, objective)
@@ -296,10 +310,14 @@ class Study:
         mining = digest(
             data.collection, data.train_split, data.max_queries, data.num_candidates, data.miner, start
         )  # fmt: skip
+        candidates = str(folder / f"candidates-{mining}.jsonl")
+        if number := settings.get(PAIRS):
+            settings = settings | {"adapter": str(self.adapter(settings, number=number, others=candidates))}
+            model, data, args = blocks(settings)
         read_by_llm = {**decisive(model, "llm"), **decisive(data, "llm"), "document_layout": None, "llm_lora": None}
         scoring = digest(mining, read_by_llm, data.token_likelihoods)
         files: Settings = {
-            "candidates": str(folder / f"candidates-{mining}.jsonl"),
+            "candidates": candidates,
             "gains": str(folder / f"gains-{scoring}.jsonl"),
             "score_cache": str(folder / f"scores-{mining}"),
         }
@@ -330,6 +348,26 @@ class Study:
                 stage(*blocks(given))
         return {**settings, **files}
 
+    def adapter(self, settings: Settings, *, number: int, others: str) -> Path:
+        """The adapter of the LLM that is fitted to judged pairs; made if it is not there yet.
+
+        Args:
+            settings: keys of the recipe.
+            number: of pairs.
+            others: file of the candidates that are trained on, whose queries are not among the pairs.
+        """
+        folder = self.folder / "prepared" / f"adapter-{digest(settings, number)}"
+        candidates, mined = f"{folder}/candidates.jsonl", f"{folder}/mined.jsonl"
+        given = {"candidates": candidates, "gains": f"{folder}/labels.jsonl", "output_dir": str(folder)}
+        given |= {"seed": PREPARING_SEED, "max_queries": None, "objective": "info_nce"}
+        if not (adapter := Run(folder).adapter).is_dir():
+            if not Path(others).exists():
+                mine(*blocks({**settings, "candidates": others, "seed": PREPARING_SEED}))
+            mine(*blocks({**settings, **given, "candidates": mined}))
+            write_labels_as_gains(*blocks({**settings, **given}), mined=mined, others=others, number=number)
+            adapt_scorer(*blocks({**settings, **given, **ADAPTATION}))
+        return adapter
+
 
 def write_bm25_as_gains(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
     """Write BM25's scores of the candidates in the form of gains."""
@@ -339,22 +377,34 @@ def write_bm25_as_gains(model: ModelArguments, data: DataArguments, args: NLTTra
 
 
 def write_labels_as_gains(
-    model: ModelArguments, data: DataArguments, args: NLTTrainingArguments, *, mined: str, wrong: float
+    model: ModelArguments,
+    data: DataArguments,
+    args: NLTTrainingArguments,
+    *,
+    mined: str,
+    wrong: float = 0.0,
+    others: str | None = None,
+    number: int | None = None,
 ) -> None:
     """Write judgements in the form of gains, and the candidates of the queries that have a relevant one.
 
     Args:
         model: not read.
         data: names both files that are written.
-        args: has the seed by which wrong labels are drawn.
+        args: has the seed by which queries and wrong labels are drawn.
         mined: file of all candidates.
         wrong: share of the queries whose positive is a candidate that nobody judged relevant.
+        others: file of candidates whose queries are left out.
+        number: of queries; `None` takes all.
     """
     collection = load_training_collection(data)
     candidates = load_candidates(replace(data, candidates=mined), collection)
+    left_out = {c.query_id for c in read_candidates(others, collection)} if others else set()
     known = relevance(candidates, collection.split_qrels(str(data.train_split)))
     usable = np.flatnonzero((known.max(1) > 0) & (known.min(1) == 0))
     draw = np.random.default_rng(args.seed)
+    if others:
+        usable = np.sort(draw.permutation([b for b in usable if candidates[b].query_id not in left_out])[:number])
     swapped = {*draw.permutation(usable)[: round(wrong * len(usable))]}
     positives = [draw.choice(np.flatnonzero(known[b] == (b not in swapped))) for b in usable]
     chosen = [candidates[b] for b in usable]
@@ -378,7 +428,7 @@ def blocks(settings: Settings) -> Blocks:
 
 def words(settings: Settings) -> list[str]:
     """Keys of a recipe as a command line, without the grid's own."""
-    keys = {key: value for key, value in settings.items() if key not in (WRONG, AFTER)}
+    keys = {key: value for key, value in settings.items() if key not in (WRONG, AFTER, PAIRS)}
     return [
         word
         for key, value in keys.items()
