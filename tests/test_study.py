@@ -84,6 +84,8 @@ def test_every_training_is_that_of_its_recipe(
     ]
     assert found == expected
     own = study["Study"](grid, data=data, folder=folder)
+    limited = study["Study"](grid, data=data, folder=folder, only={"seeds": [2], "objectives": ["gain", "DREAM"]})
+    assert [(cell.objective, cell.seed) for cell in limited.cells()] == [("gain", 2), ("DREAM", 2)]
     collection = load_collection(tiny_collection_folder, splits=["dev"])
     cells = {(cell.objective, cell.seed): cell for cell in own.cells()}
     for row in rows.iloc[2:].itertuples():

@@ -136,7 +136,7 @@ class Study:
         grid: the parsed YAML.
         data: folder of the collections.
         folder: folder of the results.
-        only: names to which a part of the grid is limited, by the part; `None` limits nothing.
+        only: what a part of the grid is limited to, by the part; `None` limits nothing.
         trains: whether what is missing is trained and measured; `Unfinished` is raised otherwise.
 
     Attributes:
@@ -149,7 +149,7 @@ class Study:
         *,
         data: Path,
         folder: Path,
-        only: Mapping[str, list[str] | None] | None = None,
+        only: Mapping[str, list[Any] | None] | None = None,
         trains: bool = True,
     ) -> None:
         self.grid, self.data, self.folder, self.trains = grid, data, folder, trains
@@ -168,9 +168,11 @@ class Study:
 
     def combinations(self, run: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
         """Encoder, collection and objective of everything in a run that the study is not limited against."""
-        return itertools.product(
-            *([n for n in run[part] if n in (self.only.get(part) or run[part])] for part in PARTS)
-        )
+        return itertools.product(*(self.chosen(run, part) for part in PARTS))
+
+    def chosen(self, run: Mapping[str, Any], part: str) -> list[Any]:
+        """What a run names in one part, without what the study is limited against."""
+        return [value for value in run[part] if value in (self.only.get(part) or run[part])]
 
     def cells(self) -> Iterator[Cell]:
         """The cells of all runs; those that need tuning come after their tuning has been run."""
@@ -185,7 +187,7 @@ class Study:
                     continue
                 with suppress(Unfinished):
                     settings = self.tuned_settings(objective, encoder, train_data)
-                    for seed in run["seeds"]:
+                    for seed in self.chosen(run, "seeds"):
                         yield Cell(objective, encoder, train_data, seed, settings, measured_on)
 
     def tuned_settings(self, objective: str, encoder: str, train_data: str) -> Settings:
@@ -456,6 +458,7 @@ def command_line(description: str | None) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Run the cells that are missing; the table of all results grows with each."""
     parser = command_line(__doc__)
+    parser.add_argument("--seeds", nargs="+", type=int, help="train with these alone, but for tuning")
     parser.add_argument("--output", type=Path, help="parquet file of all results; unset: <folder>/results.parquet")
     parser.add_argument("--known", type=Path, nargs="+", default=[], help="parquet files of earlier results")
     parser.add_argument("--finished", action="store_true", help="train nothing, and collect what is there")
