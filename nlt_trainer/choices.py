@@ -44,6 +44,9 @@ MarginalLevel = Literal["sequence", "token"]
 DocumentMass = Literal["kept", "one"]
 """The attention that an injected head divides among documents: what it gives them by itself, or all of it."""
 
+Engine = Literal["local", "ray"]
+"""What embeds and scores: the processes that were started, or workers of Ray."""
+
 Precision = Literal["int8", "binary"]
 """Format of the numbers of a document's embedding in a compressed index."""
 ExportForm = Literal["merged", "adapter", "onnx", "openvino"]

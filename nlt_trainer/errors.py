@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 
@@ -22,4 +24,9 @@ class DataError(NLTError):
         place = f"{path}" if line is None else f"{path}:{line}"
         super().__init__(f"{place}: {reason}")
         self.path = Path(path)
+        self.reason = reason
         self.line = line
+
+    def __reduce__(self) -> tuple[Callable[[], DataError], tuple[()]]:
+        """How a copy is made in another process."""
+        return partial(type(self), self.path, self.reason, line=self.line), ()

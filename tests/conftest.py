@@ -21,6 +21,7 @@ from tiny import build_tokenizer, save_encoder, save_llm, write_collection
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.ray_workers import RayWorkers
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +52,17 @@ def tiny_llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_llm")
     save_llm(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_workers() -> Iterator[RayWorkers]:
+    """Two workers of Ray on this machine, which are those of all stages with `ray_workers: 2`."""
+    pytest.importorskip("ray")
+    from nlt_trainer.assembly.parts import ray_workers_at
+
+    found = ray_workers_at(None, 2)
+    yield found
+    found.ray.shutdown()
 
 
 @pytest.fixture(scope="session")

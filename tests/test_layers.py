@@ -18,7 +18,7 @@ ORDER = (
     {"errors"},
     {"choices", "files", "program", "terminal", "hub_calls"},
     {"prompts", "locations"},
-    {"content"},
+    {"content", "ray_workers"},
     {"recipe"},
     {"arguments"},
     {"lm"},

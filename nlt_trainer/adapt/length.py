@@ -22,6 +22,7 @@ from nlt_trainer.evaluation.evaluator import search
 from nlt_trainer.evaluation.folder_task import METRICS
 from nlt_trainer.evaluation.retrieval_metric import query_values
 from nlt_trainer.evaluation.significance import randomisation_test
+from nlt_trainer.ray_workers import RayWorkers
 
 LENGTHS = (512, 256, 128)
 """The lengths that are tried where the encoder reads more, in tokens."""
@@ -44,7 +45,9 @@ class Length:
     p: float
 
 
-def lengths_tried(encoder: SentenceTransformer, folder: Path, *, embeddings: Path, bf16: bool) -> list[Length]:
+def lengths_tried(
+    encoder: SentenceTransformer, folder: Path, *, embeddings: Path, bf16: bool, workers: RayWorkers | None = None
+) -> list[Length]:
     """What an encoder finds when it reads less of a passage; its own length comes first.
 
     Lengths are tried from the longest on, until one finds less than that before it.
@@ -54,6 +57,7 @@ def lengths_tried(encoder: SentenceTransformer, folder: Path, *, embeddings: Pat
         folder: the collection with the judged held-out queries.
         embeddings: folder in which embeddings are kept.
         bf16: whether passages are embedded in bfloat16.
+        workers: workers of Ray, which embed in the place of this process.
 
     Returns:
         Only the own length where no other is worth a trial, and nothing where the encoder has no limit.
@@ -69,7 +73,7 @@ def lengths_tried(encoder: SentenceTransformer, folder: Path, *, embeddings: Pat
     for tokens in (own, *shorter):
         encoder.max_seq_length = tokens
         title = f"embedding {tokens} tokens"
-        cache = EmbeddingCache(encoder, embeddings, bf16=bf16, progress=title)
+        cache = EmbeddingCache(encoder, embeddings, workers=workers, bf16=bf16, progress=title)
         rankings = search(cache, collection, [collection.queries[query] for query in qrels])
         values.append(np.array(query_values(rankings, qrels)[METRICS[0]]))
         p = randomisation_test([values[-1] - values[0]], [1.0])

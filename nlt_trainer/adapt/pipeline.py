@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ from nlt_trainer.arguments.queries import QueriesArguments
 from nlt_trainer.assembly.advice import take_advice
 from nlt_trainer.assembly.corpus import corpus
 from nlt_trainer.assembly.mining import mine
-from nlt_trainer.assembly.parts import load_start, load_untrained, processes, reads_whole_texts
+from nlt_trainer.assembly.parts import load_start, load_untrained, processes, ray_workers, reads_whole_texts
 from nlt_trainer.assembly.queries import make_queries
 from nlt_trainer.assembly.scoring import score
 from nlt_trainer.assembly.training import check_options, train
@@ -201,7 +202,9 @@ def judge(work: Adaptation) -> None:
 def choose_length(work: Adaptation) -> None:
     """Choose how many tokens of a passage the encoder reads, by what the start finds for the held-out queries."""
     start, bf16 = load_untrained(work.model), work.args.bf16_full_eval
-    tried = lengths_tried(start, Path(work.data.collection), embeddings=work.embeddings, bf16=bf16)
+    tried = lengths_tried(
+        start, Path(work.data.collection), embeddings=work.embeddings, bf16=bf16, workers=ray_workers(work.args)
+    )
     chosen = best_length(tried)
     for length in tried[1:]:
         say(
@@ -258,9 +261,9 @@ def write_decision(work: Adaptation) -> None:
         lengths = model.max_seq_length, int(own.max_seq_length or 0)
         encoders = {as_it_was(lengths[1]): own, **encoders}
     rankings = {"bm25": bm25_rankings(collection, queries, top_k=TOP_K)}
+    cache = partial(EmbeddingCache, workers=ray_workers(work.args), bf16=work.args.bf16_full_eval)
     rankings |= {
-        name: search(EmbeddingCache(encoder, work.embeddings, bf16=work.args.bf16_full_eval), collection, queries)
-        for name, encoder in encoders.items()
+        name: search(cache(encoder, work.embeddings), collection, queries) for name, encoder in encoders.items()
     }
     name = Path(work.options.documents).resolve().name
     made = work.options.makes_queries

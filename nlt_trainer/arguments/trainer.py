@@ -9,7 +9,7 @@ from typing import Literal
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.option import check_values, option
-from nlt_trainer.choices import Divergence, DocumentMass, EncoderPrecision, MarginalLevel, Prior
+from nlt_trainer.choices import Divergence, DocumentMass, EncoderPrecision, Engine, MarginalLevel, Prior
 from nlt_trainer.errors import NLTError
 
 OBJECTIVES = ("likelihood_gain", "dream", "emdr2", "loop", "adist", "revela", "info_nce")
@@ -137,6 +137,24 @@ class TrainerArguments:
             "slow, a step in float32 then takes about two thirds of the time."
         ),
     )
+    engine: Engine = option(
+        default="local",
+        decides="nothing",
+        help=(
+            "What embeds and scores: local (the processes that were started), or ray (workers of Ray, each with its "
+            "own copy of the model; it needs the extra ray)."
+        ),
+    )
+    ray_address: str | None = option(
+        default=None,
+        decides="nothing",
+        help="Cluster of engine: ray; auto: the one that this machine belongs to. Unset: this machine alone.",
+    )
+    ray_workers: int | None = option(
+        default=None,
+        decides="nothing",
+        help="Number of workers of engine: ray; unset: one for each GPU of the cluster or, without GPUs, CPU core.",
+    )
     encoder_micro_batch_size: int | None = option(
         default=None,
         decides="nothing",
@@ -186,6 +204,11 @@ class TrainerArguments:
             raise NLTError(f"average_with_start is {self.average_with_start}; it must be from 0 to 1, or auto")
         if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
             raise NLTError(f"early_stopping_patience is {self.early_stopping_patience}; it must be at least 1")
+        if self.ray_workers is not None and self.ray_workers < 1:
+            raise NLTError(f"ray_workers is {self.ray_workers}; it must be at least 1")
+        if self.engine != "ray" and (self.ray_workers or self.ray_address):
+            name = "ray_workers" if self.ray_workers else "ray_address"
+            raise NLTError(f"{name} belongs to engine: ray, and engine is {self.engine}; set that or leave it out")
         names = self.objectives  # refuses unknown ones
         if self.teacher_temperature == "auto" and (others := {"loop", "adist"} & set(names)):
             raise NLTError(

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.evaluation import EvaluationArguments
 from nlt_trainer.arguments.model import start_options
-from nlt_trainer.assembly.parts import processes
+from nlt_trainer.assembly.parts import processes, ray_workers
 from nlt_trainer.encoder.embedding_cache import trim
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.folder_task import BEIRFolderRetrieval
@@ -18,6 +18,7 @@ from nlt_trainer.evaluation.systems import BM25, Checkpoint, EncoderSystems, Fam
 from nlt_trainer.evaluation.table import Evaluation, file_name
 from nlt_trainer.evaluation.task_scores import TaskScoreCache, TaskScores, score
 from nlt_trainer.evaluation.tasks import EvaluationTask, TaskList, check_data, load_task, resolve_tasks
+from nlt_trainer.ray_workers import RayWorkers
 from nlt_trainer.release.card import write_card
 from nlt_trainer.run.folder import Run
 from nlt_trainer.run.results import Result, verdicts, write_results
@@ -46,7 +47,14 @@ def evaluate(
         *map(Checkpoint.named, evaluation.checkpoints),
     ]
     progress = state.is_main_process and not args.disable_tqdm
-    families = find_families(checkpoints, evaluation, state=state, bf16=args.bf16_full_eval, show_progress=progress)
+    families = find_families(
+        checkpoints,
+        evaluation,
+        state=state,
+        workers=ray_workers(args),
+        bf16=args.bf16_full_eval,
+        show_progress=progress,
+    )
     systems = [system for family in families for system in family.systems()]
     against = check_systems(systems, evaluation.against)
     scores = score_systems(tasks, families, TaskScoreCache(evaluation.cache / "results"), state=state)
@@ -130,6 +138,7 @@ def find_families(
     evaluation: EvaluationArguments,
     *,
     state: PartialState,
+    workers: RayWorkers | None,
     bf16: bool,
     show_progress: bool,
 ) -> list[Family]:
@@ -147,6 +156,7 @@ def find_families(
             truncate_dims=evaluation.truncate_dims,
             precisions=evaluation.quantisations,
             processes=state,
+            workers=workers,
             bf16=bf16,
             show_progress=show_progress,
         )

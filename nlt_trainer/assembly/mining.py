@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
-from nlt_trainer.assembly.parts import chosen_queries, load_training_collection, load_untrained, processes
+from nlt_trainer.assembly.parts import chosen_queries, load_training_collection, load_untrained, processes, ray_workers
 from nlt_trainer.data.beir import Collection, Query
 from nlt_trainer.data.bm25 import unmatched_line
 from nlt_trainer.data.candidates import QueryCandidates, mine_candidates, ranking_depth, write_candidates
@@ -73,7 +73,9 @@ def mined(
     rankings = None
     if encoder is not None:
         bf16 = args.bf16_full_eval
-        cache = EmbeddingCache(encoder, embeddings, processes=state, bf16=bf16, progress="embedding")
+        cache = EmbeddingCache(
+            encoder, embeddings, processes=state, workers=ray_workers(args), bf16=bf16, progress="embedding"
+        )
         rankings = rank_by_encoder(cache, data, collection, queries, state=state)
     if not state.is_main_process:
         return None

@@ -8,6 +8,7 @@ import random
 import resource
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -30,12 +31,15 @@ from nlt_trainer.files import alone_in
 from nlt_trainer.lm.completion_server import CompletionServer
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import PromptTokens
+from nlt_trainer.lm.ray_scoring import RayScorer
 from nlt_trainer.lm.remote_scoring import RemoteScorer
 from nlt_trainer.lm.scorer import Scorer
 from nlt_trainer.lm.scoring import LikelihoodScorer
 from nlt_trainer.locations import is_server, resolve_model
 from nlt_trainer.prompts import default_target
+from nlt_trainer.ray_workers import RayWorkers
 from nlt_trainer.terminal import late_bar
+from nlt_trainer.training_arguments import NLTTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +60,28 @@ def processes(args: TrainingArguments) -> PartialState:
             "without an accelerator add --use_cpu true"
         )
     return state
+
+
+def ray_workers(args: NLTTrainingArguments) -> RayWorkers | None:
+    """The workers of a recipe with `engine: ray`, the same ones for all stages of a program; else `None`.
+
+    Raises:
+        NLTError: several processes were started, Ray is not installed, or its cluster cannot be reached.
+    """
+    if args.engine != "ray":
+        return None
+    if (number := processes(args).num_processes) > 1:
+        raise NLTError(
+            f"engine: ray starts its workers itself, and {number} processes were started; run one, without accelerate "
+            "launch, and set ray_workers"
+        )
+    return ray_workers_at(args.ray_address, args.ray_workers)
+
+
+@cache
+def ray_workers_at(address: str | None, number: int | None) -> RayWorkers:
+    """Workers that a program starts once, because others would wait for the places that these hold."""
+    return RayWorkers(address=address, number=number)
 
 
 def alone(args: TrainingArguments) -> AbstractContextManager[None]:
@@ -247,14 +273,23 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, data: DataArguments) -> Pr
     return PromptTokens(tokenizer, data.template, max_document_tokens=data.max_document_tokens)
 
 
-def load_scorer(model: ModelArguments, data: DataArguments, *, target: TargetKind) -> Scorer:
+def load_scorer(
+    model: ModelArguments, data: DataArguments, *, target: TargetKind, workers: RayWorkers | None = None
+) -> Scorer:
     """Load the recipe's LLM and make its scorer, or that of the server that the recipe names in its place.
+
+    Args:
+        model: names the LLM.
+        data: says how it is asked, and where scores are kept.
+        target: what the LLM predicts.
+        workers: workers of Ray, which load the LLM in the place of this process.
 
     Raises:
         NLTError: the server cannot be asked, or an adapter is named for it.
     """
     if not is_server(model.llm):
-        return make_scorer(load_llm(model), data, target=target)
+        load = partial(_load_local_scorer, model, data, target)
+        return load() if workers is None else RayScorer(load, workers=workers, cache_folder=data.score_cache)
     if model.adapter is not None:
         raise NLTError("adapter belongs to an LLM on this machine; let the server load it, and name it by llm_model")
     return RemoteScorer(
@@ -267,6 +302,10 @@ def load_scorer(model: ModelArguments, data: DataArguments, *, target: TargetKin
         revision=model.llm_revision,
         cache_folder=data.score_cache,
     )
+
+
+def _load_local_scorer(model: ModelArguments, data: DataArguments, target: TargetKind) -> LikelihoodScorer:
+    return make_scorer(load_llm(model), data, target=target)
 
 
 def make_scorer(lm: FrozenLM, data: DataArguments, *, target: TargetKind) -> LikelihoodScorer:

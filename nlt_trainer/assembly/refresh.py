@@ -21,7 +21,7 @@ from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.assembly.gains import make_dataset
 from nlt_trainer.assembly.losses import Parts
 from nlt_trainer.assembly.mining import embeddings_folder, mined, write_mined
-from nlt_trainer.assembly.parts import load_scorer, make_scorer, target_of
+from nlt_trainer.assembly.parts import load_scorer, make_scorer, ray_workers, target_of
 from nlt_trainer.assembly.scoring import score_candidates
 from nlt_trainer.data.beir import Collection, Qrels, Query
 from nlt_trainer.data.candidates import QueryCandidates, read_candidates
@@ -59,6 +59,7 @@ class Refresh(TrainerCallback):
         self.candidates = parts.candidates
         self.run = Run(str(parts.args.output_dir))
         self.source = self.run if checkpoint is None else Run(Path(checkpoint).parent)
+        self.workers = ray_workers(parts.args)  # what it refuses is found before training begins
         self.steps: list[int] = []
         self.lm_tokens = 0
         """Tokens that the LLM reads for pairs that the candidates before lacked, whether or not the cache has them."""
@@ -67,8 +68,8 @@ class Refresh(TrainerCallback):
     def scorer(self) -> Scorer:
         """The recipe's scorer. Where an adapter of the LLM is trained, a second LLM without it scores."""
         model, data, target = self.parts.model, self.parts.data, target_of(self.parts.data, self.parts.candidates)
-        if is_server(model.llm) or model.llm_lora is not None:
-            return load_scorer(model, data, target=target)
+        if is_server(model.llm) or model.llm_lora is not None or self.workers is not None:
+            return load_scorer(model, data, target=target, workers=self.workers)
         return make_scorer(self.parts.lm, data, target=target)
 
     def on_train_begin(

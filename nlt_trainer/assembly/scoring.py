@@ -19,6 +19,7 @@ from nlt_trainer.assembly.parts import (
     load_scorer,
     load_training_collection,
     processes,
+    ray_workers,
     target_of,
 )
 from nlt_trainer.data.beir import Collection
@@ -45,7 +46,7 @@ def score(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     collection = load_training_collection(data)
     candidates = load_candidates(data, collection)
     texts = texts_of(candidates, collection)
-    scorer = load_scorer(model, data, target=target_of(data, candidates))
+    scorer = load_scorer(model, data, target=target_of(data, candidates), workers=ray_workers(args))
     # Counting also finds texts that cannot be scored, before any score is computed.
     tokens = scorer.count_tokens(pairs_of(candidates, texts)) + scorer.count_tokens(pairs_of(candidates))
     report = score_candidates(scorer, candidates, model=model, data=data, collection=collection, tokens=tokens)

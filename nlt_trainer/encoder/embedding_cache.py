@@ -10,10 +10,10 @@ import hashlib
 import io
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,9 +22,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from nlt_trainer.content import encoder_content
-from nlt_trainer.errors import NLTError
+from nlt_trainer.encoder.embedding import EncoderForWorkers, Role, Texts, embed
 from nlt_trainer.files import atomic_write_bytes, cache_folder, sweep
 from nlt_trainer.lm.score_cache import ScoreCache
+from nlt_trainer.ray_workers import RayWorkers
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,6 @@ PART = 512
 
 OWN = re.compile(r"[0-9a-f]+(-bf16)?/[0-9a-f]{32}\.npy")
 """Names of the cache's files, with their folders."""
-
-Role = Literal["query", "document"]
 
 
 class Processes(Protocol):
@@ -62,6 +61,7 @@ class EmbeddingCache:
             (`NLT_CACHE`).
         processes: the processes that share the work; each must call the same methods with the same texts. `None` means
             this process alone.
+        workers: workers of Ray, which embed in the place of this process; `None` means that it embeds itself.
         bf16: whether the encoder multiplies in bfloat16, under autocast. A CPU with AMX embeds three times as fast,
             and the embeddings of all-MiniLM-L6-v2 keep a cosine of 0.9999 with those of float32.
         progress: title of the progress bar that is shown while texts are embedded; `None` shows no bar.
@@ -80,12 +80,14 @@ class EmbeddingCache:
         folder: str | Path | None = None,
         *,
         processes: Processes | None = None,
+        workers: RayWorkers | None = None,
         bf16: bool = False,
         progress: str | None = "embedding",
         name: str = "the encoder",
     ) -> None:
         root = cache_folder() / "embeddings" if folder is None else Path(folder).expanduser()
-        self.encoder, self.processes, self.bf16, self.progress, self.name = encoder, processes, bf16, progress, name
+        self.encoder, self.processes, self.workers = encoder, processes, workers
+        self.bf16, self.progress, self.name = bf16, progress, name
         self.folder = root / (encoder_content(encoder) + ("-bf16" if bf16 else ""))
 
     def encode_query(
@@ -143,32 +145,22 @@ class EmbeddingCache:
             desc=f"{self.progress}: {'queries' if role == 'query' else 'documents'}",
             disable=self.progress is None or not mine,
         ) as bar:
-            for i in mine:
-                _write(files[i], self._embed(role, parts[i], prompt, batch_size))
+            for i, array in self._embedded({i: Texts(role, parts[i], prompt, batch_size) for i in mine}):
+                _write(files[i], array)
                 bar.update(len(parts[i]))
         if self.processes is not None:
             self.processes.wait_for_everyone()
         return files
 
-    @torch.inference_mode()
-    def _embed(self, role: Role, texts: list[str], prompt: str | None, batch_size: int) -> np.ndarray:
-        """Embeddings `(N, H)` float32 of texts.
-
-        Raises:
-            NLTError: an embedding is not finite; names the encoder, the first such text and the remedy.
-        """
-        encode = self.encoder.encode_query if role == "query" else self.encoder.encode_document
-        options: dict[str, Any] = {"batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}
-        with torch.autocast(self.encoder.device.type, torch.bfloat16, enabled=self.bf16):
-            found: np.ndarray = encode(texts, prompt=prompt, **options).float().cpu().numpy()
-        if (strange := ~np.isfinite(found).all(1)).any():
-            remedy = "set bf16_full_eval: false, " if self.bf16 else ""
-            raise NLTError(
-                f"{self.name} gives {strange.sum()} of {len(texts)} texts an embedding that is infinite or NaN, the "
-                f"first is {role} {texts[strange.argmax()][:60]!r}; {remedy}take the texts out if they are few, or "
-                "train the encoder again with a lower learning rate"
-            )
-        return found
+    def _embedded(self, parts: Mapping[int, Texts]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the number of each part with its embeddings, as workers of Ray or this process make them."""
+        if self.workers is None:
+            yield from ((i, embed(self.encoder, part, bf16=self.bf16, name=self.name)) for i, part in parts.items())
+        elif parts:
+            make = EncoderForWorkers(self.encoder, bf16=self.bf16, name=self.name)
+            numbers = [*parts]
+            for place, array in self.workers.task(make).results(parts.values()):
+                yield numbers[place], array
 
 
 def _write(file: Path, array: np.ndarray) -> None:

@@ -27,6 +27,7 @@ from nlt_trainer.evaluation.evaluator import best
 from nlt_trainer.evaluation.folder_task import TOP_K
 from nlt_trainer.evaluation.task_scores import TaskRankings, fuse, rank_bm25, rank_encoder
 from nlt_trainer.evaluation.tasks import EvaluationTask
+from nlt_trainer.ray_workers import RayWorkers
 from nlt_trainer.run.folder import Run
 from nlt_trainer.run.trained_queries import trained_queries_of
 
@@ -198,6 +199,7 @@ class EncoderSystems:
         precisions: precisions of the documents' embeddings, see `CompressedEncoder`; every number of dimensions is
             evaluated with each of them.
         processes: the processes that share the embedding.
+        workers: workers of Ray, which embed in their place.
         bf16: whether texts are embedded in bfloat16, see `EmbeddingCache`.
         show_progress: whether a progress bar is shown.
     """
@@ -214,6 +216,7 @@ class EncoderSystems:
         truncate_dims: Sequence[int] = (),
         precisions: Sequence[Precision] = (),
         processes: Processes | None = None,
+        workers: RayWorkers | None = None,
         bf16: bool = False,
         show_progress: bool = False,
     ) -> None:
@@ -222,7 +225,8 @@ class EncoderSystems:
         self.sizes: list[tuple[int | None, Precision | None]] = [
             (dim, precision) for dim in (None, *truncate_dims) for precision in (None, *precisions)
         ]
-        self.processes, self.bf16, self.show_progress = processes, bf16, show_progress
+        self.processes, self.workers = processes, workers
+        self.bf16, self.show_progress = bf16, show_progress
         self.encoder: EmbeddingCache | None = None
         self.last: tuple[str, TaskRankings] | None = None
 
@@ -266,7 +270,12 @@ class EncoderSystems:
         if self.encoder is None:
             encoder = load_encoder(self.checkpoint.location, **self.checkpoint.loading)
             self.encoder = EmbeddingCache(
-                encoder, self.folder, processes=self.processes, bf16=self.bf16, name=self.checkpoint.location
+                encoder,
+                self.folder,
+                processes=self.processes,
+                workers=self.workers,
+                bf16=self.bf16,
+                name=self.checkpoint.location,
             )
         self.encoder.progress = f"{entry.title} {self.checkpoint.name}" if self.show_progress else None
         return rank_encoder(entry, self.encoder, batch_size=self.batch_size, truncate_dim=dim, precision=precision)

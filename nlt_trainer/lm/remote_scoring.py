@@ -87,7 +87,7 @@ class RemoteScorer(Scorer):
             "revision": self._revision,
             "tokenizer": tokenizer_hash(self._tokenizer),
             "prompt": "ids" if self.server.reads_ids else "text",
-            "context_length": str(self._context_length),
+            "context_length": str(self.context_length),
         }
 
     def count_tokens(self, pairs: Sequence[Pair]) -> int:
@@ -95,7 +95,7 @@ class RemoteScorer(Scorer):
         _, first, _ = self._distinct(pairs)
         return sum(len(self._prompt(pairs[i])[0].ids) for i in first)
 
-    def _score_pairs(self, pairs: Sequence[Pair], chosen: np.ndarray) -> Iterator[Scored]:
+    def score_pairs(self, pairs: Sequence[Pair], chosen: np.ndarray) -> Iterator[Scored]:
         """Send the chosen pairs, and yield as many as were in flight; a request that fails ends all, see `Scorer`."""
         order = iter(document_major(pairs, chosen))
         flying: dict[asyncio.Task[np.ndarray], tuple[int, np.ndarray, bool, int]] = {}

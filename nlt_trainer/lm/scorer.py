@@ -75,7 +75,7 @@ class Scorer(ABC):
 
     def __init__(self, name: str, *, target: TargetKind, tokens: PromptTokens, context_length: int) -> None:
         self.name, self.target, self.tokens = name, target, tokens
-        self._context_length = context_length  # every pair needs it, and a look into a configuration is slow
+        self.context_length = context_length  # every pair needs it, and a look into a configuration is slow
         self.cache = None
         self.lm_tokens = 0
         """Tokens that the LLM has read so far, without padding."""
@@ -90,7 +90,7 @@ class Scorer(ABC):
         """Tokens that the LLM reads to score these pairs when nothing is cached, without padding."""
 
     @abstractmethod
-    def _score_pairs(self, pairs: Sequence[Pair], chosen: np.ndarray) -> Iterator[Scored]:
+    def score_pairs(self, pairs: Sequence[Pair], chosen: np.ndarray) -> Iterator[Scored]:
         """Score the pairs with the indices `chosen`, `(M,)`, and yield some at a time; a `Scored` has places in it."""
 
     @property
@@ -185,7 +185,7 @@ class Scorer(ABC):
         """Score and store pairs with unknown keys, and yield indices of keys, scores and token scores."""
         missing = np.flatnonzero(~known)
         missing = missing[np.argsort(first[missing])]  # in the order of their first pairs
-        for places, scores, tokens in self._score_pairs(pairs, first[missing]):
+        for places, scores, tokens in self.score_pairs(pairs, first[missing]):
             at = missing[places]
             for index, (value, *_) in zip(at, scores, strict=True):
                 if not np.isfinite(value):
@@ -206,13 +206,13 @@ class Scorer(ABC):
         """Ids in front of a suffix, with the document cut to fit the context, and whether the document was cut."""
         start, (before, after) = self.tokens.start, self.tokens.document_frame
         frame = len(start) + (0 if document is None else len(before) + len(after) + 1)
-        if frame + len(suffix.ids) > self._context_length:
+        if frame + len(suffix.ids) > self.context_length:
             raise NLTError(
                 f"query {query[:60]!r} and its target have {len(suffix.ids)} tokens and do not fit the "
-                f"{self._context_length} tokens of LLM {self.name!r}; shorten them or choose a longer context"
+                f"{self.context_length} tokens of LLM {self.name!r}; shorten them or choose a longer context"
             )
         if document is None:
             return start, False
         ids, truncated = self.tokens.document(document)
-        room = self._context_length - frame - len(suffix.ids) + 1
+        room = self.context_length - frame - len(suffix.ids) + 1
         return (*start, *before, *ids[:room], *after), truncated or len(ids) > room

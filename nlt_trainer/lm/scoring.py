@@ -104,7 +104,7 @@ class LikelihoodScorer(Scorer):
         _, first, _ = self._distinct(pairs)
         return sum(row.length for rows in self._windows(pairs, np.sort(first)) for row in rows)
 
-    def _score_pairs(self, pairs: Sequence[Pair], chosen: np.ndarray) -> Iterator[Scored]:
+    def score_pairs(self, pairs: Sequence[Pair], chosen: np.ndarray) -> Iterator[Scored]:
         """Score the chosen pairs batch by batch; see `Scorer`."""
         packing = packed_weights(self.lm.model) if len(chosen) >= PACKING_PAIRS else nullcontext()
         with packing, scoring_bar(len(chosen)) as bar:

@@ -1,0 +1,198 @@
+"""Workers of Ray, on this machine or on a cluster, which each hold models and compute blocks of work with them.
+
+Ray starts the workers, moves blocks and results between nodes, and finds out which workers are lost. A block whose
+worker was lost is computed again by another one. Blocks are made one after another while earlier ones are computed, so
+that few of them are in memory, and none is written anywhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import uuid
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
+from typing import Any, Generic, TypeVar
+
+from nlt_trainer.errors import NLTError
+from nlt_trainer.terminal import say
+
+Block = TypeVar("Block")
+Result = TypeVar("Result")
+Numbered = tuple[int, Any]
+"""A block with its number."""
+Flying = dict[Any, tuple[Any, Numbered | None]]
+"""What workers do: a reference to the answer -> the worker, and its block, or `None` while it starts."""
+
+LOSSES = 5
+"""Workers that are lost with one block, or at their start, after which Ray is asked for no more."""
+PATIENCE = 60
+"""Seconds without an answer after which a line says how many workers there are."""
+
+
+class RayWorkers:
+    """A number of workers, each with a CPU core and, where the cluster has GPUs, one of these.
+
+    Args:
+        address: of a cluster, as `ray.init` takes it: `auto` means the one that this machine belongs to. `None` starts
+            Ray on this machine alone.
+        number: of workers; `None` means one for each GPU of the cluster or, without GPUs, for each CPU core.
+
+    Raises:
+        NLTError: Ray is not installed, or the cluster cannot be reached.
+    """
+
+    def __init__(self, *, address: str | None = None, number: int | None = None) -> None:
+        self.ray = connected(address)
+        resources = self.ray.cluster_resources()
+        gpus = 1 if resources.get("GPU", 0) >= 1 else 0
+        self.number = number or max(1, int(resources.get("GPU" if gpus else "CPU", 1)))
+        self.worker = self.ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)(Worker)
+        self.idle: list[Any] = []
+        self.starting: Flying = {}
+        for _ in range(self.number):
+            self.start(self.starting)
+
+    def task(self, make: Callable[[], Callable[[Block], Result]]) -> RayTask[Block, Result]:
+        """A task for these workers, see `RayTask`."""
+        return RayTask(self, make)
+
+    def start(self, flying: Flying) -> None:
+        """Ask Ray for a worker, which may have no place for it yet."""
+        worker = self.worker.remote()
+        flying[worker.version.remote()] = worker, None
+
+    def answer(self, flying: Flying) -> tuple[Numbered | None, Any]:
+        """Wait for a worker, which is idle then; if it is lost, another one is started.
+
+        Returns:
+            Its block, `None` where it has started, and the block's result or the error by which it was lost.
+
+        Raises:
+            NLTError: the worker raises it, or has another version of this package.
+        """
+        while not (done := self.ray.wait([*flying], timeout=PATIENCE)[0]):
+            running = len(self.idle) + sum(block is not None for _, block in flying.values())
+            say(f"waiting for Ray, which has a place for {running} of {self.number} workers")
+        worker, block = flying.pop(done[0])
+        try:
+            found = self.ray.get(done[0])
+        except self.ray.exceptions.RayTaskError as error:
+            self.idle.append(worker)
+            raise error.cause if isinstance(error.cause, NLTError) else error from None
+        except self.ray.exceptions.RayError as error:
+            self.ray.kill(worker)  # one that is only out of reach would keep its place
+            self.start(flying)
+            return block, error
+        if block is None and found != version("nlt_trainer"):
+            raise NLTError(
+                f"a worker of Ray has version {found} of nlt_trainer, and this machine has {version('nlt_trainer')}; "
+                "install one version on all nodes"
+            )
+        self.idle.append(worker)
+        return block, found
+
+
+class RayTask(Generic[Block, Result]):
+    """A function of a block that workers compute. They forget it when this object is gone.
+
+    Args:
+        workers: the workers.
+        make: is called in each worker once, and makes the function there. It is pickled, with what it holds.
+    """
+
+    def __init__(self, workers: RayWorkers, make: Callable[[], Callable[[Block], Result]]) -> None:
+        self.workers, self.name, self.make = workers, uuid.uuid4().hex, workers.ray.put(make)
+        weakref.finalize(self, _forget, workers, self.name).atexit = False
+
+    def results(self, blocks: Iterable[Block]) -> Iterator[tuple[int, Result]]:
+        """Yield the number of each block, which counts from 0, with its result, as results come.
+
+        Raises:
+            NLTError: a worker raises it, a block is given up, or workers do not start.
+        """
+        workers, numbered = self.workers, enumerate(blocks)
+        again, losses = list[Numbered](), Counter[int | None]()
+        flying, workers.starting = workers.starting, {}
+
+        def send() -> None:
+            """Give every idle worker a block, as long as there are any."""
+            while workers.idle and (block := again.pop() if again else next(numbered, None)) is not None:
+                worker = workers.idle.pop()
+                flying[worker.compute.remote(self.name, [self.make], block[1])] = worker, block
+
+        try:
+            send()
+            while any(block for _, block in flying.values()) or again or not workers.idle:
+                block, found = workers.answer(flying)
+                if isinstance(found, Exception):
+                    number = None if block is None else block[0]
+                    losses[number] += 1
+                    _check_losses(losses[number], found, starting=block is None)
+                    again += [] if block is None else [block]
+                elif block is None:
+                    del losses[None]
+                send()  # before the result is used, so that no worker waits for that
+                if block is not None and not isinstance(found, Exception):
+                    yield block[0], found
+        finally:
+            workers.starting = {reference: job for reference, job in flying.items() if job[1] is None}
+            workers.idle += [worker for worker, block in flying.values() if block is not None]
+
+
+class Worker:
+    """What runs in a worker: functions by their names, each of which is made when it is first needed."""
+
+    def __init__(self) -> None:
+        self.functions: dict[str, Callable[[Any], Any]] = {}
+
+    def version(self) -> str:
+        """The version of this package."""
+        return version("nlt_trainer")
+
+    def compute(self, name: str, make: list[Any], block: Any) -> Any:
+        """Compute a block with a function, which is made by what the one reference in a list refers to."""
+        if name not in self.functions:
+            self.functions[name] = connected(None).get(make[0])()
+        return self.functions[name](block)
+
+    def forget(self, name: str) -> None:
+        """Free what a function holds."""
+        self.functions.pop(name, None)
+
+
+def connected(address: str | None) -> Any:
+    """The module `ray`, connected to a cluster; a process stays with the one that it was connected to first.
+
+    Raises:
+        NLTError: Ray is not installed, or the cluster cannot be reached.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise NLTError("engine: ray needs Ray, which is not installed; pip install 'nlt_trainer[ray]'")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send statistics to Ray's authors
+    ray = importlib.import_module("ray")
+    if not ray.is_initialized():
+        try:
+            ray.init(address=address or "local", log_to_driver=False, logging_level="error")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise NLTError(f"ray_address {address!r}: no cluster of Ray can be reached there: {error}") from error
+    return ray
+
+
+def _check_losses(number: int, error: Exception, *, starting: bool) -> None:
+    """Raise `NLTError` if too many workers were lost with one block, or at their start."""
+    if number < LOSSES:
+        return
+    when = "at their start" if starting else "while they computed one block"
+    raise NLTError(
+        f"{number} workers of Ray were lost {when}, the last one with: {' '.join(str(error).split())}; they may need "
+        "more memory, which fewer of them have (ray_workers)"
+    )
+
+
+def _forget(workers: RayWorkers, name: str) -> None:
+    for worker in workers.idle:
+        worker.forget.remote(name)

@@ -1,0 +1,136 @@
+"""Workers of Ray: results of blocks, lost workers, errors, and models that are forgotten."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.ray_workers import LOSSES, RayWorkers, Worker
+
+ray = pytest.importorskip("ray")
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
+
+
+def doubled(folder: Path) -> Callable[[int], int]:
+    """A function that leaves a file when it is made, and another for each call."""
+    (folder / f"made-{os.getpid()}").touch()
+
+    def compute(number: int) -> int:
+        (folder / f"{number}-{os.getpid()}").touch()
+        return 2 * number
+
+    return compute
+
+
+def killed_once(folder: Path, *, times: int = 1) -> Callable[[int], int]:
+    """A function that kills its process at block 3, as often as it is told."""
+
+    def compute(number: int) -> int:
+        killed = len([*folder.glob("killed-*")])
+        if number == 3 and killed < times:
+            (folder / f"killed-{killed}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 2 * number
+
+    return compute
+
+
+def refusing(error: Exception) -> Callable[[int], int]:
+    def compute(number: int) -> int:
+        raise error
+
+    return compute
+
+
+@pytest.fixture
+def workers(ray_workers: RayWorkers) -> RayWorkers:
+    return ray_workers
+
+
+def test_each_block_is_computed_once_by_functions_that_are_made_once(workers: RayWorkers, tmp_path: Path) -> None:
+    task = workers.task(partial(doubled, tmp_path))
+    assert dict(task.results(range(20))) == {number: 2 * number for number in range(20)}
+    assert dict(task.results(range(20, 25))) == {number: 2 * (number + 20) for number in range(5)}
+    made = {path.name.removeprefix("made-") for path in tmp_path.glob("made-*")}
+    calls = [path.name.split("-") for path in tmp_path.iterdir() if not path.name.startswith("made")]
+    assert len(calls) == 25
+    assert len(made) == 2
+    assert {process for _, process in calls} <= made - {str(os.getpid())}
+    assert [*task.results([])] == []
+
+
+def test_blocks_are_made_while_others_are_computed(workers: RayWorkers, tmp_path: Path) -> None:
+    """Reference: at most as many blocks as workers are ahead of the results, so that few are in memory."""
+    made = 0
+
+    def blocks() -> Iterator[int]:
+        nonlocal made
+        for number in range(12):
+            made += 1
+            yield number
+
+    for seen, _ in enumerate(workers.task(partial(doubled, tmp_path)).results(blocks()), start=1):
+        assert made <= seen + workers.number
+
+
+def test_the_block_of_a_lost_worker_is_computed_again(workers: RayWorkers, tmp_path: Path) -> None:
+    found = dict(workers.task(partial(killed_once, tmp_path)).results(range(8)))
+    assert found == {number: 2 * number for number in range(8)}
+    assert (tmp_path / "killed-0").is_file()
+    assert dict(workers.task(partial(doubled, tmp_path)).results(range(4))) == {n: 2 * n for n in range(4)}
+
+
+def test_a_block_that_loses_every_worker_is_given_up(workers: RayWorkers, tmp_path: Path) -> None:
+    with pytest.raises(NLTError, match=rf"^{LOSSES} workers of Ray were lost while they computed one block.*memory"):
+        dict(workers.task(partial(killed_once, tmp_path, times=LOSSES)).results(range(8)))
+    assert dict(workers.task(partial(doubled, tmp_path)).results(range(4))) == {n: 2 * n for n in range(4)}
+
+
+@pytest.mark.parametrize("error", [NLTError("a text is too long; shorten it"), DataError("file", "is empty", line=3)])
+def test_an_error_of_a_worker_is_that_of_one_process(workers: RayWorkers, error: NLTError) -> None:
+    with pytest.raises(NLTError, match=f"^{error}$") as found:
+        dict(workers.task(partial(refusing, error)).results(range(4)))
+    assert type(found.value) is type(error)
+
+
+def test_a_worker_forgets_what_nobody_can_ask_for(workers: RayWorkers, tmp_path: Path) -> None:
+    """Reference: the functions that workers hold, by their names."""
+    task = workers.task(partial(doubled, tmp_path))
+    dict(task.results(range(8)))
+    name, other = task.name, workers.task(held_names)
+    assert any(name in names for names in dict(other.results(range(8))).values())
+    del task
+    assert not any(name in names for names in dict(other.results(range(8))).values())
+
+
+def held_names() -> Callable[[int], list[str]]:
+    """The names of the functions that the worker holds in which it runs."""
+
+    def compute(_: int) -> list[str]:
+        return [name for found in gc.get_objects() if isinstance(found, Worker) for name in found.functions]
+
+    return compute
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        NLTError, match=r"^engine: ray needs Ray, which is not installed; pip install 'nlt_trainer\[ray\]'$"
+    ):
+        RayWorkers()
+
+
+def test_ray_is_not_imported_by_the_package() -> None:
+    """Reference: the modules of a new process that has imported everything which knows of Ray."""
+    code = "import sys, nlt_trainer.assembly.scoring, nlt_trainer.assembly.mining; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
