@@ -21,9 +21,9 @@ from nlt_trainer.lm.scoring import LikelihoodScorer
 from nlt_trainer.prompts import PromptTemplate
 from nlt_trainer.ray_workers import RayTask, RayWorkers
 
-BLOCK_PAIRS = 256
+BLOCK_PAIRS = 128
 """Pairs in a block, or up to twice as many if the last document has so many. A lost worker costs at most one block.
-Blocks of 128 pairs or more are scored with packed weights, see `LikelihoodScorer`."""
+Blocks of so many are scored with packed weights, see `LikelihoodScorer`."""
 
 Block = tuple[Literal["describe", "count", "score"], Sequence[Pair]]
 """What a worker is asked about some pairs."""
