@@ -10,8 +10,9 @@ import hashlib
 import io
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -31,8 +32,8 @@ logger = logging.getLogger(__name__)
 PART = 512
 """Texts in one file. A kill loses at most so many, and a change of one text means that so many are embedded again."""
 
-OWN = re.compile(r"[0-9a-f]+(-bf16)?/[0-9a-f]{32}\.npy")
-"""Names of the cache's files, with their folders."""
+OWN = re.compile(r"[0-9a-f]+(-bf16)?/[0-9a-f]{32}\.(npy|faiss)")
+"""Names of the cache's files, with their folders: embeddings, and indexes of them."""
 
 Role = Literal["query", "document"]
 
@@ -111,8 +112,13 @@ class EmbeddingCache:
         """Similarities `(number of queries, number of documents)`, computed by the encoder's own function."""
         return self.encoder.similarity(torch.as_tensor(queries), torch.as_tensor(documents))
 
-    def document_files(self, texts: Sequence[str], *, batch_size: int = 32) -> list[Path]:
-        """Files with the embeddings of `PART` documents each, `(n, H)` float32, in the order of the documents."""
+    def document_files(self, texts: Iterable[str], *, batch_size: int = 32) -> list[Path]:
+        """Files with the embeddings of `PART` documents each, `(n, H)` float32, in the order of the documents.
+
+        Args:
+            texts: the documents, such as `Contents`; they are iterated over twice, and `PART` of them are kept.
+            batch_size: texts embedded at once.
+        """
         return self._files("document", texts, None, batch_size)
 
     def _encode(self, role: Role, texts: Sequence[str], prompt: str | None, batch_size: int) -> np.ndarray:
@@ -125,27 +131,28 @@ class EmbeddingCache:
             found[i * PART : (i + 1) * PART] = np.load(file)
         return found
 
-    def _files(self, role: Role, texts: Sequence[str], prompt: str | None, batch_size: int) -> list[Path]:
+    def _files(self, role: Role, texts: Iterable[str], prompt: str | None, batch_size: int) -> list[Path]:
         """The files of all texts. Those that are missing or damaged are made."""
-        parts = [list(texts[start : start + PART]) for start in range(0, len(texts), PART)]
         named = self.encoder.prompts.get(role) if prompt is None else prompt
-        files = [self.folder / f"{ScoreCache.key(role, named or '', *part).hex()}.npy" for part in parts]
-        missing = [
-            i for i, (part, file) in enumerate(zip(parts, files, strict=True)) if not _is_whole(file, len(part))
-        ]
-        mine = missing
+        files, missing = list[Path](), dict[int, int]()
+        for i, part in enumerate(_parts(texts)):
+            files.append(self.folder / f"{ScoreCache.key(role, named or '', *part).hex()}.npy")
+            if not _is_whole(files[i], len(part)):
+                missing[i] = len(part)
+        mine = list(missing)
         if self.processes is not None:
             self.processes.wait_for_everyone()  # all must list what is missing before one writes: they divide one list
-            mine = missing[self.processes.process_index :: self.processes.num_processes]
+            mine = mine[self.processes.process_index :: self.processes.num_processes]
         with tqdm(
-            total=sum(len(parts[i]) for i in mine),
+            total=sum(missing[i] for i in mine),
             unit="text",
             desc=f"{self.progress}: {'queries' if role == 'query' else 'documents'}",
             disable=self.progress is None or not mine,
         ) as bar:
-            for i in mine:
-                _write(files[i], self._embed(role, parts[i], prompt, batch_size))
-                bar.update(len(parts[i]))
+            for i, part in enumerate(_parts(texts)) if mine else ():
+                if i in mine:
+                    _write(files[i], self._embed(role, part, prompt, batch_size))
+                    bar.update(len(part))
         if self.processes is not None:
             self.processes.wait_for_everyone()
         return files
@@ -169,6 +176,12 @@ class EmbeddingCache:
                 "train the encoder again with a lower learning rate"
             )
         return found
+
+
+def _parts(texts: Iterable[str]) -> Iterator[list[str]]:
+    every = iter(texts)
+    while part := list(islice(every, PART)):
+        yield part
 
 
 def _write(file: Path, array: np.ndarray) -> None:
@@ -215,12 +228,14 @@ def remove_cache(folder: str | Path) -> None:
 def trim(folder: str | Path, max_bytes: float) -> int:
     """Remove the embeddings in a cache's folder that were used longest ago, until at most `max_bytes` are left.
 
+    Indexes of embeddings count and are removed like them.
+
     Files whose names an `EmbeddingCache` does not give stay, and do not count.
 
     Returns:
         The number of files that were removed.
     """
-    own = (path for path in Path(folder).glob("*/*.npy") if OWN.fullmatch("/".join(path.parts[-2:])))
+    own = (path for path in Path(folder).glob("*/*.*") if OWN.fullmatch("/".join(path.parts[-2:])))
     files = sorted(((path.stat(), path) for path in own), key=lambda f: f[0].st_mtime)
     excess, removed = sum(stat.st_size for stat, _ in files) - max_bytes, 0
     for stat, path in files:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
+from nlt_trainer.data.document import Contents, Document
 from nlt_trainer.encoder import embedding_cache
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache, remove_cache, trim
 
@@ -49,6 +50,19 @@ def test_embeddings_are_the_encoders_and_are_computed_once(
     assert embedded == TEXTS
     EmbeddingCache(tiny_encoder, tmp_path).encode_document([*TEXTS[:3], "coffee", TEXTS[4]])
     assert embedded == [*TEXTS, "green tea", "coffee"]
+
+
+def test_the_contents_of_a_corpus_are_embedded_as_they_come(
+    tiny_encoder: SentenceTransformer, embedded: list[str], tmp_path: Path
+) -> None:
+    """Reference: the files of a list of the same texts; what is there is not embedded again."""
+    corpus = {text: Document(text, "", text) for text in TEXTS}
+    files = EmbeddingCache(tiny_encoder, tmp_path).document_files(Contents(corpus))
+    assert embedded == TEXTS
+    assert EmbeddingCache(tiny_encoder, tmp_path).document_files(TEXTS) == files
+    files[1].unlink()
+    assert EmbeddingCache(tiny_encoder, tmp_path).document_files(Contents(corpus)) == files
+    assert embedded == [*TEXTS, *TEXTS[2:4]]
 
 
 def test_embeddings_in_bfloat16_are_close_and_kept_apart(
