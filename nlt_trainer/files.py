@@ -38,6 +38,7 @@ FolderStage = Literal[
     "nlt pull",
     "nlt train",
     "conversion of a GGUF file",
+    "index of a corpus",
 ]
 """What writes whole folders, as `FOLDER_MARK` names it. `nlt adapt` runs some of these stages."""
 RECORD_FILE = "record.json"

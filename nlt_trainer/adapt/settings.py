@@ -169,7 +169,9 @@ def of_mining(work: Adaptation) -> str:
     model = work.model
     content = model_content(model.encoder, revision=model.encoder_revision)
     encoder = {"encoder": content} | start_options(vars(model))
-    return f"{encoder} {work.data.miner} {work.data.num_candidates} {work.args.seed} {work.args.bf16_full_eval}"
+    index = "" if work.data.index == "exact" else f" {work.data.index}"  # version 0.1 had no other
+    numbers = f"{work.data.num_candidates} {work.args.seed} {work.args.bf16_full_eval}"
+    return f"{encoder} {work.data.miner}{index} {numbers}"
 
 
 def of_scoring(work: Adaptation) -> str:

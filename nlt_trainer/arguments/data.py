@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nlt_trainer.arguments.option import check_values, option
-from nlt_trainer.choices import DocumentLayout, HeadMethod, Miner, TargetKind
+from nlt_trainer.choices import DenseIndex, DocumentLayout, HeadMethod, Miner, TargetKind
 from nlt_trainer.errors import NLTError
 from nlt_trainer.prompts import PromptTemplate
 
@@ -50,6 +50,15 @@ class DataArguments:
         help=(
             "What chooses candidates: bm25, encoder (the recipe's encoder, by its own similarity) or fused (both, by "
             "reciprocal rank fusion)."
+        ),
+    )
+    index: DenseIndex = option(
+        default="exact",
+        decides="nothing",
+        help=(
+            "How miner: encoder and fused find the encoder's nearest documents: exact compares all; ivf_pq and hnsw "
+            "compare those that an index of FAISS proposes, where there are 10,000 documents or more. ivf_pq takes "
+            "least memory and time to build."
         ),
     )
     gains: str = option(

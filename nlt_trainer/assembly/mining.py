@@ -16,8 +16,11 @@ from nlt_trainer.assembly.parts import chosen_queries, load_training_collection,
 from nlt_trainer.data.beir import Collection, Query
 from nlt_trainer.data.bm25 import unmatched_line
 from nlt_trainer.data.candidates import QueryCandidates, mine_candidates, ranking_depth, write_candidates
+from nlt_trainer.data.document import Contents
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache, remove_cache
 from nlt_trainer.encoder.search import nearest
+from nlt_trainer.encoder.similarity import ranks_by_cosine
+from nlt_trainer.errors import NLTError
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
@@ -108,12 +111,24 @@ def rank_by_encoder(
     *,
     state: PartialState,
 ) -> list[list[int]] | None:
-    """The best documents for each query by an encoder; `None` in all processes except the main one."""
-    contents = [document.content for document in collection.corpus.values()]
-    files = cache.document_files(contents)
+    """The best documents for each query by an encoder; `None` in all processes except the main one.
+
+    Raises:
+        NLTError: the recipe's index does not find what the encoder's similarity ranks first.
+    """
+    if data.index != "exact" and not ranks_by_cosine(cache.encoder):
+        raise NLTError(
+            f"index {data.index!r} finds documents by their cosines, and the encoder compares texts by "
+            f"{cache.encoder.similarity_fn_name!r}; set index: exact"
+        )
+    files = cache.document_files(Contents(collection.corpus))
     asked = torch.as_tensor(cache.encode_query([query.text for query in queries]))
     if not state.is_main_process:
         return None
     depth = ranking_depth(data.num_candidates, fused=data.miner == "fused") + 1  # one may be the query itself
-    parts = (torch.from_numpy(np.load(file)) for file in files)
-    return nearest(asked, parts, top_k=depth, similarity=cache.similarity)[1].tolist()
+    if data.index == "exact":
+        parts = (torch.from_numpy(np.load(file)) for file in files)
+        return nearest(asked, parts, top_k=depth, similarity=cache.similarity)[1].tolist()
+    from nlt_trainer.encoder.approximate_search import approximate  # FAISS is imported only where it is asked for
+
+    return approximate(asked, files, cache=cache, index=data.index, top_k=depth)

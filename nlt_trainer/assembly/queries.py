@@ -54,7 +54,7 @@ def make_queries(
         raise NLTError(f"{state.num_processes} processes were started, and make_queries works in one; start it alone")
     out = Path(data.collection)
     check_folder(out, stage="nlt make_queries")
-    corpus = load_corpus(queries.corpus)
+    corpus = dict(load_corpus(queries.corpus).items())
     if len(corpus) < 2:
         raise DataError(
             Path(queries.corpus) / CORPUS_FILE, "has one passage, which every query would find; give more documents"

@@ -17,22 +17,26 @@ nDCG@10 of words with parts of identifiers, and of their stems:
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache, partial
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 
 import bm25s
 import numpy as np
 import regex
 import Stemmer
 from bm25s import stopwords
-from bm25s.tokenization import Tokenized
 
-from nlt_trainer.data.beir import Collection, Document, Query
+from nlt_trainer.data.beir import Collection, Query
+from nlt_trainer.data.bm25_matrix import build, load
+from nlt_trainer.data.document import Contents, Document
+from nlt_trainer.data.kept_folder import kept_folder
+from nlt_trainer.data.stored_corpus import StoredCorpus
 
 logging.getLogger("bm25s").setLevel(logging.INFO)  # bm25s sets its logger to DEBUG when it is imported
 
@@ -55,6 +59,8 @@ LANGUAGE_SHARE = 0.1
 """The share of a text's words that must be stop words of a language other than English; running text has a third."""
 LANGUAGE_SAMPLE = 1000
 """Number of documents, evenly spaced in the corpus, in which stop words are counted."""
+TOKENS = 1
+"""Part of the names of stored indexes; to be raised when a text gets other tokens or another score."""
 WORD = regex.compile(r"\w+")  # the \w of regex includes combining marks, which that of re leaves out
 UNSPACED = "".join(
     rf"\p{{scx={script}}}" for script in ("Han", "Hira", "Kana", "Hang", "Bopo", "Thai", "Laoo", "Khmr", "Mymr")
@@ -122,22 +128,26 @@ def _stems(word: str, language: str) -> list[str]:
 class BM25Index:
     """BM25 over the contents of a corpus (k1 = 1.5, b = 0.75, Lucene's formula).
 
+    The index of a corpus on disk is on disk too, in the user's cache, where it is found the next time.
+
     Args:
         corpus: document id -> document; its language, see `language_of`, is also that of the queries.
     """
 
     def __init__(self, corpus: Mapping[str, Document]) -> None:
-        self.document_ids = list(corpus)
-        self.numbers = {document_id: number for number, document_id in enumerate(self.document_ids)}
-        sample = list(corpus.values())[:: max(1, len(corpus) // LANGUAGE_SAMPLE)]
-        self.language = language_of([document.content for document in sample])
-        self.vocabulary = {"": 0}
-        token_ids = [
-            [self.vocabulary.setdefault(t, len(self.vocabulary)) for t in tokenize(document.content, self.language)]
-            for document in corpus.values()
-        ]
-        self.bm25 = bm25s.BM25()
-        self.bm25.index(Tokenized(ids=token_ids, vocab=self.vocabulary), show_progress=False)
+        step = max(1, len(corpus) // LANGUAGE_SAMPLE)
+        self.language = language_of([document.content for document in islice(corpus.values(), 0, None, step)])
+        documents = (tokenize(content, self.language) for content in Contents(corpus))
+        self.document_ids: Sequence[str]
+        self.numbers: Mapping[str, int]
+        if isinstance(corpus, StoredCorpus):
+            self.document_ids, self.numbers = corpus.rows.ids, corpus.rows
+            content = f"{corpus.content}-{_tokens_version()}"
+            self.matrix = load(kept_folder("bm25", content, lambda folder: build(documents, folder)))
+        else:
+            self.document_ids = list(corpus)
+            self.numbers = {document_id: number for number, document_id in enumerate(self.document_ids)}
+            self.matrix = build(documents)
 
     def scores(self, text: str, *, leave_out: str | None = None) -> np.ndarray:
         """Return a score for every document, float32 of shape `(number of documents,)`; 0 if no token is shared.
@@ -146,13 +156,16 @@ class BM25Index:
             text: the query.
             leave_out: the id of a document that gets 0.
         """
-        tokens = [token for token in tokenize(text, self.language) if token in self.vocabulary]
-        if not tokens:
-            return np.zeros(len(self.document_ids), dtype=np.float32)
-        scores = self.bm25.get_scores(tokens)
+        scores = self.matrix.scores(tokenize(text, self.language))
         if leave_out is not None:
             scores[self.numbers[leave_out]] = 0
         return scores
+
+
+def _tokens_version() -> str:
+    """Names everything but the text on which tokens and scores depend."""
+    versions = (TOKENS, bm25s.__version__, Stemmer.version(), regex.__version__, unicodedata.unidata_version)
+    return hashlib.blake2b(repr(versions).encode(), digest_size=8).hexdigest()
 
 
 def matching(scores: np.ndarray, top_k: int) -> list[int]:

@@ -12,6 +12,7 @@ from typing import Any
 from nlt_trainer.data.beir import Collection, Query
 from nlt_trainer.data.bm25 import BM25Index, matching
 from nlt_trainer.data.bm25 import tokenize as tokenize  # callers find it here, too
+from nlt_trainer.data.document import Contents
 from nlt_trainer.data.fusion import FUSION_DEPTH, fuse
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import read_jsonl, write_jsonl
@@ -66,7 +67,7 @@ def mine_candidates(
         NLTError: K is below 1 or above the number of documents from which a query's may be chosen.
     """
     index, depth = BM25Index(collection.corpus), ranking_depth(num_candidates, fused=fused)
-    empty = {index.numbers[document.id] for document in collection.corpus.values() if not document.content}
+    empty = {i for i, content in enumerate(Contents(collection.corpus)) if not content}
     mined = []
     for b, query in enumerate(queries):
         own = collection.own_document(query.id)

@@ -10,8 +10,9 @@ import hashlib
 import io
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,8 +33,8 @@ logger = logging.getLogger(__name__)
 PART = 512
 """Texts in one file. A kill loses at most so many, and a change of one text means that so many are embedded again."""
 
-OWN = re.compile(r"[0-9a-f]+(-bf16)?/[0-9a-f]{32}\.npy")
-"""Names of the cache's files, with their folders."""
+OWN = re.compile(r"[0-9a-f]+(-bf16)?/[0-9a-f]{32}\.(npy|faiss)")
+"""Names of the cache's files, with their folders: embeddings, and indexes of them."""
 
 
 class Processes(Protocol):
@@ -113,8 +114,13 @@ class EmbeddingCache:
         """Similarities `(number of queries, number of documents)`, computed by the encoder's own function."""
         return self.encoder.similarity(torch.as_tensor(queries), torch.as_tensor(documents))
 
-    def document_files(self, texts: Sequence[str], *, batch_size: int = 32) -> list[Path]:
-        """Files with the embeddings of `PART` documents each, `(n, H)` float32, in the order of the documents."""
+    def document_files(self, texts: Iterable[str], *, batch_size: int = 32) -> list[Path]:
+        """Files with the embeddings of `PART` documents each, `(n, H)` float32, in the order of the documents.
+
+        Args:
+            texts: the documents, such as `Contents`; they are iterated over twice, and `PART` of them are kept.
+            batch_size: texts embedded at once.
+        """
         return self._files("document", texts, None, batch_size)
 
     def _encode(self, role: Role, texts: Sequence[str], prompt: str | None, batch_size: int) -> np.ndarray:
@@ -127,40 +133,57 @@ class EmbeddingCache:
             found[i * PART : (i + 1) * PART] = np.load(file)
         return found
 
-    def _files(self, role: Role, texts: Sequence[str], prompt: str | None, batch_size: int) -> list[Path]:
+    def _files(self, role: Role, texts: Iterable[str], prompt: str | None, batch_size: int) -> list[Path]:
         """The files of all texts. Those that are missing or damaged are made."""
-        parts = [list(texts[start : start + PART]) for start in range(0, len(texts), PART)]
         named = self.encoder.prompts.get(role) if prompt is None else prompt
-        files = [self.folder / f"{ScoreCache.key(role, named or '', *part).hex()}.npy" for part in parts]
-        missing = [
-            i for i, (part, file) in enumerate(zip(parts, files, strict=True)) if not _is_whole(file, len(part))
-        ]
+        files, missing = list[Path](), dict[int, int]()
+        for i, part in enumerate(_parts(texts)):
+            files.append(self.folder / f"{ScoreCache.key(role, named or '', *part).hex()}.npy")
+            if not _is_whole(files[i], len(part)):
+                missing[i] = len(part)
         mine = missing
         if self.processes is not None:
             self.processes.wait_for_everyone()  # all must list what is missing before one writes: they divide one list
-            mine = missing[self.processes.process_index :: self.processes.num_processes]
+            mine = {i: missing[i] for i in [*missing][self.processes.process_index :: self.processes.num_processes]}
         with tqdm(
-            total=sum(len(parts[i]) for i in mine),
+            total=sum(mine.values()),
             unit="text",
             desc=f"{self.progress}: {'queries' if role == 'query' else 'documents'}",
             disable=self.progress is None or not mine,
         ) as bar:
-            for i, array in self._embedded({i: Texts(role, parts[i], prompt, batch_size) for i in mine}):
+            parts = enumerate(_parts(texts))
+            asked = ((i, Texts(role, part, prompt, batch_size)) for i, part in parts if i in mine)
+            for i, array in self._embedded(asked) if mine else ():
                 _write(files[i], array)
-                bar.update(len(parts[i]))
+                bar.update(len(array))
         if self.processes is not None:
             self.processes.wait_for_everyone()
         return files
 
-    def _embedded(self, parts: Mapping[int, Texts]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the number of each part with its embeddings, as workers of Ray or this process make them."""
+    def _embedded(self, parts: Iterable[tuple[int, Texts]]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the number of each part with its embeddings, as this process or workers of Ray make them."""
         if self.workers is None:
-            yield from ((i, embed(self.encoder, part, bf16=self.bf16, name=self.name)) for i, part in parts.items())
-        elif parts:
-            make = EncoderForWorkers(self.encoder, bf16=self.bf16, name=self.name)
-            numbers = [*parts]
-            for place, array in self.workers.task(make).results(parts.values()):
-                yield numbers[place], array
+            yield from ((i, self._embed(part)) for i, part in parts)
+            return
+        numbers: list[int] = []
+
+        def blocks() -> Iterator[Texts]:
+            for i, part in parts:
+                numbers.append(i)
+                yield part
+
+        make = EncoderForWorkers(self.encoder, bf16=self.bf16, name=self.name)
+        for place, array in self.workers.task(make).results(blocks()):
+            yield numbers[place], array
+
+    def _embed(self, texts: Texts) -> np.ndarray:
+        return embed(self.encoder, texts, bf16=self.bf16, name=self.name)
+
+
+def _parts(texts: Iterable[str]) -> Iterator[list[str]]:
+    every = iter(texts)
+    while part := list(islice(every, PART)):
+        yield part
 
 
 def _write(file: Path, array: np.ndarray) -> None:
@@ -207,12 +230,14 @@ def remove_cache(folder: str | Path) -> None:
 def trim(folder: str | Path, max_bytes: float) -> int:
     """Remove the embeddings in a cache's folder that were used longest ago, until at most `max_bytes` are left.
 
+    Indexes of embeddings count and are removed like them.
+
     Files whose names an `EmbeddingCache` does not give stay, and do not count.
 
     Returns:
         The number of files that were removed.
     """
-    own = (path for path in Path(folder).glob("*/*.npy") if OWN.fullmatch("/".join(path.parts[-2:])))
+    own = (path for path in Path(folder).glob("*/*.*") if OWN.fullmatch("/".join(path.parts[-2:])))
     files = sorted(((path.stat(), path) for path in own), key=lambda f: f[0].st_mtime)
     excess, removed = sum(stat.st_size for stat, _ in files) - max_bytes, 0
     for stat, path in files:

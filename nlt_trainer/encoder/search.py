@@ -59,7 +59,7 @@ def nearest(queries: Tensor, parts: Iterable[Tensor], *, top_k: int, similarity:
         part = part.to(chunks[0])
         rows = torch.arange(seen, seen + len(part), device=part.device)
         found = [
-            _best(
+            best(
                 torch.cat([scores, similarities(chunk, part, similarity)], 1),  # (b, top_k + n)
                 torch.cat([known, rows.expand(len(chunk), -1)], 1),
                 top_k,
@@ -70,7 +70,7 @@ def nearest(queries: Tensor, parts: Iterable[Tensor], *, top_k: int, similarity:
     return torch.cat([scores for scores, _ in found]), torch.cat([known for _, known in found])
 
 
-def _best(scores: Tensor, rows: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+def best(scores: Tensor, rows: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """The highest of the float32 scores `(b, m)` and their rows; among equal scores the lowest rows win."""
     bits = scores.view(torch.int32).long()  # sign and magnitude: bits of scores from 0 up have the scores' order
     order = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)

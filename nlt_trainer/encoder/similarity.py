@@ -17,21 +17,27 @@ Features = Iterable[dict[str, Tensor]]
 """First tokenised queries (B texts), then tokenised candidates (B * K texts, query-major: row `b * K + k`)."""
 
 
-def check_similarity(encoder: SentenceTransformer) -> None:
-    """Refuse to train cosines where the encoder would afterwards rank documents by something else.
+def ranks_by_cosine(encoder: SentenceTransformer) -> bool:
+    """Whether an encoder ranks documents as the cosine does.
 
     Embeddings of unit length are ranked by the dot product and by the distance as they are by the cosine.
+    """
+    name = encoder.similarity_fn_name
+    unit_length = isinstance(encoder[-1], Normalize) and encoder.truncate_dim is None
+    return name == "cosine" or (unit_length and name in ("dot", "euclidean"))
+
+
+def check_similarity(encoder: SentenceTransformer) -> None:
+    """Refuse to train cosines where the encoder would afterwards rank documents by something else.
 
     Raises:
         NLTError: the encoder's similarity ranks documents otherwise than the cosine.
     """
-    name = encoder.similarity_fn_name
-    unit_length = isinstance(encoder[-1], Normalize) and encoder.truncate_dim is None
-    if name != "cosine" and not (unit_length and name in ("dot", "euclidean")):
+    if not ranks_by_cosine(encoder):
         raise NLTError(
-            f"the encoder compares texts by {name!r}, and training improves cosines, so that evaluation and search "
-            "would rank by what was not trained; save it as one that compares by cosine and train that: "
-            "SentenceTransformer(ENCODER, similarity_fn_name='cosine').save_pretrained(FOLDER)"
+            f"the encoder compares texts by {encoder.similarity_fn_name!r}, and training improves cosines, so that "
+            "evaluation and search would rank by what was not trained; save it as one that compares by cosine and "
+            "train that: SentenceTransformer(ENCODER, similarity_fn_name='cosine').save_pretrained(FOLDER)"
         )
 
 

@@ -62,7 +62,10 @@ class RayScorer(Scorer):
     def count_tokens(self, pairs: Sequence[Pair]) -> int:
         """Tokens that the workers read to score these pairs when nothing is cached, without padding."""
         _, first, _ = self._distinct(pairs)
-        blocks = (("count", [pairs[i] for i in block]) for block in document_blocks(pairs, np.sort(first)))
+        chosen = np.sort(first)
+        blocks: Iterator[Block] = (
+            ("count", [pairs[chosen[place]] for place in places]) for places in document_blocks(pairs, chosen)
+        )
         return sum(count for _, count in self._task.results(blocks))
 
     def score_pairs(self, pairs: Sequence[Pair], chosen: np.ndarray) -> Iterator[Scored]:

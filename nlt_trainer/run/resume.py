@@ -49,7 +49,8 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     decides: tuple[Decides, ...] = ("start", "training", "llm") if reads_llm else ("start", "training")
     trajectory = decisive(model, *decides) | decisive(data, *decides) | trainer_settings(args, ("training",))
     trajectory |= llm_content(model) if reads_llm else {}
-    trajectory |= {} if args.refresh is None else {"miner": data.miner, "bf16_full_eval": args.bf16_full_eval}
+    mining = {"miner": data.miner, "index": data.index, "bf16_full_eval": args.bf16_full_eval}
+    trajectory |= {} if args.refresh is None else mining
     trajectory |= {"processes": args.world_size} | file_contents(files)
     trajectory |= heads_content(model, args)
     trajectory["content of encoder"] = model_content(model.encoder, revision=model.encoder_revision)

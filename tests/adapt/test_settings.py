@@ -44,8 +44,10 @@ def test_a_model_counts_by_its_content(model: ModelArguments, tmp_path: Path, mo
     mining, scoring = of_mining(work), of_scoring(work)
     assert (of_mining(work), of_scoring(work)) == (mining, scoring)
     (tmp_path / "encoder" / "config_sentence_transformers.json").write_text("{}")
-    assert of_mining(work) != mining
+    assert (mined := of_mining(work)) != mining
     assert of_scoring(work) == scoring
+    work.data.index = "ivf_pq"
+    assert of_mining(work) == mined.replace(" bm25 ", " bm25 ivf_pq ") != mined
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"amx_bf16": True})
     assert (scored := of_scoring(work)) != scoring
     (tmp_path / "llm" / "generation_config.json").write_text("{}")

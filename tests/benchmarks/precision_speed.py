@@ -25,7 +25,7 @@ from measuring import LLM, collection_at, in_turn, parser, ratio, record, show
 
 from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import mine_candidates
-from nlt_trainer.encoder.embedding_cache import EmbeddingCache
+from nlt_trainer.encoder.embedding import Texts, embed
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.scorer import likelihood_gain
@@ -66,9 +66,9 @@ def embedding(collection: Collection, options: Any) -> tuple[dict[str, list[floa
     encoder = load_encoder(options.encoder, device="cpu")
 
     def case(dtype: str) -> Callable[[list[str]], torch.Tensor]:
-        cache = EmbeddingCache(encoder, Path(), bf16=dtype == "bfloat16", progress=None)
-        cache._embed("document", texts[:8], None, 32)
-        return lambda texts: torch.from_numpy(cache._embed("document", texts, None, 32))
+        run = partial(embed, encoder, bf16=dtype == "bfloat16", name=options.encoder)
+        run(Texts("document", texts[:8], None, 32))
+        return lambda texts: torch.from_numpy(run(Texts("document", texts, None, 32)))
 
     return in_turn({dtype: partial(case(dtype), texts) for dtype in DTYPES}, runs=options.runs)
 

@@ -64,11 +64,11 @@ def main(argv: list[str] | None = None) -> None:
             "local": partial(score, "local", local, [], words=words, folder=folder),
         }
         _, values = in_turn(cases, runs=options.runs)
-        gains = [
-            np.array([json.loads(line)["gain"] for line in (folder / f"{case}.jsonl").read_text().splitlines()])
+        gains = {
+            case: [json.loads(line)["gain"] for line in (folder / f"{case}.jsonl").read_text().splitlines()]
             for case in cases
-        ]
-    np.testing.assert_allclose(*gains, atol=1e-4)
+        }
+    np.testing.assert_allclose(gains["ray"], gains["local"], atol=1e-4)
     pairs = 9 * len(queries)  # with eight documents and without one
     seconds = {"ray": values["ray"], "local": [value / options.workers for value in values["local"]]}
     rates = {case: [pairs / s for s in found] for case, found in seconds.items()}

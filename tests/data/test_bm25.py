@@ -12,7 +12,9 @@ import bm25s
 import numpy as np
 import pytest
 import Stemmer
+from bm25s.tokenization import Tokenized
 
+from nlt_trainer.data import beir, bm25, bm25_matrix
 from nlt_trainer.data.beir import Collection, Document, Query, load_collection
 from nlt_trainer.data.bm25 import (
     STOP_WORDS,
@@ -24,6 +26,7 @@ from nlt_trainer.data.bm25 import (
     unmatched_line,
 )
 from nlt_trainer.evaluation.retrieval_metric import query_values
+from nlt_trainer.files import cache_folder
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 SENTENCES = {
@@ -151,6 +154,55 @@ def test_scores_are_those_of_lucenes_formula(collection: Collection) -> None:
         expected += idf * tf / (tf + 1.5 * (1 - 0.75 + 0.75 * lengths / lengths.mean())) * (tf > 0)
     assert (expected > 0).sum() >= 3
     np.testing.assert_allclose(BM25Index(collection.corpus).scores(query), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("block", [1, 40, 1 << 20])
+def test_scores_are_those_of_bm25s_bit_by_bit(
+    block: int, collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: the arrays that bm25s makes of the tokens of all documents at once."""
+    monkeypatch.setattr(bm25_matrix, "BLOCK", block)
+    texts = [*(d.content for d in collection.corpus.values()), "", "the", "tea tea tea earth", *SENTENCES.values()]
+    index = BM25Index(corpus_of(*texts))
+    words = {word: i for i, word in enumerate(index.matrix.vocabulary)}
+    ids = [[words[token] for token in tokenize(text, index.language)] for text in texts]
+    expected = bm25s.BM25()
+    expected.index(Tokenized(ids=ids, vocab=words), show_progress=False)
+    for name in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(index.matrix, name), expected.scores[name])
+        assert getattr(index.matrix, name).dtype == expected.scores[name].dtype
+    query = "Why does the earth turn the tea of the earth green?"
+    tokens = [token for token in tokenize(query, index.language) if token in words]
+    np.testing.assert_array_equal(index.scores(query), expected.get_scores(tokens))
+
+
+def test_the_index_of_a_corpus_on_disk_is_that_of_the_dict(
+    tiny_collection_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: the index in memory; the second time nothing is tokenised, and a damaged index is made again."""
+    monkeypatch.setattr(beir, "STORED_FROM", 0)
+    stored = load_collection(tiny_collection_folder).corpus
+    expected = BM25Index(dict(stored))
+
+    def check() -> None:
+        found = BM25Index(stored)
+        assert found.matrix.vocabulary == expected.matrix.vocabulary
+        for name in ("data", "indices", "indptr"):
+            np.testing.assert_array_equal(getattr(found.matrix, name), getattr(expected.matrix, name))
+        assert list(found.document_ids) == expected.document_ids
+        scores = found.scores("the earth", leave_out="d01")
+        np.testing.assert_array_equal(scores, expected.scores("the earth", leave_out="d01"))
+
+    check()
+    with monkeypatch.context() as patched:
+        patched.setattr(bm25, "build", None)
+        check()
+    (path,) = (cache_folder() / "bm25").glob("*/data.csc.index.npy")
+    path.write_bytes(path.read_bytes()[:-1] + b"~")
+    check()
+    monkeypatch.setattr(bm25, "TOKENS", -1)
+    check()
+    assert len(list((cache_folder() / "bm25").glob("*/"))) == 2
 
 
 def test_rankings_hold_only_documents_that_share_a_token(collection: Collection) -> None:

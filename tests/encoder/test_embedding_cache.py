@@ -14,7 +14,9 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
+from nlt_trainer.data.document import Contents, Document
 from nlt_trainer.encoder import embedding_cache
+from nlt_trainer.encoder.embedding import Texts
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache, remove_cache, trim
 
 TEXTS = ["whale", "a bee and its flowers", "green tea", "tea", "the moon pulls the sea"]
@@ -51,6 +53,19 @@ def test_embeddings_are_the_encoders_and_are_computed_once(
     assert embedded == [*TEXTS, "green tea", "coffee"]
 
 
+def test_the_contents_of_a_corpus_are_embedded_as_they_come(
+    tiny_encoder: SentenceTransformer, embedded: list[str], tmp_path: Path
+) -> None:
+    """Reference: the files of a list of the same texts; what is there is not embedded again."""
+    corpus = {text: Document(text, "", text) for text in TEXTS}
+    files = EmbeddingCache(tiny_encoder, tmp_path).document_files(Contents(corpus))
+    assert embedded == TEXTS
+    assert EmbeddingCache(tiny_encoder, tmp_path).document_files(TEXTS) == files
+    files[1].unlink()
+    assert EmbeddingCache(tiny_encoder, tmp_path).document_files(Contents(corpus)) == files
+    assert embedded == [*TEXTS, *TEXTS[2:4]]
+
+
 def test_embeddings_in_bfloat16_are_close_and_kept_apart(
     tiny_encoder: SentenceTransformer, embedded: list[str], tmp_path: Path
 ) -> None:
@@ -71,10 +86,10 @@ def test_a_killed_run_goes_on(
     cache = EmbeddingCache(tiny_encoder, tmp_path)
     real = cache._embed
 
-    def stop(role: Any, texts: list[str], *rest: Any) -> np.ndarray:
-        if "green tea" in texts:
+    def stop(given: Texts) -> np.ndarray:
+        if "green tea" in given.texts:
             raise KeyboardInterrupt
-        return real(role, texts, *rest)
+        return real(given)
 
     monkeypatch.setattr(cache, "_embed", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -215,11 +230,11 @@ def test_several_processes_share_the_parts(
         cache = EmbeddingCache(tiny_encoder, tmp_path, processes=_Process(rank, barrier))
         real = cache._embed
 
-        def embed(role: Any, texts: Any, *rest: Any) -> Any:
-            seen[rank].extend(texts)
-            return real(role, texts, *rest)
+        def embed(given: Texts) -> np.ndarray:
+            seen[rank].extend(given.texts)
+            return real(given)
 
-        cache._embed = embed  # type: ignore[method-assign,assignment]
+        cache._embed = embed  # type: ignore[method-assign]
         found[rank] = cache.encode_document(TEXTS)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]

@@ -58,10 +58,12 @@ def test_stages_leave_what_they_leave_without_ray(
     for file in ("candidates.jsonl", "run/candidates-1.jsonl"):
         assert (found / file).read_text() == (local / file).read_text()
     for file in ("gains.jsonl", "run/gains-1.jsonl"):
-        gains = [[json.loads(row)["gain"] for row in (at / file).read_text().splitlines()] for at in (found, local)]
-        np.testing.assert_allclose(*gains, atol=1e-5)
-    encoders = [SentenceTransformer(str(at / "run" / "encoder")) for at in (found, local)]
-    np.testing.assert_allclose(*(encoder.encode("a mouse under the snow") for encoder in encoders), atol=1e-4)
+        one, other = ([json.loads(row)["gain"] for row in (at / file).open()] for at in (found, local))
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    one, other = (
+        SentenceTransformer(str(at / "run" / "encoder")).encode("a mouse under the snow") for at in (found, local)
+    )
+    np.testing.assert_allclose(one, other, atol=1e-4)
     results = [json.loads((at / "run" / "results.json").read_text()) for at in (found, local)]
     assert [row["ndcg_at_10"] for row in results[0]] == pytest.approx([row["ndcg_at_10"] for row in results[1]])
 

@@ -1,0 +1,56 @@
+"""Folders in the user's cache that are made of a corpus once, and made again where a file in them is damaged."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from nlt_trainer.errors import DataError
+from nlt_trainer.files import (
+    RECORD_FILE,
+    atomic_folder,
+    cache_folder,
+    changed_file,
+    file_hash,
+    saved_hashes,
+    sweep,
+    write_json,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def kept_folder(kind: str, content: str, make: Callable[[Path], None]) -> Path:
+    """The folder `<cache>/<kind>/<content>`, which is made if it is missing or one of its files has changed.
+
+    Of several processes one makes it, and the others wait. A folder can be removed at any time. A process that has
+    mapped its files goes on with them.
+
+    Args:
+        kind: what the folder holds, e.g. `corpora`.
+        content: names everything that the folder is made of, so that it is never out of date.
+        make: writes the files into the empty folder that it is given.
+    """
+    folder = cache_folder() / kind / content
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{content}.lock")):
+        sweep(folder.parent)
+        if folder.is_dir():
+            if _is_whole(folder):
+                return folder
+            logger.warning("%s is damaged, and is made again", folder)
+        with atomic_folder(folder, stage="index of a corpus") as partial:
+            make(partial)
+            write_json(partial / RECORD_FILE, {"files": {file.name: file_hash(file) for file in partial.iterdir()}})
+    return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        hashes = saved_hashes(folder)
+    except DataError:
+        return False
+    return bool(hashes) and changed_file(folder, hashes) is None
