@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.base.training_args import BatchSamplers
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import BatchSampler
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -24,6 +25,7 @@ from nlt_trainer.run.checkpoints import CheckpointFiles, awaits_evaluation, last
 from nlt_trainer.run.early_stopping import no_step_is_left
 from nlt_trainer.run.losses import RunningLosses
 from nlt_trainer.run.progress import show_progress
+from nlt_trainer.run.termination import CheckpointOnTermination
 from nlt_trainer.training_arguments import MAIN_METRIC, NLTTrainingArguments
 
 ENCODER_INPUTS = ("query_", "document_")
@@ -40,6 +42,8 @@ class NLTTrainer(SentenceTransformerTrainer):
     Only the encoder is wrapped and saved, because an objective that reads an LLM holds it as a plain object. An
     objective may train parameters beside the encoder, as Revela trains an adapter of its LLM. Their gradients are
     averaged over processes here, a checkpoint keeps them in `OBJECTIVE_FILE`, and `max_grad_norm` leaves them alone.
+
+    FSDP2 and DeepSpeed may divide the encoder among processes, see `is_sharded`; each has the whole LLM.
 
     Losses are means over queries. A query's term does not depend on the rest of the batch, except that in-batch
     negatives come from the global batch. One process and several therefore give the same loss for the same global
@@ -149,6 +153,48 @@ class NLTTrainer(SentenceTransformerTrainer):
         parameters = self.loss.named_parameters()  # type: ignore[attr-defined]  # one loss, not a dict
         return {name: parameter for name, parameter in parameters if id(parameter) not in encoder}
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a part of the encoder alone, as with FSDP2 and with DeepSpeed's ZeRO-3."""
+        if self.is_deepspeed_enabled:
+            return bool(self.accelerator.state.deepspeed_plugin.zero_stage == 3)
+        return bool(self.is_fsdp_enabled)
+
+    def whole_weights(self) -> dict[str, Tensor]:
+        """The weights of an encoder that is divided among processes, on the CPU; empty but in the main process.
+
+        All processes have to call it.
+        """
+        if self.is_deepspeed_enabled:
+            gathered: dict[str, Tensor] = self.accelerator.get_state_dict(self.model_wrapped) or {}
+            return gathered
+        weights = {}
+        for name, value in self.model.state_dict().items():
+            whole = value.full_tensor() if isinstance(value, DTensor) else value
+            if self.is_world_process_zero():
+                weights[name] = whole.cpu()
+        return weights
+
+    def _check_sharding(self, resume_from_checkpoint: object) -> None:
+        """Refuse what an encoder that is divided among processes cannot do.
+
+        Raises:
+            NLTError: names the setting and the remedy.
+        """
+        kind = "DeepSpeed" if self.is_deepspeed_enabled else "FSDP"
+        if self.objective_parameters():
+            raise NLTError(f"{kind} does not know the LLM's adapter that is trained; leave llm_lora or {kind} out")
+        if not self.is_sharded:
+            return
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            raise NLTError("FSDP has version 1 here, which training is not written for; set fsdp_version: 2")
+        if self.args.save_strategy != "no" or resume_from_checkpoint:
+            raise NLTError(
+                f"with {kind} each process holds a part of the encoder, and checkpoints need the whole; set "
+                "save_strategy: 'no' and leave resume_from_checkpoint out, or train with ZeRO-2 or without sharding"
+            )
+        self.pop_callback(CheckpointOnTermination)
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Loss and gradients of a batch; gradients that `DistributedDataParallel` does not know are averaged here.
 
@@ -191,8 +237,11 @@ class NLTTrainer(SentenceTransformerTrainer):
         """Train, from a checkpoint if one is given; `True` takes the last whole one.
 
         Raises:
-            NLTError: no checkpoint is whole, or it lacks the parameters that the objective trains beside the encoder.
+            NLTError: no checkpoint is whole, or it lacks the parameters that the objective trains beside the encoder;
+                or the encoder is divided among processes, and a setting does not go with that.
         """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            self._check_sharding(resume_from_checkpoint)
         show_progress(self)
         if self.args.disable_dropout:
             disable_dropout(self.model)

@@ -31,7 +31,7 @@ class Repo:
     tags: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.commit({".gitattributes": b"*.safetensors filter=lfs\n"})
+        self.commit({".gitattributes": b"*.safetensors filter=lfs\n*.parquet filter=lfs\n"})
 
     @property
     def head(self) -> str:
@@ -321,7 +321,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def is_large(path: str) -> bool:
-    return path.endswith(".safetensors")
+    return path.endswith((".safetensors", ".parquet"))
 
 
 def entry(path: str, content: bytes) -> dict[str, Any]:

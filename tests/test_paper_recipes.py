@@ -12,6 +12,9 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from hub_layouts import hotpotqa, mteb_lines, natural_questions, nq_open
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
@@ -179,6 +182,36 @@ def test_accelerate_reads_its_configurations(name: str, processes: int) -> None:
     config = load_config_from_file(str(RECIPES / "accelerate_configs" / f"{name}.yaml"))
     assert isinstance(config, ClusterConfig)
     assert (config.num_processes, config.mixed_precision, config.use_cpu) == (processes, "no", False)
+
+
+def launched(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set what `accelerate launch` sets for the processes that it starts with a configuration."""
+    words = ["--config_file", str(RECIPES / "accelerate_configs" / f"{name}.yaml"), "train.py"]
+    args, config, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert isinstance(config, ClusterConfig)
+    assert (config.num_processes, config.mixed_precision, config.use_cpu) == (8, "no", False)
+    args.deepspeed_fields_from_accelerate_config = ",".join(config.deepspeed_config)
+    environment = prepare_deepspeed_cmd_env(args)[1] if args.use_deepspeed else prepare_multi_gpu_env(args)
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+
+
+def test_accelerate_reads_its_configuration_of_fsdp2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: accelerate's own plugin, made of what its launcher tells the processes."""
+    launched("eight_gpus_fsdp2", monkeypatch)
+    plugin = FullyShardedDataParallelPlugin()
+    assert (plugin.fsdp_version, plugin.reshard_after_forward, plugin.cpu_ram_efficient_loading) == (2, True, False)
+    assert plugin.transformer_cls_names_to_wrap == ["Qwen2DecoderLayer"]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_accelerate_reads_its_configurations_of_deepspeed(stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: accelerate's own plugin; the LLM is not divided when it is loaded."""
+    launched(f"eight_gpus_zero{stage}", monkeypatch)
+    plugin = DeepSpeedPlugin()
+    assert (plugin.zero_stage, plugin.zero3_init_flag) == (stage, False)
+    gathered = plugin.deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"]
+    assert gathered == (stage == 3)
 
 
 def costs(name: str) -> dict[str, tuple[float, float]]:

@@ -29,14 +29,23 @@ class ExportArguments:
 class PushArguments:
     """Parameters that control what is published and where."""
 
-    repo: str = option(
+    repo: str | None = option(
+        default=None,
         decides="nothing",
-        help="Hub id of the encoder, ORG/NAME; it is created if it does not exist.",
+        help="Hub id of the encoder, ORG/NAME, created if it does not exist, as the two that follow; unset: it stays.",
     )
     gains_repo: str | None = option(
         default=None,
         decides="nothing",
         help="Hub id of a data set for gains and candidates, which contain the texts of the training queries.",
+    )
+    scores_repo: str | None = option(
+        default=None,
+        decides="nothing",
+        help=(
+            "Hub id of a data set for the caches in score_cache, which contain hashes of the texts that were scored: "
+            "whoever guesses a query can check the guess."
+        ),
     )
     tag: str | None = option(
         default=None,
@@ -55,9 +64,14 @@ class PushArguments:
     )
 
     def __post_init__(self) -> None:
-        check_repo("repo", self.repo)
-        if self.gains_repo is not None:
-            check_repo("gains_repo", self.gains_repo)
+        repos = {name: getattr(self, name) for name in ("repo", "gains_repo", "scores_repo")}
+        given = {name: repo for name, repo in repos.items() if repo is not None}
+        if not given:
+            raise NLTError(f"nothing is named that could be pushed; give one or more of {', '.join(repos)}")
+        for name, repo in given.items():
+            check_repo(name, repo)
+        if self.gains_repo is not None and self.gains_repo == self.scores_repo:
+            raise NLTError(f"gains_repo and scores_repo are both {self.gains_repo}; give each a data set of its own")
         if self.tag is not None and not re.fullmatch(r"[A-Za-z0-9](\.?[\w+-])*", self.tag):
             raise NLTError(f"tag {self.tag!r} cannot be used; give letters, digits, '.', '-', '_' and '+', e.g. v1.2")
 
@@ -70,10 +84,17 @@ class PullArguments:
         decides="nothing",
         help="Hub id of what to fetch, ORG/NAME.",
     )
-    folder: str = option(
+    folder: str | None = option(
+        default=None,
         decides="nothing",
         path="folder",
         help="Folder to write; one that an earlier pull has written is replaced.",
+    )
+    score_cache: str | None = option(
+        default=None,
+        decides="nothing",
+        path="cache",
+        help="Score cache to which the scores of a data set are added, in place of a folder to write.",
     )
     revision: str | None = option(
         default=None,
@@ -94,6 +115,10 @@ class PullArguments:
     def __post_init__(self) -> None:
         check_values(self)
         check_repo("repo", self.repo)
+        if (self.folder is None) == (self.score_cache is None):
+            raise NLTError("give either a folder to write, or with score_cache a score cache to add scores to")
+        if self.score_cache is not None:
+            self.repo_type = "dataset"  # scores are nowhere else
 
 
 def check_repo(name: str, repo: str) -> None:

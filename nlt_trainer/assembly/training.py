@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers import IntervalStrategy, TrainerState, set_seed
 
@@ -92,7 +93,11 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
         write_query_keys(run.trained_queries_file, trained_on)
         if left_out:
             say(f"Each epoch leaves out {left_out} of {len(dataset)} rows, which do not fill a batch")
+    if model.shared_backbone and trainer.is_sharded:
+        raise NLTError("shared_backbone: the LLM would be divided with the encoder; leave it or the sharding out")
     trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.is_sharded:
+        encoder = trainer.model = whole_encoder(trainer, model)
     if trainer.is_world_process_zero():
         # with bf16 the trainer lets the encoder compute in bfloat16, in which evaluations would go on
         trainer.accelerator.unwrap_model(encoder, keep_fp32_wrapper=False)
@@ -128,6 +133,18 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
         if truncated:
             say(f"{truncated:.0%} of the documents were cut to {data.max_document_tokens} tokens for the LLM")
         say(last_line(run, trainer.state, data))
+
+
+def whole_encoder(trainer: NLTTrainer, model: ModelArguments) -> SentenceTransformer:
+    """The start anew, in the main process with the weights of an encoder that was trained in parts.
+
+    All processes have to call it, before any of them ends.
+    """
+    weights, encoder = trainer.whole_weights(), load_start(model, None)
+    if weights:
+        encoder.load_state_dict(weights)
+    prepare_card(encoder, name=f"{Path(str(trainer.args.output_dir)).name} encoder")
+    return encoder
 
 
 def choose_weights(trainer: NLTTrainer, start: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -48,6 +48,8 @@ DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 VERSION = 1  # of the tables, as `PRAGMA user_version` has it
 SQLITE_VARIABLES = 500  # keys in one SELECT; every SQLite build takes 999
 FETCHED_ROWS = 4096  # rows that are fetched at a time
+FILES = "scores-*.sqlite"
+"""The files of a folder of caches, one for each scorer."""
 
 
 def key_bytes(keys: np.ndarray) -> list[bytes]:
@@ -81,14 +83,13 @@ class ScoreCache:
     """
 
     def __init__(self, folder: str | Path, description: Mapping[str, Any]) -> None:
-        text = json.dumps(description, sort_keys=True)
-        name = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-        self.path = Path(folder).expanduser() / f"scores-{name}.sqlite"
+        self.description = text = json.dumps(description, sort_keys=True)
+        self.path = Path(folder).expanduser() / _file_name(text)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
             raise DataError(self.path.parent, "is a file, and the score cache is a folder; name a folder") from error
-        with self._transaction() as connection:
+        with _connected(self.path) as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > VERSION:
                 raise DataError(
@@ -102,28 +103,22 @@ class ScoreCache:
         if found != [(text.encode(),)]:
             raise DataError(self.path, "belongs to another scorer (names collide); choose another cache folder")
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        # Each call opens a connection of its own: data loader workers are forked and pickled, and a connection
-        # survives neither.
-        try:
-            with closing(sqlite3.connect(self.path, timeout=120)) as connection, connection:
-                connection.text_factory = bytes  # a damaged text may be no UTF-8
-                yield connection
-        except sqlite3.DatabaseError as error:
-            raise self._explained(error) from error
+    @classmethod
+    def all_in(cls, folder: str | Path) -> list[ScoreCache]:
+        """The caches of a folder, sorted by their names; none where it is missing.
 
-    def _explained(self, error: sqlite3.DatabaseError) -> Exception:
-        """The error that a user can act on. Only a damaged file is of no more use."""
-        code = error.sqlite_errorcode & 0xFF  # without the digits that say more
-        if code in PLACE:
-            return OSError(PLACE[code], os.strerror(PLACE[code]), str(self.path))
-        if code in DAMAGE:
-            return DataError(
-                self.path,
-                f"is no readable score cache ({error}); put a copy of it back, or move it away to compute again",
-            )
-        return DataError(self.path, f"cannot be used now ({error}); its scores are kept, so try again later")
+        Raises:
+            DataError: a file is damaged or is not the cache that its name says.
+        """
+        caches = []
+        for path in sorted(Path(folder).expanduser().glob(FILES)):
+            with _connected(path) as connection:
+                found = connection.execute("SELECT text FROM description").fetchall()
+            texts = [str(text, "utf-8", "replace") for (text,) in found]
+            if [_file_name(text) for text in texts] != [path.name]:
+                raise DataError(path, "is not the cache that its name says; move it out of the folder")
+            caches.append(cls(folder, json.loads(texts[0])))
+        return caches
 
     @staticmethod
     def key(*texts: str | None) -> bytes:
@@ -182,7 +177,7 @@ class ScoreCache:
         if (keys[1:] <= keys[:-1]).any():
             raise NLTError("keys of a score cache must be sorted and distinct; pass them through numpy.unique")
         select = f"SELECT {', '.join(['key', *TABLES[table], 'checksum'])} FROM {table}"
-        with self._transaction() as connection:
+        with _connected(self.path) as connection:
             up_to = f"SELECT COUNT(*) FROM (SELECT 1 FROM {table} LIMIT ?)"
             parts: Iterable[tuple[str, list[bytes]]]
             if connection.execute(up_to, (2 * len(keys),)).fetchone()[0] < 2 * len(keys):
@@ -195,7 +190,7 @@ class ScoreCache:
             for statement, part in parts:
                 cursor = connection.execute(statement, part)
                 while fetched := cursor.fetchmany(FETCHED_ROWS):
-                    rows = [row for row in fetched if row[-1] is None or row[-1] == _checksum(*row[:-1])]
+                    rows = [row for row in fetched if _is_whole(row)]
                     if damaged := len(fetched) - len(rows):
                         logger.warning("%s: %d damaged %s count as missing", self.path, damaged, table)
                     if not rows:
@@ -215,7 +210,7 @@ class ScoreCache:
             "scores": [(key, float(value) + 0.0, int(count), int(cut)) for key, (value, count, cut) in values.items()],
             "tokens": [(key, array.astype("<f4").tobytes()) for key, array in (tokens or {}).items()],
         }
-        with self._transaction() as connection:
+        with _connected(self.path) as connection:
             for table, columns in TABLES.items():
                 names = ["key", *columns, "checksum"]
                 connection.executemany(
@@ -223,9 +218,51 @@ class ScoreCache:
                     ((*row, _checksum(*row)) for row in rows[table]),
                 )
 
+    def rows(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield sorted keys of dtype `KEY` and their scores of dtype `SCORE`, at most `size` at a time, `(N,)` each.
+
+        Damaged rows are left out. Each part is read by itself, so that other processes may write in between.
+        """
+        select = f"SELECT key, {', '.join(SCORE_COLUMNS)}, checksum FROM scores WHERE key > ? ORDER BY key LIMIT ?"
+        last = b""
+        while True:
+            with _connected(self.path) as connection:
+                rows = connection.execute(select, (last, size)).fetchall()
+            if not rows:
+                return
+            last = rows[-1][0]
+            whole = [row[:-1] for row in rows if _is_whole(row)]
+            keys = np.frombuffer(b"".join(key for key, *_ in whole), KEY)
+            yield keys, np.array([tuple(values) for _, *values in whole], SCORE)
+
     def __len__(self) -> int:
-        with self._transaction() as connection:
+        with _connected(self.path) as connection:
             return int(connection.execute("SELECT COUNT(*) FROM scores").fetchone()[0])
+
+
+@contextmanager
+def _connected(path: Path) -> Iterator[sqlite3.Connection]:
+    """One transaction in a connection of its own: data loader workers are forked and pickled, and a connection
+    survives neither."""
+    try:
+        with closing(sqlite3.connect(path, timeout=120)) as connection, connection:
+            connection.text_factory = bytes  # a damaged text may be no UTF-8
+            yield connection
+    except sqlite3.DatabaseError as error:
+        raise _explained(path, error) from error
+
+
+def _explained(path: Path, error: sqlite3.DatabaseError) -> Exception:
+    """The error that a user can act on. Only a damaged file is of no more use."""
+    code = error.sqlite_errorcode & 0xFF  # without the digits that say more
+    if code in PLACE:
+        return OSError(PLACE[code], os.strerror(PLACE[code]), str(path))
+    if code in DAMAGE:
+        return DataError(
+            path,
+            f"is no readable score cache ({error}); put a copy of it back, or move it away to compute again",
+        )
+    return DataError(path, f"cannot be used now ({error}); its scores are kept, so try again later")
 
 
 def _make_tables(connection: sqlite3.Connection, description: str) -> None:
@@ -241,6 +278,16 @@ def _make_tables(connection: sqlite3.Connection, description: str) -> None:
     connection.execute("CREATE TABLE IF NOT EXISTS description (text TEXT PRIMARY KEY)")
     connection.execute("INSERT OR IGNORE INTO description VALUES (?)", (description,))
     connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _file_name(description: str) -> str:
+    """The name of the file of a scorer."""
+    return FILES.replace("*", hashlib.blake2b(description.encode(), digest_size=8).hexdigest())
+
+
+def _is_whole(row: tuple[Any, ...]) -> bool:
+    """Whether a row is as it was written. One of an older version has no checksum and counts as whole."""
+    return row[-1] is None or row[-1] == _checksum(*row[:-1])
 
 
 def _checksum(key: bytes, *values: Any) -> int | None:

@@ -30,6 +30,7 @@ from nlt_trainer.files import (
 )
 from nlt_trainer.locations import is_hub_id
 from nlt_trainer.release.card_rendering import dump_recipe, render_card
+from nlt_trainer.release.hub import SHARDS
 from nlt_trainer.release.licences import data_licence, model_licence
 from nlt_trainer.run.folder import Run, changed_settings
 from nlt_trainer.run.results import Result
@@ -51,6 +52,21 @@ target token, above reading no document. nlt_trainer trains encoders on them.
 
 {queries} queries with {candidates} candidates each, of the collection `{collection}`, whose documents are not here.
 Scored with {scorer}. Licence of the queries: {licence}.
+"""
+SCORES_CARD = """---
+{metadata}
+---
+
+# Scores of a frozen LLM
+
+How likely a frozen LLM finds target texts, with a document before them and without one: `log_likelihood` in nats,
+summed over `target_tokens` tokens, and whether the document was cut (`truncated`). `key` is a hash of document, query
+and answer, which are not here. `nlt pull --repo ORG/NAME --score_cache FOLDER` adds the scores to the cache of
+nlt_trainer, which then does not compute them again.
+
+A file's metadata says what its scores depend on besides these texts. There are scores of:
+
+{scorers}
 """
 CHECKPOINT_TEMPLATE = Path(__file__).parent / "checkpoint_card.md"
 
@@ -235,3 +251,16 @@ def gains_card(data: DataArguments, audit: Mapping[str, Any]) -> str:
         collection=shareable(data.collection),
         licence=data_licence(data.collection) or "not known: no card on the machine of scoring states one",
     )
+
+
+def scores_card(descriptions: Mapping[str, str]) -> str:
+    """Render the card of a data set of scores.
+
+    Args:
+        descriptions: name of each cache -> what its scores depend on besides the texts, as JSON.
+    """
+    metadata = DatasetCardData(
+        tags=["nlt_trainer"], configs=[{"config_name": "scores", "data_files": f"{SHARDS}/*.parquet"}]
+    )
+    scorers = (f"- `{name}`: `{description}`" for name, description in sorted(descriptions.items()))
+    return SCORES_CARD.format(metadata=metadata.to_yaml(), scorers="\n".join(scorers))

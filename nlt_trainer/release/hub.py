@@ -16,6 +16,7 @@ from huggingface_hub.hf_api import RepoFile
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_folder, check_folder
 from nlt_trainer.hub_calls import explained, patiently
+from nlt_trainer.lm.score_shards import SHARD_FILE
 
 STALE = (
     "*.safetensors",
@@ -32,6 +33,9 @@ UNSAFE = re.compile(
     r".*\.(bin|pt|pth|ckpt|pkl|pickle|joblib|dill|h5|keras|pyc?|pyd|so|dll|dylib|exe|sh)", re.IGNORECASE
 )
 """Files that can run code, or whose formats can when they are loaded; they are not fetched."""
+
+SHARDS = "data"
+"""Folder of the shards in a data set of scores."""
 
 
 @dataclass(frozen=True)
@@ -165,28 +169,58 @@ def pull(api: HfApi, repo: str, folder: Path, *, revision: str | None = None, re
         if re.fullmatch(r"[0-9a-f]{12}", earlier.name.split(".")[-2]) and earlier != partial:
             shutil.rmtree(earlier)
     with atomic_folder(folder, stage="nlt pull") as whole:
-        with explained(repo, repo_type=repo_type, revision=revision):
-            patiently(
-                lambda: snapshot_download(
-                    repo,
-                    repo_type=repo_type,
-                    revision=commit,
-                    local_dir=partial,
-                    endpoint=api.endpoint,
-                    token=api.token,
-                    allow_patterns=[glob.escape(name) for name in files],
-                )
-            )
-        missing = [name for name, n in files.items() if _size_of(partial / name) != n]
-        if missing:  # if the Hub does not answer, the client takes an incomplete folder for complete
-            raise NLTError(
-                f"{repo}: {len(missing)} files did not come whole, e.g. {missing[0]}; run again, it goes on"
-            )
+        _fetch(api, repo, files, commit=commit, repo_type=repo_type, into=partial)
         for name in files:
             (whole / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).replace(whole / name)
     shutil.rmtree(partial)
     return commit
+
+
+def fetch_shards(api: HfApi, repo: str, *, revision: str | None = None) -> tuple[str, list[Path]]:
+    """Fetch the shards of a data set of scores into the Hub's cache, which keeps them for the next call.
+
+    Args:
+        api: the Hub's client.
+        repo: Hub id of the data set.
+        revision: tag, branch or commit; the default is the newest.
+
+    Returns:
+        The commit and the files.
+
+    Raises:
+        NLTError: the Hub refuses, or a file is incomplete.
+    """
+    commit, files = listing(api, repo, revision=revision, repo_type="dataset")
+    shards = {name: n for name, n in files.items() if fnmatch.fnmatch(name, f"{SHARDS}/{SHARD_FILE.format('*')}")}
+    folder = _fetch(api, repo, shards, commit=commit, repo_type="dataset") if shards else Path()
+    return commit, [folder / name for name in shards]
+
+
+def _fetch(
+    api: HfApi, repo: str, files: Mapping[str, int], *, commit: str, repo_type: str, into: Path | None = None
+) -> Path:
+    """Fetch files of a commit, path -> size, into a folder or the Hub's cache; returns the folder.
+
+    Raises:
+        NLTError: the Hub refuses, or a file is incomplete.
+    """
+    with explained(repo, repo_type=repo_type):
+        folder = patiently(
+            lambda: snapshot_download(
+                repo,
+                repo_type=repo_type,
+                revision=commit,
+                local_dir=into,
+                endpoint=api.endpoint,
+                token=api.token,
+                allow_patterns=[glob.escape(name) for name in files],
+            )
+        )
+    missing = [name for name, n in files.items() if _size_of(Path(folder, name)) != n]
+    if missing:  # if the Hub does not answer, the client takes an incomplete folder for complete
+        raise NLTError(f"{repo}: {len(missing)} files did not come whole, e.g. {missing[0]}; run again, it goes on")
+    return Path(folder)
 
 
 def _size_of(path: Path) -> int | None:

@@ -1,13 +1,14 @@
-"""Publish a run's encoder on the Hub with its card, recipe and results, in one commit with a tag.
+"""Publish on the Hub: a run's encoder with its card, recipe and results, its gains, and the scores of its LLM.
 
 ```bash
 nlt push --config recipes/demo/likelihood_gain.yaml --repo ORG/NAME --dry_run true
 nlt push --config recipes/demo/likelihood_gain.yaml --repo ORG/NAME
+nlt push --config recipes/demo/likelihood_gain.yaml --scores_repo ORG/NAME-scores
 ```
 
-The first command only lists the files, and the second one sends them. The encoder is exported and checked first (see
-`nlt export`), and nothing is sent if the check fails. The token is that of HF_TOKEN or of `hf auth login`. A new
-repository is private; its owner can make it public on its page.
+The first command only lists the files, and the second one sends them, in one commit with a tag. The encoder is
+exported and checked first (see `nlt export`), and nothing is sent if the check fails. The token is that of HF_TOKEN or
+of `hf auth login`. A new repository is private; its owner can make it public on its page.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ OUT = Run("output_dir")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Export and check the encoder, then send it; prints each file that is sent and the release."""
+    """Send what repositories are named for, an encoder after a check; prints each file and the releases."""
     model, data, args, export, to = parse_recipe(
         PUSH_BLOCKS, argv, description=shown(__doc__), writes=[OUT.exported(form) for form in get_args(ExportForm)]
     )

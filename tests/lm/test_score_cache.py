@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.lm.score_cache import KEY, ScoreCache
+from nlt_trainer.lm.score_cache import KEY, ScoreCache, key_bytes
 
 Values = dict[bytes, tuple[float, int, bool]]
 
@@ -284,3 +284,23 @@ def test_writers_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
     together = found(ScoreCache(tmp_path / "together", DESCRIPTION), keys)
     assert len(together) == 25
     assert together == found(ScoreCache(tmp_path / "alone", DESCRIPTION), keys)
+
+
+def test_a_folder_lists_its_caches_and_each_its_rows(tmp_path: Path) -> None:
+    """Reference: what was put; a damaged row is left out, and a file under another's name is refused."""
+    assert ScoreCache.all_in(tmp_path / "none") == []
+    caches = [ScoreCache(tmp_path, {**DESCRIPTION, "target": target}) for target in ("query", "joint")]
+    values = {ScoreCache.key(str(i)): (-i / 3, i, i % 2 == 0) for i in range(1, 10)}
+    caches[0].put(values)
+    for cache in ScoreCache.all_in(tmp_path):
+        rows = [row for keys, scores in cache.rows(4) for row in zip(key_bytes(keys), scores.tolist(), strict=True)]
+        assert rows == (sorted(values.items()) if cache.path == caches[0].path else [])
+        assert json.loads(cache.description)["target"] == ("query" if rows else "joint")
+    damaged = sorted(values)[3]
+    with closing(sqlite3.connect(caches[0].path)) as connection, connection:
+        connection.execute("UPDATE scores SET target_tokens = 99 WHERE key = ?", (damaged,))
+    whole = [key for keys, _ in caches[0].rows(2) for key in key_bytes(keys)]
+    assert whole == [key for key in sorted(values) if key != damaged]
+    caches[1].path.rename(tmp_path / "scores-0.sqlite")
+    with pytest.raises(DataError, match=r"scores-0.sqlite: is not the cache that its name says; move it out"):
+        ScoreCache.all_in(tmp_path)

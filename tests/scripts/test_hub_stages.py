@@ -25,6 +25,7 @@ from nlt_trainer.data.known_queries import write_query_keys
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import write_json, write_jsonl
+from nlt_trainer.lm.score_cache import ScoreCache
 from nlt_trainer.release.card import encoder_facts, prepare_card, write_card
 from nlt_trainer.release.export import save_trained
 from nlt_trainer.run.folder import Run
@@ -52,6 +53,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A Hub that the stages of this process talk to, logged in by HF_TOKEN."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with running_hub() as running:
         monkeypatch.setattr(publishing, "HfApi", partial(HfApi, endpoint=running.url))
@@ -70,7 +72,7 @@ def recipe(tiny_encoder_folder: Path, tmp_path: Path) -> str:
             "lora": lora,
             "encoder_prompts": {"query": "query: "},
         },
-        "data": files | {"collection": str(tmp_path)},
+        "data": files | {"collection": str(tmp_path), "score_cache": str(tmp_path / "scores")},
         "trainer": {"output_dir": str(tmp_path / "run"), "use_cpu": True},
     }
     model, data = ModelArguments(**blocks["model"]), DataArguments(**blocks["data"])  # type: ignore[arg-type]
@@ -213,3 +215,126 @@ def test_nothing_is_sent_that_is_not_what_was_trained(hub: Hub, recipe: str, tmp
     with pytest.raises(NLTError, match=r"already the tokens of a query do .* Nothing is published"):
         push.main(["--config", recipe, "--repo", "org/name"])
     assert hub.seen == []
+
+
+SCORER = {"llm": {"weights": "org/llm@abc", "dtype": "float32"}, "target": "query"}
+
+
+def put(folder: Path, names: range, *, of: dict[str, object] = SCORER, value: float = -1.5) -> ScoreCache:
+    cache = ScoreCache(folder, of)
+    keys = [ScoreCache.key(f"a query of somebody {i}") for i in names]
+    cache.put(dict.fromkeys(keys, (value, 3, False)), dict.fromkeys(keys, np.full(3, value / 3)))
+    return cache
+
+
+def rows(cache: ScoreCache) -> list[object]:
+    return [row for keys, scores in cache.rows(1000) for row in zip(keys.tolist(), scores.tolist(), strict=True)]
+
+
+def test_scores_come_to_another_machine(
+    hub: Hub, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reference: the caches of both machines; the scores of two LLMs, of which the other machine has some of one."""
+    other = {**SCORER, "llm": {"weights": "org/other@abc"}}
+    sent = [put(tmp_path / "scores", range(40)), put(tmp_path / "scores", range(7), of=other)]
+    push.main(["--config", recipe, "--scores_repo", "org/scores"])
+    assert capsys.readouterr().out.splitlines()[-1] == "org/scores: new release v1, private"
+    assert list(hub.repos) == ["datasets/org/scores"]
+    there = tmp_path / "there"
+    own = put(there, range(30, 50))
+    pull.main(["--repo", "org/scores", "--score_cache", str(there)])
+    head = hub.repos["datasets/org/scores"].head
+    assert capsys.readouterr().out == f"{there}: 37 new of 47 scores of org/scores at {head}\n"
+    assert rows(own) == rows(put(tmp_path / "union", range(50)))
+    assert rows(ScoreCache(there, other)) == rows(sent[1])
+    assert "differ" not in caplog.text
+    wrong = put(tmp_path / "wrong", range(1), value=-9.0)
+    pull.main(["--repo", "org/scores", "--score_cache", str(tmp_path / "wrong"), "--revision", "v1"])
+    assert "org/scores: 1 scores differ from those in" in caplog.text
+    assert len(wrong) == 40 and (-9.0, 3, False) in [score for _, score in rows(wrong)]  # type: ignore[misc]
+
+
+def test_scores_are_sent_once(hub: Hub, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Reference: the uploads that the Hub sees; a dry run lists what the next call sends, and sends nothing."""
+    arguments = ["--config", recipe, "--scores_repo", "org/scores"]
+    with pytest.raises(
+        NLTError, match=r"score_cache .* has nothing to push; run `nlt score`, or leave scores_repo out"
+    ):
+        push.main(arguments)
+    put(tmp_path / "scores", range(40))
+    push.main(arguments)
+    first = hub.repos["datasets/org/scores"].files
+    for new, tag in ((0, "v1"), (5, "v2")):
+        put(tmp_path / "scores", range(40 + new))
+        hub.seen.clear()
+        capsys.readouterr()
+        push.main([*arguments, "--dry_run", "true"])
+        listed = capsys.readouterr().out
+        assert {seen.method for seen in hub.seen} <= {"GET", "HEAD"}
+        push.main(arguments)
+        out = capsys.readouterr().out
+        assert out.startswith(listed)
+        assert out.splitlines()[-1].split(", ")[0].endswith(tag)
+        assert (
+            len(hub.requests("PUT", "/lfs/"))
+            == len([line for line in listed.splitlines() if ".parquet" in line])
+            == bool(new)
+        )
+    files = hub.repos["datasets/org/scores"].files
+    assert set(first) < set(files) and all(files[name] == first[name] for name in first)
+    pull.main(["--repo", "org/scores", "--score_cache", str(tmp_path / "there")])
+    assert "45 new of 45 scores" in capsys.readouterr().out
+
+
+def test_scores_say_nothing_of_texts_and_of_this_machine(
+    hub: Hub, recipe: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reference: every byte that the Hub has; the scores of a model that is named by a path stay."""
+    put(tmp_path / "scores", range(3))
+    local = put(tmp_path / "scores", range(3), of={**SCORER, "llm": {"server_model": "/home/somebody/llm.gguf"}})
+    push.main(["--config", recipe, "--scores_repo", "org/scores"])
+    assert f"{local.path} is not pushed, because it names its LLM by a path of this machine" in caplog.text
+    files = hub.repos["datasets/org/scores"].files
+    assert [name.partition("-")[0] for name in files] == [".gitattributes", "README.md", "data/scores"]
+    for name, content in files.items():
+        for secret in (TOKEN, str(tmp_path.parent), "somebody"):
+            assert secret.encode() not in content, (name, secret)
+    assert "org/llm@abc" in files["README.md"].decode()
+
+
+def test_scores_that_are_damaged_on_the_hub_are_refused(hub: Hub, recipe: str, tmp_path: Path) -> None:
+    """Reference: the file's name in the message; the cache stays as it is, and a data set without scores is none."""
+    put(tmp_path / "scores", range(3))
+    push.main(["--config", recipe, "--scores_repo", "org/scores"])
+    repo = hub.repos["datasets/org/scores"]
+    (name,) = (name for name in repo.files if name.endswith(".parquet"))
+    repo.commit({**repo.files, name: repo.files[name][:-8] + b"damaged."})
+    there = put(tmp_path / "there", range(1))
+    with pytest.raises(
+        NLTError, match=rf"{name}: is damaged, because its content has another hash than its name says"
+    ):
+        pull.main(["--repo", "org/scores", "--score_cache", str(tmp_path / "there")])
+    assert len(there) == 1
+    repo.commit({"README.md": b""})
+    with pytest.raises(
+        NLTError, match=r"org/scores has no scores at .*; name a data set that `nlt push --scores_repo`"
+    ):
+        pull.main(["--repo", "org/scores", "--score_cache", str(tmp_path / "there")])
+
+
+def test_what_is_pushed_and_pulled_is_named(recipe: str) -> None:
+    for stage, words, message in (
+        (push, [], "nothing is named that could be pushed; give one or more of repo, gains_repo, scores_repo"),
+        (push, ["--gains_repo", "org/a", "--scores_repo", "org/a"], "gains_repo and scores_repo are both org/a; give"),
+        (pull, [], "give either a folder to write, or with score_cache a score cache to add scores to"),
+        (pull, ["--folder", "a", "--score_cache", "b"], "give either a folder to write, or with score_cache"),
+    ):
+        given = ["--config", recipe] if stage is push else ["--repo", "org/name"]
+        with pytest.raises(NLTError, match=message):
+            stage.main([*given, *words])
+
+
+def test_gains_can_be_pushed_alone(hub: Hub, recipe: str) -> None:
+    """Reference: the repositories of the Hub; the encoder is not even exported."""
+    push.main(["--config", recipe, "--gains_repo", "org/name-gains"])
+    assert list(hub.repos) == ["datasets/org/name-gains"]
