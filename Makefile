@@ -41,6 +41,7 @@ faults: .venv/installed-test
 	$(BIN)/python tests/faults/several.py --trials 50
 	$(BIN)/python tests/faults/damage.py --trials 60
 	$(BIN)/python tests/faults/inputs.py --inputs 1200
+	$(BIN)/python tests/faults/ray_kills.py --trials 50
 
 lint: .venv/installed-test
 	$(BIN)/ruff check

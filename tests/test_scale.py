@@ -1,0 +1,35 @@
+"""The table of recipes/scale: what many passages cost."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "recipes" / "scale" / "cost.py"
+
+
+def test_costs_are_those_of_plan_and_benchmark_times_the_numbers(
+    tiny_collection_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reference: by hand. 12 passages are embedded twice by 24e12 FLOPs, so that one costs 1e12; an accelerator of 10
+    TFLOP/s at 40 % embeds 1e6 of them in 1e6 * 1e12 / 4e12 seconds."""
+    flops = {"mine": 0.0, "score": 8e12, "train": 4e12, "evaluate": 24e12, "total": 36e12}
+    plan, measured = tmp_path / "plan.json", tmp_path / "measured.json"
+    plan.write_text(json.dumps({"stages": [{"stage": name, "flops": value} for name, value in flops.items()]}))
+    steps = {"read, the first time": 100, "index by BM25": 50, "nearest 100, ivf_pq, with its building": 25}
+    rows = [{"step": step, "files, MiB": size} for step, size in steps.items()]
+    measured.write_text(json.dumps({"details": {"large_corpora_1000": rows}}))
+    given = ["--plan", str(plan), "--collection", str(tiny_collection_folder), "--planned_queries", "4"]
+    given += ["--measured", str(measured), "--measured_documents", "1000", "--accelerator", "10"]
+    runpy.run_path(str(SCRIPT))["main"]([*given, "--passages", "1e6", "1e9", "--queries", "1000", "1e6"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Hours of one 10 TFLOP/s at 40%, and gigabytes on disk:"
+    assert lines[2] == (
+        "| passages | training queries | embed, h | score, h | train, h | corpus, GB | BM25, GB | embeddings, GB | "
+        "ivf_pq, GB |"
+    )
+    assert lines[4] == "| 1e6 | 1,000 | 69 | 0.14 | 0.069 | 105 | 52.4 | 1.54 | 26.2 |"
+    assert lines[5].startswith("| 1e9 | 1,000,000 | 6.9e+04 | 1.4e+02 |")
