@@ -41,9 +41,9 @@ class Completions(ThreadingHTTPServer):
     shifted: bool = False
 
     def __post_init__(self) -> None:
+        self.request_queue_size = 128  # connections that wait to be accepted; the constructor reads it
         super().__init__(("127.0.0.1", 0), Handler)
         self.daemon_threads = True
-        self.request_queue_size = 128
         self.lock = Lock()
         self.prompts: list[Any] = []
         self.in_flight = self.most_in_flight = 0

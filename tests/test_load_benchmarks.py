@@ -57,3 +57,17 @@ def test_app_load(tiny_encoder_folder: Path, tiny_collection_folder: Path, tmp_p
     assert isinstance(found, dict)
     assert found["errors"] == []
     assert found["readings"][-1][0] > 0
+
+
+def test_remote_scoring(tiny_collection_folder: Path, tmp_path: Path) -> None:
+    """Reference: the pairs that were asked for; no client is faster than the server's wait allows."""
+    words = (
+        "--collection", str(tiny_collection_folder), "--queries", "4", "--candidates", "3", "--requests", "4",
+        "--seconds", "0.1", "--runs", "1",
+    )  # fmt: skip
+    found = run("remote_scoring", tmp_path / "results.json", *words)["remote_scoring"]
+    assert isinstance(found, dict)
+    assert (found["pairs"], found["in flight"]) == (12, 4)
+    assert 0 < found["ours, pairs/s"] <= 40
+    assert 0 < found["simplest client, pairs/s"] <= 40
+    assert found["ours, ms of a core a pair"] > 0

@@ -49,8 +49,9 @@ class CompletionServer:
     `echo` and `logprobs`. Which form a server understands is found by a short prompt. A busy server is asked again,
     after a wait that it may name.
 
-    llama-cpp-python gives each echoed token the values of the token after it, unless the prompt begins with a
-    begin-of-sequence token, which its echo leaves out. It is refused in the first case.
+    llama-cpp-python, up to its version 0.3.36 at least, gives each echoed token its log-probability one place too
+    late, as if it came again after itself, unless the prompt begins with a begin-of-sequence token, which its echo
+    leaves out. It is refused in the first case, because the right numbers cannot be had from such an answer.
 
     Args:
         url: address of the protocol, such as `http://127.0.0.1:8000/v1`.
@@ -82,6 +83,7 @@ class CompletionServer:
         self.root: str | None = served[self.model].get("root")
         self.context_length: int | None = served[self.model].get("max_model_len")
         self._ask = self._echo_of_text
+        self._texts: dict[int, str] = {}  # of tokens that were compared before
 
     @property
     def reads_ids(self) -> bool:
@@ -98,7 +100,10 @@ class CompletionServer:
                 max_retries=RETRIES,
                 timeout=self._library.Timeout(TIMEOUT, connect=10),
             )
-            yield runner
+            try:
+                yield runner
+            finally:
+                runner.run(self._client.close())
 
     def find_form(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Find the form of a request that the server understands, by a short prompt.
@@ -107,6 +112,7 @@ class CompletionServer:
             NLTError: it understands none, or makes other tokens of a text than the tokenizer.
         """
         self._tokenizer = tokenizer
+        self._texts.clear()
         prompt = Prompt((*sequence_start(tokenizer), *tokenizer(PROBE, add_special_tokens=False).input_ids), PROBE)
         refused = ""
         with self.connected() as runner:
@@ -147,7 +153,7 @@ class CompletionServer:
 
     async def _prompt_logprobs(self, prompt: Prompt) -> list[float]:
         """vLLM's form: a dict of token ids, among them the prompt's own, for each place."""
-        choice = await self._choice(prompt=list(prompt.ids), extra_body={"prompt_logprobs": 0})
+        choice = await self._choice(prompt=list(prompt.ids), prompt_logprobs=0)
         found = choice.get("prompt_logprobs")
         if not found or len(found) != len(prompt.ids):
             raise NotUnderstood("no prompt_logprobs")
@@ -172,25 +178,32 @@ class CompletionServer:
         echoed = len(prompt.ids) - left_out
         self._check_tokens(prompt, left_out, [*tokens[:echoed], *[None] * (echoed - len(tokens))])
         if not left_out and len(values) == echoed:
-            raise NotUnderstood(
-                "its echo has no logprob of the token that it has generated, as in llama-cpp-python, whose values "
-                "belong to the tokens before"
+            raise NLTError(
+                f"LLM server {self.url} gives each token of a prompt its log-probability one place too late, as "
+                "llama-cpp-python (up to 0.3.36 at least) does for a model whose texts begin with no token of their "
+                f"own; serve {self.model!r} with vLLM, or give its file or folder as llm, which is then read here"
             )
         return [0.0] * left_out + values[1:echoed]  # a first token that is left out is followed by one without value
 
     async def _choice(self, **request: Any) -> dict[str, Any]:
-        """The answer to a request that generates one token, because no server accepts none."""
+        """The answer to a request that generates one token, because no server accepts none.
+
+        The client would look at every token id of a prompt, which takes as long as all that it does besides; what is
+        `extra_body` goes out as it is.
+        """
         create = self._client.completions.with_raw_response.create
         with self._explained():
-            answer = await create(model=self.model, max_tokens=1, temperature=0, **request)
+            answer = await create(model=self.model, prompt="", max_tokens=1, temperature=0, extra_body=request)
         try:
-            choice: dict[str, Any] = json.loads(answer.text)["choices"][0]
+            choice: dict[str, Any] = json.loads(answer.content)["choices"][0]
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise self._no_protocol() from error
         return choice
 
     def _text(self, token: int) -> str:
-        return str(self._tokenizer.decode([token]))
+        if token not in self._texts:
+            self._texts[token] = str(self._tokenizer.decode([token]))
+        return self._texts[token]
 
     def _check_tokens(self, prompt: Prompt, first: int, theirs: Sequence[str | None]) -> None:
         """Compare the server's tokens with those of a prompt from the place `first` on; `None` is no token."""

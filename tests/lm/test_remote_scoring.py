@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import sys
@@ -179,7 +180,10 @@ def test_a_server_with_another_tokenizer_is_refused(
 def test_values_that_belong_to_other_tokens_are_refused(tiny_lm: FrozenLM, tiny_llm_folder: Path) -> None:
     """Reference: an echo as llama-cpp-python gives it, without a value for the token that was generated."""
     with running_completions(tiny_lm, form="echo of text", shifted=True) as server:
-        with pytest.raises(NLTError, match=r"whose values belong to the tokens before"):
+        with pytest.raises(
+            NLTError,
+            match=r"its log-probability one place too late, as llama-cpp-python .* serve 'tiny' with vLLM, or",
+        ):
             remote(server, tiny_llm_folder)
 
 
@@ -192,6 +196,23 @@ def test_an_echo_may_leave_out_the_token_that_begins_every_text(tiny_bos_lm: Fro
     with running_completions(tiny_bos_lm) as server:
         expected = remote(server, tmp_path, "query").log_likelihood(pairs).log_likelihood
     np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_connections_are_closed_with_the_loop_that_they_belong_to(
+    tiny_lm: FrozenLM, tiny_llm_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reference: asyncio's log, which names what fails unseen; a later call collects what an earlier one has left."""
+    choice = CompletionServer._choice
+
+    async def collecting(self: CompletionServer, **request: Any) -> dict[str, Any]:
+        gc.collect()
+        return await choice(self, **request)
+
+    monkeypatch.setattr(CompletionServer, "_choice", collecting)
+    with running_completions(tiny_lm) as server:
+        for _ in range(2):
+            remote(server, tiny_llm_folder, requests=4).log_likelihood(PAIRS[:6])
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_a_control_token_in_a_text_is_named(tiny_lm: FrozenLM, tiny_llm_folder: Path) -> None:

@@ -217,7 +217,7 @@ def test_nothing_is_sent_that_is_not_what_was_trained(hub: Hub, recipe: str, tmp
     assert hub.seen == []
 
 
-SCORER = {"llm": {"weights": "org/llm@abc", "dtype": "float32"}, "target": "query"}
+SCORER: dict[str, object] = {"llm": {"weights": "org/llm@abc", "dtype": "float32"}, "target": "query"}
 
 
 def put(folder: Path, names: range, *, of: dict[str, object] = SCORER, value: float = -1.5) -> ScoreCache:
@@ -227,7 +227,7 @@ def put(folder: Path, names: range, *, of: dict[str, object] = SCORER, value: fl
     return cache
 
 
-def rows(cache: ScoreCache) -> list[object]:
+def rows(cache: ScoreCache) -> list[tuple[bytes, object]]:
     return [row for keys, scores in cache.rows(1000) for row in zip(keys.tolist(), scores.tolist(), strict=True)]
 
 
@@ -251,7 +251,7 @@ def test_scores_come_to_another_machine(
     wrong = put(tmp_path / "wrong", range(1), value=-9.0)
     pull.main(["--repo", "org/scores", "--score_cache", str(tmp_path / "wrong"), "--revision", "v1"])
     assert "org/scores: 1 scores differ from those in" in caplog.text
-    assert len(wrong) == 40 and (-9.0, 3, False) in [score for _, score in rows(wrong)]  # type: ignore[misc]
+    assert len(wrong) == 40 and (-9.0, 3, False) in [score for _, score in rows(wrong)]
 
 
 def test_scores_are_sent_once(hub: Hub, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

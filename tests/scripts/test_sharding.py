@@ -80,7 +80,8 @@ def make_trainer(
         dataloader_drop_last=True, eval_strategy="steps", eval_steps=2, **{"save_strategy": "no", **options},
     )  # fmt: skip
     return (ShardingTrainer if parts > 1 else NLTTrainer)(
-        encoder, args, train_dataset=Dataset.from_list(ROWS), loss=loss, data_collator=loss.collator(ROWS),
+        encoder, args, train_dataset=Dataset.from_list(ROWS), loss=loss,
+        data_collator=loss.collator(ROWS),  # type: ignore[arg-type]  # any callable
         evaluator=RetrievalEvaluator(str(output / "collection"), split="train"), callbacks=[CheckpointOnTermination()],
     )  # fmt: skip
 
