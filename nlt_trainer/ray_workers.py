@@ -30,7 +30,7 @@ Flying = dict[Any, tuple[Any, Numbered | None]]
 LOSSES = 5
 """Workers that are lost with one block, or at their start, after which Ray is asked for no more."""
 PATIENCE = 60
-"""Seconds without an answer after which a line says how many workers there are."""
+"""Seconds without an answer after which a line says how many workers are missing."""
 
 
 class RayWorkers:
@@ -75,8 +75,8 @@ class RayWorkers:
             NLTError: the worker raises it, or has another version of this package.
         """
         while not (done := self.ray.wait([*flying], timeout=PATIENCE)[0]):
-            running = len(self.idle) + sum(block is not None for _, block in flying.values())
-            say(f"waiting for Ray, which has a place for {running} of {self.number} workers")
+            if waiting := sum(block is None for _, block in flying.values()):
+                say(f"{waiting} of {self.number} workers of Ray have no place on the cluster yet, or still start")
         worker, block = flying.pop(done[0])
         try:
             found = self.ray.get(done[0])
