@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,20 +113,16 @@ def _built(files: Sequence[Path], *, kind: ApproximateIndex, progress: str | Non
         index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1  # else FAISS writes a warning
         index.pq.cp.max_points_per_centroid = SAMPLE
     step = max(1, number // (SAMPLE * lists))
-    index.train(np.concatenate([part[::step] for part in _units(files)]))
+    index.train(np.concatenate([_unit(np.load(file)[::step]) for file in files]))
     with tqdm(total=number, unit="text", desc=f"{progress}: index", disable=progress is None) as bar:
-        for part in _units(files):
-            index.add(part)
+        for part in map(np.load, files):
+            index.add(_unit(part))
             bar.update(len(part))
     return index
 
 
 def _lengths(files: Iterable[Path]) -> list[int]:
     return [len(np.load(file, mmap_mode="r")) for file in files]
-
-
-def _units(files: Iterable[Path]) -> Iterator[np.ndarray]:
-    return (_unit(np.load(file)) for file in files)
 
 
 def _unit(embeddings: np.ndarray) -> np.ndarray:
