@@ -26,8 +26,7 @@ PoolingMode = Literal["mean", "cls", "lasttoken"]
 Miner = Literal["bm25", "encoder", "fused"]
 """What chooses a query's candidates: BM25, the encoder, or both by reciprocal rank fusion."""
 
-ApproximateIndex = Literal["hnsw", "ivf_pq"]
-DenseIndex = Literal["exact", "hnsw", "ivf_pq"]
+DenseIndex = Literal["exact", "ivf_pq"]
 """How an encoder's nearest documents are found: by comparing all, or those that an index of FAISS proposes."""
 
 QueryOrigin = Literal["crop", "llm", "both"]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from nlt_trainer.data import beir
+
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
@@ -47,6 +49,20 @@ def test_step_load(objective: str, tmp_path: Path) -> None:
     assert isinstance(found, dict)
     assert [step for step, _ in found["readings"]] == list(range(20, 201, 20))
     assert all(mib > 100 for _, mib in found["readings"])
+
+
+def test_large_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: the documents that are asked for; few embeddings are all compared, so that all nearest are found."""
+    benchmark = importlib.import_module("large_corpora")
+    monkeypatch.setattr(beir, "STORED_FROM", 0)
+    benchmark.write_texts(tmp_path, 300, 5)
+    benchmark.write_embeddings(tmp_path, 300, 5)
+    for step in benchmark.STEPS:
+        monkeypatch.setattr(beir, "STORED_FROM", 0)
+        assert benchmark.measure(step, tmp_path)["seconds"] > 0
+    assert json.loads((tmp_path / "read_again.json").read_text()) == 300
+    assert [benchmark.recall(tmp_path, step) for step in ("read", "exact", "ivf_pq")] == [None, None, 1]
+    assert benchmark.stored_mib(tmp_path) > 0
 
 
 def test_app_load(tiny_encoder_folder: Path, tiny_collection_folder: Path, tmp_path: Path) -> None:

@@ -56,9 +56,8 @@ class DataArguments:
         default="exact",
         decides="nothing",
         help=(
-            "How miner: encoder and fused find the encoder's nearest documents: exact compares all; ivf_pq and hnsw "
-            "compare those that an index of FAISS proposes, where there are 10,000 documents or more. ivf_pq takes "
-            "least memory and time to build."
+            "How miner: encoder and fused find the encoder's nearest documents: exact compares all; ivf_pq those "
+            "that an index of FAISS proposes, where there are 10,000 documents or more."
         ),
     )
     gains: str = option(

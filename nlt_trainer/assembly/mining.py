@@ -131,4 +131,4 @@ def rank_by_encoder(
         return nearest(asked, parts, top_k=depth, similarity=cache.similarity)[1].tolist()
     from nlt_trainer.encoder.approximate_search import approximate  # FAISS is imported only where it is asked for
 
-    return approximate(asked, files, cache=cache, index=data.index, top_k=depth)
+    return approximate(asked, files, cache=cache, top_k=depth)

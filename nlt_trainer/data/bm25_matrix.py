@@ -63,7 +63,7 @@ def build(documents: Iterable[list[str]], folder: Path | None = None) -> BM25Mat
         folder: where the arrays are written as bm25s names them, and mapped; `None` keeps them in memory.
     """
     vocabulary, lengths, blocks, frequencies = {"": 0}, array("i"), 0, np.zeros(1, np.int64)
-    with SpooledTemporaryFile(max_size=SPOOLED, dir=folder) as spool:
+    with SpooledTemporaryFile(max_size=SPOOLED, dir=None if folder is None else str(folder)) as spool:
         for counts in _counted(documents, vocabulary, lengths):
             np.save(spool, counts)
             blocks, earlier = blocks + 1, frequencies

@@ -23,7 +23,7 @@ from nlt_trainer.files import (
 logger = logging.getLogger(__name__)
 
 
-def kept_folder(kind: str, content: str, make: Callable[[Path], None]) -> Path:
+def kept_folder(kind: str, content: str, make: Callable[[Path], object]) -> Path:
     """The folder `<cache>/<kind>/<content>`, which is made if it is missing or one of its files has changed.
 
     Of several processes one makes it, and the others wait. A folder can be removed at any time. A process that has

@@ -124,8 +124,12 @@ class _Documents(ValuesView[Document]):
 
 
 class _Items(ItemsView[str, Document]):
+    def __init__(self, corpus: StoredCorpus) -> None:
+        super().__init__(corpus)
+        self.corpus = corpus
+
     def __iter__(self) -> Iterator[tuple[str, Document]]:
-        return ((document.id, document) for document in self._mapping.values())
+        return ((document.id, document) for document in self.corpus.values())
 
 
 def id_hash(document_id: str) -> int:

@@ -301,6 +301,8 @@ def test_another_miner_or_prompt_is_another_trajectory(project: Project) -> None
     project.train("run")
     with pytest.raises(NLTError, match=r"other settings \(miner: 'fused' there, 'encoder' now\)"):
         project.train("run", "--miner", "encoder")
+    with pytest.raises(NLTError, match=r"other settings \(index: 'exact' there, 'ivf_pq' now\)"):
+        project.train("run", "--index", "ivf_pq")
     (project.root / "gains.audit.json").unlink()
     with pytest.raises(NLTError, match=r"other settings \(max_document_tokens: 24 there, 20 now\)"):
         project.train("run", "--max_document_tokens", "20")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from nlt_trainer.data.stored_corpus import StoredCorpus
 from nlt_trainer.errors import DataError
 from nlt_trainer.files import cache_folder
 
-ROWS = [
+ROWS: list[Mapping[str, str | None]] = [
     {"_id": "d3", "title": "Größe", "text": "größer\nals"},
     {"_id": "1", "title": " ", "text": "a\u2028b \U0001f600"},
     {"_id": "é", "text": None, "title": "Four"},
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write(folder: Path, rows: list[dict[str, str | None]]) -> None:
+def write(folder: Path, rows: Sequence[Mapping[str, str | None]]) -> None:
     (folder / "corpus.jsonl").write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -86,7 +86,7 @@ def test_the_mapping_is_that_of_the_dict(
     ],
 )
 def test_errors_are_those_of_the_dict(
-    row: dict[str, str | None], on_disk: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+    row: Mapping[str, str | None], on_disk: None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reference: the error of a corpus in memory with file and line; nothing is kept of a corpus with an error."""
     write(folder, [*ROWS, row, {"_id": "n3", "text": "again, later"}])
@@ -99,7 +99,8 @@ def test_errors_are_those_of_the_dict(
 
 def test_a_corpus_without_a_document_or_text_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reference: the errors of a corpus in memory."""
-    for rows in ([], [{"_id": "a", "text": ""}]):
+    none: list[Mapping[str, str | None]] = []
+    for rows in (none, [{"_id": "a", "text": ""}]):
         write(folder, rows)
         expected, found = both(folder, monkeypatch)
         assert isinstance(expected, str)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from nlt_trainer.choices import ApproximateIndex
 from nlt_trainer.data import beir
 from nlt_trainer.encoder import approximate_search
 from nlt_trainer.encoder.approximate_search import approximate
@@ -18,8 +17,6 @@ from nlt_trainer.encoder.embedding_cache import EmbeddingCache, remove_cache
 from nlt_trainer.encoder.search import nearest
 from nlt_trainer.errors import NLTError
 from nlt_trainer.scripts import mine
-
-KINDS: list[ApproximateIndex] = ["hnsw", "ivf_pq"]
 
 
 def embeddings(number: int, width: int, *, seed: int) -> np.ndarray:
@@ -46,9 +43,8 @@ def exhaustive(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(approximate_search, name, value)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_all_documents_proposed_give_the_exact_ranking(
-    kind: ApproximateIndex, exhaustive: None, tiny_static_encoder: SentenceTransformer, tmp_path: Path
+    exhaustive: None, tiny_static_encoder: SentenceTransformer, tmp_path: Path
 ) -> None:
     """Reference: exact search, with documents that are equal; a second call reads the index and finds the same."""
     documents, queries = embeddings(650, 20, seed=1), torch.from_numpy(embeddings(7, 20, seed=2))
@@ -56,22 +52,19 @@ def test_all_documents_proposed_give_the_exact_ranking(
     files, cache = written(documents, tmp_path / "0a"), EmbeddingCache(tiny_static_encoder, tmp_path, progress=None)
     expected = nearest(queries, [torch.from_numpy(documents)], top_k=30, similarity=cache.similarity)[1].tolist()
     for _ in range(2):
-        assert approximate(queries, files, cache=cache, index=kind, top_k=30) == expected
+        assert approximate(queries, files, cache=cache, top_k=30) == expected
     (index,) = tmp_path.glob("*/*.faiss")
-    assert approximate(queries, files, cache=cache, index=kind, top_k=700)[0][:30] == expected[0]
+    assert approximate(queries, files, cache=cache, top_k=700)[0][:30] == expected[0]
     remove_cache(tmp_path)
     assert not index.exists()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_recall_of_the_nearest_hundred(
-    kind: ApproximateIndex, tiny_static_encoder: SentenceTransformer, tmp_path: Path
-) -> None:
+def test_recall_of_the_nearest_hundred(tiny_static_encoder: SentenceTransformer, tmp_path: Path) -> None:
     """Reference: the 100 nearest documents by exact search, of which 95 % are found."""
     documents, queries = embeddings(10_000, 32, seed=1), torch.from_numpy(embeddings(20, 32, seed=2))
     files, cache = written(documents, tmp_path / "0a"), EmbeddingCache(tiny_static_encoder, tmp_path, progress=None)
     expected = nearest(queries, [torch.from_numpy(documents)], top_k=100, similarity=cache.similarity)[1].tolist()
-    found = approximate(queries, files, cache=cache, index=kind, top_k=100)
+    found = approximate(queries, files, cache=cache, top_k=100)
     assert len(list(tmp_path.glob("*/*.faiss"))) == 1
     shared = [len(set(own) & set(exact)) / 100 for own, exact in zip(found, expected, strict=True)]
     assert np.mean(shared) >= 0.95
@@ -83,12 +76,12 @@ def test_a_damaged_index_is_made_again(
     """Reference: the ranking before, whatever part of the file is damaged; the file in the warning."""
     documents, queries = embeddings(300, 8, seed=1), torch.from_numpy(embeddings(2, 8, seed=2))
     files, cache = written(documents, tmp_path / "0a"), EmbeddingCache(tiny_static_encoder, tmp_path, progress=None)
-    expected = approximate(queries, files, cache=cache, index="ivf_pq", top_k=10)
+    expected = approximate(queries, files, cache=cache, top_k=10)
     (path,) = tmp_path.glob("*/*.faiss")
     content = path.read_bytes()
     for damaged in (b"", content[:-1], content[:200] + b"~" + content[201:], content[:500]):
         path.write_bytes(damaged)
-        assert approximate(queries, files, cache=cache, index="ivf_pq", top_k=10) == expected
+        assert approximate(queries, files, cache=cache, top_k=10) == expected
         assert path.read_bytes() != damaged
         assert f"{path} is damaged, and is made again" in caplog.text
         caplog.clear()
@@ -106,10 +99,10 @@ def test_mining_a_corpus_on_disk_with_an_index_is_mining_it_in_memory(
     queries = [{"_id": f"q{i}", "text": " ".join(draw.choice(words, 2))} for i in range(4)]
     (tmp_path / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
     flags = ["--collection", str(tmp_path), "--encoder", str(tiny_encoder_folder), "--miner", miner]
-    for index in ("exact", *KINDS):
+    for index in ("exact", "ivf_pq"):
         monkeypatch.setattr(beir, "STORED_FROM", 1 << 30 if index == "exact" else 0)
         mine.main([*flags, "--candidates", str(tmp_path / index), "--index", index, "--use_cpu", "true"])
-    assert {(tmp_path / kind).read_text() for kind in KINDS} == {(tmp_path / "exact").read_text()}
+    assert (tmp_path / "ivf_pq").read_text() == (tmp_path / "exact").read_text()
     assert not list(tmp_path.glob("*.embeddings"))
 
 
@@ -120,6 +113,6 @@ def test_an_encoder_that_an_index_cannot_serve_is_refused(
     tiny_encoder.similarity_fn_name = "manhattan"
     tiny_encoder.save_pretrained(str(tmp_path / "encoder"))
     flags = ["--collection", str(tiny_collection_folder), "--candidates", str(tmp_path / "candidates.jsonl")]
-    with pytest.raises(NLTError, match=r"index 'hnsw' finds documents by their cosines, .*'manhattan'; set "):
-        mine.main([*flags, "--encoder", str(tmp_path / "encoder"), "--miner", "fused", "--index", "hnsw"])
+    with pytest.raises(NLTError, match=r"index 'ivf_pq' finds documents by their cosines, .*'manhattan'; set "):
+        mine.main([*flags, "--encoder", str(tmp_path / "encoder"), "--miner", "fused", "--index", "ivf_pq"])
     assert not list(tmp_path.glob("*.embeddings"))

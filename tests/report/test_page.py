@@ -72,12 +72,12 @@ class Page(HTMLParser):
 def collection(tiny_collection_folder: Path) -> Collection:
     """The tiny collection with a text in it that would run if it were markup."""
     found = load_collection(tiny_collection_folder)
-    found.corpus["d10"] = dataclasses.replace(found.corpus["d10"], title=HOSTILE, text=HOSTILE)
+    corpus = {**found.corpus, "d10": dataclasses.replace(found.corpus["d10"], title=HOSTILE, text=HOSTILE)}
     found.queries["q8"] = dataclasses.replace(found.queries["q8"], text=HOSTILE)
     folder = tiny_collection_folder.parent / "judged"
     write_collection(
         folder,
-        corpus=found.corpus.values(),
+        corpus=corpus.values(),
         queries=found.queries.values(),
         qrels=found.qrels,
         stage="nlt build_collection",
