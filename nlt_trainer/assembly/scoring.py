@@ -86,7 +86,7 @@ def score_candidates(
     state.wait_for_everyone()
     if not state.is_main_process:
         return {}
-    seconds = (time.monotonic() - start) * state.num_processes
+    seconds = (time.monotonic() - start) * scorer.workers
     relevant = relevance(candidates, collection.split_qrels(data.train_split)) if data.train_split else None
     named = {key: getattr(model, key) for key in SCORER_KEYS}
     if is_server(model.llm):
@@ -122,8 +122,9 @@ def write_results(
 ) -> dict[str, Any]:
     """Write the gains and the audit, which also holds the LLM's name in the recipe; returns the audit.
 
-    All scores are in the cache by now. If a part of them was there before this call, the seconds of this call are
-    scaled up to all tokens. Judgements of the candidates, `(B, K)` bool, are used only for the audit.
+    All scores are in the cache by now. If other processes have computed a part of them, or it was there before this
+    call, the seconds of this call are scaled up to all tokens. Judgements of the candidates, `(B, K)` bool, are used
+    only for the audit.
     """
     computed, texts = scorer.lm_tokens, texts_of(candidates, collection)
     with_document = scorer.log_likelihood(pairs_of(candidates, texts))

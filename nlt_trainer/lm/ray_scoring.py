@@ -52,6 +52,7 @@ class RayScorer(Scorer):
         self._fingerprint = facts.fingerprint
         tokens = PromptTokens(facts.tokenizer, facts.template, max_document_tokens=facts.max_document_tokens)
         super().__init__(facts.name, target=facts.target, tokens=tokens, context_length=facts.context_length)
+        self.workers = workers.number
         self.cache = None if cache_folder is None else ScoreCache(cache_folder, self.description)
 
     @property

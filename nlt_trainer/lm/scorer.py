@@ -79,6 +79,8 @@ class Scorer(ABC):
         self.cache = None
         self.lm_tokens = 0
         """Tokens that the LLM has read so far, without padding."""
+        self.workers = 1
+        """Number of LLMs that have read them side by side."""
 
     @property
     @abstractmethod
