@@ -48,8 +48,11 @@ class RayScorer(Scorer):
         self, make: Callable[[], LikelihoodScorer], *, workers: RayWorkers, cache_folder: str | None = None
     ) -> None:
         self._task: RayTask[Block, Any] = workers.task(partial(_ScorerInWorker, make))
-        ((_, facts),) = self._task.results([("describe", [])])
+        every: list[Block] = [("describe", [])] * workers.number  # so that all load the LLM at the same time
+        facts, *others = (found for _, found in self._task.results(every))
         self._fingerprint = facts.fingerprint
+        for other in others:
+            self._check(other.fingerprint, facts.name)
         tokens = PromptTokens(facts.tokenizer, facts.template, max_document_tokens=facts.max_document_tokens)
         super().__init__(facts.name, target=facts.target, tokens=tokens, context_length=facts.context_length)
         self.workers = workers.number
@@ -80,14 +83,18 @@ class RayScorer(Scorer):
 
         with scoring_bar(len(chosen)) as bar:
             for number, (fingerprint, lm_tokens, (places, scores, tokens)) in self._task.results(blocks()):
-                if fingerprint != self._fingerprint:
-                    raise NLTError(
-                        f"a worker of Ray has loaded another LLM {self.name!r} than the first one; give all nodes the "
-                        "same files and the same kind of processor or GPU, or name llm_revision and llm_dtype"
-                    )
+                self._check(fingerprint, self.name)
                 self.lm_tokens += lm_tokens
                 bar.update(len(places))
                 yield sent.pop(number)[places], scores, tokens
+
+    def _check(self, fingerprint: dict[str, str | None], name: str) -> None:
+        """Refuse the scores of a worker whose LLM, tokenizer or dtype is another one than that of the first."""
+        if fingerprint != self._fingerprint:
+            raise NLTError(
+                f"a worker of Ray has loaded another LLM {name!r} than the first one; give all nodes the same files "
+                "and the same kind of processor or GPU, or name llm_revision and llm_dtype"
+            )
 
 
 def document_blocks(pairs: Sequence[Pair], chosen: np.ndarray) -> Iterator[np.ndarray]:
