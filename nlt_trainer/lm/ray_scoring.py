@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from nlt_trainer.choices import TargetKind
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.candidate_pairs import Pair, document_major
+from nlt_trainer.lm.cpu import packed_weights
 from nlt_trainer.lm.prompt_tokens import PromptTokens
 from nlt_trainer.lm.score_cache import ScoreCache
 from nlt_trainer.lm.scorer import Scored, Scorer, scoring_bar
@@ -21,9 +22,9 @@ from nlt_trainer.lm.scoring import LikelihoodScorer
 from nlt_trainer.prompts import PromptTemplate
 from nlt_trainer.ray_workers import RayTask, RayWorkers
 
-BLOCK_PAIRS = 128
-"""Pairs in a block, or up to twice as many if the last document has so many. A lost worker costs at most one block.
-Blocks of so many are scored with packed weights, see `LikelihoodScorer`."""
+BLOCK_PAIRS, LAST_PAIRS = 128, 16
+"""The most pairs in a block, and the fewest: towards the end blocks become smaller, so that all workers end at about
+the same time. A block has up to twice as many if its last document does. A lost worker costs at most one block."""
 
 Block = tuple[Literal["describe", "count", "score"], Sequence[Pair]]
 """What a worker is asked about some pairs."""
@@ -68,7 +69,8 @@ class RayScorer(Scorer):
         _, first, _ = self._distinct(pairs)
         chosen = np.sort(first)
         blocks: Iterator[Block] = (
-            ("count", [pairs[chosen[place]] for place in places]) for places in document_blocks(pairs, chosen)
+            ("count", [pairs[chosen[place]] for place in places])
+            for places in document_blocks(pairs, chosen, workers=self.workers)
         )
         return sum(count for _, count in self._task.results(blocks))
 
@@ -77,7 +79,7 @@ class RayScorer(Scorer):
         sent: dict[int, np.ndarray] = {}
 
         def blocks() -> Iterator[Block]:
-            for number, places in enumerate(document_blocks(pairs, chosen)):
+            for number, places in enumerate(document_blocks(pairs, chosen, workers=self.workers)):
                 sent[number] = places
                 yield "score", [pairs[chosen[place]] for place in places]
 
@@ -97,15 +99,20 @@ class RayScorer(Scorer):
             )
 
 
-def document_blocks(pairs: Sequence[Pair], chosen: np.ndarray) -> Iterator[np.ndarray]:
+def document_blocks(pairs: Sequence[Pair], chosen: np.ndarray, *, workers: int) -> Iterator[np.ndarray]:
     """Places in `chosen`, some at a time; the pairs of a document stand together, if they are not too many."""
     order = document_major(pairs, chosen)
-    begin = 0
+    begin, size = 0, _block_size(len(order), workers)
     for end in range(1, len(order) + 1):
         is_last = end == len(order) or pairs[chosen[order[end]]][0] != pairs[chosen[order[end - 1]]][0]
-        if end == len(order) or end - begin >= (BLOCK_PAIRS if is_last else 2 * BLOCK_PAIRS):
+        if end == len(order) or end - begin >= (size if is_last else 2 * size):
             yield order[begin:end]
-            begin = end
+            begin, size = end, _block_size(len(order) - end, workers)
+
+
+def _block_size(left: int, workers: int) -> int:
+    """Pairs in the next block: half of what a worker would get if all that are left were divided evenly."""
+    return max(LAST_PAIRS, min(BLOCK_PAIRS, left // (2 * workers)))
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,8 @@ class _ScorerInWorker:
 
     def __init__(self, make: Callable[[], LikelihoodScorer]) -> None:
         self.scorer = make()
+        self.packed = packed_weights(self.scorer.lm.model)  # once, because a block alone may be too small for it
+        self.packed.__enter__()
 
     def __call__(self, block: Block) -> Any:
         what, pairs = block
