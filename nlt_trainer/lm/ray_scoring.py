@@ -22,7 +22,7 @@ from nlt_trainer.lm.scoring import LikelihoodScorer
 from nlt_trainer.prompts import PromptTemplate
 from nlt_trainer.ray_workers import RayTask, RayWorkers
 
-BLOCK_PAIRS, LAST_PAIRS = 128, 16
+BLOCK_PAIRS, LAST_PAIRS = 128, 32
 """The most pairs in a block, and the fewest: towards the end blocks become smaller, so that all workers end at about
 the same time. A block has up to twice as many if its last document does. A lost worker costs at most one block."""
 
@@ -100,8 +100,13 @@ class RayScorer(Scorer):
 
 
 def document_blocks(pairs: Sequence[Pair], chosen: np.ndarray, *, workers: int) -> Iterator[np.ndarray]:
-    """Places in `chosen`, some at a time; the pairs of a document stand together, if they are not too many."""
+    """Places in `chosen`, some at a time; the pairs of a document stand together, if they are not too many.
+
+    Blocks with long documents come first, and each has documents of about one length, which need little padding.
+    """
     order = document_major(pairs, chosen)
+    lengths = np.fromiter((len(pairs[chosen[place]][0] or "") for place in order), np.int64, len(order))
+    order = order[np.argsort(-lengths, kind="stable")]
     begin, size = 0, _block_size(len(order), workers)
     for end in range(1, len(order) + 1):
         is_last = end == len(order) or pairs[chosen[order[end]]][0] != pairs[chosen[order[end - 1]]][0]

@@ -73,12 +73,15 @@ def test_scores_are_those_of_one_process(
 def test_blocks_keep_the_pairs_of_a_document_together(pairs: CandidatePairs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reference: every place once, by counting; the documents of each block; and the sizes by hand."""
     monkeypatch.setattr(ray_scoring, "BLOCK_PAIRS", 16)
+    monkeypatch.setattr(ray_scoring, "LAST_PAIRS", 16)
     chosen = np.arange(5, len(pairs))
     blocks = [*document_blocks(pairs, chosen, workers=1)]
     assert sorted(np.concatenate(blocks).tolist()) == [*range(len(chosen))]
     documents = [{pairs[chosen[place]][0] for place in block} for block in blocks]
     assert not any(documents[i] & documents[i + 1] for i in range(len(blocks) - 1))
     assert all(len(block) < 32 for block in blocks)
+    longest = [max(len(pairs[chosen[place]][0] or "") for place in block) for block in blocks]
+    assert longest == sorted(longest, reverse=True)
     monkeypatch.setattr(ray_scoring, "LAST_PAIRS", 4)
     alone: list[Pair] = [(None, f"query {b}", None) for b in range(70)]
     assert [len(block) for block in document_blocks(alone, np.arange(70), workers=1)] == [32, 32, 6]
