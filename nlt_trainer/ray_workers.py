@@ -194,5 +194,5 @@ def _check_losses(number: int, error: Exception, *, starting: bool) -> None:
 
 
 def _forget(workers: RayWorkers, name: str) -> None:
-    for worker in workers.idle:
+    for worker in workers.idle if workers.ray.is_initialized() else []:
         worker.forget.remote(name)
