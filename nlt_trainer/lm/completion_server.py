@@ -99,7 +99,6 @@ class CompletionServer:
                 api_key=self._key,
                 max_retries=RETRIES,
                 timeout=self._library.Timeout(TIMEOUT, connect=10),
-                http_client=self._library.DefaultAioHttpClient(),  # takes half the time of the usual one
             )
             try:
                 yield runner
