@@ -14,6 +14,7 @@ import uuid
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any, Generic, TypeVar
 
@@ -36,33 +37,57 @@ PATIENCE = 60
 class RayWorkers:
     """A number of workers, each with a CPU core and, where the cluster has GPUs, one of these.
 
+    Ray is started, or its cluster joined, when there is a first task.
+
     Args:
         address: of a cluster, as `ray.init` takes it: `auto` means the one that this machine belongs to. `None` starts
             Ray on this machine alone.
         number: of workers; `None` means one for each GPU of the cluster or, without GPUs, for each CPU core.
 
     Raises:
-        NLTError: Ray is not installed, or the cluster cannot be reached.
+        NLTError: Ray is not installed.
     """
 
     def __init__(self, *, address: str | None = None, number: int | None = None) -> None:
-        self.ray = connected(address)
-        resources = self.ray.cluster_resources()
-        gpus = 1 if resources.get("GPU", 0) >= 1 else 0
-        self.number = number or max(1, int(resources.get("GPU" if gpus else "CPU", 1)))
-        self.worker = self.ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)(Worker)
+        if importlib.util.find_spec("ray") is None:
+            raise NLTError("engine: ray needs Ray, which is not installed; pip install 'nlt_trainer[ray]'")
+        self.address, self.asked = address, number
         self.idle: list[Any] = []
         self.starting: Flying = {}
-        for _ in range(self.number):
-            self.start(self.starting)
+
+    @cached_property
+    def ray(self) -> Any:
+        """The module `ray`, connected to the cluster.
+
+        Raises:
+            NLTError: the cluster cannot be reached.
+        """
+        return connected(self.address)
+
+    @cached_property
+    def gpus(self) -> int:
+        """Number of GPUs of each worker."""
+        return 1 if self.ray.cluster_resources().get("GPU", 0) >= 1 else 0
+
+    @cached_property
+    def number(self) -> int:
+        """Number of workers."""
+        return self.asked or max(1, int(self.ray.cluster_resources().get("GPU" if self.gpus else "CPU", 1)))
 
     def task(self, make: Callable[[], Callable[[Block], Result]]) -> RayTask[Block, Result]:
-        """A task for these workers, see `RayTask`."""
+        """A task for these workers, see `RayTask`.
+
+        Raises:
+            NLTError: the cluster cannot be reached.
+        """
+        if not self.idle and not self.starting:
+            for _ in range(self.number):
+                self.start(self.starting)
         return RayTask(self, make)
 
     def start(self, flying: Flying) -> None:
         """Ask Ray for a worker, which may have no place for it yet."""
-        worker = self.worker.remote()
+        worker = self.ray.remote(num_cpus=1, num_gpus=self.gpus, max_restarts=0)(Worker).remote()
         flying[worker.version.remote()] = worker, None
 
     def answer(self, flying: Flying) -> tuple[Numbered | None, Any]:
@@ -168,10 +193,8 @@ def connected(address: str | None) -> Any:
     """The module `ray`, connected to a cluster; a process stays with the one that it was connected to first.
 
     Raises:
-        NLTError: Ray is not installed, or the cluster cannot be reached.
+        NLTError: the cluster cannot be reached.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise NLTError("engine: ray needs Ray, which is not installed; pip install 'nlt_trainer[ray]'")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send statistics to Ray's authors
     ray = importlib.import_module("ray")
     if not ray.is_initialized():

@@ -8,6 +8,7 @@ import random
 import resource
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def ray_workers(args: NLTTrainingArguments) -> RayWorkers | None:
     """The workers of a recipe with `engine: ray`, the same ones for all stages of a program; else `None`.
 
     Raises:
-        NLTError: several processes were started, Ray is not installed, or its cluster cannot be reached.
+        NLTError: several processes were started, or Ray is not installed.
     """
     if args.engine != "ray":
         return None
@@ -288,8 +289,10 @@ def load_scorer(
         NLTError: the server cannot be asked, or an adapter is named for it.
     """
     if not is_server(model.llm):
-        load = partial(_load_local_scorer, model, data, target)
-        return load() if workers is None else RayScorer(load, workers=workers, cache_folder=data.score_cache)
+        if workers is None:
+            return make_scorer(load_llm(model), data, target=target)
+        make = partial(_scorer_in_worker, model, replace(data, score_cache=None), target)
+        return RayScorer(make, workers=workers, cache_folder=data.score_cache)
     if model.adapter is not None:
         raise NLTError("adapter belongs to an LLM on this machine; let the server load it, and name it by llm_model")
     return RemoteScorer(
@@ -304,7 +307,7 @@ def load_scorer(
     )
 
 
-def _load_local_scorer(model: ModelArguments, data: DataArguments, target: TargetKind) -> LikelihoodScorer:
+def _scorer_in_worker(model: ModelArguments, data: DataArguments, target: TargetKind) -> LikelihoodScorer:
     return make_scorer(load_llm(model), data, target=target)
 
 

@@ -12,13 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import bm25s
-import Stemmer
-
 from nlt_trainer.choices import Precision
 from nlt_trainer.content import model_content
-from nlt_trainer.data.beir import Collection, Document, Query
-from nlt_trainer.data.bm25 import bm25_rankings, unmatched_line
+from nlt_trainer.data.bm25 import bm25_fingerprint, unmatched_line
 from nlt_trainer.data.trec import read_run
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache, Processes
 from nlt_trainer.encoder.loading import load_encoder
@@ -59,45 +55,6 @@ class System:
     lm_tokens: int = 0
     seed: int | None = None
     trained_queries: frozenset[int] | None = frozenset()
-
-
-PROBES = (
-    (
-        "a an and are as at be but by for if in into is it no not of on or such that the their then there these they",
-        "this to was will with; I you we he she what which who how when where why can do from have were more than one",
-        "readLines parse_http_date HTTPServer __init__ x2 a1b2c3 i18n 3.14 1,000 v1.0-beta C++ e-mail u@example.org",
-        "It's naïve: Straße, STRASSE, café, cafe\u0301, \ufb01ne, İstanbul, œuvre, N\u2082, \U0001f40b don't can't",
-        "北京大学的学生 東京都に行きました ｶﾀｶﾅ 猫 Python3で書く 한국어를 배웁니다",
-        "ภาษาไทยไม่มีวรรค ພາສາລາວ ភាសាខ្មែរ မြန်မာဘာသာ हिन्दी भाषा العربية עברית русский",
-        "read read read the line, read lines, reading a line, generously generic happily",
-        "line",
-    ),
-    (
-        "Die Häuser der größten Städte waren nicht so alt, und sie wurden im Krieg zu einem großen Teil zerstört.",
-        "Ein Haus steht an dem Fluss, aber es ist nicht größer als das der Stadt.",
-    ),
-)
-"""Two corpora, in English and in German: repeated words, and every kind of word that a tokeniser may treat apart."""
-
-
-def bm25_fingerprint() -> str:
-    """Versions of the libraries, and a hash of the scores with which BM25 ranks `PROBES` for each of their texts.
-
-    A stored result depends on the tokeniser and on BM25's formula, and a change of either changes these scores. Other
-    fingerprints would not work as well. The text of the source file changes with every comment. A version number is
-    easily forgotten when the tokeniser changes. The stored rankings would have to be made again before they could be
-    hashed. If the tokeniser learns to treat another kind of word, add such a word to `PROBES`. What PyStemmer does to
-    the words of other languages is known by its version.
-    """
-    rounded = []
-    for texts in PROBES:
-        corpus = {str(i): Document(str(i), "", text) for i, text in enumerate(texts)}
-        queries = [Query(document.id, document.text) for document in corpus.values()]
-        probes = Collection("probes", Path(), corpus, {}, {})
-        for query, row in bm25_rankings(probes, queries, keep_own=True).items():
-            rounded += [(query, document, round(score, 4)) for document, score in row.items()]
-    scores = hashlib.blake2b(json.dumps(rounded).encode(), digest_size=8).hexdigest()
-    return f"bm25 {bm25s.__version__} {Stemmer.version()} {scores}"
 
 
 class BM25:

@@ -25,6 +25,7 @@ from nlt_trainer.data.bm25 import (
     tokenize,
     unmatched_line,
 )
+from nlt_trainer.data.kept_folder import kept_folder
 from nlt_trainer.evaluation.retrieval_metric import query_values
 from nlt_trainer.files import cache_folder
 
@@ -184,6 +185,9 @@ def test_the_index_of_a_corpus_on_disk_is_that_of_the_dict(
     stored = load_collection(tiny_collection_folder).corpus
     expected = BM25Index(dict(stored))
 
+    def never(folder: Path) -> None:
+        raise AssertionError("what is kept is not made again")
+
     def check() -> None:
         found = BM25Index(stored)
         assert found.matrix.vocabulary == expected.matrix.vocabulary
@@ -195,12 +199,12 @@ def test_the_index_of_a_corpus_on_disk_is_that_of_the_dict(
 
     check()
     with monkeypatch.context() as patched:
-        patched.setattr(bm25, "build", None)
+        patched.setattr(bm25, "kept_folder", lambda kind, content, make: kept_folder(kind, content, never))
         check()
     (path,) = (cache_folder() / "bm25").glob("*/data.csc.index.npy")
     path.write_bytes(path.read_bytes()[:-1] + b"~")
     check()
-    monkeypatch.setattr(bm25, "TOKENS", -1)
+    monkeypatch.setattr(bm25, "bm25_fingerprint", lambda: "another tokeniser")
     check()
     assert len(list((cache_folder() / "bm25").glob("*/"))) == 2
 

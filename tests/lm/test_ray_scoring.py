@@ -63,6 +63,8 @@ def test_scores_are_those_of_one_process(
     assert expected.truncated.any()
     read = found.lm_tokens
     assert found.count_tokens(pairs) == read
+    long = next(pair for pair in pairs if str(pair[0]).startswith("long"))
+    assert found.count_tokens([*[long] * len(pairs), *pairs]) == pytest.approx(read, rel=0.1), "equal pairs count once"
     assert read == pytest.approx(local.lm_tokens, rel=0.1)
     tokens = local.token_log_likelihoods(pairs)
     for one, other in zip(found.token_log_likelihoods(pairs), tokens, strict=True):

@@ -64,6 +64,7 @@ def test_stages_leave_what_they_leave_without_ray(
         SentenceTransformer(str(at / "run" / "encoder")).encode("a mouse under the snow") for at in (found, local)
     )
     np.testing.assert_allclose(one, other, atol=1e-4)
+    assert [path.name for path in (found / "scores").iterdir()] == [path.name for path in (local / "scores").iterdir()]
     results = [json.loads((at / "run" / "results.json").read_text()) for at in (found, local)]
     assert [row["ndcg_at_10"] for row in results[0]] == pytest.approx([row["ndcg_at_10"] for row in results[1]])
 
