@@ -8,7 +8,6 @@ import random
 import resource
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -291,7 +290,7 @@ def load_scorer(
     if not is_server(model.llm):
         if workers is None:
             return make_scorer(load_llm(model), data, target=target)
-        make = partial(_scorer_in_worker, model, replace(data, score_cache=None), target)
+        make = partial(_scorer_in_worker, model, data, target)
         return RayScorer(make, workers=workers, cache_folder=data.score_cache)
     if model.adapter is not None:
         raise NLTError("adapter belongs to an LLM on this machine; let the server load it, and name it by llm_model")
@@ -308,16 +307,16 @@ def load_scorer(
 
 
 def _scorer_in_worker(model: ModelArguments, data: DataArguments, target: TargetKind) -> LikelihoodScorer:
-    return make_scorer(load_llm(model), data, target=target)
+    return make_scorer(load_llm(model), data, target=target, cached=False)
 
 
-def make_scorer(lm: FrozenLM, data: DataArguments, *, target: TargetKind) -> LikelihoodScorer:
-    """Make the scorer of a recipe, with its cache."""
+def make_scorer(lm: FrozenLM, data: DataArguments, *, target: TargetKind, cached: bool = True) -> LikelihoodScorer:
+    """Make the scorer of a recipe, with its cache unless another process keeps the scores."""
     return LikelihoodScorer(
         lm,
         target=target,
         template=data.template,
         max_document_tokens=data.max_document_tokens,
         batch_tokens=data.batch_tokens,
-        cache_folder=data.score_cache,
+        cache_folder=data.score_cache if cached else None,
     )

@@ -234,7 +234,7 @@ def test_several_processes_share_the_parts(
             seen[rank].extend(given.texts)
             return real(given)
 
-        cache._embed = embed  # type: ignore[method-assign]
+        cache._embed = embed  # type: ignore[assignment, method-assign]
         found[rank] = cache.encode_document(TEXTS)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]

@@ -58,13 +58,13 @@ def test_stages_leave_what_they_leave_without_ray(
     for file in ("candidates.jsonl", "run/candidates-1.jsonl"):
         assert (found / file).read_text() == (local / file).read_text()
     for file in ("gains.jsonl", "run/gains-1.jsonl"):
-        one, other = ([json.loads(row)["gain"] for row in (at / file).open()] for at in (found, local))
-        np.testing.assert_allclose(one, other, atol=1e-5)
-    one, other = (
-        SentenceTransformer(str(at / "run" / "encoder")).encode("a mouse under the snow") for at in (found, local)
-    )
-    np.testing.assert_allclose(one, other, atol=1e-4)
-    assert [path.name for path in (found / "scores").iterdir()] == [path.name for path in (local / "scores").iterdir()]
+        gains = [[json.loads(row)["gain"] for row in (at / file).open()] for at in (found, local)]
+        np.testing.assert_allclose(gains[0], gains[1], atol=1e-5)
+    encoders = [SentenceTransformer(str(at / "run" / "encoder")) for at in (found, local)]
+    embeddings = [encoder.encode("a mouse under the snow") for encoder in encoders]
+    np.testing.assert_allclose(embeddings[0], embeddings[1], atol=1e-4)
+    caches = [sorted(path.name for path in (at / "scores").glob("*.sqlite")) for at in (found, local)]
+    assert caches[0] == caches[1] != []
     results = [json.loads((at / "run" / "results.json").read_text()) for at in (found, local)]
     assert [row["ndcg_at_10"] for row in results[0]] == pytest.approx([row["ndcg_at_10"] for row in results[1]])
 
