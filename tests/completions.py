@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
+from threading import BoundedSemaphore, Lock, Thread
 from typing import Any, Literal
 
 import torch
@@ -29,6 +29,8 @@ class Completions(ThreadingHTTPServer):
         key: that it wants; `None` accepts any.
         faults: statuses of the next answers in place of a completion; 0 cuts the connection.
         seconds: that each answer takes.
+        at_once: prompts that it reads together, while others wait; a request counts as all of its prompts.
+        most_prompts: that one request may hold; of more it answers the first alone.
         shifted: whether an echo is that of llama-cpp-python, which leaves out the token that begins every text; where
             the tokenizer has none, it has no value for the token that is generated.
     """
@@ -38,13 +40,15 @@ class Completions(ThreadingHTTPServer):
     key: str | None = None
     faults: list[int] = field(default_factory=list)
     seconds: float = 0
+    at_once: int = 1000
+    most_prompts: int = 1
     shifted: bool = False
 
     def __post_init__(self) -> None:
         self.request_queue_size = 128  # connections that wait to be accepted; the constructor reads it
         super().__init__(("127.0.0.1", 0), Handler)
         self.daemon_threads = True
-        self.lock = Lock()
+        self.lock, self.door, self.places = Lock(), Lock(), BoundedSemaphore(self.at_once)
         self.prompts: list[Any] = []
         self.in_flight = self.most_in_flight = 0
 
@@ -55,6 +59,21 @@ class Completions(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
+    def work(self, request: dict[str, Any]) -> None:
+        """Take the time of an answer, as soon as there is a place for each prompt."""
+        number = min(len(prompts_of(request)), self.at_once)
+        with self.door:
+            for _ in range(number):
+                self.places.acquire()
+        time.sleep(self.seconds)
+        self.places.release(number)
+
+    def choices(self, request: dict[str, Any]) -> list[dict[str, Any]] | None:
+        """The answers to a request, the last one first; `None` where its prompt is of the wrong kind."""
+        answers = [self.choice({**request, "prompt": one}) for one in prompts_of(request)]
+        found = [{"index": index, **answer} for index, answer in enumerate(answers) if answer is not None]
+        return found[: self.most_prompts][::-1] or None
+
     @torch.inference_mode()
     def log_probabilities(self, ids: list[int]) -> list[float]:
         with self.lock:
@@ -62,7 +81,7 @@ class Completions(ThreadingHTTPServer):
         return [float(values[t - 1, ids[t]]) for t in range(1, len(ids))]
 
     def choice(self, request: dict[str, Any]) -> dict[str, Any] | None:
-        """The answer to a request; `None` where its prompt is of the wrong kind."""
+        """The answer to a request with one prompt; `None` where that is of the wrong kind."""
         tokenizer, prompt = self.lm.tokenizer, request["prompt"]
         if isinstance(prompt, str):
             ids = list(tokenizer(prompt, add_special_tokens=False).input_ids)
@@ -89,6 +108,12 @@ class Completions(ThreadingHTTPServer):
             logprobs = {"tokens": [*texts, "x"], "token_logprobs": [None, *values, -1.0]}
             return {"text": "".join(texts) + "x", "logprobs": logprobs}
         return {"text": "x", "logprobs": {"tokens": ["x"], "token_logprobs": [-1.0]}}
+
+
+def prompts_of(request: dict[str, Any]) -> list[Any]:
+    """The prompts of a request, each a text or token ids."""
+    prompt = request["prompt"]
+    return prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
 
 
 @contextmanager
@@ -128,7 +153,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def complete(self, request: dict[str, Any]) -> None:
         server = self.server
-        time.sleep(server.seconds)
+        server.work(request)
         if server.key is not None and self.headers["Authorization"] != f"Bearer {server.key}":
             return self.answer({"error": {"message": "wrong key"}}, status=401)
         with server.lock:
@@ -137,11 +162,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.connection.shutdown(socket.SHUT_RDWR)
         if fault is not None:
             return self.answer({"error": {"message": "not now"}}, status=fault)
-        choice = server.choice(request)
-        if choice is None:
+        choices = server.choices(request)
+        if choices is None:
             return self.answer({"detail": "prompt: not a string"}, status=422)
         server.prompts.append(request["prompt"])
-        return self.answer({"choices": [choice]})
+        return self.answer({"choices": choices})
 
     def answer(self, content: Any, *, status: int = 200) -> None:
         body = json.dumps(content).encode()

@@ -86,7 +86,7 @@ class ModelArguments:
     llm_requests: int = option(
         default=64,
         decides="nothing",
-        help="Number of requests to an LLM on a server that are in flight at once.",
+        help="Number of prompts for an LLM on a server that are in flight at once.",
     )
     adapter: str | None = option(
         default=None,

@@ -8,8 +8,9 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,9 @@ TIMEOUT = 600
 """Seconds that one answer may take; a server with many requests in flight lets some wait."""
 KEY = "OPENAI_API_KEY"
 """The environment variable with the server's key, as in OpenAI's own client."""
-PROBE = "The first of many words, and the last one."
+PROBES = "The first of many words, and the last one.", "Another line."
+PROMPTS = 8
+"""The most prompts that one request holds, if the server answers several together."""
 IMPOSSIBLE = -9999.0
 """What vLLM writes for the logarithm of 0, which JSON does not have."""
 
@@ -46,8 +49,8 @@ class CompletionServer:
     """Asks a server for the log-probability of each token of a prompt given all tokens before it.
 
     vLLM is sent token ids and `prompt_logprobs`. Any other server is sent ids or, where it reads none, text, with
-    `echo` and `logprobs`. Which form a server understands is found by a short prompt. A busy server is asked again,
-    after a wait that it may name.
+    `echo` and `logprobs`. Which form a server understands is found by a short prompt, and whether it answers several
+    prompts of one request by another. A busy server is asked again, after a wait that it may name.
 
     llama-cpp-python, up to its version 0.3.36 at least, gives each echoed token its log-probability one place too
     late, as if it came again after itself, unless the prompt begins with a begin-of-sequence token, which its echo
@@ -61,6 +64,7 @@ class CompletionServer:
         model: the server's name of the model.
         root: what the server says that model was loaded from; `None` if it does not say.
         context_length: tokens that it reads at most; `None` if it does not say.
+        prompts: the most that one request may hold, see `find_form`.
 
     Raises:
         NLTError: the extra `remote` is not installed, the server is out of reach, or it has no such model.
@@ -82,7 +86,7 @@ class CompletionServer:
         self.model = model or next(iter(served))
         self.root: str | None = served[self.model].get("root")
         self.context_length: int | None = served[self.model].get("max_model_len")
-        self._ask = self._echo_of_text
+        self._ask, self.prompts = self._echo_of_text, 1
         self._texts: dict[int, str] = {}  # of tokens that were compared before
 
     @property
@@ -106,41 +110,48 @@ class CompletionServer:
                 runner.run(self._client.close())
 
     def find_form(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Find the form of a request that the server understands, by a short prompt.
+        """Find the form of a request that the server understands, and whether it may hold several prompts.
 
         Raises:
             NLTError: it understands none, or makes other tokens of a text than the tokenizer.
         """
         self._tokenizer = tokenizer
         self._texts.clear()
-        prompt = Prompt((*sequence_start(tokenizer), *tokenizer(PROBE, add_special_tokens=False).input_ids), PROBE)
+        start = sequence_start(tokenizer)
+        probes = [Prompt((*start, *tokenizer(text, add_special_tokens=False).input_ids), text) for text in PROBES]
         refused = ""
         with self.connected() as runner:
             self._client = self._client.with_options(max_retries=1)
             for ask in (self._prompt_logprobs, self._echo_of_ids, self._echo_of_text):
                 try:
-                    runner.run(ask(prompt))
+                    runner.run(ask(probes[:1]))
                 except NotUnderstood as error:
                     refused = str(error)
-                else:
-                    self._ask = ask
-                    return
+                    continue
+                self._ask, self.prompts = ask, 1
+                with suppress(NLTError):  # what is wrong with more than this form is said of the first prompts
+                    runner.run(ask(probes))
+                    self.prompts = PROMPTS
+                return
         raise NLTError(
             f"LLM server {self.url} gives no log-probabilities of a prompt ({refused}); it must know prompt_logprobs, "
             "as vLLM does, or echo with logprobs, for which llama-cpp-python wants --logits_all true"
         )
 
-    async def log_probabilities(self, prompt: Prompt) -> np.ndarray:
+    async def log_probabilities(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         """Log-probability of each token of a prompt but the first given all before it: `(T - 1,)` float32, nats.
 
+        Args:
+            prompts: of one request, at most as many as `self.prompts` says.
+
         Raises:
-            NLTError: the server cannot be asked, refuses the prompt, or makes other tokens of it.
+            NLTError: the server cannot be asked, refuses a prompt, or makes other tokens of it.
         """
         try:
-            values = np.array(await self._ask(prompt), np.float32)
+            found = [np.array(values, np.float32) for values in await self._ask(prompts)]
         except NotUnderstood as error:
             raise NLTError(f"LLM server {self.url} refuses a prompt: {error}") from error
-        return np.where(values <= IMPOSSIBLE, -np.inf, values)
+        return [np.where(values <= IMPOSSIBLE, -np.inf, values) for values in found]
 
     async def _served(self) -> dict[str, dict[str, Any]]:
         """What the server says of each of its models."""
@@ -151,9 +162,12 @@ class CompletionServer:
         except (ValueError, KeyError, TypeError) as error:
             raise self._no_protocol() from error
 
-    async def _prompt_logprobs(self, prompt: Prompt) -> list[float]:
+    async def _prompt_logprobs(self, prompts: Sequence[Prompt]) -> list[list[float]]:
+        choices = await self._choices([prompt.ids for prompt in prompts], prompt_logprobs=0)
+        return [self._read_prompt_logprobs(*answered) for answered in zip(prompts, choices, strict=True)]
+
+    def _read_prompt_logprobs(self, prompt: Prompt, choice: dict[str, Any]) -> list[float]:
         """vLLM's form: a dict of token ids, among them the prompt's own, for each place."""
-        choice = await self._choice(prompt=list(prompt.ids), prompt_logprobs=0)
         found = choice.get("prompt_logprobs")
         if not found or len(found) != len(prompt.ids):
             raise NotUnderstood("no prompt_logprobs")
@@ -161,15 +175,19 @@ class CompletionServer:
         self._check_tokens(prompt, 1, [entry.get("decoded_token") for entry in entries])
         return [entry["logprob"] for entry in entries]
 
-    async def _echo_of_ids(self, prompt: Prompt) -> list[float]:
-        return await self._echo(prompt, list(prompt.ids))
+    async def _echo_of_ids(self, prompts: Sequence[Prompt]) -> list[list[float]]:
+        return await self._echo(prompts, [prompt.ids for prompt in prompts])
 
-    async def _echo_of_text(self, prompt: Prompt) -> list[float]:
-        return await self._echo(prompt, prompt.text)
+    async def _echo_of_text(self, prompts: Sequence[Prompt]) -> list[list[float]]:
+        return await self._echo(prompts, [prompt.text for prompt in prompts])
 
-    async def _echo(self, prompt: Prompt, sent: str | list[int] | None) -> list[float]:
+    async def _echo(self, prompts: Sequence[Prompt], sent: Sequence[Any]) -> list[list[float]]:
+        choices = await self._choices(sent, echo=True, logprobs=1)
+        return [self._read_echo(*answered) for answered in zip(prompts, choices, strict=True)]
+
+    def _read_echo(self, prompt: Prompt, choice: dict[str, Any]) -> list[float]:
         """The older form: the tokens of the prompt as strings, with the one that was generated behind them."""
-        found = (await self._choice(prompt=sent, echo=True, logprobs=1)).get("logprobs") or {}
+        found = choice.get("logprobs") or {}
         tokens, values = found.get("tokens") or [], found.get("token_logprobs") or []
         if len(values) <= 1 or len(values) != len(tokens) or any(value is None for value in values[1:]):
             raise NotUnderstood("no logprobs of an echoed prompt")
@@ -185,20 +203,24 @@ class CompletionServer:
             )
         return [0.0] * left_out + values[1:echoed]  # a first token that is left out is followed by one without value
 
-    async def _choice(self, **request: Any) -> dict[str, Any]:
-        """The answer to a request that generates one token, because no server accepts none.
+    async def _choices(self, prompts: Sequence[Any], **request: Any) -> list[dict[str, Any]]:
+        """The answer to each prompt of a request, which generates one token for each, because no server accepts none.
 
-        The client would look at every token id of a prompt, which takes as long as all that it does besides; what is
-        `extra_body` goes out as it is.
+        A server that reads one prompt alone is sent that without a list around it. The client would look at each token
+        of a prompt, which takes as long as all that it does besides; what is `extra_body` goes out as it is.
         """
+        request["prompt"] = prompts[0] if len(prompts) == 1 else prompts
         create = self._client.completions.with_raw_response.create
         with self._explained():
             answer = await create(model=self.model, prompt="", max_tokens=1, temperature=0, extra_body=request)
         try:
-            choice: dict[str, Any] = json.loads(answer.content)["choices"][0]
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+            choices: list[dict[str, Any]] = json.loads(answer.content)["choices"]
+            choices = choices if len(choices) == 1 else sorted(choices, key=itemgetter("index"))
+        except (ValueError, KeyError, TypeError) as error:
             raise self._no_protocol() from error
-        return choice
+        if len(choices) != len(prompts):
+            raise NotUnderstood(f"{len(choices)} answers to {len(prompts)} prompts")
+        return choices
 
     def _text(self, token: int) -> str:
         if token not in self._texts:

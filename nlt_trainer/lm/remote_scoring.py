@@ -20,6 +20,8 @@ from nlt_trainer.lm.scorer import KEPT_TEXTS, Scored, Scorer, scored, scoring_ba
 from nlt_trainer.locations import loading, resolve_model
 from nlt_trainer.prompts import PromptTemplate
 
+SHARES = 8
+"""The prompts in flight are in so many requests at least, so that a server is never without work."""
 UNKNOWN_LENGTH = 1_000_000
 """The context length where neither server nor tokenizer says one; transformers then has a larger number."""
 
@@ -40,7 +42,7 @@ class RemoteScorer(Scorer):
         target: see `Scorer`.
         template: text around document, query and answer.
         max_document_tokens: a longer document is cut; query and target never are.
-        requests: the most that are in flight.
+        requests: the most prompts that are in flight. A request may hold several, if an eighth of these is more.
         revision: of the server's model, for the key of the cache; no server says it.
         cache_folder: where a `ScoreCache` keeps what was computed; `None` keeps nothing.
 
@@ -98,25 +100,37 @@ class RemoteScorer(Scorer):
     def score_pairs(self, pairs: Sequence[Pair], chosen: np.ndarray) -> Iterator[Scored]:
         """Send the chosen pairs, and yield as many as were in flight; a request that fails ends all, see `Scorer`."""
         order = iter(document_major(pairs, chosen))
-        flying: dict[asyncio.Task[np.ndarray], tuple[int, np.ndarray, bool, int]] = {}
+        together = min(self.server.prompts, max(1, self.requests // SHARES))
+        flying: dict[asyncio.Task[list[np.ndarray]], list[tuple[int, np.ndarray, bool, int]]] = {}
 
         async def some() -> tuple[list[tuple[int, np.ndarray, bool]], BaseException | None]:
             """Wait for as many answers as may be in flight, and for the first error among them."""
             landed: list[tuple[int, np.ndarray, bool]] = []
             while len(landed) < self.requests:
-                for place in islice(order, self.requests - len(flying)):
-                    prompt, target, cut = self._prompt(pairs[chosen[place]])
-                    task = asyncio.create_task(self.server.log_probabilities(prompt))
-                    flying[task] = (int(place), target, cut, len(prompt.ids))
+                while places := [*islice(order, min(together, self.requests - sum(map(len, flying.values()))))]:
+                    made = [self._prompt(pairs[chosen[place]]) for place in places]
+                    prompts = [prompt for prompt, _, _ in made]
+                    task = asyncio.create_task(self.server.log_probabilities(prompts))
+                    flying[task] = [
+                        (int(place), target, cut, len(prompt.ids))
+                        for place, (prompt, target, cut) in zip(places, made, strict=True)
+                    ]
                 if not flying:
                     break
                 done, _ = await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
+                errors = [error for task in done if (error := task.exception()) is not None]
                 for task in done:
-                    place, target, cut, length = flying.pop(task)
-                    if (error := task.exception()) is not None:
-                        return landed, error
-                    landed.append((place, task.result()[target[1:]], cut))
-                    self.lm_tokens += length
+                    sent = flying.pop(task)
+                    if task.exception() is not None:
+                        continue
+                    for (place, target, cut, length), values in zip(sent, task.result(), strict=True):
+                        landed.append((place, values[target[1:]], cut))
+                        self.lm_tokens += length
+                if errors:
+                    for task in flying:
+                        task.cancel()
+                    await asyncio.gather(*flying, return_exceptions=True)  # asyncio logs what nobody has looked at
+                    return landed, errors[0]
             return landed, None
 
         with self.server.connected() as runner, scoring_bar(len(chosen)) as bar:

@@ -5,11 +5,14 @@ python tests/benchmarks/remote_scoring.py
 python tests/benchmarks/remote_scoring.py --server http://127.0.0.1:8000/v1 --llm_tokenizer FOLDER
 ```
 
-Both clients have as many requests in flight. Ours makes prompts of texts, checks the tokens of each answer and writes
-the score into a cache, as `nlt score` does. The other one sends bytes that were made before and reads the answer.
-Without `--server` that of the tests, in a process of its own, answers each prompt after a wait. It has computed its
-answers before, so that it takes little of the machine. A wait of W seconds stands for a server of `requests / W` pairs
-a second. The processor time of a pair says how many pairs a second one core can send, whatever else the machine does.
+Both clients have as many prompts in flight. Ours makes prompts of texts, checks the tokens of each answer and writes
+the score into a cache, as `nlt score` does, with several prompts in a request where the server answers them, and once
+more with one. The other one sends bytes that were made before, one prompt in a request, and reads the answer.
+
+Without `--server` that of the tests, in a process of its own, answers each request after a wait, while it has places
+for its prompts. Others wait in a queue, as they do at every server that is busy. It has computed its answers before,
+so that it takes little of the machine. N places and W seconds stand for a server of `N / W` pairs a second. The
+processor time of a pair says how many pairs a second one core can send, whatever else the machine does.
 """
 
 from __future__ import annotations
@@ -42,11 +45,13 @@ from nlt_trainer.lm.remote_scoring import RemoteScorer
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the server and its LLM, which are imported where they are used
 
 
-def serve(llm: str, seconds: float, address: Connection) -> None:
+def serve(llm: str, seconds: float, at_once: int, address: Connection) -> None:
     """Answer each prompt after some seconds, and compute it at its first time, until the process is ended."""
     from completions import running_completions
 
-    with running_completions(FrozenLM.from_pretrained(llm, device="cpu"), seconds=seconds) as server:
+    with running_completions(
+        FrozenLM.from_pretrained(llm, device="cpu"), seconds=seconds, at_once=at_once, most_prompts=64
+    ) as server:
         answers: dict[str, Any] = {}
         compute = server.choice
 
@@ -62,11 +67,11 @@ def serve(llm: str, seconds: float, address: Connection) -> None:
 
 
 @contextmanager
-def running_server(llm: str, seconds: float) -> Iterator[str]:
+def running_server(llm: str, seconds: float, at_once: int) -> Iterator[str]:
     """The address of a server in a process of its own, which runs until the block ends."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(llm, seconds, theirs), daemon=True)
+    process = context.Process(target=serve, args=(llm, seconds, at_once, theirs), daemon=True)
     process.start()
     try:
         yield ours.recv()
@@ -112,14 +117,17 @@ def measured(url: str, options: Any) -> dict[str, Any]:
     documents = [[collection.corpus[d].content for d in c.document_ids] for c in mined]
     pairs = CandidatePairs([c.query for c in mined], documents, [None] * len(mined))
 
-    def scorer(folder: str) -> Recorded:
-        return Recorded(
+    def scorer(folder: str, *, prompts: int | None = None) -> Recorded:
+        made = Recorded(
             CompletionServer(url, model=None), tokenizer=options.llm_tokenizer, target="query",
             max_document_tokens=options.max_document_tokens, requests=options.requests, cache_folder=folder,
         )  # fmt: skip
+        made.server.prompts = prompts or made.server.prompts
+        return made
 
     with tempfile.TemporaryDirectory() as folder:
         scorers = iter([scorer(f"{folder}/{run}") for run in range(options.runs)])
+        single = iter([scorer(f"{folder}/single-{run}", prompts=1) for run in range(options.runs)])
         bodies = list(dict.fromkeys(scorer(folder).prompts(pairs)))
         simplest(url, bodies, requests=options.requests)  # the server computes its answers
 
@@ -130,6 +138,7 @@ def measured(url: str, options: Any) -> dict[str, Any]:
 
         cases = {
             "ours": lambda: processor_time(lambda: next(scorers).log_likelihood(pairs)),
+            "one prompt a request": lambda: processor_time(lambda: next(single).log_likelihood(pairs)),
             "simplest": lambda: processor_time(partial(simplest, url, bodies, requests=options.requests)),
         }
         seconds, processor = in_turn(cases, runs=options.runs)
@@ -139,9 +148,11 @@ def measured(url: str, options: Any) -> dict[str, Any]:
         "in flight": options.requests,
         "pairs": len(bodies),
         "ours, pairs/s": rates["ours"],
+        "with one prompt a request, pairs/s": rates["one prompt a request"],
         "simplest client, pairs/s": rates["simplest"],
         **ratio(seconds["simplest"], seconds["ours"]),
         "ours, ms of a core a pair": spent["ours"],
+        "with one prompt a request, ms of a core a pair": spent["one prompt a request"],
         "simplest client, ms of a core a pair": spent["simplest"],
     }
 
@@ -151,11 +162,10 @@ def main(argv: list[str] | None = None) -> None:
     flags = parser(__doc__)
     flags.add_argument("--server", help="address of a server; unset: the server of the tests")
     flags.add_argument("--llm_tokenizer", default=LLM, help="the tokenizer of the server's model")
-    flags.add_argument(
-        "--seconds", type=float, default=0.5, help="that the server of the tests waits with each answer"
-    )
+    flags.add_argument("--seconds", type=float, default=0.25, help="that the server of the tests takes for an answer")
+    flags.add_argument("--at_once", type=int, default=32, help="places of the server of the tests")
     flags.add_argument("--collection", type=Path, help="BEIR folder; unset: the standard library")
-    flags.add_argument("--queries", type=int, default=40)
+    flags.add_argument("--queries", type=int, default=160)
     flags.add_argument("--candidates", type=int, default=8)
     flags.add_argument("--max_document_tokens", type=int, default=192)
     flags.add_argument("--requests", type=int, default=64)
@@ -168,8 +178,12 @@ def main(argv: list[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             save_llm(Path(folder))
             options.llm_tokenizer = folder
-            with running_server(folder, options.seconds) as url:
-                row = {"wait of the server, s": options.seconds, **measured(url, options)}
+            with running_server(folder, options.seconds, options.at_once) as url:
+                row = {
+                    "places of the server": options.at_once,
+                    "its seconds": options.seconds,
+                    **measured(url, options),
+                }
     show([row])
     record(options.json, "remote_scoring", {"remote_scoring_ratio": row["ratio"]}, row)
 

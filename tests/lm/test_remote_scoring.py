@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import AutoTokenizer
 
 from nlt_trainer.choices import TargetKind
 from nlt_trainer.errors import NLTError
-from nlt_trainer.lm import completion_server
+from nlt_trainer.lm import completion_server, remote_scoring
 from nlt_trainer.lm.candidate_pairs import Pair
 from nlt_trainer.lm.completion_server import CompletionServer
 from nlt_trainer.lm.frozen_lm import FrozenLM
@@ -107,6 +108,24 @@ def test_requests_are_in_flight_together_and_not_more_than_allowed(tiny_lm: Froz
         scorer = remote(server, tiny_llm_folder, requests=4)
         scorer.log_likelihood(PAIRS)
         assert server.most_in_flight == 4
+
+
+@pytest.mark.parametrize("form", ["prompt_logprobs", "echo of ids", "echo of text"])
+def test_several_prompts_in_one_request_give_the_same_scores(
+    form: Any, tiny_lm: FrozenLM, tiny_llm_folder: Path
+) -> None:
+    """Reference: a server that answers one prompt of a request alone; the other one answers in another order."""
+    with running_completions(tiny_lm, form=form) as server:
+        single = remote(server, tiny_llm_folder)
+        expected = single.log_likelihood(PAIRS).log_likelihood
+        assert single.server.prompts == 1
+    with running_completions(tiny_lm, form=form, most_prompts=100) as server:
+        scorer = remote(server, tiny_llm_folder, requests=16)
+        server.prompts.clear()
+        assert scorer.log_likelihood(PAIRS).log_likelihood.tolist() == expected.tolist()
+        assert scorer.server.prompts == completion_server.PROMPTS
+        held = [len(prompt) for prompt in server.prompts]
+    assert sum(held[:-1]) + 2 >= len(PAIRS) and max(held) == 2 == 16 // remote_scoring.SHARES
 
 
 def test_a_busy_server_is_asked_again(tiny_lm: FrozenLM, tiny_llm_folder: Path) -> None:
@@ -202,13 +221,13 @@ def test_connections_are_closed_with_the_loop_that_they_belong_to(
     tiny_lm: FrozenLM, tiny_llm_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Reference: asyncio's log, which names what fails unseen; a later call collects what an earlier one has left."""
-    choice = CompletionServer._choice
+    choices = CompletionServer._choices
 
-    async def collecting(self: CompletionServer, **request: Any) -> dict[str, Any]:
+    async def collecting(self: CompletionServer, prompts: Sequence[Any], **request: Any) -> list[dict[str, Any]]:
         gc.collect()
-        return await choice(self, **request)
+        return await choices(self, prompts, **request)
 
-    monkeypatch.setattr(CompletionServer, "_choice", collecting)
+    monkeypatch.setattr(CompletionServer, "_choices", collecting)
     with running_completions(tiny_lm) as server:
         for _ in range(2):
             remote(server, tiny_llm_folder, requests=4).log_likelihood(PAIRS[:6])
@@ -289,8 +308,13 @@ def test_a_server_that_cannot_be_used_is_one_line(
 
 
 def test_the_key_is_sent_and_not_said(
-    tiny_lm: FrozenLM, tiny_llm_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny_lm: FrozenLM,
+    tiny_llm_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Reference: the key, the line that is raised, and asyncio's log, which names a request that nobody looked at."""
     monkeypatch.setenv("OPENAI_API_KEY", "secret-of-the-test")
     with running_completions(tiny_lm, key="secret-of-the-test") as server:
         scorer = remote(server, tiny_llm_folder, cache_folder=str(tmp_path))
@@ -298,8 +322,10 @@ def test_the_key_is_sent_and_not_said(
         assert "secret" not in json.dumps(scorer.description)
         server.key = "another"
         with pytest.raises(NLTError) as caught:
-            scorer.log_likelihood(PAIRS[2:4])
+            scorer.log_likelihood(PAIRS[2:8])
     assert "secret" not in str(caught.value)
+    gc.collect()
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_what_is_not_there_is_one_line(
