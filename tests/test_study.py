@@ -255,17 +255,22 @@ def test_tables_say_what_is_gained(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             own = {"objective": objective, "eval_data": eval_data, "seed": seed, "query_values": [*values]}
             train_data = None if objective == "start" else "a"
             rows.append(shared | own | {"train_data": train_data, "ndcg_at_10": values.mean()})
+            if objective == "likelihood gain":
+                rows.append({**rows[-1], "train_data": "b"})
     pd.DataFrame(rows).to_parquet(tmp_path / "results.parquet")
     guide = tmp_path / "README.md"
-    marks = "".join(f"<!-- table: {name} tiny -->\nold\n<!-- end of table -->\n" for name in tables["TABLES"])
+    wanted = [*(f"{name} tiny a" for name in tables["TABLES"]), "in_domain tiny"]
+    marks = "".join(f"<!-- table: {table} -->\nold\n<!-- end of table -->\n" for table in wanted)
     guide.write_text(f"# Title\n\n{marks}")
     for _ in range(2):  # the second call finds its own tables
-        plots = ["--plots", str(tmp_path), "--plotted", "tiny"]
+        plots = ["--plots", str(tmp_path), "--plotted", "tiny", "a"]
         tables["main"]([str(tmp_path / "results.parquet"), "--guide", str(guide), *plots])
-    text = guide.read_text()
+    text, _, last = guide.read_text().partition("<!-- table: in_domain tiny -->")
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert "old" not in text
+    assert "old" not in text + last
     assert text.count("<!--") == 8
+    assert "| likelihood gain | +0.210 | +0.110 | +0.160 |" in last
+    assert "| DREAM | +0.210 |  |  |" in last
     assert "| likelihood gain, 40 queries | +0.060 | +0.060 |" in lines
     assert sum("40 queries" in line for line in lines) == 1
     assert {path.name for path in tmp_path.glob("*.png")} == {"objectives.png", "amounts.png"}

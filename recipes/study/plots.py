@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
@@ -43,31 +44,49 @@ def objective_chart(in_domain: pd.Series, elsewhere: pd.Series) -> Figure:
     return figure
 
 
-def amount_chart(gains: pd.DataFrame, lines: Mapping[str, Mapping[str, str]]) -> Figure:
+@dataclass(frozen=True)
+class Panel:
+    """What a part of a picture shows.
+
+    Args:
+        objective: without an amount.
+        kind: of the amount, a key of `USUAL`.
+        level: another objective, whose gain is a dashed line.
+    """
+
+    objective: str
+    kind: str
+    level: str | None = None
+
+
+def amount_chart(gains: pd.DataFrame, panels: Sequence[Panel]) -> Figure:
     """Draw gains against training queries, candidates and wrong labels, with a line for each collection.
 
     Args:
         gains: gain in nDCG@10, with a row for each objective and a column for each training collection.
-        lines: the objective that each panel shows, and what else is drawn there as a dashed level, by the
-            kind of amount: `objective` and, where there is one, `level`.
+        panels: two in each row.
     """
-    figure = Figure(figsize=(3.1 * len(lines), 3.2), layout="constrained")
-    panels = figure.subplots(1, len(lines), sharey=True, squeeze=False)[0]
-    for axes, (kind, shown) in zip(panels, lines.items(), strict=True):
-        for colour, collection in zip(cycle(COLOURS), gains.columns, strict=False):
-            points = amounts(gains[collection], shown["objective"], kind)
+    rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(6.6, 0.4 + 2.6 * rows), layout="constrained")
+    places = figure.subplots(rows, min(2, len(panels)), sharey=True, squeeze=False).flat
+    for panel, axes in zip(panels, places, strict=False):
+        lines = {name: amounts(gains[name], panel.objective, panel.kind) for name in gains}
+        for colour, (collection, points) in zip(cycle(COLOURS), lines.items(), strict=False):
             axes.plot(points.index, points, marker="o", markersize=4, color=colour, label=collection)
-            if level := shown.get("level"):
-                axes.axhline(gains.loc[level, collection], color=colour, linestyle="--", linewidth=0.9)
-        if kind != "% wrong":
-            _logarithmic(axes, points.index)
+            if panel.level:
+                axes.axhline(gains.loc[panel.level, collection], color=colour, linestyle="--", linewidth=0.9)
+        if panel.kind != "% wrong":
+            _logarithmic(axes, sorted({amount for points in lines.values() for amount in points.index}))
         axes.axhline(0, color=LINES, linewidth=0.8)
-        dashed = f"\ndashed: {shown['level']}" if "level" in shown else ""
-        axes.set(xlabel=AXES[kind], title=f"{shown['objective']}{dashed}")
+        dashed = f"\ndashed: {panel.level}" if panel.level else ""
+        axes.set(xlabel=AXES[panel.kind], title=f"{panel.objective}{dashed}")
         axes.title.set_fontsize(9)
         axes.grid(alpha=0.25)
-    panels[0].set_ylabel("gain over the start, nDCG@10")
-    handles, names = panels[0].get_legend_handles_labels()
+        if axes.get_subplotspec().is_first_col():
+            axes.set_ylabel("gain, nDCG@10")
+    for axes in places:
+        axes.remove()
+    handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, frameon=False, fontsize=8, loc="outside upper center", ncols=len(names))
     return figure
 
@@ -88,7 +107,7 @@ def amounts(gains: pd.Series, objective: str, kind: str) -> pd.Series:
     return pd.Series(found).dropna().sort_index()
 
 
-def _logarithmic(axes: Axes, ticks: pd.Index) -> None:
+def _logarithmic(axes: Axes, ticks: Sequence[int]) -> None:
     axes.set_xscale("log")
-    axes.set_xticks([*ticks], [f"{tick:,}" for tick in ticks])
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()

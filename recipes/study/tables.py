@@ -4,8 +4,9 @@
 python recipes/study/tables.py recipes/study/results.parquet --plots recipes/study
 ```
 
-In `README.md` beside this file a table stands between `<!-- table: NAME ENCODER -->` and `<!-- end of table -->`, and
-everything between these lines is replaced. NAME is one of these, and ENCODER a start in the grid:
+In `README.md` beside this file a table stands between `<!-- table: NAME ENCODER COLLECTIONS -->` and
+`<!-- end of table -->`, and everything between these lines is replaced. ENCODER is a start in the grid, COLLECTIONS
+limits the table to what was trained on these, and without it all are in the table. NAME is one of these:
 
 - `in_domain`: what each objective gains over the start on the collection whose queries it was trained on;
 - `elsewhere`: what it gains on all other collections, by the collection that it was trained on;
@@ -26,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from plots import AMOUNT, amount_chart, objective_chart
+from plots import AMOUNT, Panel, amount_chart, objective_chart
 
 from nlt_trainer.evaluation.significance import randomisation_test
 from nlt_trainer.files import atomic_write
@@ -36,11 +37,16 @@ from nlt_trainer.terminal import say
 
 METRIC = "ndcg_at_10"
 COMPARED_WITH = ("likelihood gain", "InfoNCE, labels", "DREAM", "random heads")
-BLOCK = re.compile(r"(<!-- table: (\w+) (\w+) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
+BLOCK = re.compile(r"(<!-- table: (\w+) (\w+(?: \w+)*) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
 
 
-def read_results(path: Path, encoder: str) -> pd.DataFrame:
+def read_results(path: Path, encoder: str, *collections: str) -> pd.DataFrame:
     """Rows of the trainings from one start, with what the start itself has on the same queries.
+
+    Args:
+        path: the study's results.
+        encoder: the start.
+        collections: those that were trained on; none means all.
 
     Returns:
         The rows with the columns `start`, the start's nDCG@10, `start_values`, that of each query, and `amount`,
@@ -51,7 +57,7 @@ def read_results(path: Path, encoder: str) -> pd.DataFrame:
     start = rows[(rows.objective == "start") & (rows.encoder == encoder)]
     start = start.rename(columns={METRIC: "start", "query_values": "start_values"})
     columns = ["eval_data", "split", "start", "start_values"]
-    trained = rows[(rows.encoder == encoder) & rows.train_data.notna()]
+    trained = rows[(rows.encoder == encoder) & rows.train_data.isin(collections or rows.train_data.dropna())]
     # queries for tuning are no result, and have no row of the start
     trained = trained.assign(amount=trained.objective.map(lambda name: bool(AMOUNT.fullmatch(name))))
     return trained.merge(start[columns], on=["eval_data", "split"])
@@ -136,11 +142,12 @@ TABLES: dict[str, Callable[[pd.DataFrame], list[list[str]]]] = {
 }
 
 
-AMOUNTS = {
-    "queries": {"objective": "likelihood gain"},
-    "candidates": {"objective": "likelihood gain"},
-    "% wrong": {"objective": "InfoNCE, labels", "level": "likelihood gain"},
-}
+AMOUNTS = [
+    Panel("likelihood gain", "queries"),
+    Panel("InfoNCE, labels", "queries"),
+    Panel("likelihood gain", "candidates"),
+    Panel("InfoNCE, labels", "% wrong", level="likelihood gain"),
+]
 """What the picture of amounts shows."""
 
 
@@ -149,8 +156,8 @@ def draw(rows: pd.DataFrame, folder: Path) -> None:
     own = rows[rows.eval_data == rows.train_data]
     tables = [gains(part[~part.amount])["mean"] for part in (own, rows.drop(own.index))]
     save_png(objective_chart(*tables), folder / "objectives.png")
-    found = {match[3] for name in own.objective.unique() if (match := AMOUNT.fullmatch(name))}
-    if shown := {kind: lines for kind, lines in AMOUNTS.items() if kind in found}:
+    found = {match.group(1, 3) for name in own.objective.unique() if (match := AMOUNT.fullmatch(name))}
+    if shown := [panel for panel in AMOUNTS if (panel.objective, panel.kind) in found]:
         save_png(amount_chart(gains(own).drop(columns="mean"), shown), folder / "amounts.png")
 
 
@@ -171,19 +178,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--guide", type=Path, default=Path(__file__).with_name("README.md"))
     parser.add_argument("--plots", type=Path, help="folder of the pictures; unset: none are drawn")
-    parser.add_argument("--plotted", default="static", help="the start whose results are drawn")
+    parser.add_argument("--plotted", nargs="+", default=["static"], help="the start, and collections, that are drawn")
     options = parser.parse_args(argv)
 
     def table(block: re.Match[str]) -> str:
-        begin, name, encoder, end = block.groups()
-        return f"{begin}\n{markdown(TABLES[name](read_results(options.results, encoder)))}\n\n{end}"
+        begin, name, chosen, end = block.groups()
+        return f"{begin}\n{markdown(TABLES[name](read_results(options.results, *chosen.split())))}\n\n{end}"
 
     text, number = BLOCK.subn(table, options.guide.read_text(encoding="utf-8"))
     with atomic_write(options.guide) as handle:
         handle.write(text)
     say(f"{options.guide}: {number} tables")
     if options.plots:
-        draw(read_results(options.results, options.plotted), options.plots)
+        draw(read_results(options.results, *options.plotted), options.plots)
 
 
 if __name__ == "__main__":
