@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import signal
+import threading
 import uuid
 import weakref
 from collections import Counter
@@ -107,10 +109,12 @@ class RayWorkers:
             found = self.ray.get(done[0])
         except self.ray.exceptions.RayTaskError as error:
             self.idle.append(worker)
-            raise error.cause if isinstance(error.cause, NLTError) else error from None
+            raise error.cause if isinstance(error.cause, NLTError | OSError) else error from None
         except self.ray.exceptions.RayError as error:
-            self.ray.kill(worker)  # one that is only out of reach would keep its place
-            self.start(flying)
+            for lost in [worker, *(idle for idle in self.idle if not self._lives(idle))]:  # of the same node
+                self.idle = [idle for idle in self.idle if idle is not lost]
+                self.ray.kill(lost)  # one that is only out of reach would keep its place
+                self.start(flying)
             return block, error
         if block is None and found != version("nlt_trainer"):
             raise NLTError(
@@ -119,6 +123,13 @@ class RayWorkers:
             )
         self.idle.append(worker)
         return block, found
+
+    def _lives(self, worker: Any) -> bool:
+        try:
+            self.ray.get(worker.version.remote())
+        except self.ray.exceptions.RayError:
+            return False
+        return True
 
 
 class RayTask(Generic[Block, Result]):
@@ -156,7 +167,7 @@ class RayTask(Generic[Block, Result]):
                 if isinstance(found, Exception):
                     number = None if block is None else block[0]
                     losses[number] += 1
-                    _check_losses(losses[number], found, starting=block is None)
+                    _check_losses(losses[number], found, starting=workers.number if block is None else 0)
                     again += [] if block is None else [block]
                 elif block is None:
                     del losses[None]
@@ -198,16 +209,26 @@ def connected(address: str | None) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send statistics to Ray's authors
     ray = importlib.import_module("ray")
     if not ray.is_initialized():
+        handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=address or "local", log_to_driver=False, logging_level="error")
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise NLTError(f"ray_address {address!r}: no cluster of Ray can be reached there: {error}") from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)  # Ray replaces it, and training writes a checkpoint by it
     return ray
 
 
-def _check_losses(number: int, error: Exception, *, starting: bool) -> None:
-    """Raise `NLTError` if too many workers were lost with one block, or at their start."""
-    if number < LOSSES:
+def _check_losses(number: int, error: Exception, *, starting: int) -> None:
+    """Raise `NLTError` if too many workers were lost with one block, or at their start.
+
+    Args:
+        number: of those that were lost.
+        error: the last one's.
+        starting: number of workers that start together, which one node can take with it; 0 for the losses of a block.
+    """
+    if number < LOSSES + max(0, starting - 1):
         return
     when = "at their start" if starting else "while they computed one block"
     raise NLTError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib.util
 import os
@@ -11,10 +12,14 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from nlt_trainer import ray_workers as ray_workers_module
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.ray_workers import LOSSES, RayWorkers, Worker
 
@@ -49,6 +54,13 @@ def killed_once(folder: Path, *, times: int = 1) -> Callable[[int], int]:
 def refusing(error: Exception) -> Callable[[int], int]:
     def compute(number: int) -> int:
         raise error
+
+    return compute
+
+
+def failing_disk() -> Callable[[int], int]:
+    def compute(number: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "file")
 
     return compute
 
@@ -103,6 +115,105 @@ def test_an_error_of_a_worker_is_that_of_one_process(workers: RayWorkers, error:
     with pytest.raises(NLTError, match=f"^{error}$") as found:
         dict(workers.task(partial(refusing, error)).results(range(4)))
     assert type(found.value) is type(error)
+
+
+def test_an_error_of_the_file_system_keeps_its_number(workers: RayWorkers) -> None:
+    """Reference: the number, by which a program knows the remedy."""
+    with pytest.raises(OSError) as found:
+        dict(workers.task(failing_disk).results(range(4)))
+    assert found.value.errno == errno.ENOSPC
+
+
+def test_ray_leaves_the_programs_own_handler_of_sigterm(workers: RayWorkers) -> None:
+    """Reference: the handler of this process before Ray starts, in a process of its own."""
+    code = """if True:
+        import signal
+        from nlt_trainer.program import terminate
+        from nlt_trainer.ray_workers import connected
+        signal.signal(signal.SIGTERM, terminate)
+        connected(None)
+        assert signal.getsignal(signal.SIGTERM) is terminate
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "RAY_ADDRESS": ""})
+
+
+class NodeOfMany:
+    """Stands in for Ray: a start takes longer than a block, and block 3 longest, with which node and workers die."""
+
+    def __init__(self) -> None:
+        self.exceptions = ray.exceptions
+        self.answers: dict[str, tuple[str, Callable[[], Any]]] = {}
+        self.starts, self.slow = set[str](), ""
+        self.dead: set[str] = set()
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 8}
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def remote(self, **options: Any) -> Callable[[type[Worker]], Any]:
+        return lambda kind: SimpleNamespace(remote=self.worker)
+
+    def worker(self) -> Any:
+        name = f"worker {len(self.answers)}"
+
+        def call(compute: Callable[..., Any]) -> Any:
+            return SimpleNamespace(remote=lambda *given: self.call(name, compute, *given))
+
+        return SimpleNamespace(
+            name=name,
+            version=call(lambda: version("nlt_trainer")),
+            compute=call(lambda function, make, block: make[0]()(block)),
+            forget=call(lambda function: None),
+        )
+
+    def call(self, worker: str, compute: Callable[..., Any], *given: Any) -> str:
+        reference = f"answer {len(self.answers)}"
+        self.answers[reference] = worker, lambda: compute(*given)
+        if not given:
+            self.starts.add(reference)
+        if not self.slow and given and given[-1] == 3:
+            self.slow = reference
+        return reference
+
+    def wait(self, references: list[str], timeout: float) -> tuple[list[str], list[str]]:
+        first, *others = sorted(references, key=lambda reference: (reference == self.slow, reference in self.starts))
+        return [first], others
+
+    def get(self, reference: str) -> Any:
+        if reference == self.slow:
+            self.dead |= {worker for worker, _ in self.answers.values()}
+        worker, compute = self.answers[reference]
+        if worker in self.dead:
+            raise self.exceptions.ActorDiedError
+        return compute()
+
+    def kill(self, worker: Any) -> None:
+        self.dead.add(worker.name)
+
+
+def test_a_node_with_many_workers_costs_one_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: the results; more idle workers die with a node, and then all of them, than one block may lose."""
+    node = NodeOfMany()
+    monkeypatch.setattr(ray_workers_module, "connected", lambda address: node)
+    workers = RayWorkers(number=8)
+    assert dict(workers.task(partial(doubled, tmp_path)).results(range(20))) == {n: 2 * n for n in range(20)}
+    assert len(node.dead) == 8 > LOSSES
+    node.dead |= {worker.name for worker in workers.idle}
+    assert dict(workers.task(partial(doubled, tmp_path)).results(range(1))) == {0: 0}
+
+
+def test_a_node_takes_all_workers_with_it_that_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: the result; more workers are lost at their start than one after another may be."""
+    node = NodeOfMany()
+    monkeypatch.setattr(ray_workers_module, "connected", lambda address: node)
+    task = RayWorkers(number=8).task(partial(doubled, tmp_path))
+    node.dead |= {worker for worker, _ in node.answers.values()}
+    assert dict(task.results(range(2))) == {0: 0, 1: 2}
 
 
 def test_a_worker_forgets_what_nobody_can_ask_for(workers: RayWorkers, tmp_path: Path) -> None:

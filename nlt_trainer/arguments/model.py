@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from nlt_trainer.arguments.option import check_values, option
 from nlt_trainer.choices import EncoderDtype, HeadSelection, LLMDtype, PoolingMode
 from nlt_trainer.errors import NLTError
+from nlt_trainer.locations import is_server
 
 
 @dataclass
@@ -165,12 +166,8 @@ class ModelArguments:
         check_values(self)
         if self.llm_requests < 1:
             raise NLTError(f"llm_requests is {self.llm_requests}; it must be at least 1")
-        address = urlsplit(self.llm)
-        if address.scheme in ("http", "https") and (address.query or address.fragment or "@" in address.netloc):
-            raise NLTError(
-                "llm is an address with a name, a password, a query or a fragment, which would stand in cards and "
-                "logs; give the address alone, and the key in the environment variable OPENAI_API_KEY"
-            )
+        if is_server(self.llm):
+            _check_address(self.llm)
         if self.shared_backbone and (self.llm_device is not None or self.llm_process):
             raise NLTError("shared_backbone keeps encoder and LLM on one device; leave llm_device and llm_process out")
         if self.shared_backbone and self.encoder_revision != self.llm_revision:
@@ -191,6 +188,22 @@ class ModelArguments:
         """Whether the encoder's adapter can be saved alone. A saved adapter only names its base, so this needs a base
         that has neither a revision nor an adapter of its own."""
         return bool(self.lora) and not (self.encoder_revision or (self.shared_backbone and self.adapter))
+
+
+def _check_address(llm: str) -> None:
+    """Refuse an address that is malformed, or has in it what must not be seen."""
+    try:
+        address = urlsplit(llm)
+        whole = bool(address.hostname and address.port != 0 and llm.isprintable() and " " not in llm)
+    except ValueError:  # of the port, which is read here, or of brackets
+        whole = False
+    if not whole:
+        raise NLTError("llm is an address that is malformed; write it like http://127.0.0.1:8000/v1")
+    if address.query or address.fragment or "@" in address.netloc:
+        raise NLTError(
+            "llm is an address with a name, a password, a query or a fragment, which would stand in cards and "
+            "logs; give the address alone, and the key in the environment variable OPENAI_API_KEY"
+        )
 
 
 def start_options(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,8 @@ BLOCK = 1 << 20
 """Tokens after which a block ends. Sorting and scoring them takes about 100 MiB."""
 SPOOLED = 64 << 20
 """Bytes of counts from which they go into a file."""
+ZEROS = 1 << 20
+"""Bytes that are written at once into a file before it is mapped."""
 COUNTS = np.dtype([("word", np.int32), ("document", np.int32), ("count", np.int32)])
 WORDS = "words.json"
 
@@ -107,10 +109,18 @@ def _file(name: str) -> str:
 
 
 def _array(name: str, length: int, kind: type, folder: Path | None) -> np.ndarray:
-    """An array for one number at least, because no empty file can be mapped."""
+    """An array for one number at least, because no empty file can be mapped.
+
+    A mapped file gets all its bytes here: a disk that is full later would kill the process without a word.
+    """
     if folder is None:
         return np.empty(length, kind)
-    return np.lib.format.open_memmap(folder / _file(name), "w+", kind, (max(1, length),))
+    mapped = np.lib.format.open_memmap(folder / _file(name), "w+", kind, (max(1, length),))
+    with (folder / _file(name)).open("r+b") as handle:
+        handle.seek(mapped.offset)
+        for begin in range(0, mapped.nbytes, ZEROS):
+            handle.write(bytes(min(ZEROS, mapped.nbytes - begin)))
+    return mapped
 
 
 def _counted(documents: Iterable[list[str]], vocabulary: dict[str, int], lengths: array[int]) -> Iterator[np.ndarray]:

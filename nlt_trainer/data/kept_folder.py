@@ -60,8 +60,8 @@ def kept_folder(kind: str, content: str, make: Callable[[Path], object]) -> Path
 def _remove_unused(parent: Path) -> None:
     before = time.time() - UNUSED_DAYS * 24 * 3600
     for folder in parent.glob("[!.]*/"):
-        if folder.stat().st_mtime < before:
-            with suppress(Timeout), _lock(folder).acquire(timeout=0):  # one that is held is in use
+        with suppress(Timeout, FileNotFoundError), _lock(folder).acquire(timeout=0):  # one that is held is in use
+            if folder.stat().st_mtime < before:
                 shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -29,8 +29,8 @@ INDEXED_FROM = 10_000
 """Number of documents from which an index is made; fewer are compared in less time than training an index takes."""
 PROPOSED, SHARE_PROPOSED = 400, 20
 """Documents that the index proposes for each query: so many at least, and so many times those that are wanted."""
-QUERIES = 4096
-"""Queries for which the embeddings' files are read at once."""
+QUERIES, PAIRS = 4096, 8192
+"""Queries for which the embeddings' files are read at once, and pairs with documents that are compared at once."""
 LISTS, LISTS_SEARCHED, SAMPLE = 2.0, 256, 64
 """`ivf_pq` has `LISTS` times the root of the number of documents lists, of which it searches `LISTS_SEARCHED`, and is
 trained on `SAMPLE` documents for each list.
@@ -86,11 +86,11 @@ def _scores(queries: Tensor, rows: np.ndarray, files: Sequence[Path], cache: Emb
     begin = 0
     for file in files:
         part = torch.from_numpy(np.load(file))
-        first, last = np.searchsorted(sought, (begin, begin + len(part)))
-        pairs = torch.from_numpy(order[first:last])
-        documents = part[torch.from_numpy(sought[first:last] - begin)]
-        asked = queries[pairs // rows.shape[1]]  # query-major: pair b * depth + i
-        scores[pairs] = cache.encoder.similarity_pairwise(asked.double(), documents.double()).float()
+        own = slice(*np.searchsorted(sought, (begin, begin + len(part))))
+        pairs, numbers = torch.from_numpy(order[own]), torch.from_numpy(sought[own] - begin)
+        for some, chosen in zip(pairs.split(PAIRS), numbers.split(PAIRS), strict=True):
+            asked, documents = queries[some // rows.shape[1]], part[chosen]  # query-major: pair b * depth + i
+            scores[some] = cache.encoder.similarity_pairwise(asked.double(), documents.double()).float()
         begin += len(part)
     return scores.view(*rows.shape)
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
+from accelerate.utils import extract_model_from_parallel
+from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
 from sentence_transformers.util import get_device_name
 
 from nlt_trainer.errors import NLTError
@@ -65,13 +66,16 @@ class EncoderForWorkers:
     """Brings an encoder to a worker, and embeds there; see `RayWorkers`.
 
     Args:
-        encoder: the encoder, of which a copy on the CPU travels.
+        encoder: the encoder, of which a copy on the CPU travels, without what mixed precision has put around it and
+            without its card, which knows the trainer.
         bf16: see `embed`.
         name: see `embed`.
     """
 
     def __init__(self, encoder: SentenceTransformer, *, bf16: bool, name: str) -> None:
-        self.encoder = encoder if encoder.device.type == "cpu" else copy.deepcopy(encoder).cpu()
+        plain = extract_model_from_parallel(copy.copy(encoder), keep_fp32_wrapper=False)  # the parts are shared
+        plain.model_card_data = SentenceTransformerModelCardData()
+        self.encoder = plain if encoder.device.type == "cpu" else copy.deepcopy(plain).cpu()
         self.bf16, self.name = bf16, name
 
     def __call__(self) -> Callable[[Texts], np.ndarray]:

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from operator import itemgetter
@@ -28,6 +28,8 @@ KEY = "OPENAI_API_KEY"
 PROBES = "The first of many words, and the last one.", "Another line."
 PROMPTS = 8
 """The most prompts that one request holds, if the server answers several together."""
+BUSY = (408, 429, 502, 503, 504)
+"""Statuses of an answer that say nothing about the request. llama-cpp-python gives 500 to a form that it lacks."""
 IMPOSSIBLE = -9999.0
 """What vLLM writes for the logarithm of 0, which JSON does not have."""
 
@@ -121,22 +123,33 @@ class CompletionServer:
         probes = [Prompt((*start, *tokenizer(text, add_special_tokens=False).input_ids), text) for text in PROBES]
         refused = ""
         with self.connected() as runner:
-            self._client = self._client.with_options(max_retries=1)
             for ask in (self._prompt_logprobs, self._echo_of_ids, self._echo_of_text):
                 try:
-                    runner.run(ask(probes[:1]))
+                    runner.run(self._probe(ask, probes[:1]))
                 except NotUnderstood as error:
                     refused = str(error)
                     continue
                 self._ask, self.prompts = ask, 1
                 with suppress(NLTError):  # what is wrong with more than this form is said of the first prompts
-                    runner.run(ask(probes))
+                    runner.run(self._probe(ask, probes))
                     self.prompts = PROMPTS
                 return
         raise NLTError(
             f"LLM server {self.url} gives no log-probabilities of a prompt ({refused}); it must know prompt_logprobs, "
             "as vLLM does, or echo with logprobs, for which llama-cpp-python wants --logits_all true"
         )
+
+    async def _probe(self, ask: Ask, probes: Sequence[Prompt]) -> None:
+        """Ask in a form at which the server may fail, which is worth few retries, unless it says that it is busy."""
+        patient = self._client
+        self._client = patient.with_options(max_retries=1)
+        try:
+            await ask(probes)
+        except Busy:
+            self._client = patient
+            await ask(probes)
+        finally:
+            self._client = patient
 
     async def log_probabilities(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         """Log-probability of each token of a prompt but the first given all before it: `(T - 1,)` float32, nats.
@@ -264,9 +277,10 @@ class CompletionServer:
                 f"LLM server {self.url} knows no such page or model ({_first_line(error)}); most addresses end in /v1"
             ) from error
         except library.APIStatusError as error:
-            raise NotUnderstood(
-                f"it fails with status {error.status_code}; run again later, what is scored is in the cache"
-            ) from error
+            status, later = error.status_code, "run again later, what is scored is in the cache"
+            if status in BUSY:
+                raise Busy(f"LLM server {self.url} is busy (status {status}); {later}") from error
+            raise NotUnderstood(f"it fails with status {status}; {later}") from error
         except library.APIConnectionError as error:
             raise NLTError(
                 f"LLM server {self.url} cannot be reached ({type(error.__cause__ or error).__name__}); start it or "
@@ -278,6 +292,13 @@ class CompletionServer:
 
 class NotUnderstood(NLTError):
     """The server does not know this form of a request, or refuses a prompt."""
+
+
+class Busy(NLTError):
+    """The server, or what stands before it, says that it can answer later."""
+
+
+Ask = Callable[[Sequence[Prompt]], Coroutine[Any, Any, list[list[float]]]]
 
 
 def _same(own: str, theirs: str) -> bool:

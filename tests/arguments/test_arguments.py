@@ -361,6 +361,31 @@ def test_an_option_that_does_nothing_or_changes_training_unseen_is_refused(name:
         parse_recipe(RECIPE_BLOCKS, [f"--{name}", "1"])
 
 
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://host:port/v1", "is malformed; write it like http://127.0.0.1:8000/v1"),
+        ("http://127.0.0.1:8000:8000/v1", "is malformed"),
+        ("http://[::1/v1", "is malformed"),
+        ("http:///v1", "is malformed"),
+        ("http://a b:1/v1", "is malformed"),
+        ("http://host:1/v1\x07", "is malformed"),
+        ("https://me:secret@host/v1", "with a name, a password, a query"),
+        ("https://host/v1?key=secret", "with a name, a password, a query"),
+        ("https://secret:word/v1", "is malformed"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_and_not_shown(address: str, message: str) -> None:
+    with pytest.raises(NLTError, match=f"^llm is an address .*{message}") as found:
+        ModelArguments(llm=address)
+    assert "secret" not in str(found.value)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8000/v1", "https://host/v1", "http://[::1]:8000/v1"])
+def test_an_address_is_taken(address: str) -> None:
+    assert ModelArguments(llm=address).llm == address
+
+
 def test_those_that_read_the_llm_are_objectives() -> None:
     """Reference: the names themselves."""
     assert set(OBJECTIVES) > LLM_OBJECTIVES

@@ -209,6 +209,14 @@ def test_the_index_of_a_corpus_on_disk_is_that_of_the_dict(
     assert len(list((cache_folder() / "bm25").glob("*/"))) == 2
 
 
+def test_what_is_mapped_for_writing_has_its_place_on_the_disk(tmp_path: Path) -> None:
+    """Reference: the blocks of the file; writing to one without them, when the disk is full, kills the process."""
+    mapped = bm25_matrix._array("data", 1 << 20, np.float32, tmp_path)
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_blocks * 512 >= file.stat().st_size > mapped.nbytes
+    assert not mapped.any()
+
+
 def test_rankings_hold_only_documents_that_share_a_token(collection: Collection) -> None:
     """Reference: the documents that name the earth; words that no document has, and stop words."""
     rankings = bm25_rankings(collection, [Query("a", "the earth"), Query("b", "zzz"), Query("c", "of the")])

@@ -39,7 +39,7 @@ def written(documents: np.ndarray, folder: Path) -> list[Path]:
 @pytest.fixture
 def exhaustive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let an index of any size be made, and propose all documents."""
-    for name, value in {"INDEXED_FROM": 0, "PROPOSED": 700, "LISTS_SEARCHED": 700, "QUERIES": 3}.items():
+    for name, value in {"INDEXED_FROM": 0, "PROPOSED": 700, "LISTS_SEARCHED": 700, "QUERIES": 3, "PAIRS": 64}.items():
         monkeypatch.setattr(approximate_search, name, value)
 
 

@@ -138,6 +138,31 @@ def test_a_busy_server_is_asked_again(tiny_lm: FrozenLM, tiny_llm_folder: Path) 
         assert not server.faults
 
 
+@pytest.mark.parametrize("form", ["prompt_logprobs", "echo of ids"])
+def test_a_server_that_is_busy_at_first_is_asked_in_its_best_form(
+    form: Any, tiny_lm: FrozenLM, tiny_llm_folder: Path
+) -> None:
+    """Reference: the form of the server; what is busy says nothing about a form, and text gives other gains."""
+    with running_completions(tiny_lm, form=form) as server:
+        connected = CompletionServer(server.url, model=None)
+        server.faults = [503, 429, 502, 504]
+        scorer = RemoteScorer(connected, tokenizer=str(tiny_llm_folder), target="joint")
+        assert not server.faults
+    assert scorer.fingerprint["prompt"] == "ids"
+    assert (connected._ask == connected._prompt_logprobs) == (form == "prompt_logprobs")
+
+
+def test_a_server_that_stays_busy_is_one_line(
+    tiny_lm: FrozenLM, tiny_llm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(completion_server, "RETRIES", 1)
+    with running_completions(tiny_lm) as server:
+        connected = CompletionServer(server.url, model=None)
+        server.faults = [503] * 9
+        with pytest.raises(NLTError, match=r"^LLM server http\S+ is busy \(status 503\); run again later, what is"):
+            RemoteScorer(connected, tokenizer=str(tiny_llm_folder), target="joint")
+
+
 def test_what_is_scored_is_kept_when_the_server_ends(
     tiny_lm: FrozenLM, tiny_llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
