@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -68,13 +69,22 @@ def content_hash(folder: str | Path) -> str:
 def _model_files(folder: Path) -> Iterator[Path]:
     """The files of a local folder that belong to a model, in the order of their names."""
     subfolders = _module_folders(folder) | {CHAT_TEMPLATES}
-    for file in sorted(folder.rglob("*")):
+    for file in sorted(_files_below(folder)):
         places = file.relative_to(folder).parts[:-1]
         if places and (places[0] not in subfolders or any(place.startswith(".") for place in places)):
             continue
         belongs = file.suffix in WEIGHTS_AND_CONFIGURATIONS | TOKENIZER_FILES and file.name not in RECORDS
         if belongs and file.is_file():
             yield file
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files below a folder, those in linked folders too, each of which is entered once."""
+    entered: set[Path] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        entered.add(Path(place).resolve())
+        folders[:] = [name for name in folders if Path(place, name).resolve() not in entered]
+        yield from (Path(place, name) for name in names)
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

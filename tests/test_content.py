@@ -99,6 +99,19 @@ def test_a_malformed_list_of_modules_is_named(tiny_encoder_folder: Path, tmp_pat
         content_hash(copy)
 
 
+def test_a_module_in_a_linked_folder_belongs_to_the_model(tiny_encoder_folder: Path, tmp_path: Path) -> None:
+    """Reference: the hash of the same files in one folder; a link back to the model is no way without an end."""
+    whole, linked = tmp_path / "whole", tmp_path / "linked"
+    shutil.copytree(tiny_encoder_folder, whole)
+    shutil.copytree(tiny_encoder_folder, linked)
+    (linked / "1_Pooling").rename(tmp_path / "elsewhere")
+    (linked / "1_Pooling").symlink_to(tmp_path / "elsewhere")
+    (linked / "1_Pooling" / "back").symlink_to(linked)
+    assert content_hash(linked) == content_hash(whole)
+    (tmp_path / "elsewhere" / "config.json").write_text("{}")
+    assert content_hash(linked) != content_hash(whole)
+
+
 def test_the_modules_of_a_router_belong_to_it(tmp_path: Path) -> None:
     """Reference: a changed weight of the module for documents, whose folder `modules.json` does not name."""
     sides = [StaticEmbedding(Tokenizer(WordLevel({"a": 0, "b": 1}, "a")), embedding_dim=4) for _ in range(2)]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nlt_trainer.data.document import Document as Document  # callers find it here, too
-from nlt_trainer.data.document import doubled_id
+from nlt_trainer.data.document import check_id, doubled_id
 from nlt_trainer.errors import DataError
 from nlt_trainer.files import (
     CORPUS_FILE,
@@ -34,7 +34,7 @@ from nlt_trainer.files import (
 
 logger = logging.getLogger(__name__)
 
-GRADE = re.compile(r"[+-]?[0-9]{1,9}")
+GRADE = re.compile(r"[+-]?[0-9]{1,4}")  # the time of trec_eval grows with the grade
 """A grade of a judgement. Python's own `int` also takes `1_0`, digits of other scripts, and numbers without end."""
 OWN_JUDGED = re.compile(rb"^([^\t\n]+)\t\1\t *[+]?0*[1-9]", re.MULTILINE)
 """A line of qrels in which a document is judged relevant to a query of its own id."""
@@ -318,6 +318,7 @@ def _new_id(row: dict[str, Any], known: Container[str], *, path: Path, line: int
         raise DataError(path, f"_id must be a string and not empty, found {value!r}; give every line one", line=line)
     if value in known:
         raise doubled_id(path, value, line=line)
+    check_id(value, path=path, line=line)
     return value
 
 
@@ -336,7 +337,7 @@ def _answer(row: dict[str, Any], *, path: Path, line: int) -> str | None:
         answers = row.get("answers") or []
         if not isinstance(answers, list):
             raise DataError(path, f"answers must be a list of strings, found {answers!r}", line=line)
-        value = answers[0] if answers else None
+        value = next((found for found in answers if not isinstance(found, str) or found.strip()), None)
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if not isinstance(value, str):
@@ -378,5 +379,6 @@ def _judgement(raw: str, *, path: Path, line: int) -> tuple[str, str, int]:
         )
     query_id, document_id, score = fields
     if not GRADE.fullmatch(score.strip()):
-        raise DataError(path, f"score {score!r} is not an integer; write the grade, 0 or higher", line=line)
+        raise DataError(path, f"score {score!r} is not an integer of at most four digits; write the grade", line=line)
+    check_id(document_id, path=path, line=line)  # one that the corpus lacks is taken, too
     return query_id, document_id, int(score)

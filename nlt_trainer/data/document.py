@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from nlt_trainer.errors import DataError
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,16 @@ class Contents(Iterable[str]):
 
     def __iter__(self) -> Iterator[str]:
         return (document.content for document in self.corpus.values())
+
+
+def check_id(value: str, *, path: Path, line: int) -> None:
+    """Refuse an id with a control character: trec_eval ends it at a zero, and no file of judgements can hold others.
+
+    Raises:
+        DataError: there is one.
+    """
+    if CONTROL.search(value):
+        raise DataError(path, f"id {value!r} has a control character; take it out", line=line)
 
 
 def doubled_id(path: Path, value: str, *, line: int) -> DataError:

@@ -57,11 +57,15 @@ def cut_needles(
             f"more, and {num_candidates} candidates are wanted; choose another head_method"
         )
     rests = replace(collection, corpus={document_id: rest for document_id, (_, rest) in cut.items()}, qrels={})
-    queries = [Query(i, cut[i][0]) for i in draw.sample(list(cut), min(num_needles, len(cut)))]
-    return [
-        Needle(c.query, tuple(rests.corpus[i].content for i in (c.query_id, *c.document_ids)))
-        for c in mine_candidates(rests, queries, num_candidates=num_candidates - 1, seed=seed)
-    ]
+    own = draw.sample(list(cut), min(num_needles, len(cut)))
+    # one candidate more, because the needle's own document may be among them
+    queries = [Query(f"{i}\0", cut[i][0]) for i in own]  # no document has such an id
+    mined = mine_candidates(rests, queries, num_candidates=num_candidates, seed=seed)
+    needles = []
+    for i, c in zip(own, mined, strict=True):
+        documents = [i, *(other for other in c.document_ids if other != i)][:num_candidates]
+        needles.append(Needle(c.query, tuple(rests.corpus[j].content for j in documents)))
+    return needles
 
 
 def _cut(document: Document, draw: random.Random, max_words: int) -> tuple[str, Document] | None:

@@ -34,6 +34,7 @@ from nlt_trainer.data.beir import (
     check_texts,
     load_collection,
 )
+from nlt_trainer.data.document import check_id
 from nlt_trainer.data.questions import text_of
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import CORPUS_FILE, QRELS_FOLDER, QUERIES_FILE, read_jsonl, read_lines
@@ -151,6 +152,9 @@ def _read_documents(path: Path) -> dict[str, Document]:
     corpus: dict[str, Document] = {}
     for line, row in _rows(path, DOCUMENT):
         document_id = _new_id(row, corpus, path=path, line=line)
+        if not any(key in row for key in TEXT_KEYS):
+            known, found = ", ".join(TEXT_KEYS), ", ".join(map(repr, row))
+            raise DataError(path, f"has none of {known}, but {found}; give the text one of these names", line=line)
         title, text = (_value(row, keys, path=path, line=line) for keys in (TITLE_KEYS, TEXT_KEYS))
         corpus[document_id] = Document(document_id, title, text)
     if not corpus:
@@ -252,6 +256,7 @@ def _new_id(row: Mapping[str, Any], known: Mapping[str, object], *, path: Path, 
         raise DataError(path, f"has no id ({', '.join(ID_KEYS)}, or DOCNO, num and number in tags); add it", line=line)
     if value in known:
         raise DataError(path, f"id {value!r} was used before; make ids unique", line=line)
+    check_id(value, path=path, line=line)
     return value
 
 
@@ -285,7 +290,7 @@ def _read_qrels(path: Path, queries: Mapping[str, Query]) -> Qrels:
         if document_id in qrels.setdefault(query_id, {}):
             raise DataError(path, f"query {query_id!r} and document {document_id!r} were judged before", line=line)
         if not GRADE.fullmatch(grade):
-            raise DataError(path, f"grade {grade!r} is not an integer", line=line)
+            raise DataError(path, f"grade {grade!r} is not an integer of at most four digits", line=line)
         qrels[query_id][document_id] = int(grade)
     if not qrels:
         raise DataError(path, "holds no judgement")

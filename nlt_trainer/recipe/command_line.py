@@ -102,7 +102,11 @@ def _add_flag(group: argparse._ArgumentGroup, key: str, text: str, hint: Any) ->
     metavar = "true|false" if bool in parts else _metavar(get_args(lists[0])[0] if lists else hint)
     # A switch without a word is on.
     const = "true" if nargs == "?" else None
-    group.add_argument(f"--{key}", nargs=nargs, const=const, metavar=metavar, default=argparse.SUPPRESS, help=text)
+    options: dict[str, Any] = {"metavar": metavar, "default": argparse.SUPPRESS, "help": text}
+    if lists:  # a flag that stands twice adds to its list
+        group.add_argument(f"--{key}", nargs=nargs, action="extend", **options)
+    else:
+        group.add_argument(f"--{key}", nargs=nargs, const=const, **options)
 
 
 def _metavar(hint: Any) -> str:

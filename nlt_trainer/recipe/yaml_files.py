@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ MOST_VALUES = 10_000
 
 
 MOST_LEVELS = 32
+DECIMAL = re.compile(r"[+-]?(0|[1-9][0-9_]*)")
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -42,6 +44,9 @@ class RecipeLoader(yaml.SafeLoader):
             yaml.MarkedYAMLError: a word looks like a number or a date and is none, such as `0x_` or `2001-99-99`. For
                 these PyYAML raises Python's own errors, of many kinds.
         """
+        if node.tag == "tag:yaml.org,2002:int" and not DECIMAL.fullmatch(node.value):  # such as 010, which would be 8
+            problem = f"{node.value[:40]!r} is no decimal number; write it in decimal, or in quotes"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         try:
             return super().construct_object(node, deep)
         except (ValueError, TypeError, LookupError, AttributeError) as error:

@@ -110,7 +110,7 @@ def test_only_the_named_splits_are_read(tiny_collection_folder: Path) -> None:
 
 def test_the_first_of_several_answers_is_taken(tmp_path: Path) -> None:
     queries = (
-        '{"_id": "q1", "text": "a", "answers": ["x", "y"]}\n{"_id": "q2", "text": "b", "answers": []}\n'
+        '{"_id": "q1", "text": "a", "answers": [" ", "x", "y"]}\n{"_id": "q2", "text": "b", "answers": []}\n'
         '{"_id": "q3", "text": "c", "answer": " "}\n{"_id": "q4", "text": "d", "answer": "z"}\n'
     )
     collection = load_collection(_write(tmp_path, queries=queries))
@@ -122,6 +122,7 @@ def test_the_first_of_several_answers_is_taken(tmp_path: Path) -> None:
     [
         ('{"_id": "d1", "text": "again"}', "'d1' was used before"),
         ('{"_id": "", "text": "x"}', "_id must be a string"),
+        ('{"_id": "d\\u0000", "text": "x"}', r"id 'd\\x00' has a control character; take it out"),
         ('{"_id": 3, "text": "x"}', '_id must be a string, found the number 3; write "3"'),
         ('{"_id": true, "text": "x"}', "found True"),
         ('{"text": "x"}', "found None"),
@@ -165,6 +166,8 @@ def test_a_bad_query_is_refused_with_file_and_line(tmp_path: Path, line: str, re
         (HEADER + "q1\td1\t1_0\n", 2, "'1_0' is not an integer"),
         (HEADER + "q1\td1\t\u0663\n", 2, "is not an integer"),
         (HEADER + f"q1\td1\t{10**20}\n", 2, "is not an integer"),
+        (HEADER + "q1\td1\t10000\n", 2, "'10000' is not an integer of at most four digits"),
+        (HEADER + "q1\td\0a\t1\n", 2, r"id 'd\\x00a' has a control character"),
         (HEADER + "q1 d1 1\n", 2, "3 fields separated by tabs, found 1"),
         (HEADER + "q1\td1\t1\nq1\td1\t0\n", 3, "were judged before"),
         (HEADER, None, "holds no judgement"),

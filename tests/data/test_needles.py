@@ -49,6 +49,17 @@ def test_the_other_documents_have_lost_a_sentence_too() -> None:
             assert ("Few people" in text) != ("stories tell" in text)
 
 
+def test_a_needles_document_is_never_a_wrong_one(tmp_path: Path) -> None:
+    """Reference: a folder that judges a document relevant to a query of its id, so that ids are not shared."""
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nbee\tbee\t1\n")
+    judged = Collection("made", tmp_path, CORPUS, {}, {})
+    assert not judged.ids_are_shared
+    needles = cut_needles(judged, 6, num_candidates=6, max_words=100)
+    assert [len({*needle.documents}) for needle in needles] == [6] * 6
+    assert needles == cut_needles(COLLECTION, 6, num_candidates=6, max_words=100)
+
+
 def test_the_nearest_documents_stand_beside_it() -> None:
     """Reference: a corpus of two halves without a common word; BM25 fills K with the needle's own half."""
     corpus = {

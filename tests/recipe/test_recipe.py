@@ -10,6 +10,7 @@ from typing import Literal
 import pytest
 from sentence_transformers import SentenceTransformerTrainingArguments
 
+from nlt_trainer.arguments.stages import RECIPE_BLOCKS
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.recipe.keys import Block, Blocks, KnownKeys
 from nlt_trainer.recipe.parsing import parse_recipe
@@ -369,6 +370,19 @@ def test_a_key_that_stands_twice_is_refused(recipe: Path, content: str, line: in
     assert message(recipe, content) == f"{recipe}:{line}: not valid YAML ({key!r} stands twice; keep one)"
 
 
+@pytest.mark.parametrize("number", ["010", "1:30", "0x10", "0b1", "-07"])
+def test_a_number_that_is_not_decimal_is_refused(recipe: Path, number: str) -> None:
+    """Reference: the line and the text; YAML alone would read 010 as 8 and 1:30 as 90."""
+    found = message(recipe, f"trainer:\n  seed: {number}\n")
+    assert found == f"{recipe}:2: not valid YAML ({number!r} is no decimal number; write it in decimal, or in quotes)"
+
+
+def test_a_list_whose_flag_stands_twice_has_all_values(tmp_path: Path) -> None:
+    given = ["--output_dir", str(tmp_path), "--eval_collections", "a:test", "--eval_collections", "b:test", "c:dev"]
+    _, data, _ = parse_recipe(RECIPE_BLOCKS, given)
+    assert data.eval_collections == ["a:test", "b:test", "c:dev"]
+
+
 def test_a_refused_option_says_what_to_do(recipe: Path) -> None:
     """Reference: the reason that the block gives."""
     found = message(recipe, "model: {name: a}\ntrainer: {hub_token: x}")
@@ -389,7 +403,7 @@ NESTED = "\n".join(
         ("model: &all {encoder: *all}", r"a value contains itself"),
         (f"model: {{encoder: {'x' * 2**20}}}", r"it has 1,048,594 bytes, and a recipe at most 65,536"),
         ("model: {encoder: a\0b}", r"not valid YAML \(unacceptable character #x0000.* position 18\)$"),
-        ("trainer: {seed: 0x_}", r":1: not valid YAML \('0x_' has no value of its kind, .*int; put it in quotes\)"),
+        ("trainer: {seed: 0x_}", r":1: not valid YAML \('0x_' is no decimal number; write it in decimal, or in quotes\)"),
         ("model: {encoder: 2001-99-99}", r":1: not valid YAML \('2001-99-99' has no value of its kind, .*timestamp"),
         (f"trainer: {{seed: {'9' * 5000}}}", r":1: not valid YAML \('9{40}' has no value of its kind, .*int"),
         ("model: !!bool maybe", r":1: not valid YAML \('maybe' has no value of its kind, .*bool"),
