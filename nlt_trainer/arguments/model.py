@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 from nlt_trainer.arguments.option import check_values, option
 from nlt_trainer.choices import EncoderDtype, HeadSelection, LLMDtype, PoolingMode
 from nlt_trainer.errors import NLTError
-from nlt_trainer.locations import is_server
 
 
 @dataclass
@@ -166,7 +165,7 @@ class ModelArguments:
         check_values(self)
         if self.llm_requests < 1:
             raise NLTError(f"llm_requests is {self.llm_requests}; it must be at least 1")
-        if is_server(self.llm):
+        if self.llm.startswith(("http://", "https://")):
             _check_address(self.llm)
         if self.shared_backbone and (self.llm_device is not None or self.llm_process):
             raise NLTError("shared_backbone keeps encoder and LLM on one device; leave llm_device and llm_process out")
