@@ -18,8 +18,8 @@ from nlt_trainer.lm.score_cache import ScoreCache
 
 
 def audit_file(gains: str | Path) -> Path:
-    """The path of the audit of a gains file, which stands beside it."""
-    return Path(gains).with_suffix(".audit.json")
+    """The path of the audit of a gains file, which stands beside it; `gains.audit.json` is that of `gains.jsonl`."""
+    return Path(f"{str(gains).removesuffix('.jsonl')}.audit.json")
 
 
 def read_audit(gains: str | Path) -> dict[str, Any]:

@@ -25,8 +25,9 @@ def training_dataset(
     """Make a dataset with one row for each query.
 
     A row has `query` and `documents` (K texts), and `answer` if all queries have one. If they are given, it also has
-    `gain` (K numbers), the columns of `likelihoods`, and from `qrels` the index `positive` and `no_negatives`: the
-    keys of the documents that are judged relevant, whether they are candidates or not, and of the query itself.
+    `gain` (K numbers), the columns of `likelihoods`, and from `qrels` the index `positive`. With `qrels`, and where a
+    query is a document itself, it has `no_negatives`: the keys of the documents that are judged relevant, whether they
+    are candidates or not, and of the query itself.
 
     Args:
         collection: where the documents' texts come from.
@@ -40,6 +41,7 @@ def training_dataset(
     """
     rows = []
     answered = all(c.answer for c in candidates)
+    owned = any(collection.own_document(c.query_id) is not None for c in candidates)
     for b, c in enumerate(candidates):
         row: dict[str, object] = {
             "query": c.query,
@@ -55,7 +57,8 @@ def training_dataset(
             if max(grades) <= 0:
                 continue
             row["positive"] = int(np.argmax(grades))
-            row["no_negatives"] = _no_negatives(collection, c.query_id, qrels)
+        if qrels is not None or owned:
+            row["no_negatives"] = _no_negatives(collection, c.query_id, qrels or {})
         rows.append(row)
     if not rows:
         raise NLTError("no query has a relevant candidate; mine more candidates or train without labels")
@@ -64,7 +67,7 @@ def training_dataset(
 
 def _no_negatives(collection: Collection, query_id: str, qrels: Qrels) -> list[int]:
     """Keys of the texts that are no negatives of a query, wherever in a batch they stand."""
-    relevant = [document_id for document_id, grade in qrels[query_id].items() if grade > 0]
+    relevant = [document_id for document_id, grade in qrels.get(query_id, {}).items() if grade > 0]
     ids = [*relevant, collection.own_document(query_id)]
     return [text_key(collection.corpus[i].content) for i in ids if i is not None and i in collection.corpus]
 

@@ -16,6 +16,7 @@ from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.gains import (
     AUDIT_TEMPERATURES,
     LIKELIHOODS,
+    audit_file,
     audit_teacher,
     read_gains,
     read_likelihoods,
@@ -220,3 +221,9 @@ def test_the_audit_ranks_gold_where_there_are_judgements() -> None:
     assert gold == {"queries": 2, "mrr_by_gain": (1 / 2 + 1 / 2) / 2, "mrr_by_bm25": (1 / 1 + 1 / 1) / 2}
     assert "gold" not in audit_teacher(gain, bm25)
     assert "gold" not in audit_teacher(gain, bm25, np.zeros_like(relevant))
+
+
+def test_gains_whose_names_differ_have_audits_of_their_own() -> None:
+    """Reference: names by hand."""
+    assert audit_file("runs/gains.jsonl") == Path("runs/gains.audit.json")
+    assert audit_file("runs/gains.t1") == Path("runs/gains.t1.audit.json")

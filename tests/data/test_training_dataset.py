@@ -74,6 +74,13 @@ def test_documents_judged_relevant_and_the_query_itself_are_no_negatives(collect
     ]
 
 
+def test_a_query_that_is_a_document_is_no_negative_of_its_own_without_labels(collection: Collection) -> None:
+    """Reference: the key of that document alone; rows of a collection without such a query have no column."""
+    candidates = [dataclasses.replace(CANDIDATES[0], query_id="d04"), CANDIDATES[1]]
+    found = training_dataset(collection=dataclasses.replace(collection, qrels={}), candidates=candidates)
+    assert found["no_negatives"][:] == [[text_key(collection.corpus["d04"].content)], []]
+
+
 def test_no_labelled_query_is_refused(collection: Collection) -> None:
     """Reference: the remedy in the message."""
     with pytest.raises(NLTError, match=r"no query has a relevant candidate; mine more candidates or train without"):
