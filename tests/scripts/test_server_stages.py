@@ -39,7 +39,7 @@ def words(tiny_encoder_folder: Path, tiny_collection_folder: Path, tmp_path: Pat
 def test_a_server_scores_and_training_reads_its_gains(
     words: list[str], server: Completions, tiny_llm_folder: Path, tmp_path: Path
 ) -> None:
-    """Reference: gains of the same LLM in this process; a second call sends nothing but the probe."""
+    """Reference: gains of the same LLM in this process; a second call sends nothing but the probes."""
     remote = ["--llm", server.url, "--llm_tokenizer", str(tiny_llm_folder)]
     local = ["--llm", str(tiny_llm_folder), "--llm_dtype", "float32", "--gains", str(tmp_path / "local.jsonl")]
     score.main([*words, *remote])
@@ -54,7 +54,7 @@ def test_a_server_scores_and_training_reads_its_gains(
     assert "llm_dtype" not in audit["scorer"]["model"]
     server.prompts.clear()
     score.main([*words, *remote])
-    assert len(server.prompts) == 1
+    assert len(server.prompts) == 2
     train.main([*words, *remote])
     card = (tmp_path / "run" / "encoder" / "README.md").read_text()
     assert "llm_model `'tiny'`" in card
