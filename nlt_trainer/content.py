@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -68,23 +68,25 @@ def content_hash(folder: str | Path) -> str:
 
 def _model_files(folder: Path) -> Iterator[Path]:
     """The files of a local folder that belong to a model, in the order of their names."""
-    subfolders = _module_folders(folder) | {CHAT_TEMPLATES}
-    for file in sorted(_files_below(folder)):
-        places = file.relative_to(folder).parts[:-1]
-        if places and (places[0] not in subfolders or any(place.startswith(".") for place in places)):
+    subfolders, found = _module_folders(folder) | {CHAT_TEMPLATES}, [*folder.glob("*")]
+    below = (_files_below(path, above=[folder.resolve()]) for path in found if path.name in subfolders)
+    for file in sorted([*found, *chain.from_iterable(below)]):
+        if any(place.startswith(".") for place in file.relative_to(folder).parts[:-1]):
             continue
         belongs = file.suffix in WEIGHTS_AND_CONFIGURATIONS | TOKENIZER_FILES and file.name not in RECORDS
         if belongs and file.is_file():
             yield file
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """All files below a folder, those in linked folders too, each of which is entered once."""
-    entered: set[Path] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        entered.add(Path(place).resolve())
-        folders[:] = [name for name in folders if Path(place, name).resolve() not in entered]
-        yield from (Path(place, name) for name in names)
+def _files_below(folder: Path, *, above: Sequence[Path]) -> Iterator[Path]:
+    """All files below a folder, those in linked folders too; a link back to one of those above is not followed."""
+    own = folder.resolve()
+    if folder.is_dir() and own not in above:
+        for path in folder.iterdir():
+            if path.is_dir():
+                yield from _files_below(path, above=[*above, own])
+            else:
+                yield path
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

@@ -107,6 +107,8 @@ def test_a_module_in_a_linked_folder_belongs_to_the_model(tiny_encoder_folder: P
     (linked / "1_Pooling").rename(tmp_path / "elsewhere")
     (linked / "1_Pooling").symlink_to(tmp_path / "elsewhere")
     (linked / "1_Pooling" / "back").symlink_to(linked)
+    (linked / "another").mkdir()
+    (linked / "another" / "module").symlink_to(tmp_path / "elsewhere")
     assert content_hash(linked) == content_hash(whole)
     (tmp_path / "elsewhere" / "config.json").write_text("{}")
     assert content_hash(linked) != content_hash(whole)
