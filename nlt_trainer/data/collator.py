@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 
 from nlt_trainer.choices import DocumentLayout, TargetKind
-from nlt_trainer.data.questions import text_key
+from nlt_trainer.data.questions import NO_KEY, text_key
 from nlt_trainer.encoder.tokens import EncoderTokens
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.chunks import ChunkGroups, build_chunks
@@ -145,7 +145,7 @@ class NLTCollator:
             batch["positive"] = torch.tensor([row["positive"] for row in rows])
         if "no_negatives" in rows[0]:
             keys_of = [torch.tensor(row["no_negatives"], dtype=torch.int64) for row in rows]
-            batch["no_negatives"] = pad_sequence(keys_of, batch_first=True, padding_value=-1)  # (B, R)
+            batch["no_negatives"] = pad_sequence(keys_of, batch_first=True, padding_value=NO_KEY)  # (B, R)
         if self.prompts is not None:
             batch |= self.prompts(rows).as_dict()
         if self.chunks is not None:

@@ -137,6 +137,10 @@ def hash_of(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
+NO_KEY = -1
+"""A number that no text has as its key, with which rows of keys are padded."""
+
+
 def text_key(text: str) -> int:
     """A 63-bit hash of a text, which a tensor can hold: equal for equal texts."""
     return hash_of(text) >> 1

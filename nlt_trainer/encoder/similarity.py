@@ -93,14 +93,34 @@ def documents_of_batch(documents: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]
         keys: `(B, K)` int64, equal for equal texts.
 
     Returns:
-        Embeddings `(U, D)` of the different documents, and the place of each own candidate among them, `(B, K)`.
+        Embeddings `(U, D)` of the different documents, and their keys `(U,)`.
     """
     everyone, all_keys = documents.flatten(0, 1), keys.flatten()  # (B * K, D), (B * K,)
     if torch.distributed.is_initialized():  # W processes: (W * B * K, D), (W * B * K,)
         everyone, all_keys = all_gather_with_grad(everyone), all_gather(all_keys)
     first = first_of_equals(all_keys)
-    own = (keys[:, :, None] == all_keys[first]).int().argmax(-1)  # (B, K, U) -> (B, K)
-    return everyone[first], own
+    return everyone[first], all_keys[first]
+
+
+def no_negatives(labels: Mapping[str, Tensor], keys: Tensor, own_keys: Tensor) -> Tensor:
+    """Mark the documents that stand beside a query's own candidates and are no negatives of it.
+
+    Args:
+        labels: optionally with `no_negatives`, `(B, R)` int64, keys of further texts, padded with -1.
+        keys: `(N,)` int64, of the documents among which every query chooses.
+        own_keys: `(B, K)` int64, of the queries' own candidates, which are never marked.
+
+    Returns:
+        `(B, N)` bool.
+    """
+    if (others := labels.get("no_negatives")) is None:
+        return torch.zeros(len(own_keys), len(keys), dtype=torch.bool, device=keys.device)
+    return has_key(keys, others) & ~has_key(keys, own_keys)
+
+
+def has_key(keys: Tensor, of_queries: Tensor) -> Tensor:
+    """Mark which of the documents `(N,)` have a key that the query has `(B, R)`: `(B, N)` bool."""
+    return (keys[:, None] == of_queries[:, None, :]).any(-1)
 
 
 def gain_of(labels: Mapping[str, Tensor]) -> Tensor:

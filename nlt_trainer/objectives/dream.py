@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from nlt_trainer.choices import DocumentMass, check_choice
 from nlt_trainer.data.llm_texts import LLMTexts
-from nlt_trainer.encoder.similarity import all_cosines, first_of_equals, label_of
+from nlt_trainer.encoder.similarity import all_cosines, first_of_equals, label_of, no_negatives
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.attention import ScoreInjection
 from nlt_trainer.injection.document_pool import DocumentPool, cache_rows
@@ -45,13 +45,15 @@ class DREAMLoss(LLMObjective):
     batch. Then w is a softmax over all of them, and their keys and values replace those of the prompt's own documents.
     They share the attention that the head gives the prompt's own K documents, so that it does not grow with the batch.
     The other heads still read the prompt's K documents, unless these are hidden. The LLM reads no more tokens than
-    before, but attention has more keys, and memory must hold the keys and values of all B x K documents at once.
+    before, but attention has more keys, and memory must hold the keys and values of all B x K documents at once. The
+    documents in `no_negatives` have no share for their query.
 
     Inputs:
         | Texts              | Labels                                     |
         |--------------------|--------------------------------------------|
         | B queries, B x K documents | the tensors of `DocumentPrompts` of the same documents, in the same order; |
-        |                    | `candidate_keys` `(B, K)`, equal for equal texts, for in-batch candidates   |
+        |                    | `candidate_keys` `(B, K)`, equal for equal texts, for in-batch candidates, |
+        |                    | optionally with `no_negatives` `(B, R)`, keys of further texts, then -1    |
 
     Args (`model`, `temperature` and `micro_batch_size` are those of `LLMObjective`):
         lm: the frozen LLM; a plain object, so that it is neither wrapped nor saved.
@@ -118,13 +120,14 @@ class DREAMLoss(LLMObjective):
         (b, k), prompts = documents.shape[:2], prompts.to(self.reader.lm.device)
         cache = self.reader.read_documents(prompts)
         pool = DocumentPool.of_batch(prompts, cache, num_candidates=k, layers=self.heads)
-        keys = label_of(labels, "candidate_keys", remedy="NLTCollator makes them").flatten()  # (B * K,)
-        documents = documents.flatten(0, 1)  # (B * K, D)
+        own_keys = label_of(labels, "candidate_keys", remedy="NLTCollator makes them")
+        keys, documents = own_keys.flatten(), documents.flatten(0, 1)  # (B * K,), (B * K, D)
         if torch.distributed.is_initialized():  # W processes: (W * B * K,), (W * B * K, D)
             pool = pool.gathered(b * k, keys.device)
             keys, documents = all_gather(keys), all_gather_with_grad(documents)
         first = first_of_equals(keys)
         scores = all_cosines(queries, documents[first]) / self.temperature  # (B, U)
+        scores = scores.masked_fill(no_negatives(labels, keys[first], own_keys), -torch.inf)
         pool = pool.only(first.to(self.reader.lm.device))
         return {"dream": self.compute_loss_from_scores(scores, prompts, read=cache, pool=pool)}
 

@@ -7,7 +7,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import all_gather, all_gather_with_grad
 from torch import Tensor, nn
 
-from nlt_trainer.encoder.similarity import all_cosines, gain_of, label_of
+from nlt_trainer.data.questions import NO_KEY
+from nlt_trainer.encoder.similarity import all_cosines, gain_of, has_key, label_of
 from nlt_trainer.errors import NLTError
 from nlt_trainer.objectives.objective import Objective
 
@@ -76,9 +77,9 @@ class InfoNCELoss(Objective):
             rank, keys, documents = torch.distributed.get_rank(), all_gather(keys), all_gather_with_grad(documents)
         scores = all_cosines(queries, documents) / self.temperature  # (B, W * B * K)
         positive = own_positive + torch.arange(b, device=own_positive.device) * k + rank * b * k
-        excluded = _same_text(keys.expand(b, -1), own_keys, not_negative)
+        excluded = has_key(keys, own_keys.masked_fill(~not_negative, NO_KEY))
         if (others := labels.get("no_negatives")) is not None:
-            excluded |= _same_text(keys.expand(b, -1), others, torch.ones_like(others, dtype=torch.bool))
+            excluded |= has_key(keys, others)
         return {"info_nce": self.compute_loss_from_scores(scores, positive, excluded)}
 
     def not_negative(self, labels: dict[str, Tensor], positive: Tensor) -> Tensor:
@@ -93,9 +94,3 @@ class InfoNCELoss(Objective):
         """Loss from scores `(B, N)`, the positives' columns `(B,)` and a mask of columns to leave out `(B, N)`."""
         excluded = excluded.scatter(1, positive[:, None], False)
         return nn.functional.cross_entropy(scores.masked_fill(excluded, -torch.inf), positive)
-
-
-def _same_text(keys: Tensor, own_keys: Tensor, chosen: Tensor) -> Tensor:
-    """Mark the candidates `(B, N)` whose text is that of a chosen one of the query's `(B, K)`: `(B, N)` bool."""
-    equal = keys[:, :, None] == own_keys[:, None, :]  # (B, N, K)
-    return (equal & chosen[:, None, :]).any(-1)

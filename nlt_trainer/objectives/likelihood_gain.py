@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from nlt_trainer.choices import Divergence, check_choice
-from nlt_trainer.encoder.similarity import all_cosines, documents_of_batch, gain_of, label_of
+from nlt_trainer.encoder.similarity import all_cosines, documents_of_batch, gain_of, label_of, no_negatives
 from nlt_trainer.errors import NLTError
 from nlt_trainer.objectives.objective import Objective
 
@@ -36,7 +36,7 @@ class LikelihoodGainLoss(Objective):
     With `in_batch_candidates` the encoder's softmax w runs over the different documents of the whole batch, and the
     teacher gives the candidates of other queries probability 0. The loss is still
     :math:`\sum_k p_k (\log p_k - \log w_k)` over a query's own candidates, which must now also score higher than the
-    other queries' candidates.
+    other queries' candidates. The documents in `no_negatives` are left out for their query.
 
     Adding a constant to all gains of a query, or to all its scores, changes none of these divergences. The `listwise`
     divergence uses only the order of the gains, so the teacher's temperature has no effect on it.
@@ -45,7 +45,8 @@ class LikelihoodGainLoss(Objective):
         | Texts              | Labels                                     |
         |--------------------|--------------------------------------------|
         | B queries, B x K documents | `gain` of shape `(B, K)`, nats per target token; `candidate_keys` of shape |
-        |                    | `(B, K)`, equal for equal texts, for in-batch candidates                   |
+        |                    | `(B, K)`, equal for equal texts, for in-batch candidates; optionally with  |
+        |                    | them `no_negatives` `(B, R)`, keys of further texts, padded with -1        |
 
     Args:
         model: the encoder.
@@ -99,8 +100,10 @@ class LikelihoodGainLoss(Objective):
             scores = self.own_scores(queries, documents)
             return {"likelihood_gain": self.compute_loss_from_scores(scores, gain_of(labels))}
         keys = label_of(labels, "candidate_keys", remedy="NLTCollator makes them")
-        everyone, own = documents_of_batch(documents, keys)
+        everyone, all_keys = documents_of_batch(documents, keys)
         scores = all_cosines(queries, everyone) / self.temperature  # (B, U)
+        scores = scores.masked_fill(no_negatives(labels, all_keys, keys), -torch.inf)
+        own = (keys[:, :, None] == all_keys).int().argmax(-1)  # (B, K, U) -> (B, K)
         return {"likelihood_gain": self.compute_loss_from_scores(scores, gain_of(labels), own=own)}
 
     def compute_loss_from_scores(self, scores: Tensor, gain: Tensor, *, own: Tensor | None = None) -> Tensor:

@@ -245,6 +245,32 @@ def test_other_queries_candidates_without_a_share_change_nothing(
     torch.testing.assert_close(found, loss.compute_loss_from_scores(SCORES, prompts), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("mass", ["kept", "one"])
+def test_what_is_no_negative_has_no_share(
+    tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, mass: DocumentMass
+) -> None:
+    """Reference: the loss over the query's own candidates and its gradient, if no others may be its negatives.
+
+    A candidate of the query's own that is no negative keeps its share.
+    """
+    tokens = PromptTokens(tiny_lm.tokenizer, PromptTemplate(), max_document_tokens=3)
+    prompts = build_prompts(tokens, QUERIES, DOCUMENTS, target="query", context_length=256, layout="independent")
+    keys = torch.arange(6).view(3, 2)
+    no_negatives = torch.stack([torch.arange(6)[torch.arange(6) != 2 * b] for b in range(3)])
+    labels = {**prompts.as_dict(), "candidate_keys": keys, "no_negatives": no_negatives}
+    queries, documents = torch.nn.functional.normalize(torch.randn(2, 3, 2, 8), dim=-1)
+    found = []
+    for in_batch in (True, False):
+        embeddings = documents.clone().requires_grad_()
+        loss = DREAMLoss(
+            tiny_encoder, tiny_lm, heads=heads_of(tiny_lm), document_mass=mass, in_batch_candidates=in_batch
+        )
+        value = loss.compute_loss_from_embeddings(queries[:, 0], embeddings, labels)["dream"]
+        found.append((value, torch.autograd.grad(value, embeddings)[0]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+    assert found[0][1].abs().max() > 1e-6
+
+
 def test_in_batch_candidates_need_independent_documents(
     tiny_encoder: SentenceTransformer, tiny_lm: FrozenLM, prompts: DocumentPrompts
 ) -> None:

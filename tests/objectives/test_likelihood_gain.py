@@ -183,18 +183,28 @@ def test_a_constant_changes_nothing(
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_candidates_of_the_batch_are_the_formula(tiny_static_encoder: SentenceTransformer) -> None:
-    """Reference: numpy; "b" stands twice and is one document, "a" twice among one query's own and is read twice."""
+@pytest.mark.parametrize("left_out", [{}, {0: [9, 2], 1: [7, -1]}])
+def test_candidates_of_the_batch_are_the_formula(
+    tiny_static_encoder: SentenceTransformer, left_out: dict[int, list[int]]
+) -> None:
+    """Reference: numpy; key 2 stands twice and is one document, key 7 twice among one query's own and is read twice.
+
+    What is no negative is left out, unless it is a candidate of the query's own, as key 2 is.
+    """
     embeddings = torch.nn.functional.normalize(torch.randn(2, 4, 8), dim=-1)
     queries, documents = embeddings[:, 0], embeddings[:, 1:].clone()
     keys, gain = torch.tensor([[7, 2, 7], [2, 9, 4]]), torch.tensor([[0.3, 0.0, 0.1], [0.2, -0.1, 0.05]])
     documents[0, 2], documents[1, 0] = documents[0, 0], documents[0, 1]  # equal texts have equal embeddings
     loss = LikelihoodGainLoss(tiny_static_encoder, in_batch_candidates=True)
-    found = loss.compute_loss_from_embeddings(queries, documents, {"gain": gain, "candidate_keys": keys})
+    labels = {"gain": gain, "candidate_keys": keys}
+    if left_out:
+        labels["no_negatives"] = torch.tensor([*left_out.values()])
+    found = loss.compute_loss_from_embeddings(queries, documents, labels)
     different = {7: documents[0, 0], 2: documents[0, 1], 9: documents[1, 1], 4: documents[1, 2]}
     expected = []
     for b in range(2):
-        scores = {key: float(queries[b] @ document) / 0.05 for key, document in different.items()}
+        among = {*different} - {*left_out.get(b, [])} | {*keys[b].tolist()}
+        scores = {key: float(queries[b] @ different[key]) / 0.05 for key in among}
         total = np.log(np.sum(np.exp([*scores.values()])))
         teacher = gain[b : b + 1].double().numpy() / 0.2
         p = softmax(teacher)[0]
