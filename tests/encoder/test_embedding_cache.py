@@ -224,7 +224,7 @@ def test_several_processes_share_the_parts(
 ) -> None:
     """Reference: every text is embedded by one of them alone, and each gets all embeddings."""
     monkeypatch.setattr(embedding_cache, "PART", 2)
-    barrier, seen, found = threading.Barrier(2, timeout=20), ([], []), {}  # type: ignore[var-annotated]
+    barrier, seen, found = threading.Barrier(2, timeout=120), ([], []), {}  # type: ignore[var-annotated]
 
     def work(rank: int) -> None:
         cache = EmbeddingCache(tiny_encoder, tmp_path, processes=_Process(rank, barrier))

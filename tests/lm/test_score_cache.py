@@ -259,7 +259,7 @@ def write_some(folder: str, part: int, barrier: Barrier | None = None) -> None:
     """Write 15 scores, one transaction each: 10 of this part's own and 5 that all parts share."""
     cache = ScoreCache(folder, DESCRIPTION)
     if barrier is not None:
-        barrier.wait(timeout=60)
+        barrier.wait(timeout=300)
     for i in range(10):
         cache.put({ScoreCache.key(f"own {part} {i}"): (-float(part * 100 + i), i, False)})
         if i % 2:
@@ -277,7 +277,7 @@ def test_writers_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
     for part in range(2):
         write_some(str(tmp_path / "alone"), part)
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=300)
         assert process.exitcode == 0
     keys = [ScoreCache.key(f"own {part} {i}") for part in range(2) for i in range(10)]
     keys += [ScoreCache.key(f"shared {i}") for i in range(10)]

@@ -216,7 +216,7 @@ def test_the_worker_ends_with_its_parent(what: str) -> None:
             parent.kill()
         else:
             assert parent.stderr.read() == ""
-        parent.wait(timeout=60)
+        parent.wait(timeout=300)
         deadline = time.monotonic() + 60
         while alive(pid) and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -284,7 +284,7 @@ def test_two_processes_share_the_work(
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     for found, row in zip(rows(tmp_path / "two"), expected, strict=True):
         assert found == pytest.approx(row, abs=1e-6)

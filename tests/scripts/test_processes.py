@@ -181,7 +181,7 @@ def runs(
         [*command, __file__, *given, str(root / "two"), "2"], env=environment, stderr=subprocess.PIPE, text=True
     )
     work(*given, output=str(root / "one"), num_processes=1)
-    _, errors = launched.communicate(timeout=300)
+    _, errors = launched.communicate(timeout=1200)
     assert launched.returncode == 0, errors[-3000:]
     return root / "one", root / "two"
 

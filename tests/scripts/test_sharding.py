@@ -143,7 +143,7 @@ def runs(
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     train(str(tiny_encoder_folder), str(tiny_llm_folder), folders[0], parts=1)
-    said, _ = launched.communicate(timeout=300)
+    said, _ = launched.communicate(timeout=1200)
     assert launched.returncode == 0, said[-3000:]
     return folders
 
