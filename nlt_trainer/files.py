@@ -359,21 +359,25 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         DataError: the file is missing or cannot be unpacked, or a line is not UTF-8; names file and line.
     """
     if not path.is_file():
+    for number, raw in enumerate(raw_lines(path), start=1):
+        try:
+            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise DataError(path, f"not UTF-8 ({error}); save the file as UTF-8", line=number) from error
+
+
+def raw_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file with their ends, whatever their encoding; a `.gz` file is unpacked on the way.
+
+    Raises:
+        DataError: the file is missing or cannot be unpacked.
+    """
         raise DataError(path, "file not found")
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
-        for number, raw in enumerate(_raw_lines(handle, path), start=1):
-            try:
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise DataError(path, f"not UTF-8 ({error}); save the file as UTF-8", line=number) from error
-
-
-def _raw_lines(handle: Iterable[bytes], path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file; a packed file may be damaged anywhere."""
-    try:
-        yield from handle
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(path, f"cannot be unpacked ({error}); fetch or pack it again") from error
+        try:
+            yield from handle
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DataError(path, f"cannot be unpacked ({error}); fetch or pack it again") from error
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:

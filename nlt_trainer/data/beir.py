@@ -27,6 +27,7 @@ from nlt_trainer.files import (
     FolderStage,
     atomic_folder,
     atomic_write,
+    raw_lines,
     read_jsonl,
     read_lines,
     write_jsonl,
@@ -36,8 +37,10 @@ logger = logging.getLogger(__name__)
 
 GRADE = re.compile(r"[+-]?[0-9]{1,4}")  # the time of trec_eval grows with the grade
 """A grade of a judgement. Python's own `int` also takes `1_0`, digits of other scripts, and numbers without end."""
-OWN_JUDGED = re.compile(rb"^([^\t\n]+)\t\1\t *[+]?0*[1-9]", re.MULTILINE)
-"""A line of qrels in which a document is judged relevant to a query of its own id."""
+OWN_JUDGED = re.compile(rb"(?:\xef\xbb\xbf)?(?:([^\t]+)\t\1\t|\s*(\S+)\s+(?:\S+\s+)?\2\s)\s*[+]?0*[1-9][0-9]*\s*")
+"""A line of qrels, in BEIR's format or in TREC's, in which a document is judged relevant to a query of its own id."""
+QRELS_FILES = ("qrels.{split}", "qrels/{split}", "qrels")
+"""Names of a split's file of judgements without their ending. A BEIR folder has the second, a TREC folder any."""
 
 STORED_FROM = 64 << 20
 """Bytes of `corpus.jsonl` from which a corpus is kept on disk. Documents of 50 words took 1.6 times it as objects."""
@@ -89,13 +92,18 @@ class Collection:
         """Whether a document with a query's id is taken for the query itself, as in ArguAna and Quora.
 
         It is not if a document is judged relevant to a query of its own id, for then each kind has ids of its own. The
-        judgements of all splits in the folder count, whichever of them were read, so that mining and every evaluation
-        take the same documents for queries.
+        judgements of all splits in the folder count, whichever of them were read and in whichever format they are, so
+        that mining and every evaluation take the same documents for queries.
+
+        Raises:
+            DataError: a file of judgements cannot be unpacked.
         """
         judged = chain.from_iterable(split.items() for split in self.qrels.values())
         if any(grades.get(query_id, 0) > 0 for query_id, grades in judged):
             return False
-        return not any(OWN_JUDGED.search(file.read_bytes()) for file in (self.folder / QRELS_FOLDER).glob("*.tsv"))
+        named = chain.from_iterable(self.folder.glob(name.format(split="*")) for name in QRELS_FILES)
+        lines = chain.from_iterable(raw_lines(file) for file in named if file.is_file())
+        return not any(map(OWN_JUDGED.fullmatch, lines))
 
     def own_document(self, query_id: str) -> str | None:
         """The id of the document that is the query itself, and so no answer to it; `None` if there is none."""

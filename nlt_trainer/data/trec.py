@@ -25,6 +25,7 @@ from typing import Any
 
 from nlt_trainer.data.beir import (
     GRADE,
+    QRELS_FILES,
     QRELS_HEADER,
     Collection,
     Document,
@@ -42,7 +43,6 @@ from nlt_trainer.files import CORPUS_FILE, QRELS_FOLDER, QUERIES_FILE, read_json
 ENDING = r"(\.(jsonl|json|tsv|txt|trec|sgml|xml|qrels))?(\.gz)?"
 DOCUMENT_FILES = ("corpus", "collection", "documents", "docs")
 TOPIC_FILES = ("topics.{split}", "queries.{split}", "topics", "queries")
-QRELS_FILES = ("qrels.{split}", "qrels/{split}", "qrels")
 ID_KEYS = ("_id", "id", "docid", "docno", "doc_id", "pid", "qid", "query_id", "topic_id")
 TITLE_KEYS = ("title",)
 TEXT_KEYS = ("text", "contents", "body", "passage")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import re
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import pytrec_eval
 from trec_runs import write_run
 
-from nlt_trainer.data.beir import Collection
+from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.trec import load_folder, load_trec, read_run
 from nlt_trainer.errors import DataError
 from nlt_trainer.evaluation.folder_task import BEIRFolderRetrieval
@@ -135,6 +136,47 @@ def test_a_beir_folder_stays_one(tiny_collection_folder: Path, tmp_path: Path) -
     [
         ("qrels", "1 0 a 1\n\n1 0 b 1 x\n", r"qrels:3: expected query, 0, document, grade; found 5 fields"),
         ("qrels", "3 0 a 1\n", r"qrels:1: judges the unknown query '3'"),
+OWN = {
+    "qrels.dev": ["a 0 a 1\n", "1 0 b 1\r\na\t0\ta\t+02\r\n", "query-id corpus-id score\na a 1\n"],
+    "qrels.dev.txt.gz": ["1 0 a 1\na Q0 a 1\n", "\ufeffa 0 a 1"],
+    "qrels/dev.tsv": ["query-id\tcorpus-id\tscore\na\ta\t1\n"],
+    "qrels.tsv": ["query-id\tcorpus-id\tscore\n1\tb\t1\na\ta\t 2\n"],
+}
+"""Files of a split that is not asked for, in which a document is judged relevant to the query of its id."""
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in OWN.items() for text in texts])
+def test_judgements_of_all_splits_and_formats_decide_whether_ids_are_shared(
+    name: str, text: str, tmp_path: Path
+) -> None:
+    """Reference: BEIR's reader of the same folder, by which mining goes; with a grade of 0, a document of a query's id
+    is the query itself.
+    """
+    topics = "1\thot tea\na\tgreen tea\n"
+    corpus = "".join(
+        json.dumps({"_id": i, "text": t}) + "\n" for i, t in (("a", "Green tea is hot."), ("b", "No tags"))
+    )
+    queries = '{"_id": "1", "text": "hot tea"}\n{"_id": "a", "text": "green tea"}\n'
+    files = {"corpus.jsonl": corpus, "queries.jsonl": queries, "topics.test": topics, "qrels.test": "1 0 a 1\n"}
+    write(tmp_path, files)
+    for grade, own in ((text, None), (re.sub(r"(?m)[12](?=\r?$)", "0", text), "a")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        content = grade.encode()
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        assert load_folder(tmp_path, split="test").own_document("a") == own
+        assert load_collection(tmp_path, splits=[]).own_document("a") == own
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a 0 ab 1\n", "a 0 b 1\n", "a 0 a 0\n", "a 0 a -1\n", "x\tx 1\t1\n", "a a 1\tb\t1\n", "1 1 2 1\n", "\0\xff\n"],
+)
+def test_other_lines_do_not_say_that_ids_differ(text: str, tmp_path: Path) -> None:
+    """Reference: lines by hand, of which none judges a document relevant to a query of its own id."""
+    write(tmp_path, {"docs": "a\thot tea\n", "topics": "a\ttea\n", "qrels.test": "a 0 a 0\n", "qrels.dev": text})
+    assert load_trec(tmp_path, split="test").own_document("a") == "a"
+
+
         ("qrels", "1 0 a 1\n1 0 a 1\n", r"qrels:2: query '1' and document 'a' were judged before"),
         ("qrels", "1 0 a high\n", r"qrels:1: grade 'high' is not an integer"),
         ("qrels", "1 0 a 10000\n", r"qrels:1: grade '10000' is not an integer of at most four digits"),
