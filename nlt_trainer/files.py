@@ -12,7 +12,8 @@ import re
 import shutil
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, TextIO
@@ -358,7 +359,6 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         DataError: the file is missing or cannot be unpacked, or a line is not UTF-8; names file and line.
     """
-    if not path.is_file():
     for number, raw in enumerate(raw_lines(path), start=1):
         try:
             yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
@@ -372,6 +372,7 @@ def raw_lines(path: Path) -> Iterator[bytes]:
     Raises:
         DataError: the file is missing or cannot be unpacked.
     """
+    if not path.is_file():
         raise DataError(path, "file not found")
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
         try:
@@ -407,3 +408,13 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise DataError(path, f"expected a JSON object, found {type(row).__name__}", line=number)
         yield number, row
+
+
+def check_header(path: Path, names: Sequence[str]) -> None:
+    """Refuse a first line that names a column twice, of which one would be lost.
+
+    Raises:
+        DataError: names the file and the column.
+    """
+    if doubled := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(path, f"column {doubled[0]!r} stands twice in the first line; rename or remove one", line=1)

@@ -355,7 +355,7 @@ def _answer(row: dict[str, Any], *, path: Path, line: int) -> str | None:
 
 def _read_qrels(path: Path, *, queries: Mapping[str, Query], corpus: Mapping[str, Document]) -> Qrels:
     lines = read_lines(path)
-    if tuple(next(lines, (1, ""))[1].split("\t")) != QRELS_HEADER:
+    if not is_qrels_header(next(lines, (1, ""))[1].split("\t")):
         raise DataError(path, f"the first line must be {' '.join(QRELS_HEADER)}, separated by tabs", line=1)
     qrels: Qrels = {}
     for line, raw in lines:
@@ -375,6 +375,11 @@ def _read_qrels(path: Path, *, queries: Mapping[str, Query], corpus: Mapping[str
         raise DataError(path, "holds no judgement; add some or remove the file")
     check_judged(path, qrels, corpus)
     return qrels
+
+
+def is_qrels_header(fields: Sequence[str]) -> bool:
+    """Whether a line of judgements is BEIR's header, in whatever capitals."""
+    return tuple(field.strip().casefold() for field in fields) == QRELS_HEADER
 
 
 def _judgement(raw: str, *, path: Path, line: int) -> tuple[str, str, int]:

@@ -18,7 +18,7 @@ from huggingface_hub import DatasetCard, snapshot_download
 from yaml import YAMLError
 
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import read_jsonl, read_lines
+from nlt_trainer.files import check_header, read_jsonl, read_lines
 from nlt_trainer.hub_calls import explain
 from nlt_trainer.locations import is_hub_id
 
@@ -192,6 +192,7 @@ def _read_tsv(path: Path) -> Iterator[dict[str, str]]:
     """Yield the rows under a header line; every value stays text, so that an id such as 007 keeps its zeros."""
     lines = read_lines(path)
     header = next(lines, (1, ""))[1].split("\t")
+    check_header(path, header)
     for number, line in lines:
         fields = line.split("\t")
         if len(fields) != len(header):

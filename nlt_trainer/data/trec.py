@@ -11,7 +11,8 @@ The files are found by name, where `SPLIT` is the split that is asked for:
 Endings are `.jsonl`, `.json`, `.tsv`, `.txt`, `.trec`, `.sgml`, `.xml`, `.qrels` or none, each also packed (`.gz`).
 The content tells the format: JSON lines, TREC's tags (`<DOC>`; `<top>`, or `<topic number="1">`), or columns with tabs
 between them. In tagged text a `<` that begins no tag, as in `3 < 5`, is text. The columns are an id and a text, unless
-a first line names others. Judgements have TREC's four columns, or BEIR's three under BEIR's header.
+a first line names others. Judgements have TREC's four columns, or BEIR's three under BEIR's header. Names of columns
+and of the keys of JSON may be written in capitals, and with hyphens in place of underscores.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from typing import Any
 from nlt_trainer.data.beir import (
     GRADE,
     QRELS_FILES,
-    QRELS_HEADER,
     Collection,
     Document,
     Qrels,
     Query,
     check_judged,
     check_texts,
+    is_qrels_header,
     load_collection,
 )
 from nlt_trainer.data.document import check_id
 from nlt_trainer.data.questions import text_of
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import CORPUS_FILE, QRELS_FOLDER, QUERIES_FILE, read_jsonl, read_lines
+from nlt_trainer.files import CORPUS_FILE, QRELS_FOLDER, QUERIES_FILE, check_header, read_jsonl, read_lines
 
 ENDING = r"(\.(jsonl|json|tsv|txt|trec|sgml|xml|qrels))?(\.gz)?"
 DOCUMENT_FILES = ("corpus", "collection", "documents", "docs")
@@ -179,7 +180,9 @@ def _rows(path: Path, tag: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield `(line, row)`. The first character of the file tells JSON lines, tagged blocks and columns apart."""
     first = next((text.lstrip() for _, text in read_lines(path) if text.strip()), "")
     if first.startswith("{"):
-        return read_jsonl(path)
+        return (
+            (line, {_plain_name(key): value for key, value in row.items()} | row) for line, row in read_jsonl(path)
+        )
     return _tagged_rows(path, tag) if first.startswith("<") else _column_rows(path)
 
 
@@ -187,13 +190,19 @@ def _column_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     names: list[str] = ["id", "text"]
     for line, raw in read_lines(path):
         fields = raw.split("\t")
-        if line == 1 and any(field in ID_KEYS for field in fields):
-            names = fields
+        if line == 1 and any(_plain_name(field) in ID_KEYS for field in fields):
+            names = [_plain_name(field) for field in fields]
+            check_header(path, names)
         elif raw.strip():
             if len(fields) != len(names):
                 reason = f"expected {len(names)} columns with tabs between them ({', '.join(names)})"
                 raise DataError(path, f"{reason}, found {len(fields)}; name other columns in a first line", line=line)
             yield line, dict(zip(names, fields, strict=True))
+
+
+def _plain_name(column: str) -> str:
+    """The name of a column as the lists of known names have it."""
+    return column.strip().casefold().replace("-", "_")
 
 
 def _tagged_rows(path: Path, tag: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -273,7 +282,7 @@ def _read_qrels(path: Path, queries: Mapping[str, Query]) -> Qrels:
     is_beir = False
     for line, raw in read_lines(path):
         fields = raw.split()
-        if tuple(fields) == QRELS_HEADER:
+        if is_qrels_header(fields):
             is_beir = True
             continue
         if not fields:

@@ -181,6 +181,12 @@ def test_bad_qrels_are_refused_with_file_and_line(tmp_path: Path, qrels: str, li
     assert load_collection(folder, splits=[]).qrels == {}
 
 
+def test_the_header_of_qrels_may_have_capitals(tmp_path: Path) -> None:
+    """Reference: the same judgements under BEIR's own header."""
+    folder = _write(tmp_path, qrels="Query-Id\tCorpus-Id\tScore\nq1\td1\t1\n")
+    assert load_collection(folder).qrels == {"train": {"q1": {"d1": 1}}}
+
+
 def test_qrels_that_are_not_text_are_refused(tmp_path: Path) -> None:
     folder = _write(tmp_path, qrels=HEADER)
     (folder / "qrels" / "train.tsv").write_bytes(HEADER.encode() + b"q1\td\xff\t1\n")

@@ -175,6 +175,7 @@ def test_rows_of_each_format(tmp_path: Path) -> None:
         ),
         ("a.jsonl.gz", b"{}\n", r"a.jsonl.gz: cannot be unpacked \(Not a gzipped file"),
         ("a.tsv", b"a\tb\n1\n", r"a.tsv:2: has 1 fields under a header of 2"),
+        ("a.tsv", b"a\tb\ta\n1\t2\t3\n", r"a.tsv:1: column 'a' stands twice in the first line; rename or remove one"),
         ("a.csv", b"a,b\n", r"a.csv: is neither .jsonl nor .parquet nor .tsv; convert it"),
     ],
 )

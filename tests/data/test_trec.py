@@ -23,13 +23,17 @@ CORPUS = {
     "</TEXT>\n</DOC>\n<DOC><DOCNO>b</DOCNO>\nNo tags\naround it.\n</DOC>\n",
     "jsonl": '{"docno": "a", "title": "Tea & milk", "contents": "Green tea is hot."}\n'
     '{"id": "b", "text": "No tags around it."}\n',
+    "jsonl in capitals": '{"DocNo": "a", "Title": "Tea & milk", "CONTENTS": "Green tea is hot."}\n'
+    '{"Doc-ID": "b", "Text": "No tags around it."}\n',
     "header": "docid\ttitle\tbody\na\tTea & milk\tGreen tea is hot.\nb\t\tNo tags around it.\n",
+    "header in capitals": "DocID\tTITLE \tBody\na\tTea & milk\tGreen tea is hot.\nb\t\tNo tags around it.\n",
 }
 TOPICS = {
     "tags": "<top>\n<num> Number: 1\n<title> Topic: hot tea \n<desc> Description:\nWhich tea?\n</top>\n"
     "<top>\n<num>2</num><title>tags</title>\n</top>\n",
     "jsonl": '{"query_id": 1, "query": "hot tea"}\n{"_id": "2", "text": "tags"}\n',
     "columns": "1\thot tea\n2\ttags\n",
+    "header": "Query\tQuery-Id\nhot tea\t1\ntags\t2\n",
 }
 QRELS = "1 0 a 2\n1 0 b 0\n2 Q0 b 1\n"
 
@@ -99,9 +103,10 @@ def test_topics_are_numbered_by_element_or_attribute(topics: str, tmp_path: Path
 
 def test_judgements_of_beir_serve_a_trec_folder(tmp_path: Path) -> None:
     """Reference: the same collection."""
-    rows = "query-id\tcorpus-id\tscore\n1\ta\t2\n1\tb\t0\n2\tb\t1\n"
-    write(tmp_path, {"corpus.jsonl": CORPUS["jsonl"], "topics": TOPICS["columns"], "qrels/test.tsv": rows})
-    check(load_folder(tmp_path, split="test"))
+    for header in ("query-id\tcorpus-id\tscore", "Query-Id\tCorpus-Id\tScore"):
+        rows = f"{header}\n1\ta\t2\n1\tb\t0\n2\tb\t1\n"
+        write(tmp_path, {"corpus.jsonl": CORPUS["jsonl"], "topics": TOPICS["columns"], "qrels/test.tsv": rows})
+        check(load_folder(tmp_path, split="test"))
 
 
 def test_packed_files_and_those_of_the_split_come_first(tmp_path: Path) -> None:
@@ -131,11 +136,6 @@ def test_a_beir_folder_stays_one(tiny_collection_folder: Path, tmp_path: Path) -
     assert load_folder(tiny_collection_folder, split="hard").qrels == {"hard": {"q1": {"d01": 1}}}
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("qrels", "1 0 a 1\n\n1 0 b 1 x\n", r"qrels:3: expected query, 0, document, grade; found 5 fields"),
-        ("qrels", "3 0 a 1\n", r"qrels:1: judges the unknown query '3'"),
 OWN = {
     "qrels.dev": ["a 0 a 1\n", "1 0 b 1\r\na\t0\ta\t+02\r\n", "query-id corpus-id score\na a 1\n"],
     "qrels.dev.txt.gz": ["1 0 a 1\na Q0 a 1\n", "\ufeffa 0 a 1"],
@@ -177,6 +177,11 @@ def test_other_lines_do_not_say_that_ids_differ(text: str, tmp_path: Path) -> No
     assert load_trec(tmp_path, split="test").own_document("a") == "a"
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("qrels", "1 0 a 1\n\n1 0 b 1 x\n", r"qrels:3: expected query, 0, document, grade; found 5 fields"),
+        ("qrels", "3 0 a 1\n", r"qrels:1: judges the unknown query '3'"),
         ("qrels", "1 0 a 1\n1 0 a 1\n", r"qrels:2: query '1' and document 'a' were judged before"),
         ("qrels", "1 0 a high\n", r"qrels:1: grade 'high' is not an integer"),
         ("qrels", "1 0 a 10000\n", r"qrels:1: grade '10000' is not an integer of at most four digits"),
@@ -185,6 +190,7 @@ def test_other_lines_do_not_say_that_ids_differ(text: str, tmp_path: Path) -> No
         ("docs", "docid\ttitle\tabstract\na\tt\tx\n", r"docs:2: has none of text, .*'abstract'; give the text one"),
         ("docs", '{"id": "a\\u0000b", "text": "tea"}\n', r"docs:1: id 'a\\x00b' has a control character; take it out"),
         ("topics", "1\thot\ttea\n", r"topics:1: expected 2 columns with tabs between them \(id, text\), found 3"),
+        ("docs", "docid\ttext\tText\na\tx\ty\n", r"docs:1: column 'text' stands twice in the first line; rename or"),
         ("topics", "1\thot\n1\ttea\n", r"topics:2: id '1' was used before"),
         ("topics", "<top>\n<num>1\n</top>", r"topics:1: topic '1' has no text"),
         ("topics", "\n<top>\n<num>1\n<title>a\n", r"topics:2: <top> is not closed by </top>"),
