@@ -84,14 +84,24 @@ def check_paths(documents: Path, out: Path) -> Path | None:
     return file if file.name == CORPUS_FILE and file.is_file() else None
 
 
-def _state(found: Iterable[tuple[Path, os.stat_result]], report: CorpusReport) -> tuple[int, str]:
-    """The number of files, and a hash of their names, sizes and times and of the settings (16 hex digits)."""
+def _state(found: Iterable[Path], report: CorpusReport) -> tuple[int, str]:
+    """The number of files, and a hash of their names and contents and of the settings (16 hex digits)."""
     digest = hashlib.blake2b(f"{WAY} {report.documents} {report.unit} {report.most}".encode(), digest_size=8)
     count = 0
-    for path, status in found:
+    for path in tqdm(found, desc="comparing", unit=" files", delay=SECONDS, leave=False):
         count += 1
-        digest.update(os.fsencode(path) + f"\0{status.st_size} {status.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(path) + f"\0{_content(path)}\n".encode())
     return count, digest.hexdigest()
+
+
+def _content(path: Path) -> str:
+    """Hash of a file that is read; of another one nothing counts, and of one that cannot be read the reason."""
+    if path.suffix.lower() not in READERS:
+        return ""
+    try:
+        return file_hash(path)
+    except OSError as error:
+        return str(error.strerror)
 
 
 def _is_as_written(corpus: Path, report: CorpusReport) -> bool:
@@ -123,7 +133,7 @@ def _read(
     root = documents if documents.is_dir() else documents.parent
     duplicates = Duplicates()
     found = find_files(documents, without=without, refuse=lambda path, reason: report.skip(_name(path, root), reason))
-    for path, _ in tqdm(found, total=files, desc="reading", unit=" files", delay=SECONDS, leave=False):
+    for path in tqdm(found, total=files, desc="reading", unit=" files", delay=SECONDS, leave=False):
         for passage in _passages(path, _name(path, root), report, length):
             original = duplicates.stands_for(passage.id, passage.text)
             if original is None:

@@ -20,7 +20,7 @@ class CorpusReport:
 
     Args:
         documents: folder or file that was read.
-        key: hash of the files' names, sizes and times, and of the settings.
+        key: hash of the files' names and contents, and of the settings.
         unit: what the length of a passage was counted in.
         most: the greatest length of a passage; `None` for a corpus that was kept as it is.
         files: number of files that gave passages.

@@ -16,8 +16,8 @@ Refuse = Callable[[Path, str], None]
 """Takes a file or folder that is not read, and why."""
 
 
-def find_files(documents: Path, *, without: Collection[Path], refuse: Refuse) -> Iterator[tuple[Path, os.stat_result]]:
-    """Yield each file below a folder with its size and times: sorted by name, a folder's files before its folders.
+def find_files(documents: Path, *, without: Collection[Path], refuse: Refuse) -> Iterator[Path]:
+    """Yield each file below a folder: sorted by name, a folder's files before its folders.
 
     Hidden files and folders are left out. Links to folders are not followed, so that no circle can arise.
 
@@ -29,7 +29,7 @@ def find_files(documents: Path, *, without: Collection[Path], refuse: Refuse) ->
     excluded = {path.resolve() for path in without}
     if documents.is_file():
         if documents.resolve() not in excluded:
-            yield documents, documents.stat()
+            yield documents
         return
 
     def unreadable(error: OSError) -> None:
@@ -43,14 +43,14 @@ def find_files(documents: Path, *, without: Collection[Path], refuse: Refuse) ->
         folders[:] = [path.name for path in inside if path.resolve() not in excluded]
         for path in (folder / name for name in sorted(names) if not _hidden(name)):
             try:
-                status = path.stat()
+                mode = path.stat().st_mode
             except OSError as error:
                 refuse(path, f"cannot be read ({error.strerror})")
                 continue
-            if not stat.S_ISREG(status.st_mode):
+            if not stat.S_ISREG(mode):
                 refuse(path, "not a regular file")
             elif path.resolve() not in excluded:
-                yield path, status
+                yield path
 
 
 def _hidden(name: str) -> bool:

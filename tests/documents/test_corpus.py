@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -81,8 +80,16 @@ def test_a_second_call_does_nothing_until_something_changes(tmp_path: Path, docu
     assert built(PassageLength(100, "characters", len))
     build_corpus(documents, out)
     (documents / "a.txt").write_text(THIRD)
-    os.utime(documents / "a.txt", ns=(time.time_ns(), 7))
     assert built()
+    os.utime(documents / "a.txt", ns=(7, 7))
+    assert not built(), "its content is the same"
+    (documents / "a.txt").write_text(THIRD.upper())
+    os.utime(documents / "a.txt", ns=(7, 7))
+    assert built(), "its size and time are the same"
+    (documents / "of_another_kind.xyz").touch()
+    assert built()
+    (documents / "of_another_kind.xyz").write_text(TEXT)
+    assert not built()
     (documents / "new.txt").write_text("A new file of six words.")
     assert built()
     (out / "corpus.jsonl").write_text('{"_id": "someone", "text": "changed it"}')
