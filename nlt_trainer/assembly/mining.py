@@ -44,7 +44,7 @@ def mine(
     candidates = mined(encoder, data, args, collection, queries, embeddings=folder, state=state)
     if candidates is None:
         return
-    write_mined(data, candidates)
+    write_mined(data, candidates, collection)
     say(f"{data.candidates}: {len(candidates)} queries with {data.num_candidates} candidates each ({data.miner})")
     if own := sum(collection.own_document(query.id) is not None for query in queries):
         say(
@@ -92,9 +92,9 @@ def mined(
     )
 
 
-def write_mined(data: DataArguments, candidates: Sequence[QueryCandidates]) -> None:
+def write_mined(data: DataArguments, candidates: Sequence[QueryCandidates], collection: Collection) -> None:
     """Write the recipe's `candidates` file, and remove embeddings that nothing needs any more."""
-    write_candidates(data.candidates, candidates)
+    write_candidates(data.candidates, candidates, corpus=collection.corpus)
     remove_cache(embeddings_folder(data))
 
 

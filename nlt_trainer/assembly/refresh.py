@@ -151,7 +151,7 @@ class Refresh(TrainerCallback):
         if found is not None:
             if self.parts.args.reads_labels(data):
                 found = same_judged(found, self.candidates, self.collection.split_qrels(str(data.train_split)))
-            write_mined(data, found)
+            write_mined(data, found, self.collection)
         state.wait_for_everyone()
 
     def read(self, data: DataArguments) -> list[QueryCandidates]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +14,14 @@ from typing import Any
 from nlt_trainer.data.beir import Collection, Query
 from nlt_trainer.data.bm25 import BM25Index, matching
 from nlt_trainer.data.bm25 import tokenize as tokenize  # callers find it here, too
-from nlt_trainer.data.document import Contents
+from nlt_trainer.data.document import Contents, Document
 from nlt_trainer.data.fusion import FUSION_DEPTH, fuse
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import read_jsonl, write_jsonl
+from nlt_trainer.files import raw_lines, read_jsonl, write_jsonl
+from nlt_trainer.lm.score_cache import ScoreCache
+
+TEXTS = re.compile(rb', "texts": "[0-9a-f]{32}"}$')
+"""The end of a line that has a hash of its texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +116,23 @@ def _draw(num_documents: int, chosen: Sequence[int], *, count: int, key: str) ->
     return [index for index in draw if index not in taken][:count]
 
 
-def write_candidates(path: str | Path, candidates: Sequence[QueryCandidates]) -> None:
-    """Write `candidates.jsonl`: one line a query with `query_id`, `query`, `answer`, `document_ids` and `bm25`.
+def texts_hash(c: QueryCandidates, corpus: Mapping[str, Document]) -> str:
+    """Hash of a query, its answer and the texts of its candidates (32 hex digits)."""
+    return ScoreCache.key(c.query, c.answer, *(corpus[document_id].content for document_id in c.document_ids)).hex()
 
-    The file appears whole or not at all.
+
+def write_candidates(
+    path: str | Path, candidates: Sequence[QueryCandidates], *, corpus: Mapping[str, Document]
+) -> None:
+    """Write `candidates.jsonl`, whole or not at all.
+
+    A line has `query_id`, `query`, `answer`, `document_ids`, `bm25`, and `texts`, a hash of the texts that were mined.
+    A reader that has others refuses the candidates.
+
+    Args:
+        path: the file.
+        candidates: a line for each of them.
+        corpus: has the documents that were mined, by their ids.
     """
     write_jsonl(
         path,
@@ -124,10 +143,19 @@ def write_candidates(path: str | Path, candidates: Sequence[QueryCandidates]) ->
                 "answer": row.answer,
                 "document_ids": list(row.document_ids),
                 "bm25": list(row.bm25),
+                "texts": texts_hash(row, corpus),
             }
             for row in candidates
         ),
     )
+
+
+def candidates_hash(path: Path) -> str:
+    """Hash of a file of candidates but for `texts`, so that a file of an older version has it too (16 hex digits)."""
+    digest = hashlib.blake2b()
+    for raw in raw_lines(path):
+        digest.update(TEXTS.sub(b"}", raw))
+    return digest.hexdigest()[:16]
 
 
 def read_candidates(
@@ -137,12 +165,13 @@ def read_candidates(
 
     Args:
         path: the file.
-        collection: the corpus that the document ids must come from.
+        collection: has the corpus that was mined.
         num_candidates: the K that every line must have; `None` takes the K of the first line.
 
     Raises:
         DataError: the file is missing, empty or malformed, a query stands twice, or a query's candidates are missing,
-            doubled, unknown or not K. The message names the file and the line.
+            doubled, unknown, not K, or had other texts when they were mined. The message names the file and the line.
+            A file that an older version wrote does not say which texts these were, and is read.
     """
     path = Path(path)
     if not path.is_file():
@@ -156,6 +185,13 @@ def read_candidates(
         reason = _fault(row, collection.corpus, num_candidates=num_candidates)
         if reason is not None:
             raise DataError(path, f"query {row.query_id!r}: {reason}; run `nlt mine` again", line=line)
+        if raw.get("texts") not in (None, texts_hash(row, collection.corpus)):
+            raise DataError(
+                path,
+                f"query {row.query_id!r}, its answer or one of its documents had another text when it was mined; run "
+                "`nlt mine` again, or remove `texts` from the line if you have changed it yourself",
+                line=line,
+            )
         rows[row.query_id] = row
     if not rows:
         raise DataError(path, "holds no query; run `nlt mine` again")

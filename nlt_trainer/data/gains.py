@@ -11,10 +11,9 @@ import numpy as np
 from scipy import stats
 
 from nlt_trainer.data.beir import Document
-from nlt_trainer.data.candidates import QueryCandidates
+from nlt_trainer.data.candidates import QueryCandidates, texts_hash
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import read_json, read_jsonl, write_jsonl
-from nlt_trainer.lm.score_cache import ScoreCache
 
 
 def audit_file(gains: str | Path) -> Path:
@@ -64,16 +63,11 @@ def write_gains(
     write_jsonl(
         path,
         (
-            {"query_id": c.query_id, "document_ids": list(c.document_ids), "texts": _texts(c, corpus)}
+            {"query_id": c.query_id, "document_ids": list(c.document_ids), "texts": texts_hash(c, corpus)}
             | {name: _rounded(value) for name, value in zip(columns, values, strict=True)}
             for c, *values in zip(candidates, *columns.values(), strict=True)
         ),
     )
-
-
-def _texts(c: QueryCandidates, corpus: Mapping[str, Document]) -> str:
-    """Hash of a query, its answer and the texts of its candidates (32 hex digits)."""
-    return ScoreCache.key(c.query, c.answer, *(corpus[document_id].content for document_id in c.document_ids)).hex()
 
 
 def _rounded(value: Any) -> Any:
@@ -169,7 +163,7 @@ def _rows(
             continue
         if row.get("document_ids") != list(expected[query_id].document_ids):
             raise DataError(path, f"query {query_id!r} has other candidates here; run `nlt score` again", line=line)
-        if row.get("texts") not in (None, _texts(expected[query_id], corpus)):
+        if row.get("texts") not in (None, texts_hash(expected[query_id], corpus)):
             raise DataError(
                 path,
                 f"query {query_id!r}, its answer or one of its documents had another text when it was scored; run "

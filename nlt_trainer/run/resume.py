@@ -21,6 +21,7 @@ from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.option import Decides, options_deciding
 from nlt_trainer.arguments.trainer import TrainerArguments
 from nlt_trainer.content import model_content
+from nlt_trainer.data.candidates import candidates_hash
 from nlt_trainer.encoder.lora import ADAPTER_WEIGHTS, load_lora
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import file_hash, read_json
@@ -40,7 +41,7 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     Each option's declaration says whether it decides the trajectory, see `nlt_trainer.arguments.option.Decides`. Files
     count by their content, so that a run whose gains, candidates or start have changed is not taken for the same.
     """
-    files: dict[str, str | Path] = {"candidates": data.candidates, "corpus": Path(data.collection, "corpus.jsonl")}
+    files: dict[str, str | Path] = {"corpus": Path(data.collection, "corpus.jsonl")}
     if args.reads_gains(data):
         files["gains"] = data.gains
     if args.reads_labels(data):
@@ -51,7 +52,7 @@ def run_settings(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     trajectory |= llm_content(model) if reads_llm else {}
     mining = {"miner": data.miner, "index": data.index, "bf16_full_eval": args.bf16_full_eval}
     trajectory |= {} if args.refresh is None else mining
-    trajectory |= {"processes": args.world_size} | file_contents(files)
+    trajectory |= {"processes": args.world_size} | candidates_content(data) | file_contents(files)
     trajectory |= heads_content(model, args)
     trajectory["content of encoder"] = model_content(model.encoder, revision=model.encoder_revision)
     return {
@@ -66,11 +67,11 @@ def adaptation_settings(model: ModelArguments, data: DataArguments, args: NLTTra
     """The trajectory of a run of `adapt_scorer`, which has no encoder and no objective."""
     files: dict[str, str | Path] = {"corpus": Path(data.collection, "corpus.jsonl")}
     if data.adapt_pairs:
-        files |= {"candidates": data.candidates, "gains": data.gains}
+        files["gains"] = data.gains
     values = args.to_dict()
     trajectory = {key: values[key] for key in sorted(DECIDING) if key in values}
     trajectory |= decisive(model, "llm", "adaptation") | decisive(data, "llm", "adaptation") | llm_content(model)
-    trajectory |= file_contents(files)
+    trajectory |= file_contents(files) | (candidates_content(data) if data.adapt_pairs else {})
     return {"trajectory": trajectory}
 
 
@@ -112,6 +113,12 @@ def file_contents(files: Mapping[str, str | Path]) -> dict[str, str | None]:
     """Hash of what a file of each role holds; `None` for a missing file, which is reported where it is read."""
     paths = {role: Path(file) for role, file in files.items()}
     return {f"content of {role}": file_hash(path) if path.is_file() else None for role, path in paths.items()}
+
+
+def candidates_content(data: DataArguments) -> dict[str, str | None]:
+    """Hash of the candidates; the texts to which they belong are those of the corpus, whose content counts, too."""
+    path = Path(data.candidates)
+    return {"content of candidates": candidates_hash(path) if path.is_file() else None}
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> str | None:

@@ -410,7 +410,7 @@ def write_labels_as_gains(
     swapped = {*draw.permutation(usable)[: round(wrong * len(usable))]}
     positives = [draw.choice(np.flatnonzero(known[b] == (b not in swapped))) for b in usable]
     chosen = [candidates[b] for b in usable]
-    write_candidates(data.candidates, chosen)
+    write_candidates(data.candidates, chosen, corpus=collection.corpus)
     write_gains(data.gains, chosen, np.eye(data.num_candidates)[positives], corpus=collection.corpus)
 
 

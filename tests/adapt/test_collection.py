@@ -76,8 +76,8 @@ def test_the_candidate_of_the_highest_gain_is_judged_relevant(tmp_path: Path) ->
     ids, bm25 = ("d2", "d0", "d1"), [(0.0, 0.0, 0.0)] * 19 + [(0.0, 9.0, 0.0), (0.0, 0.0, 0.0)]
     rows = [QueryCandidates(q.id, q.text, None, ids, b) for q, b in zip(held_out, bm25, strict=True)]
     gain = np.array([[0.1, 0.2, 0.9]] * 19 + [[0.51, 0.5, 0.1], [-0.1, -0.2, -0.3]])
-    write_candidates(tmp_path / "candidates.jsonl", rows)
     corpus = {document.id: document for document in CORPUS}
+    write_candidates(tmp_path / "candidates.jsonl", rows, corpus=corpus)
     write_gains(tmp_path / "gains.jsonl", rows, gain, corpus=corpus)
     model = ModelArguments()
     candidates, gains = str(tmp_path / "candidates.jsonl"), str(tmp_path / "gains.jsonl")

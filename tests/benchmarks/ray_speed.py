@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     candidates = mine_candidates(collection, queries, num_candidates=8)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_candidates(folder / "candidates.jsonl", candidates)
+        write_candidates(folder / "candidates.jsonl", candidates, corpus=collection.corpus)
         given = {
             "collection": collection.folder, "candidates": folder / "candidates.jsonl", "num_candidates": 8,
             "llm": options.llm, "llm_dtype": options.llm_dtype, "max_document_tokens": 96, "target": "query",

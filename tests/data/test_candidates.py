@@ -133,12 +133,43 @@ def test_impossible_numbers_are_refused(collection: Collection, num_candidates: 
 
 def test_candidates_are_read_as_they_were_written(collection: Collection, tmp_path: Path) -> None:
     mined = mine_candidates(collection, [*collection.queries.values(), Query("none", "zzz")], num_candidates=4)
-    write_candidates(tmp_path / "candidates.jsonl", mined)
+    write_candidates(tmp_path / "candidates.jsonl", mined, corpus=collection.corpus)
     assert read_candidates(tmp_path / "candidates.jsonl", collection) == mined
     assert read_candidates(tmp_path / "candidates.jsonl", collection, num_candidates=4) == mined
     row = json.loads((tmp_path / "candidates.jsonl").read_text().splitlines()[-1])
-    assert list(row) == ["query_id", "query", "answer", "document_ids", "bm25"]
+    assert list(row) == ["query_id", "query", "answer", "document_ids", "bm25", "texts"]
     assert row["answer"] is None
+
+
+@pytest.mark.parametrize("changed", ["document", "title", "query", "document_ids"])
+def test_candidates_of_other_texts_are_refused(changed: str, collection: Collection, tmp_path: Path) -> None:
+    """Reference: file, line and remedy; a document that is no candidate does not count, nor does anything where the
+    hash is missing, as in the files of older versions.
+    """
+    path, queries = tmp_path / "candidates.jsonl", training_queries(collection, "train")
+    mined = mine_candidates(collection, queries, num_candidates=4)
+    write_candidates(path, mined, corpus=collection.corpus)
+    first, second, *others = path.read_text().splitlines()
+    row, corpus = json.loads(second), dict(collection.corpus)
+    alone = next(i for i in mined[1].document_ids if not any(i in c.document_ids for c in mined if c != mined[1]))
+    unused = next(i for i in corpus if not any(i in c.document_ids for c in mined))
+    corpus[unused] = Document(unused, "", "another text")
+    assert read_candidates(path, replace(collection, corpus=corpus)) == mined
+    if changed in ("document", "title"):
+        text = corpus[alone].text
+        corpus[alone] = Document(alone, "another", text) if changed == "title" else Document(alone, "", "another")
+    else:
+        row[changed] = "another" if changed == "query" else [unused, *row[changed][1:]]
+    path.write_text("\n".join([first, json.dumps(row), *others]))
+    with pytest.raises(
+        DataError,
+        match=r"query 'q2', its answer or .* when it was mined; run `nlt mine` again, or remove `texts` from",
+    ) as caught:
+        read_candidates(path, replace(collection, corpus=corpus))
+    assert (caught.value.path, caught.value.line) == (path, 2)
+    del row["texts"]
+    path.write_text("\n".join([first, json.dumps(row), *others]))
+    assert len(read_candidates(path, replace(collection, corpus=corpus))) == len(mined)
 
 
 GOOD: dict[str, Any] = {

@@ -103,7 +103,7 @@ def use_queries(folder: Path, drawn: Input) -> None:
 def use_candidates(folder: Path, drawn: Input) -> None:
     collection = Collection("in", folder, CORPUS, {}, {})
     found = read_candidates(folder / "candidates.jsonl", collection)
-    write_candidates(folder / "again.jsonl", found)
+    write_candidates(folder / "again.jsonl", found, corpus=CORPUS)
     assert read_candidates(folder / "again.jsonl", collection) == found
 
 

@@ -14,14 +14,14 @@ from sentence_transformers import SentenceTransformer
 from nlt_trainer.adapt.pipeline import NO_GAIN
 from nlt_trainer.content import check_files
 from nlt_trainer.data.beir import load_collection
-from nlt_trainer.data.candidates import read_candidates
+from nlt_trainer.data.candidates import candidates_hash, read_candidates, write_candidates
 from nlt_trainer.data.gains import read_gains, read_likelihoods
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.encoder.probes import Probe
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.task_scores import TaskScoreCache
-from nlt_trainer.files import read_json, write_json
+from nlt_trainer.files import file_hash, read_json, write_json
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.score_cache import ScoreCache
@@ -97,6 +97,10 @@ def test_candidates_and_gains() -> None:
     collection = load_collection("collection", splits=["train"])
     candidates = read_candidates("candidates.jsonl", collection)
     assert [row.query_id for row in candidates] == ["q1", "q2", "q3", "q4"]
+    write_candidates("again.jsonl", candidates, corpus=collection.corpus)
+    assert candidates_hash(Path("again.jsonl")) == file_hash(Path("candidates.jsonl")), (
+        "a run goes on with the new file"
+    )
     first = candidates[0]
     assert (first.query, first.answer) == ("which animal is the largest of all", "the blue whale")
     assert first.document_ids == ("d01", "d11", "d07", "d09")

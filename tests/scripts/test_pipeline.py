@@ -581,12 +581,17 @@ def test_gains_of_other_candidates_are_refused(project: Project) -> None:
         project.run(train, "likelihood_gain", "--num_candidates", "4")
 
 
-def test_gains_of_other_documents_are_refused(project: Project) -> None:
+def test_candidates_and_gains_of_other_documents_are_refused(project: Project) -> None:
     """Reference: documents that were edited after the scores, under the same ids; the heads are found by gains too."""
     project.run(score)
     corpus = project.root / "collection" / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({**row, "text": f"{row['text']} edited"}) + "\n" for row in rows_of(corpus)))
-    for stage, objective in ((train, "likelihood_gain"), (train, "emdr2"), (detect_heads, "dream")):
+    readers = ((train, "likelihood_gain"), (train, "emdr2"), (detect_heads, "dream"))
+    for stage, objective in ((score, "likelihood_gain"), *readers):
+        with pytest.raises(DataError, match=r"candidates.jsonl:1: query 'q1', .* had another text when it was mined"):
+            project.run(stage, objective)
+    project.run(mine)
+    for stage, objective in readers:
         with pytest.raises(DataError, match=r"gains.jsonl:1: query 'q1', .* had another text when it was scored"):
             project.run(stage, objective)
     project.run(score)
