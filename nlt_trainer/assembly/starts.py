@@ -10,7 +10,7 @@ from nlt_trainer.assembly.parts import processes
 from nlt_trainer.data.stdlib import build_stdlib_collection
 from nlt_trainer.encoder.loading import encoder_from_token_embeddings
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import atomic_folder
+from nlt_trainer.files import atomic_folder, check_folder
 from nlt_trainer.locations import PACKAGE_SCHEME, is_hub_id
 from nlt_trainer.release.licences import model_licence
 from nlt_trainer.terminal import say
@@ -21,7 +21,8 @@ def make_encoder(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     """Write the Sentence-Transformers folder that the recipe's `encoder` names, from the recipe's `llm`.
 
     Raises:
-        NLTError: `encoder` names a model in a package, or a name that looks like one on the Hub, and not a folder.
+        NLTError: `encoder` names a model in a package, or a name that looks like one on the Hub, and not a folder; or
+            a folder that is not replaced, see `check_folder`.
     """
     if not processes(args).is_main_process:
         return
@@ -32,6 +33,7 @@ def make_encoder(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
             f"encoder {model.encoder!r} looks like a model on the Hub, which a folder of this name would hide; name a "
             f"folder to write the new encoder to, e.g. ./{model.encoder}"
         )
+    check_folder(Path(model.encoder), stage="nlt make_encoder")
     encoder = encoder_from_token_embeddings(model.llm)
     encoder.model_card_data.license = model_licence(model.llm)
     with atomic_folder(model.encoder, stage="nlt make_encoder") as folder:

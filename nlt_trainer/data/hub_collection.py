@@ -19,7 +19,7 @@ from nlt_trainer.data.beir import Document, Qrels, Query, write_corpus, write_qr
 from nlt_trainer.data.hub import HubDataset, fetch_dataset, read_rows
 from nlt_trainer.data.questions import Columns, Question, hash_of, read_question, text_of
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import atomic_folder, changed_file, file_hash, read_json, write_json
+from nlt_trainer.files import atomic_folder, changed_file, check_folder, file_hash, read_json, write_json
 
 SOURCE_FILE = "source.json"
 REPORT_KINDS = {
@@ -97,6 +97,7 @@ def build_hub_collection(
     settings = {name: asdict(source) for name, source in (("beir", beir), ("questions", questions)) if source}
     if (done := _built_before(folder, settings)) is not None:
         return done
+    check_folder(folder, stage="nlt build_collection")
     parts = _fetch(beir, questions)
     build = _Build(beir, questions, parts)
     with atomic_folder(folder, stage="nlt build_collection") as partial:

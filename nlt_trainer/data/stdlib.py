@@ -22,7 +22,7 @@ from pathlib import Path
 
 from nlt_trainer.data.beir import Collection, Document, Qrels, Query, load_collection, write_collection
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import atomic_write
+from nlt_trainer.files import atomic_write, check_folder
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,10 @@ def build_stdlib_collection(folder: str | Path, *, seed: int = 0) -> Collection:
         seed: another seed takes the modules in another order.
 
     Raises:
-        NLTError: the interpreter comes without the source of its standard library.
+        NLTError: the interpreter comes without the source of its standard library, or the folder is not replaced, see
+            `check_folder`.
     """
+    check_folder(Path(folder), stage="nlt build_stdlib")
     library = Path(sysconfig.get_path("stdlib"))
     functions = _distinct(_collect(library))
     splits = _split_modules(functions, seed=seed)

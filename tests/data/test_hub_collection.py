@@ -252,6 +252,16 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
         build(tmp_path / "own", beir=source)
 
 
+def test_a_place_for_no_folder_is_refused_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: the file that stands where a folder belongs."""
+    monkeypatch.setattr("nlt_trainer.data.hub_collection.fetch_dataset", lambda *_, **__: pytest.fail("fetched"))
+    (tmp_path / "file").touch()
+    with pytest.raises(NLTError, match=r"file is a file, and a folder is to be written there; name a folder"):
+        build_hub_collection(tmp_path / "file" / "out", beir=BEIRSource("org/set"))
+
+
 def test_a_build_from_the_hub_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reference: the commit in the report; the second call asks the Hub for nothing."""
     folder = mteb_lines(tmp_path / "0a1b2c")

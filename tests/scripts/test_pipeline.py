@@ -669,10 +669,15 @@ def test_stages_replace_no_folder_of_the_user(project: Project, monkeypatch: pyt
     collection = project.root / "collection"
     before = {path: path.read_bytes() for path in collection.rglob("*") if path.is_file()}
     message = r"is there already and was not written by nlt.*name another folder"
-    with pytest.raises(NLTError, match=f"qrels {message}"):
-        project.run(make_encoder, "likelihood_gain", "--collection", "another", "--encoder", str(collection / "qrels"))
-    with pytest.raises(NLTError, match=f"collection {message}"):
-        project.run(build_stdlib)
+    with monkeypatch.context() as patched:
+        for work in ("assembly.starts.encoder_from_token_embeddings", "data.stdlib._collect"):
+            patched.setattr(f"nlt_trainer.{work}", lambda *_: pytest.fail("worked for nothing"))
+        with pytest.raises(NLTError, match=f"qrels {message}"):
+            project.run(
+                make_encoder, "likelihood_gain", "--collection", "another", "--encoder", str(collection / "qrels")
+            )
+        with pytest.raises(NLTError, match=f"collection {message}"):
+            project.run(build_stdlib)
     assert {path: path.read_bytes() for path in collection.rglob("*") if path.is_file()} == before
     with pytest.raises(NLTError, match=r"'package:a/model' is a model in a package; name a folder"):
         project.run(make_encoder, "likelihood_gain", "--encoder", "package:a/model")
