@@ -411,10 +411,10 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def check_header(path: Path, names: Sequence[str]) -> None:
-    """Refuse a first line that names a column twice, of which one would be lost.
+    """Refuse a first line that names a column twice, of which one would be lost. Columns without a name are no loss.
 
     Raises:
         DataError: names the file and the column.
     """
-    if doubled := [name for name, count in Counter(names).items() if count > 1]:
+    if doubled := [name for name, count in Counter(names).items() if name and count > 1]:
         raise DataError(path, f"column {doubled[0]!r} stands twice in the first line; rename or remove one", line=1)
