@@ -13,7 +13,7 @@ from nlt_trainer.content import ADAPTER_WEIGHTS, record_files
 from nlt_trainer.encoder.lora import merge_lora
 from nlt_trainer.encoder.probes import Probe, probe
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import FolderStage, atomic_folder
+from nlt_trainer.files import FolderStage, atomic_folder, check_folder
 from nlt_trainer.locations import loading
 from nlt_trainer.release.loading_check import check_loading
 from nlt_trainer.run.folder import Run
@@ -101,6 +101,7 @@ def _adapter(run: Run) -> Path:
 def _merged(run: Run) -> Path:
     if not _is_adapter(run.encoder):
         return run.encoder
+    check_folder(run.exported("merged"), stage="nlt export")
     with loading("encoder", str(run.encoder)):
         encoder = SentenceTransformer(str(run.encoder), device="cpu").float()
     merge_lora(encoder)
@@ -115,6 +116,7 @@ def _merged(run: Run) -> Path:
 
 def _export_runtime(run: Run, form: ExportForm, trained: Probe) -> tuple[Path, list[str]]:
     """Export through Sentence-Transformers' backend of the same name."""
+    check_folder(run.exported(form), stage="nlt export")
     merged = _merged(run)
     if not _installed(RUNTIMES[form]) or not _installed("optimum"):
         raise NLTError(

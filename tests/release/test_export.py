@@ -181,6 +181,19 @@ def test_what_cannot_be_exported_is_named(
             export(Run(run), form)
 
 
+@pytest.mark.parametrize("form", ["merged", "onnx"])
+def test_a_folder_that_is_not_replaced_is_refused_before_the_work(
+    form: ExportForm, tiny_llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: the folder's own file; nothing is loaded."""
+    save_trained(Run(tmp_path), trained(tiny_llm_folder), merge=False, keep_adapter=False)
+    (tmp_path / form).mkdir()
+    (tmp_path / form / "mine.txt").touch()
+    monkeypatch.setattr("nlt_trainer.release.export.loading", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(NLTError, match=rf"{form} is there already and was not written by nlt"):
+        export(Run(tmp_path), form)
+
+
 def test_what_cannot_be_read_is_named(run: Path, tiny_llm_folder: Path, tmp_path: Path) -> None:
     """Reference: the adapter's base that has moved, and half a file of weights and of the probe."""
     base = tiny_llm_folder.rename(tmp_path / "moved")
