@@ -26,7 +26,7 @@ from nlt_trainer.run.early_stopping import no_step_is_left
 from nlt_trainer.run.losses import RunningLosses
 from nlt_trainer.run.progress import show_progress
 from nlt_trainer.run.termination import CheckpointOnTermination
-from nlt_trainer.training_arguments import MAIN_METRIC, NLTTrainingArguments
+from nlt_trainer.training_arguments import MAIN_METRIC, NLTTrainingArguments, warn_of_warmup
 
 ENCODER_INPUTS = ("query_", "document_")
 OBJECTIVE_FILE = "objective.safetensors"
@@ -243,6 +243,7 @@ class NLTTrainer(SentenceTransformerTrainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             self._check_sharding(resume_from_checkpoint)
         show_progress(self)
+        warn_of_warmup(self.args)
         if self.args.disable_dropout:
             disable_dropout(self.model)
         self.losses = RunningLosses(self.accum_loss_components["train"])

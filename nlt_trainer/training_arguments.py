@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from copy import copy
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import SchedulerType, Trainer, get_scheduler
+from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
 from transformers.training_args import OptimizerNames
 
 from nlt_trainer.arguments.inherited import REFUSED
@@ -20,8 +21,12 @@ from nlt_trainer.arguments.trainer import TrainerArguments
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.dtypes import resolved_dtype
 
+logger = logging.getLogger(__name__)
+
 UNKNOWN_STEPS = 1_000_000
 """Number of steps with which a schedule is tried where only the data will say how many there are."""
+WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+"""Schedules of the library that begin with the whole learning rate, whatever `warmup_steps` says."""
 MAIN_METRIC = "ndcg_at_10"
 """The metric by which the best checkpoint is found where a recipe names none."""
 
@@ -142,6 +147,17 @@ def _check_schedule(args: NLTTrainingArguments) -> None:
         raise NLTError(f"{fault}: {error}") from error
     if wrong:
         raise NLTError(f"{fault}: the learning rate becomes {wrong[0]:g} times learning_rate")
+
+
+def warn_of_warmup(args: TrainingArguments) -> None:
+    """Warn where `warmup_steps` does nothing, because the schedule has no warm-up; called when training begins."""
+    kind = SchedulerType(args.lr_scheduler_type).value
+    if args.should_log and args.warmup_steps and kind in WITHOUT_WARMUP:
+        logger.warning(
+            "warmup_steps %g does nothing, because lr_scheduler_type %s has no warm-up; set constant_with_warmup or "
+            "another schedule that has one, or warmup_steps: 0",
+            args.warmup_steps, kind,
+        )  # fmt: skip
 
 
 def _check_optimizer(args: NLTTrainingArguments) -> None:

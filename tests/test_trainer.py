@@ -158,6 +158,23 @@ def test_dropout_that_is_a_number_is_disabled() -> None:
     assert torch.equal(encoder(tokens).last_hidden_state, plain)
 
 
+@pytest.mark.parametrize(("kind", "number"), [("constant", 1), ("constant_with_warmup", 0)])
+def test_a_warm_up_that_does_nothing_is_said(
+    kind: str,
+    number: int,
+    tiny_encoder: SentenceTransformer,
+    tiny_lm: FrozenLM,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Reference: the learning rate of the first step, which is the whole one exactly where a line says so."""
+    trainer = make_trainer(tiny_encoder, "likelihood_gain", tmp_path, lm=tiny_lm, lr_scheduler_type=kind)
+    trainer.train()
+    assert trainer.state.log_history[0]["learning_rate"] == (1e-2 if number else 0.0)
+    said = "warmup_steps 2 does nothing, because lr_scheduler_type constant has no warm-up; set constant_with_warmup"
+    assert [message.startswith(said) for message in caplog.messages if "warmup" in message] == [True] * number
+
+
 def test_workers_prepare_the_same_batches(tiny_encoder_folder: Path, tiny_lm: FrozenLM, tmp_path: Path) -> None:
     """Reference: the losses of a run whose batches are made in the main process, LLM prompts included."""
     found = []

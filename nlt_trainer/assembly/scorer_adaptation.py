@@ -49,7 +49,7 @@ from nlt_trainer.run.resume import (
 )
 from nlt_trainer.run.termination import CheckpointOnTermination
 from nlt_trainer.terminal import say
-from nlt_trainer.training_arguments import NLTTrainingArguments
+from nlt_trainer.training_arguments import NLTTrainingArguments, warn_of_warmup
 
 
 def adapt_scorer(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments) -> None:
@@ -78,6 +78,7 @@ def adapt_scorer(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     callbacks = [CheckpointOnTermination(), CostCallback(), CheckpointFiles()]
     trainer = Trainer(adapted, args, train_dataset=rows, data_collator=pad_rows, callbacks=callbacks)
     show_progress(trainer)
+    warn_of_warmup(args)
     if trainer.is_world_process_zero():
         write_json(run.settings_file, settings)
     if checkpoint is not None and no_step_is_left(Path(checkpoint), patience=None):

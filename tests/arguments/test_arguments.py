@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
+from transformers import SchedulerType, get_scheduler
 
 from nlt_trainer.arguments import stages
 from nlt_trainer.arguments.data import DataArguments
@@ -22,7 +23,7 @@ from nlt_trainer.arguments.trainer import LLM_OBJECTIVES, OBJECTIVES, parse_obje
 from nlt_trainer.errors import NLTError
 from nlt_trainer.recipe.keys import KnownKeys
 from nlt_trainer.recipe.parsing import parse_recipe
-from nlt_trainer.training_arguments import NLTTrainingArguments
+from nlt_trainer.training_arguments import WITHOUT_WARMUP, NLTTrainingArguments
 
 
 def arguments(tmp_path: Path, **settings: Any) -> NLTTrainingArguments:
@@ -245,6 +246,19 @@ def test_a_schedule_and_an_optimizer_of_the_library_are_taken(tmp_path: Path, gi
     before = torch.get_rng_state()
     arguments(tmp_path, warmup_steps=0.1, **given)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", [*SchedulerType])
+def test_schedules_without_a_warm_up_are_known(kind: SchedulerType) -> None:
+    """Reference: the library's schedules, which begin with less than the learning rate or with all of it."""
+    needed: dict[str, dict[str, Any]] = {
+        "cosine_with_min_lr": {"min_lr": 0.0},
+        "warmup_stable_decay": {"num_decay_steps": 5},
+    }
+    needed["cosine_warmup_with_min_lr"] = needed["cosine_with_min_lr"]
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.5)
+    get_scheduler(kind, optimizer, 10, 100, scheduler_specific_kwargs=needed.get(kind.value))
+    assert (optimizer.param_groups[0]["lr"] == 0.5) == (kind.value in WITHOUT_WARMUP)
 
 
 @pytest.mark.parametrize("name", ["hub_token", "push_to_hub"])

@@ -260,6 +260,17 @@ def test_training_counts_what_the_adapter_cost(recipe: str, tmp_path: Path) -> N
     assert plain["lm_tokens"] == audit["lm_tokens"]
 
 
+def test_a_warm_up_that_does_nothing_is_said(recipe: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Reference: the schedule that has one, in one line."""
+    adapt_scorer.main([
+        "--config", recipe, "--max_steps", "1", "--lr_scheduler_type", "constant", "--warmup_steps", "0.5",
+    ])  # fmt: skip
+    (said,) = (message for message in caplog.messages if "warmup_steps" in message)
+    assert said.startswith(
+        "warmup_steps 0.5 does nothing, because lr_scheduler_type constant has no warm-up; set const"
+    )
+
+
 def test_wrong_settings_are_refused(recipe: str, tmp_path: Path) -> None:
     """Reference: the value and the remedy in each message."""
     with pytest.raises(NLTError, match=r"adapter is 'org/adapter'; an adapter is fitted to the plain LLM, leave"):
