@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nlt_trainer.arguments.beside import audit_file, embeddings_folder, written_file
 from nlt_trainer.arguments.option import check_values, option
 from nlt_trainer.choices import DenseIndex, DocumentLayout, HeadMethod, Miner, TargetKind
 from nlt_trainer.errors import NLTError
@@ -18,6 +19,7 @@ class DataArguments:
         default="collection",
         decides="nothing",
         path="collection",
+        beside={written_file: "file", embeddings_folder: "folder"},
         help="BEIR folder with corpus.jsonl and queries.jsonl.",
     )
     train_split: str | None = option(
@@ -37,6 +39,7 @@ class DataArguments:
         default="candidates.jsonl",
         decides="nothing",
         path="file",
+        beside={embeddings_folder: "folder"},
         help="File of candidates: mine writes it, later stages read it.",
     )
     num_candidates: int = option(
@@ -64,6 +67,7 @@ class DataArguments:
         default="gains.jsonl",
         decides="nothing",
         path="file",
+        beside={audit_file: "file"},
         help="File of likelihood gains: score writes it, later stages read it.",
     )
     token_likelihoods: bool = option(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import field
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nlt_trainer.choices import check_choice
@@ -38,6 +39,7 @@ def option(
     help: str,
     decides: Decides,
     path: PathKind | None = None,
+    beside: Mapping[Callable[[str], Path], PathKind] | None = None,
     default: Any = dataclasses.MISSING,
     default_factory: Callable[[], Any] | Any = dataclasses.MISSING,
 ) -> Any:
@@ -47,10 +49,11 @@ def option(
         help: the option's documentation, of which there is no other copy.
         decides: see `Decides`.
         path: see `PathKind`; `None` where the option names no file or folder.
+        beside: what a stage that writes there writes beside it: how its path follows from the option's -> what it is.
         default: its value where a recipe does not set it.
         default_factory: makes that value, if it is mutable, such as a list.
     """
-    metadata = {"help": help, "decides": decides, "path": path}
+    metadata = {"help": help, "decides": decides, "path": path, "beside": beside or {}}
     return field(default=default, default_factory=default_factory, metadata=metadata)
 
 

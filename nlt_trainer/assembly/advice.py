@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from nlt_trainer.arguments.beside import audit_file
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.trainer import TrainerArguments
-from nlt_trainer.data.gains import audit_file, read_audit
+from nlt_trainer.data.gains import read_audit
 from nlt_trainer.errors import DataError
 from nlt_trainer.recipe.values import is_finite
 from nlt_trainer.terminal import say

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
+from nlt_trainer.arguments.beside import audit_file
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.assembly.parts import target_of
@@ -15,7 +16,7 @@ from nlt_trainer.choices import TargetKind
 from nlt_trainer.content import model_content
 from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates
-from nlt_trainer.data.gains import audit_file, read_audit, read_gains, read_likelihoods
+from nlt_trainer.data.gains import read_audit, read_gains, read_likelihoods
 from nlt_trainer.data.prior import with_prior
 from nlt_trainer.data.training import training_dataset
 from nlt_trainer.errors import DataError, NLTError

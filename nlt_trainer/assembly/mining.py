@@ -10,6 +10,7 @@ import torch
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 
+from nlt_trainer.arguments.beside import embeddings_folder
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.assembly.parts import chosen_queries, load_training_collection, load_untrained, processes, ray_workers
@@ -40,7 +41,7 @@ def mine(
     collection = load_training_collection(data)
     queries = chosen_queries(collection, data, seed=args.seed)
     encoder = None if data.miner == "bm25" else load_untrained(model)
-    folder = embeddings or embeddings_folder(data)
+    folder = embeddings or embeddings_folder(data.candidates)
     candidates = mined(encoder, data, args, collection, queries, embeddings=folder, state=state)
     if candidates is None:
         return
@@ -95,12 +96,7 @@ def mined(
 def write_mined(data: DataArguments, candidates: Sequence[QueryCandidates], collection: Collection) -> None:
     """Write the recipe's `candidates` file, and remove embeddings that nothing needs any more."""
     write_candidates(data.candidates, candidates, corpus=collection.corpus)
-    remove_cache(embeddings_folder(data))
-
-
-def embeddings_folder(data: DataArguments) -> Path:
-    """The folder in which embeddings are kept until the candidates are written."""
-    return Path(f"{data.candidates}.embeddings")
+    remove_cache(embeddings_folder(data.candidates))
 
 
 def rank_by_encoder(

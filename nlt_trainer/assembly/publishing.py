@@ -9,13 +9,13 @@ from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi
 
+from nlt_trainer.arguments.beside import audit_file
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.release import ExportArguments, PullArguments, PushArguments
 from nlt_trainer.assembly.gains import check_scorer
 from nlt_trainer.assembly.parts import processes
 from nlt_trainer.choices import ExportForm
-from nlt_trainer.data.gains import audit_file
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.table import file_name
 from nlt_trainer.files import TRAINED_QUERIES_FILE, read_json

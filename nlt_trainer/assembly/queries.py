@@ -9,6 +9,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from nlt_trainer.arguments.beside import embeddings_folder, written_file
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.queries import QueriesArguments
@@ -95,7 +96,7 @@ def _written(
     collection = Collection(out.name, out, corpus, {}, {})
     minable = sum(bool(document.content) for document in corpus.values())
     retrieval = dataclasses.replace(data, num_candidates=min(RETRIEVED, minable))
-    folder = Path(f"{out}.embeddings")
+    folder = embeddings_folder(out)
     encoder = None if data.miner == "bm25" else load_untrained(model)
 
     def keep(asked: Sequence[Query], sources: Sequence[str]) -> Sequence[bool]:
@@ -109,7 +110,7 @@ def _written(
         max_document_tokens=data.max_document_tokens,
         batch_size=queries.writing_batch,
         seed=args.seed,
-        file=Path(f"{out}.written.jsonl"),
+        file=written_file(out),
     )
     missing = queries.num_queries - len(made.queries)
     written, counts = generate_queries(writer, corpus, num_queries=missing, keep=keep, seed=args.seed)

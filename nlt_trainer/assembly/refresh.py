@@ -17,16 +17,16 @@ from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from nlt_trainer.arguments.beside import audit_file, embeddings_folder
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.assembly.gains import make_dataset
 from nlt_trainer.assembly.losses import Parts
-from nlt_trainer.assembly.mining import embeddings_folder, mined, write_mined
+from nlt_trainer.assembly.mining import mined, write_mined
 from nlt_trainer.assembly.parts import load_scorer, make_scorer, ray_workers, target_of
 from nlt_trainer.assembly.scoring import score_candidates
 from nlt_trainer.data.beir import Collection, Qrels, Query
 from nlt_trainer.data.candidates import QueryCandidates, read_candidates
 from nlt_trainer.data.current_rows import CurrentRows
-from nlt_trainer.data.gains import audit_file
 from nlt_trainer.data.training import relevance
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_write_bytes
@@ -146,7 +146,7 @@ class Refresh(TrainerCallback):
         """Write the new candidates, and read them in all processes."""
         encoder, state = self.parts.encoder, PartialState()
         queries = [Query(c.query_id, c.query, c.answer) for c in self.candidates]
-        args, folder = self.parts.args, embeddings_folder(data)
+        args, folder = self.parts.args, embeddings_folder(data.candidates)
         found = mined(encoder, data, args, self.collection, queries, embeddings=folder, state=state)
         if found is not None:
             if self.parts.args.reads_labels(data):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
+from nlt_trainer.arguments.beside import audit_file
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.assembly.gains import SCORER_KEYS
@@ -24,7 +25,7 @@ from nlt_trainer.assembly.parts import (
 )
 from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates
-from nlt_trainer.data.gains import audit_file, audit_teacher, read_audit, write_gains
+from nlt_trainer.data.gains import audit_teacher, read_audit, write_gains
 from nlt_trainer.data.training import relevance
 from nlt_trainer.files import file_hash, write_json
 from nlt_trainer.lm.candidate_pairs import CandidatePairs

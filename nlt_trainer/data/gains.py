@@ -10,15 +10,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from nlt_trainer.arguments.beside import audit_file
 from nlt_trainer.data.beir import Document
 from nlt_trainer.data.candidates import QueryCandidates, texts_hash
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import read_json, read_jsonl, write_jsonl
-
-
-def audit_file(gains: str | Path) -> Path:
-    """The path of the audit of a gains file, which stands beside it; `gains.audit.json` is that of `gains.jsonl`."""
-    return Path(f"{str(gains).removesuffix('.jsonl')}.audit.json")
 
 
 def read_audit(gains: str | Path) -> dict[str, Any]:

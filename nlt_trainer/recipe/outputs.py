@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from nlt_trainer.files import CORPUS_FILE, QRELS_FOLDER, QUERIES_FILE, cache_fol
 def check_outputs(writes: Iterable[str | Path], arguments: Sequence[Any], *, config: str | None = None) -> None:
     """Refuse an output that another option or the recipe's own file names, or that lies in or around such a path.
 
+    What a stage writes beside the path of an option, as the option declares it, is an output too. A file must also
+    have a place where it can be written.
+
     Args:
         writes: names of the options that say where the stage writes. `output_dir/encoder` means a file or folder
             inside that of an option.
@@ -21,21 +25,21 @@ def check_outputs(writes: Iterable[str | Path], arguments: Sequence[Any], *, con
         config: file of the recipe.
 
     Raises:
-        NLTError: names both options, their values and the remedy. Also where an option names no possible path.
+        NLTError: names both options, their values and the remedy. Also where an option names no possible path, or a
+            file where a folder is or where this user may not write.
     """
     paths = [*_named(arguments), *([] if config is None else [("config", config, "file")])]
     named = [(option, path, kind, _absolute(path, option)) for option, path, kind in paths]
-    kinds = {option: kind for option, _, kind in paths}
-    for option, place, inside in _places(writes, arguments):
-        output = place / inside
+    for option, place, output, written in _outputs(writes, arguments):
         if _absolute(place, option) == Path("/"):
             raise NLTError(f"{option}: {place} is the root of all files; name a folder or file in it for {option}")
-        whole = output != place or kinds.get(option, "cache") != "cache"
         for other, path, kind, absolute in named:
-            if other != option and _would_replace(_absolute(output, option), absolute, kind, whole=whole):
+            if other != option and _would_replace(_absolute(output, option), absolute, kind, whole=written != "cache"):
                 raise NLTError(
                     f"{option}: {output} would replace {other} {path} or a part of it; name another path for {option}"
                 )
+        if written == "file":
+            _check_file(option, output)
 
 
 def sweep_outputs(writes: Iterable[str | Path], arguments: Sequence[Any]) -> None:
@@ -45,31 +49,49 @@ def sweep_outputs(writes: Iterable[str | Path], arguments: Sequence[Any]) -> Non
         writes: as for `check_outputs`.
         arguments: as for `check_outputs`.
     """
-    for _, place, _ in _places(writes, arguments):
+    for _, place, _, _ in _outputs(writes, arguments):
         sweep(place.parent)
         sweep(place, below=True)
     sweep(cache_folder(), below=True)
 
 
-def _places(writes: Iterable[str | Path], arguments: Sequence[Any]) -> Iterator[tuple[str, Path, Path]]:
-    """The option of each output that is set, the path that it names, and where inside of that the output lies."""
+def _outputs(writes: Iterable[str | Path], arguments: Sequence[Any]) -> Iterator[tuple[str, Path, Path, str]]:
+    """The option of each output that is set, the path that it names, the output, and what that is."""
     for written in writes:
         option, *inside = Path(written).parts
-        value = next(getattr(block, option) for block in arguments if hasattr(block, option))
-        if value is not None:
-            yield option, Path(value), Path(*inside)
+        block = next(block for block in arguments if hasattr(block, option))
+        if (value := getattr(block, option)) is not None:
+            metadata = next(field.metadata for field in dataclasses.fields(block) if field.name == option)
+            yield option, Path(value), Path(value, *inside), "folder" if inside else metadata.get("path") or "cache"
+            for beside, kind in metadata.get("beside", {}).items():
+                yield option, Path(value), beside(value), kind
 
 
-def _named(arguments: Sequence[Any]) -> Iterator[tuple[str, str, str]]:
-    """Every path that options name: the option, the path, and what lies there."""
+def _named(arguments: Sequence[Any]) -> Iterator[tuple[str, str | Path, str]]:
+    """Every path that options name, and what lies beside it: the option, the path, and what lies there."""
     for block in arguments:
         for field in dataclasses.fields(block):
             if kind := field.metadata.get("path"):
                 value = getattr(block, field.name)
                 for path in value if isinstance(value, list) else [value] if value else []:
                     yield field.name, path, kind
+                    yield from ((field.name, beside(path), its) for beside, its in field.metadata["beside"].items())
                     if folder := path.rpartition(":")[0]:  # an entry FOLDER:SPLIT
                         yield field.name, folder, kind
+
+
+def _check_file(option: str, output: Path) -> None:
+    """Refuse a place where no file can be written."""
+    if output.is_dir():
+        raise NLTError(f"{option}: {output} is a folder, and a file is to be written there; name another for {option}")
+    there = next(place for place in output.absolute().parents if place.exists())
+    if not there.is_dir():
+        raise NLTError(f"{option}: {there} is a file, and {output} is to be written in it; name a folder for {option}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise NLTError(
+            f"{option}: {output} is to be written in {there}, where you may not write; give yourself the right to it "
+            "or name another place"
+        )
 
 
 def _absolute(path: str | Path, option: str) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from nlt_trainer.data.gains import audit_file
+from nlt_trainer.arguments.beside import audit_file
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_write, read_json
 from nlt_trainer.injection.heads import HeadSet

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from nlt_trainer.arguments.beside import audit_file
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.trainer import TrainerArguments
 from nlt_trainer.assembly.advice import take_advice
-from nlt_trainer.data.gains import audit_file
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import write_json
 

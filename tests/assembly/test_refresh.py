@@ -16,12 +16,13 @@ import torch
 import yaml
 from sentence_transformers import SentenceTransformer
 
+from nlt_trainer.arguments.beside import audit_file
 from nlt_trainer.assembly import mining, refresh
 from nlt_trainer.assembly.refresh import Refresh, same_judged, undisturbed
 from nlt_trainer.data.beir import load_collection
 from nlt_trainer.data.candidates import QueryCandidates, read_candidates
 from nlt_trainer.data.collator import NLTCollator
-from nlt_trainer.data.gains import audit_file, read_gains
+from nlt_trainer.data.gains import read_gains
 from nlt_trainer.data.prior import with_prior
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.run.folder import Run

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from nlt_trainer.arguments.beside import audit_file
 from nlt_trainer.data.beir import Document
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.gains import (
     AUDIT_TEMPERATURES,
     LIKELIHOODS,
-    audit_file,
     audit_teacher,
     read_gains,
     read_likelihoods,

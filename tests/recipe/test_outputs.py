@@ -74,6 +74,18 @@ RECIPE = ["--config", "my.yaml"]
             "candidates: .* replace eval_collections other or a part",
         ),
         ("score", [*RECIPE, "--gains", "candidates.jsonl"], "gains: .* replace candidates candidates.jsonl"),
+        ("score", [*RECIPE, "--heads", "gains.audit.json"], "gains: gains.audit.json would replace heads gains.audit"),
+        ("detect_heads", [*RECIPE, "--heads", "gains.audit.json"], "heads: .* replace gains gains.audit.json"),
+        (
+            "mine",
+            [*RECIPE, "--score_cache", "candidates.jsonl.embeddings"],
+            "candidates: candidates.jsonl.embeddings would replace score_cache",
+        ),
+        (
+            "make_queries",
+            ["--corpus", "collection", "--collection", "made", "--gains", "made.written.jsonl"],
+            "collection: made.written.jsonl would replace gains",
+        ),
         ("score", [*RECIPE, "--score_cache", "collection"], "score_cache: collection would replace collection"),
         ("detect_heads", [*RECIPE, "--head_scores", "heads.json"], "heads: .* replace head_scores heads.json"),
         ("train", [*RECIPE, "--output_dir", "run"], "output_dir: run/encoder would replace encoder run/encoder"),
@@ -111,6 +123,39 @@ def test_no_output_replaces_an_input(
     with pytest.raises(NLTError, match=message):
         importlib.import_module(f"nlt_trainer.scripts.{stage}").main(words)
     assert content(tmp_path) == inputs
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "message"),
+    [
+        ("mine", ["--candidates", "texts"], "candidates: texts is a folder, and a file is to be written there; name"),
+        (
+            "mine",
+            ["--candidates", "queries.txt/a"],
+            "candidates: .*/queries.txt is a file, and queries.txt/a is to be",
+        ),
+        (
+            "score",
+            ["--gains", "other.jsonl"],
+            "gains: other.audit.json is a folder, and a file is to be written there",
+        ),
+        (
+            "score",
+            ["--gains", "locked/new/gains.jsonl"],
+            "gains: .* written in .*/locked, where you may not write; give",
+        ),
+        ("plan", ["--plan_file", "locked/plan.json"], "plan_file: .* written in .*/locked, where you may not write"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    stage: str, words: list[str], message: str, inputs: dict[Path, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: the place and the remedy; the operating system refuses one folder, as it would not to every user."""
+    for folder in ("other.audit.json", "locked"):
+        Path(folder).mkdir()
+    monkeypatch.setattr("os.access", lambda path, *_, **__: Path(path).name != "locked")
+    with pytest.raises(NLTError, match=message):
+        importlib.import_module(f"nlt_trainer.scripts.{stage}").main([*RECIPE, *words])
 
 
 @pytest.mark.parametrize(
