@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from nlt_trainer.encoder.embedding_cache import EmbeddingCache, remove_cache
 from nlt_trainer.encoder.search import nearest
 from nlt_trainer.encoder.similarity import ranks_by_cosine
 from nlt_trainer.errors import NLTError
+from nlt_trainer.files import alone_in
 from nlt_trainer.terminal import say
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
@@ -36,16 +38,21 @@ def mine(
         data: names the files.
         args: has the seed and the precision of embeddings.
         embeddings: folder in which an encoder's embeddings stay; `None`: they are removed when the file is written.
+
+    Raises:
+        NLTError: another program keeps its embeddings in the same folder, and would remove it.
     """
     state = processes(args)
     collection = load_training_collection(data)
     queries = chosen_queries(collection, data, seed=args.seed)
     encoder = None if data.miner == "bm25" else load_untrained(model)
     folder = embeddings or embeddings_folder(data.candidates)
-    candidates = mined(encoder, data, args, collection, queries, embeddings=folder, state=state)
-    if candidates is None:
-        return
-    write_mined(data, candidates, collection)
+    embeds = encoder is not None and state.is_main_process
+    with alone_in(folder) if embeds else nullcontext():
+        candidates = mined(encoder, data, args, collection, queries, embeddings=folder, state=state)
+        if candidates is None:
+            return
+        write_mined(data, candidates, collection)
     say(f"{data.candidates}: {len(candidates)} queries with {data.num_candidates} candidates each ({data.miner})")
     if own := sum(collection.own_document(query.id) is not None for query in queries):
         say(

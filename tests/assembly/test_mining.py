@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 from nlt_trainer.data.beir import Document, Query, load_collection, write_collection
+from nlt_trainer.errors import NLTError
 from nlt_trainer.scripts import mine
 
 ENGLISH = [Document(f"d{i}", "", f"the {word} of the river") for i, word in enumerate(("bank", "delta", "source"))]
@@ -42,6 +45,25 @@ def test_queries_that_match_nothing_are_counted(
     lines = capsys.readouterr().out.splitlines()
     assert f"2 queries with 2 candidates each ({miner})" in lines[0]
     assert len(lines) == 1 if said is None else re.match(said, lines[1])
+
+
+def test_two_programs_do_not_share_a_folder_of_embeddings(tiny_encoder_folder: Path, tmp_path: Path) -> None:
+    """Reference: a lock that another program holds; the first to end removes the folder. BM25 embeds nothing."""
+    folder = write_collection(
+        tmp_path / "c", corpus=ENGLISH, queries=[Query("q2", "the banks")], qrels={}, stage="nlt build_collection"
+    )
+    flags = ["--collection", str(folder), "--candidates", str(tmp_path / "candidates.jsonl"), "--num_candidates", "2"]
+    flags += ["--encoder", str(tiny_encoder_folder), "--use_cpu", "true", "--miner"]
+    embeddings = tmp_path / "candidates.jsonl.embeddings"
+    embeddings.mkdir()
+    other = os.open(embeddings, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(NLTError, match=r"another process is working in .*candidates.jsonl.embeddings; wait until"):
+        mine.main([*flags, "fused"])
+    mine.main([*flags, "bm25"])
+    os.close(other)
+    mine.main([*flags, "fused"])
+    assert not embeddings.exists()
 
 
 @pytest.mark.parametrize("miner", ["bm25", "encoder", "fused"])
