@@ -85,7 +85,7 @@ def ray_workers_at(address: str | None, number: int | None) -> RayWorkers:
 
 
 def alone(args: TrainingArguments) -> AbstractContextManager[None]:
-    """Let no other program train in the recipe's `output_dir` until the block ends, see `alone_in`."""
+    """Let no other program train or evaluate in the recipe's `output_dir` until the block ends, see `alone_in`."""
     return alone_in(str(args.output_dir)) if processes(args).is_main_process else nullcontext()
 
 

@@ -35,8 +35,10 @@ def main(argv: list[str] | None = None) -> None:
         writes=["output_dir", OUT.results_file, OUT.table_file, OUT.query_values_file, "evaluation_cache"],
     )
     from nlt_trainer.assembly.evaluation import evaluate
+    from nlt_trainer.assembly.parts import alone
 
-    evaluate(data, args, evaluation)
+    with alone(args):
+        evaluate(data, args, evaluation)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -195,6 +196,17 @@ def test_results_of_an_earlier_evaluation_do_not_stand_beside_those_of_the_last(
     run(tasks=("dev", "test"))
     files = [path.name for path in (run(tasks=("dev",)) / "evaluation" / "mteb").rglob("*.json")]
     assert files == ["random_dev.json"] * 2
+
+
+def test_two_programs_do_not_evaluate_into_one_folder(run: Callable[..., Path], tmp_path: Path) -> None:
+    """Reference: a lock that another program holds; its results would be mixed with these."""
+    (tmp_path / "out").mkdir()
+    other = os.open(tmp_path / "out", os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(NLTError, match=r"another process is working in .*out; wait until it has ended, or name"):
+        run()
+    os.close(other)
+    assert (run() / "results.json").is_file()
 
 
 def test_embeddings_can_be_bounded(run: Callable[..., Path], tmp_path: Path) -> None:
