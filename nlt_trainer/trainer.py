@@ -246,14 +246,15 @@ class NLTTrainer(SentenceTransformerTrainer):
         warn_of_warmup(self.args)
         if self.args.disable_dropout:
             disable_dropout(self.model)
-        self.losses = RunningLosses(self.accum_loss_components["train"])
-        for callback in (self.losses, CheckpointFiles()):
-            self.pop_callback(type(callback))  # left by an earlier call
-            self.add_callback(callback)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(Path(str(self.args.output_dir)))
             if resume_from_checkpoint is None:
                 raise NLTError(f"{self.args.output_dir} has no whole checkpoint; leave resume_from_checkpoint out")
+        resumed = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
+        self.losses = RunningLosses(self.accum_loss_components["train"])
+        for callback in (self.losses, CheckpointFiles(resumed)):
+            self.pop_callback(type(callback))  # left by an earlier call
+            self.add_callback(callback)
         parameters = self.objective_parameters()
         if isinstance(resume_from_checkpoint, str) and parameters:
             file = Path(resume_from_checkpoint, OBJECTIVE_FILE)

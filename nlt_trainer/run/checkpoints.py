@@ -65,6 +65,17 @@ def awaits_evaluation(checkpoint: Path, args: TrainingArguments) -> bool:
     return at_end and not any(name.startswith("eval_") for entry in now for name in entry)
 
 
+def best_checkpoint(state: TrainerState, *, beside: Path) -> str | None:
+    """The best checkpoint so far. The folder of the run may have been moved or copied since it was named.
+
+    Args:
+        state: as a checkpoint has it.
+        beside: this checkpoint.
+    """
+    near = Run(beside.parent).checkpoint(state.best_global_step or 0)
+    return str(near) if near.is_dir() else state.best_model_checkpoint
+
+
 def check_best(state: TrainerState) -> None:
     """Refuse a best checkpoint that is not whole; the trainer would go on with the last weights in its place.
 
@@ -91,7 +102,13 @@ class CheckpointFiles(TrainerCallback):
 
     `save_total_limit` removes the checkpoints whose folders have the earliest times. After a clock was set back, that
     would be the newest one. Folders with a time in the future therefore get the present time before one is written.
+
+    Args:
+        resumed: the checkpoint that the run resumes from; `None` where it begins anew.
     """
+
+    def __init__(self, resumed: str | None = None) -> None:
+        self.resumed = resumed
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -99,7 +116,10 @@ class CheckpointFiles(TrainerCallback):
         """Remove the list from checkpoints of later steps, so that they count as whole only when written anew.
 
         They come from an earlier attempt. A kill while they are written anew would mix the files of both attempts.
+        The best checkpoint is sought beside the one that the run resumes from.
         """
+        if self.resumed is not None:
+            state.best_model_checkpoint = best_checkpoint(state, beside=Path(self.resumed))
         if state.is_world_process_zero:
             for step, checkpoint in Run(str(args.output_dir)).checkpoints().items():
                 if step > state.global_step:

@@ -28,7 +28,7 @@ from nlt_trainer.files import file_hash, read_json
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.dtypes import resolved_dtype
 from nlt_trainer.locations import is_server
-from nlt_trainer.run.checkpoints import check_best, checkpoint_fault, last_checkpoint
+from nlt_trainer.run.checkpoints import best_checkpoint, check_best, checkpoint_fault, last_checkpoint
 from nlt_trainer.run.folder import Run, option_defaults
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
@@ -176,7 +176,9 @@ def start_checkpoint(args: TrainingArguments, settings: dict[str, Any]) -> str |
     last = check_settings(Path(str(args.output_dir)), settings)
     checkpoint = last if args.resume_from_checkpoint is None else _named_checkpoint(args, settings)
     if checkpoint is not None and args.load_best_model_at_end:
-        check_best(TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))))
+        state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+        state.best_model_checkpoint = best_checkpoint(state, beside=Path(checkpoint))
+        check_best(state)
     return checkpoint
 
 

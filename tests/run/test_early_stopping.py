@@ -14,9 +14,11 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.files import write_json
 from nlt_trainer.objectives.info_nce import InfoNCELoss
 from nlt_trainer.run.checkpoints import last_checkpoint
 from nlt_trainer.run.early_stopping import EarlyStopping, no_step_is_left
+from nlt_trainer.run.resume import start_checkpoint
 from nlt_trainer.trainer import NLTTrainer
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
@@ -53,12 +55,15 @@ class Interrupt(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def trainer_of(folder: Path, encoder: Path, *callbacks: TrainerCallback, patience: int | None = 2) -> NLTTrainer:
+def trainer_of(
+    folder: Path, encoder: Path, *callbacks: TrainerCallback, patience: int | None = 2, seed: int = 5, **settings: Any
+) -> NLTTrainer:
     model = SentenceTransformer(str(encoder), device="cpu")
     args = NLTTrainingArguments(
         output_dir=str(folder), max_steps=7, per_device_train_batch_size=2, learning_rate=1e-2, eval_strategy="steps",
-        eval_steps=1, early_stopping_patience=patience, report_to=[], use_cpu=True, disable_tqdm=True, seed=5,
-        load_best_model_at_end=True, save_steps=1 if patience is None else 500, logging_steps=1,
+        early_stopping_patience=patience, report_to=[], use_cpu=True, disable_tqdm=True, seed=seed,
+        load_best_model_at_end=True, logging_steps=1,
+        **({"eval_steps": 1, "save_steps": 1 if patience is None else 500} | settings),
     )  # fmt: skip
     loss = InfoNCELoss(model)
     stopping = [] if patience is None else [EarlyStopping(patience)]
@@ -126,6 +131,22 @@ def test_more_patience_goes_on(tiny_encoder_folder: Path, tmp_path: Path) -> Non
     patient = trainer_of(tmp_path, tiny_encoder_folder, patience=3)
     patient.train(resume_from_checkpoint=True)
     assert (patient.state.global_step, patient.state.best_global_step) == (7, 5)
+
+
+def test_the_best_checkpoint_of_a_folder_that_was_moved_is_found(tiny_encoder_folder: Path, tmp_path: Path) -> None:
+    """Reference: the best weights of the run before its folder had another name; and those of no other folder."""
+    first = trainer_of(tmp_path / "run", tiny_encoder_folder)
+    first.train()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    for other in (False, True):
+        if other:  # a run of the former name, whose checkpoints are others
+            trainer_of(tmp_path / "run", tiny_encoder_folder, seed=6).train()
+        settings: dict[str, Any] = {"trajectory": {}, "trainer": {}}
+        write_json(tmp_path / "moved" / "settings.json", settings)
+        moved = trainer_of(tmp_path / "moved", tiny_encoder_folder)
+        moved.train(resume_from_checkpoint=start_checkpoint(moved.args, settings))
+        found = weights(moved)
+        assert all(torch.equal(found[name], weight) for name, weight in weights(first).items())
 
 
 def arguments(tmp_path: Path, **settings: Any) -> NLTTrainingArguments:
