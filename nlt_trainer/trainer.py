@@ -266,7 +266,9 @@ class NLTTrainer(SentenceTransformerTrainer):
             for name, parameter in parameters.items():
                 parameter.data.copy_(tensors[name])
         self._name_best_metric()
-        given = self.args.max_steps, self.args.num_train_epochs, self.args.eval_on_start
+        given = self.args.max_steps, self.args.num_train_epochs, self.args.eval_on_start, self.args.save_steps
+        if self.args.load_best_model_at_end and self.args.eval_steps is not None:
+            self.args.save_steps = self.args.eval_steps  # the best evaluation may be one without a checkpoint
         if isinstance(resume_from_checkpoint, str):
             checkpoint = Path(resume_from_checkpoint)
             self.args.eval_on_start = awaits_evaluation(checkpoint, self.args)
@@ -275,7 +277,7 @@ class NLTTrainer(SentenceTransformerTrainer):
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
-            self.args.max_steps, self.args.num_train_epochs, self.args.eval_on_start = given
+            self.args.max_steps, self.args.num_train_epochs, self.args.eval_on_start, self.args.save_steps = given
 
     def _name_best_metric(self) -> None:
         """Give `MAIN_METRIC` its full name: the evaluator's main metric, or the loss where there is no evaluator."""

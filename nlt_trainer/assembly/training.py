@@ -46,7 +46,7 @@ from nlt_trainer.release.card import encoder_facts, prepare_card, write_card
 from nlt_trainer.release.export import check_saved, save_trained
 from nlt_trainer.run.checkpoints import check_best
 from nlt_trainer.run.early_stopping import EarlyStopping
-from nlt_trainer.run.folder import Run
+from nlt_trainer.run.folder import CHECKPOINT, Run
 from nlt_trainer.run.progress import dev_gain
 from nlt_trainer.run.resume import (
     AdapterCallback,
@@ -164,7 +164,8 @@ def choose_weights(trainer: NLTTrainer, start: Mapping[str, Tensor]) -> dict[str
     best = None
     if args.load_best_model_at_end:
         check_best(trainer.state)
-        best = trainer.state.best_global_step
+        checkpoint = trainer.state.best_model_checkpoint
+        best = int(Path(checkpoint).name.removeprefix(CHECKPOINT)) if checkpoint else None
     if not start:
         return {"best_step": best, "average": None}
     assert isinstance(evaluator, RetrievalEvaluator | None)

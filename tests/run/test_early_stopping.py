@@ -133,6 +133,19 @@ def test_more_patience_goes_on(tiny_encoder_folder: Path, tmp_path: Path) -> Non
     assert (patient.state.global_step, patient.state.best_global_step) == (7, 5)
 
 
+def test_an_evaluation_between_two_checkpoints_may_be_the_best(tiny_encoder_folder: Path, tmp_path: Path) -> None:
+    """Reference: the weights after step 5, the best of `FIGURES`, of a run that has a checkpoint of each step."""
+    whole = trainer_of(tmp_path / "whole", tiny_encoder_folder, patience=None)
+    whole.train()
+    found = trainer_of(tmp_path / "run", tiny_encoder_folder, patience=None, save_steps=2)
+    found.train()
+    assert Path(str(found.state.best_model_checkpoint)) == tmp_path / "run" / "checkpoint-5"
+    assert found.args.save_steps == 2
+    best = SentenceTransformer(str(tmp_path / "whole" / "checkpoint-5"), device="cpu").state_dict()
+    for name, weight in weights(found).items():
+        torch.testing.assert_close(weight, best[name], rtol=0, atol=1e-6)
+
+
 def test_the_best_checkpoint_of_a_folder_that_was_moved_is_found(tiny_encoder_folder: Path, tmp_path: Path) -> None:
     """Reference: the best weights of the run before its folder had another name; and those of no other folder."""
     first = trainer_of(tmp_path / "run", tiny_encoder_folder)
