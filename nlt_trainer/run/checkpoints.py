@@ -116,10 +116,12 @@ class CheckpointFiles(TrainerCallback):
         """Remove the list from checkpoints of later steps, so that they count as whole only when written anew.
 
         They come from an earlier attempt. A kill while they are written anew would mix the files of both attempts.
-        The best checkpoint is sought beside the one that the run resumes from.
+        Of the state that a run resumes from, the best checkpoint is sought beside the one that it lies in, and the
+        intervals of logs, evaluations and checkpoints are those of the arguments.
         """
         if self.resumed is not None:
             state.best_model_checkpoint = best_checkpoint(state, beside=Path(self.resumed))
+            state.compute_steps(args, state.max_steps)
         if state.is_world_process_zero:
             for step, checkpoint in Run(str(args.output_dir)).checkpoints().items():
                 if step > state.global_step:

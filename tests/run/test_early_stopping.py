@@ -146,6 +146,17 @@ def test_an_evaluation_between_two_checkpoints_may_be_the_best(tiny_encoder_fold
         torch.testing.assert_close(weight, best[name], rtol=0, atol=1e-6)
 
 
+def test_a_resumed_run_evaluates_at_the_steps_that_it_is_told_now(tiny_encoder_folder: Path, tmp_path: Path) -> None:
+    """Reference: by hand; every third step until the kill, then every second one, and the last."""
+    killed = trainer_of(tmp_path, tiny_encoder_folder, Interrupt(4), patience=None, eval_steps=3, save_steps=3)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    resumed = trainer_of(tmp_path, tiny_encoder_folder, patience=None, eval_steps=2, save_steps=2)
+    resumed.train(resume_from_checkpoint=True)
+    log = resumed.state.log_history
+    assert [entry["step"] for entry in log if "eval_dev_ndcg_at_10" in entry] == [3, 4, 6, 7]
+
+
 def test_the_best_checkpoint_of_a_folder_that_was_moved_is_found(tiny_encoder_folder: Path, tmp_path: Path) -> None:
     """Reference: the best weights of the run before its folder had another name; and those of no other folder."""
     first = trainer_of(tmp_path / "run", tiny_encoder_folder)
