@@ -83,7 +83,7 @@ class Refresh(TrainerCallback):
         ranges = self.parts.args.refresh_ranges
         last = max(state.max_steps, state.global_step)  # a run without a step left has a maximum of 0
         self.steps = [step for step in range(1, last) if any(step in steps for steps in ranges)]
-        if not self.steps:
+        if not self.steps and state.max_steps > state.global_step:  # else the run has stopped early, before a refresh
             raise NLTError(
                 f"refresh {self.parts.args.refresh!r} names no step before the last one, {last}; name an "
                 "earlier one, or leave refresh out"

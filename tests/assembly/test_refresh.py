@@ -17,7 +17,7 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.arguments.beside import audit_file
-from nlt_trainer.assembly import mining, refresh
+from nlt_trainer.assembly import mining, refresh, training
 from nlt_trainer.assembly.refresh import Refresh, same_judged, undisturbed
 from nlt_trainer.data.beir import load_collection
 from nlt_trainer.data.candidates import QueryCandidates, read_candidates
@@ -295,6 +295,22 @@ def test_a_refresh_that_would_do_nothing_is_refused(project: Project, flags: tup
     """Reference: the value and the remedy in the message."""
     with pytest.raises(NLTError, match=message):
         project.train("run", *flags)
+
+
+def test_a_run_that_stopped_early_before_a_refresh_is_saved_by_the_next_call(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: the steps by hand; without learning the second evaluation is no better, and patience is 1."""
+    stopping = {"early_stopping_patience": 1, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    settings = {"refresh": "5-6:1", "learning_rate": 0, "train_split": "train", "dev_split": "dev", **stopping}
+    flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    project.stage(mine, "--miner", "bm25", "--train_split", "train")
+    project.stage(score, "--train_split", "train")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "save_trained", kill)
+        project.train("run", *flags)
+    assert max(Run(project.root / "run").checkpoints()) == 2
+    assert project.train("run", *flags).report["steps"] == 2
 
 
 def test_another_miner_or_prompt_is_another_trajectory(project: Project) -> None:
