@@ -38,6 +38,7 @@ DISK = {
     errno.ELOOP: "name a place that is not reached by a circle of links",
     errno.EFBIG: "name a place on another file system, or raise the limit on the size of files",
     errno.EIO: "the disk cannot be trusted: name a place on another one",
+    errno.EPIPE: "what read the output has ended, so let it read to the end or write the output to a file",
 }
 """Error of the file system that a user can act on -> the remedy. Other system errors keep their traceback."""
 

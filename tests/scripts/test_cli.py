@@ -6,6 +6,7 @@ import errno
 import importlib.metadata
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -264,6 +265,24 @@ def test_a_full_disk_is_one_line_whatever_writes(error: Exception, capsys: pytes
     assert exit_info.value.code == 2
     line = f"nlt train: error: {error}; free some space on the disk; run again, it goes on from the last whole "
     assert capsys.readouterr().err == f"{line}checkpoint, if there is one\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+@pytest.mark.parametrize("output", ["a pipe", "/dev/full"])
+def test_an_output_that_takes_nothing_is_one_line(output: str) -> None:
+    """Reference: a pipe whose reader has ended, as `head` does, and a full disk; Python's own end adds no line."""
+    imports = "from nlt_trainer.program import run_main; from nlt_trainer.terminal import say"
+    if output == "a pipe":
+        reader, end = os.pipe()
+        os.close(reader)
+    else:
+        end = os.open(output, os.O_WRONLY)
+    command = [sys.executable, "-c", f"{imports}; run_main(lambda _: say('a'), [], stage='score')"]
+    ended = subprocess.run(command, stdout=end, stderr=subprocess.PIPE, text=True)
+    os.close(end)
+    remedy = "what read the output has ended, so let it" if output == "a pipe" else "free some space on the disk"
+    assert ended.returncode == 2
+    assert re.fullmatch(rf"nlt score: error: [^;]*; {remedy}[^\n]* in its cache\n", ended.stderr)
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError("peer"), RuntimeError("bug"), SafetensorError("header")])
