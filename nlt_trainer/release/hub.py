@@ -33,6 +33,8 @@ UNSAFE = re.compile(
     r".*\.(bin|pt|pth|ckpt|pkl|pickle|joblib|dill|h5|keras|pyc?|pyd|so|dll|dylib|exe|sh)", re.IGNORECASE
 )
 """Files that can run code, or whose formats can when they are loaded; they are not fetched."""
+OF_CLIENT = ".cache/huggingface/"
+"""Where the Hub's client keeps its own records in a folder; files of a repository there would be lost among them."""
 
 SHARDS = "data"
 """Folder of the shards in a data set of scores."""
@@ -131,7 +133,7 @@ def _next_tag(tags: Mapping[str, str]) -> str:
 def listing(
     api: HfApi, repo: str, *, revision: str | None = None, repo_type: str = "model"
 ) -> tuple[str, dict[str, int]]:
-    """The commit of a revision, and path -> size in bytes of its files, without those that can run code.
+    """The commit of a revision, and path -> size in bytes of its files, without those that `pull` leaves out.
 
     Raises:
         NLTError: the Hub refuses.
@@ -142,7 +144,7 @@ def listing(
             lambda: list(api.list_repo_tree(repo, recursive=True, revision=commit, repo_type=repo_type))
         )
     files = {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
-    kept = {name: n for name, n in files.items() if not UNSAFE.fullmatch(name)}
+    kept = {name: n for name, n in files.items() if not UNSAFE.fullmatch(name) and not name.startswith(OF_CLIENT)}
     return str(commit), kept
 
 
@@ -160,10 +162,15 @@ def pull(api: HfApi, repo: str, folder: Path, *, revision: str | None = None, re
         The commit.
 
     Raises:
-        NLTError: the Hub refuses, a file is incomplete, or the folder holds something else.
+        NLTError: the Hub refuses, there is nothing to fetch, a file is incomplete, or the folder holds something else.
     """
     check_folder(folder, stage="nlt pull")
     commit, files = listing(api, repo, revision=revision, repo_type=repo_type)
+    if not files:
+        raise NLTError(
+            f"{repo} has no file at {commit} that is fetched, because files that can run code, such as .bin and .py, "
+            "are not; name another repository, or a revision with safetensors"
+        )
     partial = folder.with_name(f".{folder.name}.{commit[:12]}.partial")  # an interrupted pull finds it again
     for earlier in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):  # of a release that is not wanted now
         if re.fullmatch(r"[0-9a-f]{12}", earlier.name.split(".")[-2]) and earlier != partial:

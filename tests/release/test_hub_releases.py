@@ -144,6 +144,25 @@ def test_a_download_that_was_cut_goes_on_where_it_stopped(
     assert [seen.start for seen in hub.requests("GET", "model.safetensors")] == [0, len(LARGE) // 2]
 
 
+@pytest.mark.parametrize("files", [{}, {"pytorch_model.bin": b"a", "modeling.py": b"b"}], ids=["empty", "code"])
+def test_a_pull_of_nothing_is_refused(hub: Hub, api: HfApi, tmp_path: Path, files: dict[str, bytes]) -> None:
+    """Reference: a repository without a file that can be fetched; no folder appears."""
+    hub.repos["models/org/name"] = Repo()
+    commit = hub.repos["models/org/name"].commit(files)
+    with pytest.raises(NLTError, match=f"org/name has no file at {commit} that is fetched, .*; name another"):
+        pull(api, "org/name", tmp_path / "pulled")
+    assert not list(tmp_path.iterdir())
+
+
+def test_records_of_the_client_that_somebody_has_published_are_left_out(hub: Hub, api: HfApi, tmp_path: Path) -> None:
+    """Reference: the other files; the client would write a record of its own in the place of the published one."""
+    hub.repos["models/org/name"] = Repo()
+    hub.repos["models/org/name"].commit({"a.json": b"{}", ".cache/huggingface/download/a.json.metadata": b"old"})
+    pull(api, "org/name", tmp_path / "pulled")
+    found = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(found) == ["pulled/.nlt_trainer", "pulled/a.json"]
+
+
 def test_a_pull_that_failed_keeps_what_has_come(hub: Hub, api: HfApi, tmp_path: Path, naps: list[float]) -> None:
     """Reference: no folder before it is whole; the second call fetches the one file that is missing."""
     push(api, "org/name", FILES)
@@ -188,6 +207,9 @@ def test_a_busy_hub_is_called_again_when_it_says(
         (
             Fault("POST", "/create", 403),
             r"the token does not permit this \(403\); take one that may read or",
+        ),
+        (
+            Fault("POST", "/tag/", 409),
         ),
         (Fault("POST", "/commit/", 429, times=99), r"takes no more calls for now \(429\); run again later"),
         (
