@@ -178,6 +178,8 @@ def _refusal(answer: BaseException) -> str | None:
         return "the Hub does not accept the token (401); log in with `hf auth login`, or correct HF_TOKEN"
     if status == 403:
         return "the token does not permit this (403); take one that may read or write there, or another ORG"
+    if status in (409, 412):
+        return f"another program has changed it meanwhile ({status}); run again, what has arrived is not sent twice"
     if status == 429:
         return "the Hub takes no more calls for now (429); run again later, what has arrived is not sent twice"
     return _fails(status) if status >= 500 else None

@@ -210,7 +210,9 @@ def test_a_busy_hub_is_called_again_when_it_says(
         ),
         (
             Fault("POST", "/tag/", 409),
+            r"another program has changed it meanwhile \(409\); run again, what has arrived",
         ),
+        (Fault("POST", "/commit/", 412), r"another program has changed it meanwhile \(412\); run again"),
         (Fault("POST", "/commit/", 429, times=99), r"takes no more calls for now \(429\); run again later"),
         (
             Fault("POST", "/commit/", 502, times=99),
