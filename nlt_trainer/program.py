@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.files import cache_folder
 
 GOES_ON = {
     "make_queries": "the queries that the LLM has written",
@@ -99,7 +100,7 @@ def run_main(
         number = _error_number(error)
         if number not in DISK:
             raise
-        sys.stderr.write(f"{name}: error: {error}; {DISK[number]}{_again(name)}\n")
+        sys.stderr.write(f"{name}: error: {error}; {DISK[number]}{_of_cache(error)}{_again(name)}\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt as interrupt:
         sys.stderr.write(f"\n{name}: stopped{_again(name)}\n")
@@ -129,6 +130,13 @@ def _error_number(error: Exception) -> int | None:
     if found := SYSTEM_ERROR.search(str(error)):
         return int(found[1])
     return errno.ENOSPC if TORCH_WRITE_ERROR.search(str(error)) else None
+
+
+def _of_cache(error: Exception) -> str:
+    """Say how to name another place for the user's cache, which no option has named; empty for other places."""
+    file = error.filename if isinstance(error, OSError) else None
+    of_cache = isinstance(file, str) and Path(file).is_relative_to(cache_folder())
+    return "; the environment variable NLT_CACHE names another folder for the cache" if of_cache else ""
 
 
 def _again(name: str) -> str:

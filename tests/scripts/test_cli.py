@@ -17,6 +17,7 @@ import pytest
 from safetensors import SafetensorError
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.files import cache_folder
 from nlt_trainer.program import GOES_ON, run_main, shown
 from nlt_trainer.scripts import cli
 from nlt_trainer.terminal import say
@@ -243,6 +244,20 @@ def test_a_disk_that_refuses_is_one_line(code: int, capsys: pytest.CaptureFixtur
     assert error.startswith(f"nlt score: error: [Errno {code}] {os.strerror(code)}: 'gains.jsonl'; ")
     assert error.endswith("; run again, it goes on from the scores that it has in its cache\n")
     assert error.count("\n") == 1
+
+
+def test_a_cache_that_cannot_be_written_can_be_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    """Reference: the variable that names it, where the error is about a file in it."""
+
+    def main(argv: list[str] | None) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(cache_folder() / "embeddings"))
+
+    with pytest.raises(SystemExit):
+        run_main(main, [], stage="search")
+    remedy = (
+        "; name a place that can be written; the environment variable NLT_CACHE names another folder for the cache"
+    )
+    assert capsys.readouterr().err.endswith(f"{remedy}\n")
 
 
 @pytest.mark.parametrize(
