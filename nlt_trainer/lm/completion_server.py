@@ -282,10 +282,14 @@ class CompletionServer:
                 raise Busy(f"LLM server {self.url} is busy (status {status}); {later}") from error
             raise NotUnderstood(f"it fails with status {status}; {later}") from error
         except library.APIConnectionError as error:
-            raise NLTError(
-                f"LLM server {self.url} cannot be reached ({type(error.__cause__ or error).__name__}); start it or "
-                "correct the address, and run again: what is scored is in the cache"
-            ) from error
+            fault = type(error.__cause__ or error).__name__
+            too_late = isinstance(error, library.APITimeoutError) and fault != "ConnectTimeout"
+            what = (
+                f"has not answered within {TIMEOUT} seconds; set llm_requests to a smaller number"
+                if too_late
+                else f"cannot be reached ({fault}); start it or correct the address"
+            )
+            raise NLTError(f"LLM server {self.url} {what}, and run again: what is scored is in the cache") from error
         except ValueError as error:  # of the HTTP library, for an address that is none
             raise NLTError(f"LLM server {self.url} cannot be reached: the address is malformed") from error
 

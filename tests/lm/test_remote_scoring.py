@@ -163,6 +163,19 @@ def test_a_server_that_stays_busy_is_one_line(
             RemoteScorer(connected, tokenizer=str(tiny_llm_folder), target="joint")
 
 
+def test_a_server_that_answers_too_late_is_one_line(
+    tiny_lm: FrozenLM, tiny_llm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: a server that reads one prompt at a time, so that of eight in flight the last one waits too long."""
+    with running_completions(tiny_lm, at_once=1) as server:
+        scorer = remote(server, tiny_llm_folder, requests=8)
+        monkeypatch.setattr(completion_server, "RETRIES", 0)
+        monkeypatch.setattr(completion_server, "TIMEOUT", 1)
+        server.seconds = 0.4
+        with pytest.raises(NLTError, match=r"has not answered within 1 seconds; set llm_requests to a smaller number"):
+            scorer.log_likelihood(PAIRS)
+
+
 def test_what_is_scored_is_kept_when_the_server_ends(
     tiny_lm: FrozenLM, tiny_llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
