@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from nlt_trainer.errors import NLTError
 from nlt_trainer.files import atomic_folder, check_folder
 from nlt_trainer.hub_calls import explained, patiently
 from nlt_trainer.lm.score_shards import SHARD_FILE
+
+logger = logging.getLogger(__name__)
 
 STALE = (
     "*.safetensors",
@@ -135,6 +138,8 @@ def listing(
 ) -> tuple[str, dict[str, int]]:
     """The commit of a revision, and path -> size in bytes of its files, without those that `pull` leaves out.
 
+    A warning names the files that can run code.
+
     Raises:
         NLTError: the Hub refuses.
     """
@@ -143,9 +148,13 @@ def listing(
         entries = patiently(
             lambda: list(api.list_repo_tree(repo, recursive=True, revision=commit, repo_type=repo_type))
         )
-    files = {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
-    kept = {name: n for name, n in files.items() if not UNSAFE.fullmatch(name) and not name.startswith(OF_CLIENT)}
-    return str(commit), kept
+    files = {e.path: e.size for e in entries if isinstance(e, RepoFile) and not e.path.startswith(OF_CLIENT)}
+    if unsafe := [name for name in files if UNSAFE.fullmatch(name)]:
+        logger.warning(
+            "%s: files that can run code are left out (%s); where these are its only weights, ask its owner for "
+            "safetensors", repo, ", ".join(sorted(unsafe)),
+        )  # fmt: skip
+    return str(commit), {name: n for name, n in files.items() if name not in unsafe}
 
 
 def pull(api: HfApi, repo: str, folder: Path, *, revision: str | None = None, repo_type: str = "model") -> str:

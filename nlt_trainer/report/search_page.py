@@ -10,6 +10,9 @@ from nlt_trainer.lm.scoring import LikelihoodScorer
 from nlt_trainer.report.comparison import LEGEND, Hit, SearchIndex, side_by_side
 from nlt_trainer.report.rendering import render
 
+LONGEST_QUERY = 10_000
+"""Characters. While a longer one is cut into tokens, the searches of others would wait."""
+
 
 class SearchPage:
     """The actions of the page's buttons.
@@ -29,9 +32,11 @@ class SearchPage:
 
     def results(self, query: str) -> tuple[str, str, str]:
         """Search, and return the query, its results as HTML and a note on them."""
-        query = query.strip()
+        query = query.strip().encode(errors="replace").decode()  # a browser may send half of a character
         if not query:
             return "", "", "Type a query first."
+        if len(query) > LONGEST_QUERY:
+            return "", "", f"The query has {len(query):,} characters, and at most {LONGEST_QUERY:,} are searched."
         number = len(self.indexes[0].documents)
         return query, self._view(query, self._hits(query), {}), f"Searched {number:,} documents."
 

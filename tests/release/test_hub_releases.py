@@ -283,11 +283,14 @@ def test_without_a_token_or_a_network_nothing_is_tried(
     assert naps == []
 
 
-def test_a_pull_leaves_out_what_can_run_code_and_replaces_only_its_own(hub: Hub, api: HfApi, tmp_path: Path) -> None:
+def test_a_pull_leaves_out_what_can_run_code_and_replaces_only_its_own(
+    hub: Hub, api: HfApi, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Reference: the files of the repository but pickles and Python; a folder of somebody else stays as it is."""
     push(api, "org/name", {**FILES, "pytorch_model.BIN": b"p", "modeling.py": b"exit()", "a.PKL": b"p", "b.so": b"p"})
     pull(api, "org/name", tmp_path / "a")
     assert set(folder_files(tmp_path / "a")) == set(FILES)
+    assert "left out (a.PKL, b.so, modeling.py, pytorch_model.BIN); where these are its only weights" in caplog.text
     pull(api, "org/name", tmp_path / "a")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("text")

@@ -137,6 +137,8 @@ def test_the_page_asks_for_a_query_first(indexes: list[SearchIndex]) -> None:
     """Reference: the notes; no LLM is asked."""
     page = SearchPage(indexes, lambda: pytest.fail("the LLM was loaded"))
     assert page.results("  ") == ("", "", "Type a query first.")
+    assert page.results("a" * 10_001) == ("", "", "The query has 10,001 characters, and at most 10,000 are searched.")
+    assert page.results("te\ud800a")[0] == "te?a"
     assert list(page.gains("")) == [("", "Search first: the LLM reads the documents that are shown.")]
 
 
