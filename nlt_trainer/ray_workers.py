@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import os
 import signal
+import socket
 import threading
 import uuid
 import weakref
@@ -34,6 +35,8 @@ LOSSES = 5
 """Workers that are lost with one block, or at their start, after which Ray is asked for no more."""
 PATIENCE = 60
 """Seconds without an answer after which a line says how many workers are missing."""
+REACHED_IN = 10
+"""Seconds in which a cluster must take a connection. Ray itself tries for a quarter of an hour."""
 
 
 class RayWorkers:
@@ -209,6 +212,7 @@ def connected(address: str | None) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send statistics to Ray's authors
     ray = importlib.import_module("ray")
     if not ray.is_initialized():
+        _check_answers(address)
         handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=address or "local", log_to_driver=False, logging_level="error")
@@ -218,6 +222,21 @@ def connected(address: str | None) -> Any:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)  # Ray replaces it, and training writes a checkpoint by it
     return ray
+
+
+def _check_answers(address: str | None) -> None:
+    """Raise `NLTError` unless HOST:PORT takes a connection; other forms of an address are left to Ray."""
+    place = os.environ.get("RAY_ADDRESS") or address if address == "auto" else address
+    if place in (None, "local", "auto") or "://" in str(place):
+        return
+    host, _, port = str(place).rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED_IN).close()
+    except (OSError, OverflowError, ValueError) as error:
+        raise NLTError(
+            f"ray_address {address!r}: no cluster of Ray answers at {place!r} ({error}); give HOST:PORT of its head, "
+            "such as 10.0.0.1:6379, or auto on one of its nodes"
+        ) from error
 
 
 def _check_losses(number: int, error: Exception, *, starting: int) -> None:

@@ -235,6 +235,20 @@ def held_names() -> Callable[[int], list[str]]:
     return compute
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "head", "head:port", "127.0.0.1:99999"])
+@pytest.mark.parametrize("variable", [False, True])
+def test_a_cluster_that_does_not_answer_is_named_at_once(
+    monkeypatch: pytest.MonkeyPatch, address: str, variable: bool
+) -> None:
+    """Reference: the address, without any call of Ray, which would try for a quarter of an hour."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray was asked"))
+    monkeypatch.setenv("RAY_ADDRESS", address if variable else "")
+    given = "auto" if variable else address
+    with pytest.raises(NLTError, match=f"^ray_address '{given}': no cluster of Ray answers at '{address}' "):
+        ray_workers_module.connected(given)
+
+
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
