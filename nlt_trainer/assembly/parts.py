@@ -8,6 +8,7 @@ import random
 import resource
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -290,7 +291,7 @@ def load_scorer(
     if not is_server(model.llm):
         if workers is None:
             return make_scorer(load_llm(model), data, target=target)
-        make = partial(_scorer_in_worker, model, data, target)
+        make = partial(_scorer_in_worker, _found_from_anywhere(model), data, target)
         return RayScorer(make, workers=workers, cache_folder=data.score_cache)
     if model.adapter is not None:
         raise NLTError("adapter belongs to an LLM on this machine; let the server load it, and name it by llm_model")
@@ -304,6 +305,13 @@ def load_scorer(
         revision=model.llm_revision,
         cache_folder=data.score_cache,
     )
+
+
+def _found_from_anywhere(model: ModelArguments) -> ModelArguments:
+    """The same with whole paths: a worker runs in the folder in which its node was started."""
+    named = {"llm": model.llm, "adapter": model.adapter}
+    whole = {key: str(Path(name).absolute()) for key, name in named.items() if name and Path(name).exists()}
+    return replace(model, **whole)  # type: ignore[arg-type]  # both are texts
 
 
 def _scorer_in_worker(model: ModelArguments, data: DataArguments, target: TargetKind) -> LikelihoodScorer:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from nlt_trainer.arguments.data import DataArguments
+from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.assembly import parts
 from nlt_trainer.errors import NLTError
+from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.lm.scorer import Scorer
 from nlt_trainer.ray_workers import RayWorkers
 from nlt_trainer.scripts import evaluate, mine, score, train
 
@@ -67,6 +72,20 @@ def test_stages_leave_what_they_leave_without_ray(
     assert caches[0] == caches[1] != []
     results = [json.loads((at / "run" / "results.json").read_text()) for at in (found, local)]
     assert [row["ndcg_at_10"] for row in results[0]] == pytest.approx([row["ndcg_at_10"] for row in results[1]])
+
+
+def test_a_worker_in_another_folder_finds_the_llm(
+    tiny_llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: the weights of the LLM that a relative path names here."""
+    made: list[Callable[[], Scorer]] = []
+    monkeypatch.setattr(parts, "RayScorer", lambda make, **options: made.append(make))
+    monkeypatch.chdir(tiny_llm_folder.parent)
+    workers: Any = object()
+    parts.load_scorer(ModelArguments(llm=tiny_llm_folder.name), DataArguments(), target="query", workers=workers)
+    monkeypatch.chdir(tmp_path)
+    expected = FrozenLM.from_pretrained(str(tiny_llm_folder), device="cpu").fingerprint["weights"]
+    assert made[0]().fingerprint["weights"] == expected
 
 
 def test_ray_is_refused_where_processes_were_started(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
