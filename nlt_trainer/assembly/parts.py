@@ -309,9 +309,11 @@ def load_scorer(
 
 def _found_from_anywhere(model: ModelArguments) -> ModelArguments:
     """The same with whole paths: a worker runs in the folder in which its node was started."""
-    named = {"llm": model.llm, "adapter": model.adapter}
-    whole = {key: str(Path(name).absolute()) for key, name in named.items() if name and Path(name).exists()}
-    return replace(model, **whole)  # type: ignore[arg-type]  # both are texts
+
+    def whole(name: str) -> str:
+        return str(Path(name).absolute()) if Path(name).exists() else name
+
+    return replace(model, llm=whole(model.llm), adapter=model.adapter and whole(model.adapter))
 
 
 def _scorer_in_worker(model: ModelArguments, data: DataArguments, target: TargetKind) -> LikelihoodScorer:
