@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.base.training_args import BatchSamplers
+from sentence_transformers.sentence_transformer.modules import Normalize
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import BatchSampler
@@ -34,6 +35,13 @@ CLOCK_TIMES = ("_runtime", "_per_second")
 """Ends of the names under which the library logs how long something took, by the clock."""
 DROPOUT_ATTRIBUTES = ("dropout", "attention_dropout", "activation_dropout")
 """Attributes in which modules of transformers keep a probability that they hand to a function."""
+
+
+class UnitLength(Normalize):
+    """`Normalize` under a name that accelerate leaves alone.
+
+    Accelerate takes a child of the model with "Norm" in its class's name for a layer with weights, which FSDP2 shards.
+    """
 
 
 class NLTTrainer(SentenceTransformerTrainer):
@@ -193,7 +201,15 @@ class NLTTrainer(SentenceTransformerTrainer):
                 f"with {kind} each process holds a part of the encoder, and checkpoints need the whole; set "
                 "save_strategy: 'no' and leave resume_from_checkpoint out, or train with ZeRO-2 or without sharding"
             )
+        if self.args.refresh:
+            raise NLTError(
+                f"refresh: each process embeds documents by itself, and with {kind} it holds a part of the encoder; "
+                "leave refresh out, or train with ZeRO-2 or without sharding"
+            )
         self.pop_callback(CheckpointOnTermination)
+        for module in self.model.modules():
+            if type(module) is Normalize:
+                module.__class__ = UnitLength
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Loss and gradients of a batch; gradients that `DistributedDataParallel` does not know are averaged here.

@@ -21,6 +21,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize
 from test_processes import GLOBAL_BATCH, ROWS, STEPS, TEXTS
 from tiny import write_collection
 from torch.distributed.tensor import DTensor
@@ -115,6 +116,11 @@ def train(encoder_folder: str, llm_folder: str, output: Path, *, parts: int) -> 
 def check_refusals(encoder_folder: str, lm: FrozenLM, output: Path) -> None:
     for objective, options, message in (
         ("info_nce", {"save_strategy": "steps"}, "each process holds a part of the encoder, and checkpoints need the"),
+        (
+            "info_nce",
+            {"refresh": "0-3:1"},
+            "refresh: each process embeds documents by itself, and with FSDP it holds a",
+        ),
         ("revela", {}, "FSDP does not know the LLM's adapter that is trained; leave llm_lora or FSDP out"),
     ):
         encoder = load_encoder(encoder_folder, device="cpu")
@@ -124,9 +130,16 @@ def check_refusals(encoder_folder: str, lm: FrozenLM, output: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(
-    tiny_llm_folder: Path, tiny_encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path]:
+def encoder_folder(tiny_encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny encoder with embeddings of unit length, as most encoders have them."""
+    folder = tmp_path_factory.mktemp("encoder")
+    encoder = load_encoder(str(tiny_encoder_folder), device="cpu")
+    SentenceTransformer(modules=[*encoder, Normalize()], device="cpu").save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_llm_folder: Path, encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Output folders of one process (this one) and of two."""
     folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     for folder in folders:
@@ -139,10 +152,10 @@ def runs(
     here = Path(__file__).parent
     environment["PYTHONPATH"] = os.pathsep.join(map(str, (here.parents[1], here.parent, here)))
     launched = subprocess.Popen(
-        [*command, __file__, str(tiny_encoder_folder), str(tiny_llm_folder), str(folders[1])],
+        [*command, __file__, str(encoder_folder), str(tiny_llm_folder), str(folders[1])],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    train(str(tiny_encoder_folder), str(tiny_llm_folder), folders[0], parts=1)
+    train(str(encoder_folder), str(tiny_llm_folder), folders[0], parts=1)
     said, _ = launched.communicate(timeout=1200)
     assert launched.returncode == 0, said[-3000:]
     return folders
@@ -150,7 +163,7 @@ def runs(
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_divided_encoder_trains_as_a_whole_one(
-    runs: tuple[Path, Path], tiny_encoder_folder: Path, objective: str
+    runs: tuple[Path, Path], encoder_folder: Path, objective: str
 ) -> None:
     """Reference: losses, nDCG@10 and weights of one process with the same global batch; what is saved loads as any
     encoder."""
@@ -158,7 +171,7 @@ def test_a_divided_encoder_trains_as_a_whole_one(
     assert len(one) == STEPS + 2  # the evaluator works after the second step and after the last
     assert two == pytest.approx(one, rel=1e-4)
     expected, found = (load_file(folder / f"{objective}.safetensors") for folder in runs)
-    start = load_encoder(str(tiny_encoder_folder), device="cpu").state_dict()
+    start = load_encoder(str(encoder_folder), device="cpu").state_dict()
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=1e-5)
     assert max(float((expected[name] - start[name]).abs().max()) for name in start) > 1e-3
