@@ -48,15 +48,16 @@ class RayWorkers:
         address: of a cluster, as `ray.init` takes it: `auto` means the one that this machine belongs to. `None` starts
             Ray on this machine alone.
         number: of workers; `None` means one for each GPU of the cluster or, without GPUs, for each CPU core.
+        use_cpu: whether no worker gets a GPU, although the cluster has some.
 
     Raises:
         NLTError: Ray is not installed.
     """
 
-    def __init__(self, *, address: str | None = None, number: int | None = None) -> None:
+    def __init__(self, *, address: str | None = None, number: int | None = None, use_cpu: bool = False) -> None:
         if importlib.util.find_spec("ray") is None:
             raise NLTError("engine: ray needs Ray, which is not installed; pip install 'nlt_trainer[ray]'")
-        self.address, self.asked = address, number
+        self.address, self.asked, self.use_cpu = address, number, use_cpu
         self.idle: list[Any] = []
         self.starting: Flying = {}
 
@@ -72,7 +73,7 @@ class RayWorkers:
     @cached_property
     def gpus(self) -> int:
         """Number of GPUs of each worker."""
-        return 1 if self.ray.cluster_resources().get("GPU", 0) >= 1 else 0
+        return 1 if not self.use_cpu and self.ray.cluster_resources().get("GPU", 0) >= 1 else 0
 
     @cached_property
     def number(self) -> int:

@@ -56,11 +56,11 @@ def tiny_llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_workers() -> Iterator[RayWorkers]:
-    """Two workers of Ray on this machine, which are those of all stages with `ray_workers: 2`."""
+    """Two workers of Ray on this machine, those of all stages with `ray_workers: 2` and `use_cpu: true`."""
     pytest.importorskip("ray")
     from nlt_trainer.assembly.parts import ray_workers_at
 
-    found = ray_workers_at(None, 2)
+    found = ray_workers_at(None, 2, True)
     yield found
     found.ray.shutdown()
 

@@ -216,6 +216,17 @@ def test_a_node_takes_all_workers_with_it_that_start(tmp_path: Path, monkeypatch
     assert dict(task.results(range(2))) == {0: 0, 1: 2}
 
 
+@pytest.mark.parametrize(("use_cpu", "gpus", "number"), [(False, 1, 2), (True, 0, 8)])
+def test_workers_have_gpus_unless_the_recipe_wants_none(
+    monkeypatch: pytest.MonkeyPatch, use_cpu: bool, gpus: int, number: int
+) -> None:
+    """Reference: the places of the cluster."""
+    cluster = SimpleNamespace(cluster_resources=lambda: {"CPU": 8.0, "GPU": 2.0})
+    monkeypatch.setattr(ray_workers_module, "connected", lambda address: cluster)
+    workers = RayWorkers(use_cpu=use_cpu)
+    assert (workers.gpus, workers.number) == (gpus, number)
+
+
 def test_a_worker_forgets_what_nobody_can_ask_for(workers: RayWorkers, tmp_path: Path) -> None:
     """Reference: the functions that workers hold, by their names."""
     task = workers.task(partial(doubled, tmp_path))

@@ -76,13 +76,13 @@ def ray_workers(args: NLTTrainingArguments) -> RayWorkers | None:
             f"engine: ray starts its workers itself, and {number} processes were started; run one, without accelerate "
             "launch, and set ray_workers"
         )
-    return ray_workers_at(args.ray_address, args.ray_workers)
+    return ray_workers_at(args.ray_address, args.ray_workers, args.use_cpu)
 
 
 @cache
-def ray_workers_at(address: str | None, number: int | None) -> RayWorkers:
+def ray_workers_at(address: str | None, number: int | None, use_cpu: bool) -> RayWorkers:
     """Workers that a program starts once, because others would wait for the places that these hold."""
-    return RayWorkers(address=address, number=number)
+    return RayWorkers(address=address, number=number, use_cpu=use_cpu)
 
 
 def alone(args: TrainingArguments) -> AbstractContextManager[None]:
@@ -291,7 +291,7 @@ def load_scorer(
     if not is_server(model.llm):
         if workers is None:
             return make_scorer(load_llm(model), data, target=target)
-        make = partial(_scorer_in_worker, _found_from_anywhere(model), data, target)
+        make = partial(_scorer_in_worker, _for_workers(model), data, target)
         return RayScorer(make, workers=workers, cache_folder=data.score_cache)
     if model.adapter is not None:
         raise NLTError("adapter belongs to an LLM on this machine; let the server load it, and name it by llm_model")
@@ -307,13 +307,14 @@ def load_scorer(
     )
 
 
-def _found_from_anywhere(model: ModelArguments) -> ModelArguments:
-    """The same with whole paths: a worker runs in the folder in which its node was started."""
+def _for_workers(model: ModelArguments) -> ModelArguments:
+    """The same LLM as a worker names it: its folder is that in which its node was started, and it sees one GPU."""
 
     def whole(name: str) -> str:
         return str(Path(name).absolute()) if Path(name).exists() else name
 
-    return replace(model, llm=whole(model.llm), adapter=model.adapter and whole(model.adapter))
+    device = model.llm_device and model.llm_device.partition(":")[0]
+    return replace(model, llm=whole(model.llm), adapter=model.adapter and whole(model.adapter), llm_device=device)
 
 
 def _scorer_in_worker(model: ModelArguments, data: DataArguments, target: TargetKind) -> LikelihoodScorer:

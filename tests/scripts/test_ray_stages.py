@@ -16,7 +16,6 @@ from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.assembly import parts
 from nlt_trainer.errors import NLTError
 from nlt_trainer.lm.frozen_lm import FrozenLM
-from nlt_trainer.lm.scorer import Scorer
 from nlt_trainer.ray_workers import RayWorkers
 from nlt_trainer.scripts import evaluate, mine, score, train
 
@@ -77,12 +76,15 @@ def test_stages_leave_what_they_leave_without_ray(
 def test_a_worker_in_another_folder_finds_the_llm(
     tiny_llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reference: the weights of the LLM that a relative path names here."""
-    made: list[Callable[[], Scorer]] = []
+    """Reference: the weights of the LLM that a relative path names here; and of many GPUs the worker sees one."""
+    made: list[Any] = []
     monkeypatch.setattr(parts, "RayScorer", lambda make, **options: made.append(make))
     monkeypatch.chdir(tiny_llm_folder.parent)
     workers: Any = object()
-    parts.load_scorer(ModelArguments(llm=tiny_llm_folder.name), DataArguments(), target="query", workers=workers)
+    for device in (None, "cpu", "cuda:3"):
+        model = ModelArguments(llm=tiny_llm_folder.name, llm_device=device)
+        parts.load_scorer(model, DataArguments(), target="query", workers=workers)
+    assert [make.args[0].llm_device for make in made] == [None, "cpu", "cuda"]
     monkeypatch.chdir(tmp_path)
     expected = FrozenLM.from_pretrained(str(tiny_llm_folder), device="cpu").fingerprint["weights"]
     assert made[0]().fingerprint["weights"] == expected
