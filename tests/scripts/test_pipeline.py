@@ -290,12 +290,12 @@ def test_heads_by_each_method(project: Project) -> None:
     path = project.root / "collection" / "corpus.jsonl"
     rows = [{**row, "text": f"{row['text']} It is an old story of the {row['title']}."} for row in rows_of(path)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (project.root / "candidates.jsonl").rename(project.root / "elsewhere.jsonl")
+    (project.root / "candidates.jsonl").unlink()
     project.run(detect_heads, "dream", "--head_method", "needle", "--head_queries", "5")
     found = json.loads((project.root / "heads.json").read_text())["settings"]
     assert (found["method"], found["score"], found["num_queries"]) == ("needle", "reciprocal_rank", 5)
     assert found["gold"] == "the document that the query was cut out of"
-    (project.root / "elsewhere.jsonl").rename(project.root / "candidates.jsonl")
+    project.run(mine)
     project.run(score)
     project.run(detect_heads, "dream", "--head_method", "correlation")
     found = json.loads((project.root / "heads.json").read_text())["settings"]
