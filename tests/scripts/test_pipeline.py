@@ -701,8 +701,9 @@ def test_an_encoder_folder_that_is_no_run_is_refused_before_training(project: Pr
     with pytest.raises(NLTError, match=r"adapter is there already and was not written by nlt.*name another folder"):
         project.run(train, "likelihood_gain", "--lora", "{r: 2, target_modules: all-linear}")
     assert list(half.parent.iterdir()) == [half.parent / "adapter"]
-    with pytest.raises(NLTError, match=r"audit.json is a file, and a folder is to be written there; name a folder"):
-        project.run(train, "likelihood_gain", "--output_dir", str(project.root / "gains.audit.json"))
+    (project.root / "notes").write_text("text")
+    with pytest.raises(NLTError, match=r"notes is a file, and a folder is to be written there; name a folder"):
+        project.run(train, "likelihood_gain", "--output_dir", str(project.root / "notes"))
 
 
 @pytest.mark.parametrize("stage", [score, train, detect_heads])
