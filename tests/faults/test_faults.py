@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 CALLS = {
-    "kills": ["kills.py", "--every_change", "5", "--stages", "mine", "score", "detect_heads"],
-    "kills in training": ["kills.py", "--every_change", "60", "--stages", "build_corpus", "train", "evaluate"],
-    "disk": ["disk.py", "--trials", "1", "--stages", "make_queries", "score", "train"],
-    "damage": ["damage.py", "--trials", "3"],
+    "kills": ["kills.py", "--every_change", "8", "--stages", "mine", "score", "detect_heads"],
+    "kills in training": ["kills.py", "--every_change", "90", "--stages", "build_corpus", "train", "evaluate"],
+    "disk": ["disk.py", "--trials", "1", "--stages", "score", "train"],
+    "damage": ["damage.py", "--trials", "2"],
     "kills of the Hub's client": ["kills.py", "--random", "2", "--every_change", "100", "--stages", "push", "pull"],
     "clock": ["clock.py", "--trials", "1", "--stages", "train"],
     "several": ["several.py", "--trials", "1"],
