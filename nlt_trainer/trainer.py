@@ -207,9 +207,13 @@ class NLTTrainer(SentenceTransformerTrainer):
                 "leave refresh out, or train with ZeRO-2 or without sharding"
             )
         self.pop_callback(CheckpointOnTermination)
+        self._rename(Normalize, UnitLength)
+
+    def _rename(self, old: type[nn.Module], new: type[nn.Module]) -> None:
+        """Give the encoder's modules of one class another one that does the same."""
         for module in self.model.modules():
-            if type(module) is Normalize:
-                module.__class__ = UnitLength
+            if type(module) is old:
+                module.__class__ = new
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Loss and gradients of a batch; gradients that `DistributedDataParallel` does not know are averaged here.
@@ -294,6 +298,7 @@ class NLTTrainer(SentenceTransformerTrainer):
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self.args.max_steps, self.args.num_train_epochs, self.args.eval_on_start, self.args.save_steps = given
+            self._rename(UnitLength, Normalize)  # by whose name a saved encoder is loaded
 
     def _name_best_metric(self) -> None:
         """Give `MAIN_METRIC` its full name: the evaluator's main metric, or the loss where there is no evaluator."""

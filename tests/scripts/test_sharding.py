@@ -98,6 +98,7 @@ def train(encoder_folder: str, llm_folder: str, output: Path, *, parts: int) -> 
         assert len(parts_of) == (len(weights) if parts > 1 else 0)
         assert not any(isinstance(parameter, DTensor) for parameter in lm.model.parameters())
         assert trainer.args.world_size == parts
+        assert [type(module) for module in trainer.model.modules()].count(Normalize) == 1, "saved by its class's name"
         if parts > 1:
             assert sum(part.numel() for part in parts_of) < 0.6 * sum(weight.numel() for weight in weights)
             encoder = whole_encoder(trainer, ModelArguments(encoder=encoder_folder))
