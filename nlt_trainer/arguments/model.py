@@ -165,7 +165,7 @@ class ModelArguments:
         check_values(self)
         if self.llm_requests < 1:
             raise NLTError(f"llm_requests is {self.llm_requests}; it must be at least 1")
-        if self.llm.startswith(("http://", "https://")):
+        if self.llm.startswith(("http://", "https://")):  # `is_server`, whose module imports transformers
             _check_address(self.llm)
         if self.shared_backbone and (self.llm_device is not None or self.llm_process):
             raise NLTError("shared_backbone keeps encoder and LLM on one device; leave llm_device and llm_process out")
