@@ -91,7 +91,7 @@ def run_main(
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or a file may lack characters of a text or a path
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with _terminable():
+        with _stoppable():
             code = main(arguments)
     except NLTError as error:
         sys.stderr.write(f"{name}: error: {error}\n")
@@ -114,13 +114,30 @@ def terminate(number: int, frame: Any) -> NoReturn:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM raise `Terminated` until the block ends."""
-    previous = signal.signal(signal.SIGTERM, terminate)
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated` until the block ends, and Ctrl-C `KeyboardInterrupt`, where it did so before.
+
+    Libraries in other languages that call Python make errors of their own of whatever is raised there. Where one of
+    these signals has come, such an error is taken for it.
+    """
+    raised: list[type[KeyboardInterrupt]] = []
+
+    def stop(number: int, frame: Any) -> NoReturn:
+        raised.append(Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+        raise raised[-1]
+
+    ctrl_c = signal.getsignal(signal.SIGINT) == signal.default_int_handler  # a program in the background ignores it
+    taken = (signal.SIGTERM, signal.SIGINT) if ctrl_c else (signal.SIGTERM,)
+    previous = {number: signal.signal(number, stop) for number in taken}
     try:
         yield
+    except Exception as error:
+        if raised:
+            raise raised[-1] from error
+        raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _error_number(error: Exception) -> int | None:

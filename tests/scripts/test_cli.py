@@ -181,22 +181,34 @@ def test_an_interrupt_is_one_line_and_exit_code_130(
     assert found.count("\n") == 2
 
 
-def test_sigterm_is_one_line_and_exit_code_143(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("becomes", ["itself", "an error of a library", "wrong input"])
+def test_a_signal_is_one_line_and_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    becomes: str,
+    number: signal.Signals,
+    code: int,
 ) -> None:
-    """Reference: 128 + SIGTERM; afterwards the signal does what it did before."""
+    """Reference: 128 + the number of the signal; afterwards the signals do what they did before. A library that is
+    written in Rust makes an error of its own of what a signal raises within it."""
 
-    def terminated(argv: list[str]) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+    def signalled(argv: list[str]) -> None:
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt as interrupt:
+            if becomes == "itself":
+                raise
+            raise NLTError("loading failed") if becomes == "wrong input" else ValueError(str(interrupt)) from None
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     monkeypatch.setattr(sys, "argv", ["nlt"])
-    monkeypatch.setattr(cli.importlib, "import_module", terminated)
+    monkeypatch.setattr(cli.importlib, "import_module", signalled)
     with pytest.raises(SystemExit) as exit_info:
         cli.main(["train"])
-    assert exit_info.value.code == 143
+    assert exit_info.value.code == code
     assert capsys.readouterr().err.startswith("\nnlt train: stopped; run again, it goes on from the last whole")
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 def test_a_docstring_is_shown_without_its_fences() -> None:
