@@ -14,7 +14,7 @@ import uuid
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, TextIO
 
@@ -98,8 +98,10 @@ def _held_beside(path: Path, *, make: Callable[[Path], None]) -> Iterator[Path]:
     while True:
         partial = _beside(path, "partial")
         make(partial)
-        with _held(partial):
-            if partial.exists():  # else another process has swept it in the moment before it was held
+        with ExitStack() as stack:
+            with suppress(FileNotFoundError):  # another process has swept it in the moment before it was held
+                stack.enter_context(_held(partial, wait=True))
+            if partial.exists():
                 yield partial
                 return
 
@@ -109,11 +111,14 @@ def _beside(path: Path, ending: str) -> Path:
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[bool]:
-    """Lock a file or folder, under whatever name, until the block or the process ends; yields whether that went."""
+def _held(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Lock a file or folder, under whatever name, until the block or the process ends; yields whether that went.
+
+    With `wait` a process that holds it is waited for.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         held = True
     except OSError:  # another process holds it, or the file system has no locks
         held = False
@@ -418,3 +423,14 @@ def check_header(path: Path, names: Sequence[str]) -> None:
     """
     if doubled := [name for name, count in Counter(names).items() if name and count > 1]:
         raise DataError(path, f"column {doubled[0]!r} stands twice in the first line; rename or remove one", line=1)
+
+
+def check_keys(path: Path, row: Mapping[str, Any], known: Iterable[str], *, line: int) -> None:
+    """Refuse a row with a key that differs from a known one in capitals alone, and whose value would be lost.
+
+    Raises:
+        DataError: names the file, the line and the key.
+    """
+    for key in row:
+        if (plain := key.casefold()) in known and plain not in row:
+            raise DataError(path, f"has a key {key!r}, and {plain!r} is read; write it so", line=line)

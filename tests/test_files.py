@@ -130,6 +130,21 @@ def test_a_folder_that_was_moved_aside_comes_back(tmp_path: Path, monkeypatch: p
     assert read_json(tmp_path / "model" / "config.json") == {}
 
 
+def test_a_file_that_is_swept_before_it_is_held_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: the file as it was to be written; a sweep of another process comes right after its making."""
+    touch, made = Path.touch, []
+
+    def touch_and_sweep(path: Path) -> None:
+        touch(path)
+        made.append(path)
+        if len(made) == 1:
+            sweep(tmp_path)
+
+    monkeypatch.setattr(Path, "touch", touch_and_sweep)
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert read_json(tmp_path / "a.json") == {"a": 1} and len(made) == 2
+
+
 def test_other_hidden_files_stay(tmp_path: Path) -> None:
     """Reference: the files; a pull that was cut short finds its own folder again."""
     names = {".model.0123456789ab.partial", ".partial", "a.01234567.partial", ".a.0123456z.partial", ".a.lock"}

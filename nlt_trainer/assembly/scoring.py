@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.gains import audit_teacher, read_audit, write_gains
 from nlt_trainer.data.training import relevance
-from nlt_trainer.files import file_hash, write_json
+from nlt_trainer.files import write_json
 from nlt_trainer.lm.candidate_pairs import CandidatePairs
 from nlt_trainer.lm.scorer import Scorer, likelihood_gain
 from nlt_trainer.locations import is_server
@@ -146,8 +145,8 @@ def write_results(
         "seconds": round(seconds * tokens / computed, 1) if computed else read_audit(data.gains).get("seconds", 0.0),
         "scorer": {**scorer.description, "model": named},
     }
-    write_gains(data.gains, candidates, gain, corpus=collection.corpus, further=further)
-    write_json(audit_file(data.gains), {**report, "content": file_hash(Path(data.gains))})
+    content = write_gains(data.gains, candidates, gain, corpus=collection.corpus, further=further)
+    write_json(audit_file(data.gains), {**report, "content": content})
     return report
 
 

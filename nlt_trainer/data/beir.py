@@ -27,6 +27,7 @@ from nlt_trainer.files import (
     FolderStage,
     atomic_folder,
     atomic_write,
+    check_keys,
     raw_lines,
     read_jsonl,
     read_lines,
@@ -252,7 +253,7 @@ def load_corpus(folder: str | Path) -> Mapping[str, Document]:
 def _documents(path: Path, known: Container[str]) -> Iterator[Document]:
     """Yield the documents of a file; an id that is known by then is refused."""
     line = 0
-    for line, row in _rows(path):
+    for line, row in _rows(path, "title"):
         document_id = _new_id(row, known, path=path, line=line)
         title = _text(row, "title", path, line, may_be_null=True).strip()
         text = _text(row, "text", path, line, may_be_null="text" in row)  # a missing key is a misnamed one
@@ -295,7 +296,7 @@ def check_judged(path: Path, qrels: Qrels, corpus: Mapping[str, Document]) -> No
 
 def _read_queries(path: Path) -> dict[str, Query]:
     queries: dict[str, Query] = {}
-    for line, row in _rows(path):
+    for line, row in _rows(path, "answer", "answers"):
         query_id = _new_id(row, queries, path=path, line=line)
         text = _text(row, "text", path, line)
         if not text.strip():
@@ -306,9 +307,12 @@ def _read_queries(path: Path) -> dict[str, Query]:
     return queries
 
 
-def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+def _rows(path: Path, *optional: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield `(line, row)`; a key that a row may have must not stand there in capitals."""
     _check_there(path)
-    return read_jsonl(path)
+    for line, row in read_jsonl(path):
+        check_keys(path, row, optional, line=line)
+        yield line, row
 
 
 def _check_there(path: Path) -> None:

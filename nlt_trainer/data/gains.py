@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from nlt_trainer.arguments.beside import audit_file
 from nlt_trainer.data.beir import Document
 from nlt_trainer.data.candidates import QueryCandidates, texts_hash
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import read_json, read_jsonl, write_jsonl
+from nlt_trainer.files import atomic_write, file_hash, read_json, read_jsonl
 
 
 def read_audit(gains: str | Path) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def write_gains(
     *,
     corpus: Mapping[str, Document],
     further: Mapping[str, Iterable[Any]] | None = None,
-) -> None:
+) -> str:
     """Write one line a query: `query_id`, `document_ids`, `texts` and `gain`, K numbers in nats per target token.
 
     `texts` is a hash of the texts that were scored. A reader that has others refuses the gains.
@@ -54,16 +55,21 @@ def write_gains(
         further: further columns of B values each, which `read_likelihoods` reads: `target_tokens` (a number),
             `log_likelihood` (K numbers, nats of the whole target) and `token_log_likelihoods` (K lists with a number
             for each target token).
+
+    Returns:
+        Hash of the file that was written, as `file_hash` has it. Another process may replace it right afterwards.
     """
     columns: dict[str, Iterable[Any]] = {"gain": gain, **(further or {})}
-    write_jsonl(
-        path,
-        (
-            {"query_id": c.query_id, "document_ids": list(c.document_ids), "texts": texts_hash(c, corpus)}
-            | {name: _rounded(value) for name, value in zip(columns, values, strict=True)}
-            for c, *values in zip(candidates, *columns.values(), strict=True)
-        ),
+    rows = (
+        {"query_id": c.query_id, "document_ids": list(c.document_ids), "texts": texts_hash(c, corpus)}
+        | {name: _rounded(value) for name, value in zip(columns, values, strict=True)}
+        for c, *values in zip(candidates, *columns.values(), strict=True)
     )
+    with atomic_write(path) as handle:
+        for row in rows:
+            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+        handle.flush()
+        return file_hash(Path(handle.name))
 
 
 def _rounded(value: Any) -> Any:

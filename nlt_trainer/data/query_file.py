@@ -12,7 +12,7 @@ from typing import Any
 from nlt_trainer.data.beir import Query
 from nlt_trainer.data.folding import folded
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import read_jsonl, read_lines
+from nlt_trainer.files import check_keys, read_jsonl, read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +103,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         DataError: a row has no text, a value that is no string, or an id with white space in it.
     """
     for line, row in read_jsonl(path):
+        check_keys(path, row, ("_id", "answer"), line=line)
         key = next((key for key in TEXT_KEYS if key in row), None)
         if key is None:
             raise DataError(path, f"has no {', '.join(TEXT_KEYS[:-1])} or {TEXT_KEYS[-1]}; add one", line=line)

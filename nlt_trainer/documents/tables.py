@@ -33,8 +33,10 @@ class BrokenLine:
     reason: str
 
 
-def csv_rows(path: Path) -> Iterator[Source]:
+def csv_rows(path: Path) -> Iterator[Source | BrokenLine]:
     """Yield the rows of a CSV file, whose delimiter is found and whose first line names the columns, if it can.
+
+    A row with text beyond the named columns has a delimiter that is not in quotation marks, and is left out.
 
     Raises:
         csv.Error: a field is longer than `MAX_FIELD`.
@@ -52,7 +54,10 @@ def csv_rows(path: Path) -> Iterator[Source]:
                 yield source
             for number, cells in enumerate(rows, start=1 if names else 2):
                 keys: Sequence[Any] = names or range(len(cells))
-                if source := _row(dict(zip(keys, cells, strict=False)), number):
+                if any(cell.strip() for cell in cells[len(keys) :]):
+                    reason = f"has {len(cells)} cells, and the first line names {len(keys)} columns"
+                    yield BrokenLine(rows.line_num, f"{reason}; put cells with {delimiter!r} in quotation marks")
+                elif source := _row(dict(zip(keys, cells, strict=False)), number):
                     yield source
     finally:
         csv.field_size_limit(before)

@@ -128,6 +128,7 @@ def test_the_first_of_several_answers_is_taken(tmp_path: Path) -> None:
         ('{"text": "x"}', "found None"),
         ('{"_id": "d3", "title": "x"}', "text must be a string"),
         ('{"_id": "d3", "title": ["x"], "text": "y"}', "title must be a string"),
+        ('{"_id": "d3", "Title": "x", "text": "y"}', "has a key 'Title', and 'title' is read; write it so"),
         ('{"_id": "d3", "text": "x"', "not valid JSON"),
         ('["d3"]', "expected a JSON object"),
     ],
@@ -147,6 +148,7 @@ def test_a_bad_document_is_refused_with_file_and_line(tmp_path: Path, line: str,
         ('{"_id": "q3"}', "text must be a string"),
         ('{"_id": "q3", "text": "x", "answer": 7}', "an answer must be a string, found 7"),
         ('{"_id": "q3", "text": "x", "answers": "y"}', "answers must be a list"),
+        ('{"_id": "q3", "text": "x", "ANSWER": "y"}', "has a key 'ANSWER', and 'answer' is read"),
     ],
 )
 def test_a_bad_query_is_refused_with_file_and_line(tmp_path: Path, line: str, reason: str) -> None:

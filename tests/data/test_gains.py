@@ -23,7 +23,7 @@ from nlt_trainer.data.gains import (
     write_gains,
 )
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import read_jsonl, write_jsonl
+from nlt_trainer.files import file_hash, read_jsonl, write_jsonl
 
 CANDIDATES = [
     QueryCandidates("q1", "one", None, ("d1", "d2", "d3"), (3.0, 2.0, 1.0)),
@@ -36,7 +36,7 @@ GAIN = np.array([[0.25, -0.5, 1.125], [0.0, 0.5, -0.125]])
 def test_gains_are_read_as_they_were_written(tmp_path: Path) -> None:
     """Reference: the array; rows are found by query id, and queries that nobody asks for are left out."""
     path = tmp_path / "gains.jsonl"
-    write_gains(path, CANDIDATES, GAIN, corpus=CORPUS)
+    assert write_gains(path, CANDIDATES, GAIN, corpus=CORPUS) == file_hash(path)
     np.testing.assert_array_equal(read_gains(path, CANDIDATES, corpus=CORPUS), GAIN)
     np.testing.assert_array_equal(read_gains(path, CANDIDATES[::-1], corpus=CORPUS), GAIN[::-1])
     np.testing.assert_array_equal(read_gains(path, CANDIDATES[1:], corpus=CORPUS), GAIN[1:])

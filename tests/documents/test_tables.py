@@ -79,6 +79,15 @@ def test_a_field_beyond_the_modules_limit_is_read_and_an_unclosed_quotation_mark
     assert csv.field_size_limit() == limit
 
 
+def test_a_row_with_more_text_than_columns_is_told(tmp_path: Path) -> None:
+    """Reference: the lines by hand. A spreadsheet may leave empty cells at the end of its rows."""
+    (tmp_path / "a.csv").write_text('title,text\nOne,"a\nb"\nTwo,c, and d\nThree,e,,\n')
+    rows = list(csv_rows(tmp_path / "a.csv"))
+    assert plain(rows) == [(1, "One", "a\nb"), (3, "Three", "e")]
+    (broken,) = (row for row in rows if isinstance(row, BrokenLine))
+    assert broken.line == 4 and broken.reason.startswith("has 3 cells, and the first line names 2 columns; put cells")
+
+
 def test_a_csv_file_that_is_binary_is_refused(tmp_path: Path) -> None:
     """Reference: the message."""
     (tmp_path / "a.csv").write_bytes(b"\0\1\2\3" * 500)
