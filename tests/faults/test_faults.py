@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 CALLS = {
-    "kills": ["kills.py", "--every_change", "8", "--stages", "mine", "score", "detect_heads"],
-    "kills in training": ["kills.py", "--every_change", "90", "--stages", "build_corpus", "train", "evaluate"],
+    "kills": [
+        "kills.py", "--random", "2", "--every_change", "70", "--stages", "build_corpus", "mine", "score",
+        "detect_heads", "train", "evaluate", "push", "pull",
+    ],
     "disk": ["disk.py", "--trials", "1", "--stages", "score", "train"],
     "damage": ["damage.py", "--trials", "2"],
-    "kills of the Hub's client": ["kills.py", "--random", "2", "--every_change", "100", "--stages", "push", "pull"],
     "clock": ["clock.py", "--trials", "1", "--stages", "train"],
     "several": ["several.py", "--trials", "1"],
-}
+}  # fmt: skip
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="faults.c needs a C compiler")
