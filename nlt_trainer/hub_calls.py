@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import parse_ratelimit_headers
 
 from nlt_trainer.errors import NLTError
+from nlt_trainer.program import DISK
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ def explained(repo: str, *, repo_type: str = "model", revision: str | None = Non
 
     Raises:
         NLTError: in place of every error of the client or of the network.
+        OSError: the disk is full, may not be written or fails.
     """
     try:
         yield
@@ -118,7 +120,19 @@ def explained(repo: str, *, repo_type: str = "model", revision: str | None = Non
     except json.JSONDecodeError as error:  # the block reads no other JSON than the Hub's answers
         raise NLTError(f"{repo}: {_fails('unreadable answer')}") from error
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:  # ValueError: a card that the Hub refuses
+        raise_of_disk(error)
         raise NLTError(f"{repo}: {explain(error, repo, repo_type=repo_type, revision=revision)}") from error
+
+
+def raise_of_disk(error: BaseException) -> None:
+    """Raise the error of the file system, such as a full disk, that a failure of the Hub's client comes from, if any.
+
+    Raises:
+        OSError: it is one about which a user can do something.
+    """
+    cause = _link(error, OSError)
+    if isinstance(cause, OSError) and cause.errno in DISK and not isinstance(cause, ConnectionError):
+        raise cause from None
 
 
 def download_command(repo: str, *, repo_type: str = "model", revision: str | None = None) -> str:

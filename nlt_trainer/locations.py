@@ -29,7 +29,7 @@ from nlt_trainer.files import (
     saved_hashes,
     write_json,
 )
-from nlt_trainer.hub_calls import explain
+from nlt_trainer.hub_calls import explain, raise_of_disk
 
 logger = logging.getLogger(__name__)
 
@@ -113,12 +113,14 @@ def loading(what: str, name: str, *, revision: str | None = None) -> Iterator[No
 
     Raises:
         NLTError: in place of every other exception.
+        OSError: the disk is full, may not be read or written, or fails.
     """
     try:
         yield
     except NLTError:
         raise
     except Exception as error:  # for half a file safetensors and tokenizers raise errors without a common base
+        raise_of_disk(error)
         raise NLTError(f"{what} {name!r} cannot be loaded: {explain(error, name, revision=revision)}") from error
 
 

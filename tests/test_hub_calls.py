@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from copy import copy
 from itertools import pairwise
@@ -91,3 +92,13 @@ def test_an_answer_of_the_hub_that_cannot_be_read_is_its_failure() -> None:
     message = r"^org/name: the Hub fails \(unreadable answer\); run again later"
     with pytest.raises(NLTError, match=message), explained("org/name"):
         json.loads("<html>")
+
+
+def test_an_error_of_the_disk_is_its_own() -> None:
+    """Reference: the error that was raised, also in a thread of the client; a connection that breaks is the Hub's."""
+    full = OSError(errno.ENOSPC, "No space left on device", "pulled/config.json.lock")
+    with pytest.raises(OSError, match=r"pulled/config\.json\.lock") as caught, explained("org/name"):
+        raise RuntimeError("an upload failed") from full
+    assert caught.value is full
+    with pytest.raises(NLTError, match="the Hub cannot be reached"), explained("org/name"):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")

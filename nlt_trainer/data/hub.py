@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import check_header, read_jsonl, read_lines
-from nlt_trainer.hub_calls import explain
+from nlt_trainer.hub_calls import explain, raise_of_disk
 from nlt_trainer.locations import is_hub_id
 
 CARD = "README.md"
@@ -130,6 +130,7 @@ def fetch_dataset(name: str, *, revision: str | None = None, configs: Sequence[s
             )
         )
     except OSError as error:  # all errors of the Hub and of the network
+        raise_of_disk(error)
         reason = explain(error, name, repo_type="dataset", revision=revision)
         raise NLTError(f"data set {name!r} cannot be fetched: {reason}") from error
     return HubDataset(name, folder.name, folder, known)

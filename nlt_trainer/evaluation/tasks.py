@@ -19,7 +19,7 @@ from mteb.get_tasks import TASK_LIST
 
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.folder_task import BEIRFolderRetrieval, Part
-from nlt_trainer.hub_calls import download_command, explain, hub_answers
+from nlt_trainer.hub_calls import download_command, explain, hub_answers, raise_of_disk
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,7 @@ def load_task(entry: EvaluationTask) -> None:
         task.load_data()
     except Exception as error:  # errors of `datasets` (half a file, no such split, a script) share no base
         task.metadata = task.metadata.model_copy(update={"dataset": dataset})
+        raise_of_disk(error)
         said = explain(error, dataset["path"], repo_type="dataset", revision=dataset["revision"])
         raise NLTError(f"{_missing([entry])}\n({type(error).__name__}: {said})") from error
     task.convert_v1_dataset_format_to_v2(None)
