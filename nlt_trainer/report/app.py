@@ -19,6 +19,10 @@ POLICY = (
 )
 """Content security policy: the page loads nothing from another host. Gradio's own pages need inline scripts."""
 
+SESSIONS = 256
+"""Open pages of which the server remembers the query, at 35 kB each. The page that was used longest ago searches again
+before its reader can ask the LLM."""
+
 GAIN_NOTE = (
     "**LLM gain**: how much likelier the frozen LLM finds your query after reading the document, in nats per token of "
     "the query; below 0 the document misleads it."
@@ -87,6 +91,7 @@ def launch(app: gr.Blocks, *, host: str, port: int | None) -> str:
             footer_links=[],
             run_history=False,
             enable_monitoring=False,
+            state_session_capacity=SESSIONS,
             ssr_mode=False,
             theme=system,
             css_paths=Path(__file__).parent / "templates" / "app.css",

@@ -437,7 +437,7 @@ def with_earlier(stages: Iterable[str]) -> list[str]:
 
 def last_line(ended: Ended) -> str:
     """The last line that a trial has printed."""
-    return next((line for line in reversed(ended.output.splitlines()) if line.strip()), "")[:200]
+    return next((line for line in reversed(ended.output.splitlines()) if line.strip()), "")[:500]
 
 
 def import_everything() -> None:
