@@ -11,7 +11,6 @@ from typing import Any
 import sentence_transformers
 import torch
 import transformers
-import yaml
 from huggingface_hub import DatasetCardData
 from sentence_transformers import SentenceTransformer
 
@@ -29,6 +28,7 @@ from nlt_trainer.files import (
     write_json,
 )
 from nlt_trainer.locations import is_hub_id
+from nlt_trainer.recipe.yaml_files import read_mapping
 from nlt_trainer.release.card_rendering import dump_recipe, render_card
 from nlt_trainer.release.hub import SHARDS
 from nlt_trainer.release.licences import data_licence, model_licence
@@ -219,7 +219,7 @@ def read_release(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     record = read_json(folder / RECORD_FILE, stage="nlt train")
     if "training" not in record or not (folder / RECIPE_FILE).is_file():
         raise DataError(folder, "has no card and no recipe yet; run `nlt train` again, which writes them")
-    return yaml.safe_load((folder / RECIPE_FILE).read_text(encoding="utf-8")), record
+    return read_mapping(folder / RECIPE_FILE), record
 
 
 def adapter_base_of(folder: Path) -> str | None:

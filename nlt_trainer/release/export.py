@@ -9,7 +9,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.choices import ExportForm, check_choice
-from nlt_trainer.content import ADAPTER_WEIGHTS, record_files
+from nlt_trainer.content import ADAPTER_WEIGHTS, check_files, record_files
 from nlt_trainer.encoder.lora import merge_lora
 from nlt_trainer.encoder.probes import Probe, probe
 from nlt_trainer.errors import NLTError
@@ -73,11 +73,13 @@ def export(run: Run, form: ExportForm) -> tuple[Path, list[str]]:
         The folder, and the ways of loading that gave equal embeddings.
 
     Raises:
+        DataError: a file of the run's encoder is not as it was saved.
         NLTError: the run has no such form, a package is missing, or a way of loading gives other embeddings.
     """
     check_choice("form", form, ExportForm)
     if not (run.encoder).is_dir():
         raise NLTError(f"{run.folder} has no finished encoder; run `nlt train` with this recipe first")
+    check_files(run.encoder)
     trained = Probe.load(run.probe_file)
     if form in RUNTIMES:
         return _export_runtime(run, form, trained)

@@ -13,7 +13,7 @@ from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 from torch.utils.data import DataLoader
 
-from nlt_trainer.content import ADAPTER_WEIGHTS
+from nlt_trainer.content import ADAPTER_WEIGHTS, check_files
 from nlt_trainer.encoder.lora import merge_lora
 from nlt_trainer.encoder.probes import EncodeFunction, Probe, difference, probe
 from nlt_trainer.errors import NLTError
@@ -47,9 +47,11 @@ def check_loading(folder: Path, trained: Probe, **options: Any) -> list[str]:
         The ways of loading that gave equal embeddings.
 
     Raises:
+        DataError: a file is not as it was saved. The embeddings of a few texts may not show it.
         NLTError: the folder cannot be loaded, or an embedding differs by more than 1e-5; names the way of loading and
             the first layer that differs.
     """
+    check_files(folder)
     with loading("encoder", str(folder)):
         encoder = SentenceTransformer(str(folder), device="cpu", **options)
     _compare(f'SentenceTransformer("{folder}")', probe(encoder), trained)

@@ -90,3 +90,12 @@ def test_a_later_record_keeps_the_hashes_of_the_first(saved: Path, monkeypatch: 
     write_release(saved, {}, {"training": {}, "weights": {"model.safetensors": "of another folder"}}, trained_on=None)
     assert saved_hashes(saved) == before
     assert set(read_json(saved / "record.json")) == {"training", "adapter_base", "files"}
+
+
+@pytest.mark.parametrize("content", [b"\0" * 64, b"model: [", b"\xff", b"- a list"])
+def test_a_damaged_recipe_beside_an_encoder_is_named(saved: Path, content: bytes) -> None:
+    """The card is rendered from it."""
+    write_json(saved / "record.json", {"training": {}})
+    (saved / "recipe.yaml").write_bytes(content)
+    with pytest.raises(DataError, match=r"recipe.yaml.*(not valid YAML|maps blocks to keys)"):
+        read_release(saved)

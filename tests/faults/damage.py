@@ -119,8 +119,8 @@ def wrong_end(ended: Ended, whole: Ended, reference: dict[str, str], bench: Benc
         )
     if ended.code != whole.code:
         return f"exit code {ended.code}: {last_line(ended)}"
-    found = {path: content for path, content in bench.content().items() if path != damaged}
-    other = differences({path: content for path, content in reference.items() if path != damaged}, found)
+    expected = {path: content for path, content in reference.items() if path != damaged}
+    other = differences(expected, bench.content(without=damaged))
     return f"used: {other[0]}" if other else None
 
 

@@ -353,13 +353,18 @@ class Bench:
             sys.stderr.flush()
             os._exit(code)
 
-    def content(self) -> dict[str, str]:
-        """What the stages have written, also to the Hub: path -> a hash of all in it that is the same at any time."""
+    def content(self, *, without: str = "") -> dict[str, str]:
+        """What the stages have written, also to the Hub: path -> a hash of all in it that is the same at any time.
+
+        One path may be left out.
+        """
         found = {}
         for path in sorted(self.work.rglob("*")):
             name = path.relative_to(self.work)
             in_checkpoint = any(part.startswith("checkpoint-") for part in name.parts)
-            if path.is_file() and name.parts[0] not in INPUTS and not CACHES & {*name.parts} and not in_checkpoint:
+            if not path.is_file() or str(name) == without:
+                continue
+            if name.parts[0] not in INPUTS and not CACHES & {*name.parts} and not in_checkpoint:
                 found[str(name)] = content_hash(path, path.read_bytes())
         for key, repo in self.hub.repos.items():
             order = [*repo.commits]

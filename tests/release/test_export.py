@@ -16,7 +16,7 @@ from nlt_trainer.choices import ExportForm
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.encoder.probes import TEXTS, Probe, difference, probe
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import write_json
+from nlt_trainer.files import RECORD_FILE, write_json
 from nlt_trainer.release import licences
 from nlt_trainer.release.export import export, save_trained
 from nlt_trainer.release.licences import data_licence, model_licence
@@ -111,9 +111,10 @@ def spoil_pooling(folder: Path) -> None:
     ],
 )
 def test_the_gate_names_the_first_layer_that_differs(run: Path, spoil: object, layer: str) -> None:
-    """Reference: what was changed in the folder."""
+    """Reference: what was changed in the folder, by a program that has left no hashes of files."""
     assert callable(spoil)
     spoil(run / "encoder")
+    (run / "encoder" / RECORD_FILE).unlink()
     with pytest.raises(
         NLTError,
         match=rf'SentenceTransformer\(".*encoder"\) is not the encoder .*: .*differ.* {layer}.* Nothing is pub',
@@ -124,8 +125,26 @@ def test_the_gate_names_the_first_layer_that_differs(run: Path, spoil: object, l
 def test_an_adapter_that_is_loaded_as_its_base_is_found(run: Path, tiny_llm_folder: Path) -> None:
     """Reference: the first of its layers that the adapter changes."""
     trained(tiny_llm_folder, lora=False).save_pretrained(str(run / "encoder"))
+    (run / "encoder" / RECORD_FILE).unlink()
     with pytest.raises(NLTError, match=r"the first layer that differs is 0.model.layers.0.self_attn.q_proj"):
         export(Run(run), "merged")
+
+
+@pytest.mark.parametrize(("form", "folder"), [("merged", "encoder"), ("adapter", "adapter")])
+@pytest.mark.parametrize("merge", [True, False])
+def test_a_file_that_a_disk_has_changed_is_not_exported(
+    tiny_llm_folder: Path, tmp_path: Path, form: ExportForm, folder: str, merge: bool
+) -> None:
+    """Reference: the file in the message. One bit of a weight changes no embedding of the probe by 1e-5."""
+    run = Run(tmp_path / "run")
+    save_trained(run, trained(tiny_llm_folder), merge=merge, keep_adapter=True)
+    damaged = next((run.folder / (folder if merge else "encoder")).glob("*.safetensors"))
+    content = bytearray(damaged.read_bytes())
+    content[-4] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(DataError, match=rf"{damaged.name}: is not as it was saved.* copy the folder again"):
+        export(run, form)
+    assert not (run.folder / "merged").exists()
 
 
 def test_mteb_is_asked_with_its_own_prompts(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,11 +214,12 @@ def test_a_folder_that_is_not_replaced_is_refused_before_the_work(
 
 
 def test_what_cannot_be_read_is_named(run: Path, tiny_llm_folder: Path, tmp_path: Path) -> None:
-    """Reference: the adapter's base that has moved, and half a file of weights and of the probe."""
+    """Reference: the adapter's base that has moved, and half a file of weights without a hash and of the probe."""
     base = tiny_llm_folder.rename(tmp_path / "moved")
     with pytest.raises(NLTError, match=r"encoder '.*adapter' cannot be loaded: "):
         export(Run(run), "adapter")
     base.rename(tiny_llm_folder)
+    (run / "encoder" / RECORD_FILE).unlink()
     for path, message in (
         (run / "encoder" / "model.safetensors", r"encoder '.*encoder' cannot be loaded: "),
         (run / "probe.safetensors", r"probe.safetensors: cannot be read .*train again"),
