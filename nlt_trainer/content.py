@@ -96,7 +96,7 @@ def file_hashes(folder: Path) -> dict[str, str]:
 
 def record_files(folder: Path) -> None:
     """Write a record with the hashes of a model's files, so that `check_files` knows when one of them has changed."""
-    write_json(folder / RECORD_FILE, {"files": file_hashes(folder)})
+    write_json(folder / RECORD_FILE, {"files": file_hashes(folder)}, checksum=True)
 
 
 def check_files(folder: Path) -> None:

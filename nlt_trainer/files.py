@@ -51,6 +51,8 @@ CHECKSUMS_FILE = "checkpoint_files.json"
 """File in a checkpoint that lists its other files with a hash of each, so that a damaged checkpoint is known."""
 LEFT = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(partial|previous)")
 """Name of a file or folder that is being written, or of a folder that is being replaced."""
+CHECKSUM = "checksum"
+"""Entry of a JSON object with a hash of all others; `read_json` refuses a file of which one has changed since."""
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character, which is valid only if the other half follows
 
 
@@ -308,15 +310,17 @@ def changed_file(folder: Path, hashes: Mapping[str, str]) -> Path | None:
     return next((file for file, kept in files.items() if not file.is_file() or file_hash(file) != kept), None)
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Write one JSON document, indented, atomically."""
+def write_json(path: str | Path, value: Any, *, checksum: bool = False) -> None:
+    """Write one JSON document, indented, atomically; with `checksum` an object gets an entry `CHECKSUM`."""
+    if checksum:
+        value = {**value, CHECKSUM: _checksum(json.loads(json.dumps(value)))}
     with atomic_write(path) as handle:
         json.dump(value, handle, indent=2, ensure_ascii=False)
         handle.write("\n")
 
 
 def read_json(path: str | Path, *, stage: str | None = None, kind: type = dict, remedy: str | None = None) -> Any:
-    """Read one JSON document.
+    """Read one JSON document; an entry `CHECKSUM` of an object is compared and left out.
 
     Args:
         path: the file.
@@ -325,7 +329,8 @@ def read_json(path: str | Path, *, stage: str | None = None, kind: type = dict, 
         remedy: what to do about a damaged file; said after what is wrong with it.
 
     Raises:
-        DataError: the file is missing, is not JSON or holds something of another kind.
+        DataError: the file is missing, is not JSON, holds something of another kind, or has values that are not those
+            of its checksum.
     """
     path = Path(path)
     if not path.is_file():
@@ -338,7 +343,19 @@ def read_json(path: str | Path, *, stage: str | None = None, kind: type = dict, 
         raise DataError(path, f"not valid JSON ({error}){ending}") from error
     if not isinstance(value, kind):
         raise DataError(path, f"expected a JSON {kind.__name__}, found {type(value).__name__}{ending}")
+    if isinstance(value, dict) and CHECKSUM in value and value.pop(CHECKSUM) != _checksum(value):
+        raise DataError(
+            path,
+            "is not as it was written, a disk or a copy has changed a value"
+            + (ending or "; write or copy it again")
+            + f", or remove its entry {CHECKSUM} if you have changed the file yourself",
+        )
     return value
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    """Hash of a JSON object (32 hex digits)."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _parsed(text: str) -> Any:

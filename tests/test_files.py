@@ -242,6 +242,33 @@ def test_read_jsonl_names_file_line_and_reason(tmp_path: Path, line: bytes, reas
     assert error.value.line == 3
 
 
+def test_a_json_file_of_which_a_value_has_changed_is_refused(tmp_path: Path) -> None:
+    """Reference: the object that was written, for every character of the file in which a bit flips.
+
+    A flip may change a space, or make a name of the entry's own name; then the values are still those.
+    """
+    value = {"seed": 42, "losses": [0.125, -1e-9], "by step": {3: "ä"}, "none": None}
+    expected, path = {**value, "by step": {"3": "ä"}}, tmp_path / "training.json"
+    write_json(path, value, checksum=True)
+    assert read_json(path) == expected
+    content, refused = path.read_bytes(), 0
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            found = read_json(path, remedy="train again")
+        except DataError as error:
+            refused += "training.json: is not as it was written" in str(error)
+            assert "train again" in str(error)
+        else:
+            assert {name: found.get(name) for name in expected} == expected
+    assert refused > 20
+    path.write_text(json.dumps({"seed": 43, "checksum": None}))
+    with pytest.raises(DataError, match=r"or remove its entry checksum if you have changed the file yourself$"):
+        read_json(path)
+    path.write_text('{"seed": 43}')
+    assert read_json(path) == {"seed": 43}
+
+
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.json: file not found$"):
         read_json(tmp_path / "absent.json")

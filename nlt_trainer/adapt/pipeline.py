@@ -284,7 +284,7 @@ def write_decision(work: Adaptation) -> None:
         lengths=lengths,
     )
     write_results(work.run.results_file, found.rows)
-    write_json(work.run.decision_file, dataclasses.asdict(found))
+    write_json(work.run.decision_file, dataclasses.asdict(found), checksum=True)
 
 
 def keep(work: Adaptation) -> None:

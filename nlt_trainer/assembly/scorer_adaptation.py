@@ -80,7 +80,7 @@ def adapt_scorer(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
     show_progress(trainer)
     warn_of_warmup(args)
     if trainer.is_world_process_zero():
-        write_json(run.settings_file, settings)
+        write_json(run.settings_file, settings, checksum=True)
     if checkpoint is not None and no_step_is_left(Path(checkpoint), patience=None):
         args.max_steps, args.num_train_epochs = -1, 0  # the library makes a step before it stops
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -97,7 +97,7 @@ def adapt_scorer(model: ModelArguments, data: DataArguments, args: NLTTrainingAr
             "held_out_loss_before": round(before, 4),
             "held_out_loss_after": round(after, 4),
         }
-        write_json(run.adaptation_file, report)
+        write_json(run.adaptation_file, report, checksum=True)
         say(f"{run.adapter}: loss of held-out documents {before:.3f} before, {after:.3f} after, nats per token")
 
 

@@ -146,7 +146,7 @@ def write_results(
         "scorer": {**scorer.description, "model": named},
     }
     content = write_gains(data.gains, candidates, gain, corpus=collection.corpus, further=further)
-    write_json(audit_file(data.gains), {**report, "content": content})
+    write_json(audit_file(data.gains), {**report, "content": content}, checksum=True)
     return report
 
 

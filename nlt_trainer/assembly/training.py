@@ -89,7 +89,7 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
     left_out = check_batches(len(dataset), args)
     trained_on = [*query_keys(dataset["query"]), *(trained_queries_of(model.encoder) or ())]
     if trainer.is_world_process_zero():
-        write_json(run.settings_file, settings)
+        write_json(run.settings_file, settings, checksum=True)
         write_query_keys(run.trained_queries_file, trained_on)
         if left_out:
             say(f"Each epoch leaves out {left_out} of {len(dataset)} rows, which do not fill a batch")
@@ -127,7 +127,7 @@ def train(model: ModelArguments, data: DataArguments, args: NLTTrainingArguments
             **saved,
             "log": trainer.state.log_history,
         }
-        write_json(run.training_file, report)
+        write_json(run.training_file, report, checksum=True)
         write_card(run)
         check_saved(run)
         if truncated:

@@ -207,10 +207,9 @@ class TaskScoreCache:
             return None
         try:
             value = read_json(path)
-            if value.pop("checksum", None) in (None, _checksum(value)):
-                scores = TypeAdapter(TaskScores).validate_python(value)
-                if _is_complete(scores):
-                    return scores
+            scores = TypeAdapter(TaskScores).validate_python(value)
+            if _is_complete(scores):
+                return scores
         except (DataError, ValidationError):
             pass
         logger.warning("%s is damaged, and the result is computed again", path)
@@ -218,8 +217,7 @@ class TaskScoreCache:
 
     def put(self, system: str, entry: EvaluationTask, scores: TaskScores) -> None:
         """Store a result with its checksum."""
-        value = asdict(scores)
-        write_json(self.path(system, entry), {**value, "checksum": _checksum(value)})
+        write_json(self.path(system, entry), asdict(scores), checksum=True)
 
 
 def _is_complete(scores: TaskScores) -> bool:
@@ -228,7 +226,3 @@ def _is_complete(scores: TaskScores) -> bool:
         {*METRICS} <= values.keys() and {len(numbers) for numbers in values.values()} == {len(scores.queries[part])}
         for part, values in scores.values.items()
     )
-
-
-def _checksum(value: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -40,7 +40,7 @@ class HeadSet:
     settings: dict[str, Any]
 
     def save(self, path: str | Path) -> None:
-        write_json(path, asdict(self))
+        write_json(path, asdict(self), checksum=True)
 
     @classmethod
     def load(cls, path: str | Path) -> HeadSet:

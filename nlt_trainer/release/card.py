@@ -203,7 +203,7 @@ def write_release(
     record |= {"adapter_base": adapter_base_of(folder), "files": files}
     with atomic_write(folder / RECIPE_FILE) as handle:
         handle.write(dump_recipe(recipe))
-    write_json(folder / RECORD_FILE, record)
+    write_json(folder / RECORD_FILE, record, checksum=True)
     if trained_on is not None:
         write_query_keys(folder / TRAINED_QUERIES_FILE, trained_on)
     with atomic_write(folder / CARD_FILE) as handle:

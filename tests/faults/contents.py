@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-TIMES = {"second", "seconds", "time", "runtime", "memory", "date", "phases"}
-"""Words in the names of values that differ from call to call."""
+TIMES = {"second", "seconds", "time", "runtime", "memory", "date", "phases", "checksum"}
+"""Words in the names of values that differ from call to call; a checksum of a file that has such values does, too."""
 PAGES = (".md", ".html", ".log")
 """Endings of pages for people, which say how long a stage took. That they are there is compared, their text is not."""
 INPUTS = {"documents", "llm", "encoder", "parts", "collection"}

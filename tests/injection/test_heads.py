@@ -345,6 +345,17 @@ def test_the_file_is_a_round_trip(tiny_lm: FrozenLM, tmp_path: Path) -> None:
     assert {layer: indices.tolist() for layer, indices in layers.items()} == {0: [3], 1: [0, 2]}
 
 
+def test_a_head_that_has_changed_is_refused(tiny_lm: FrozenLM, tmp_path: Path) -> None:
+    """Reference: the file's name in the message; the other head is one of the table too."""
+    path = tmp_path / "heads.json"
+    HeadSet(((1, 2), (0, 3)), ((0.1,) * 4,) * 2, "llm", tiny_lm.fingerprint, {}).save(path)
+    value = json.loads(path.read_text())
+    value["heads"][0] = [1, 3]
+    path.write_text(json.dumps(value))
+    with pytest.raises(DataError, match=r"heads.json: is not as it was written.* remove its entry checksum if you"):
+        HeadSet.load(path)
+
+
 def test_heads_belong_to_the_weights_they_were_found_in(tiny_lm: FrozenLM) -> None:
     """Reference: another dtype or adapter is the same LLM, other weights are not."""
     heads = HeadSet(((0, 0),), ((1.0,),), "there", {**tiny_lm.fingerprint, "dtype": "bfloat16", "adapter": "x"}, {})

@@ -27,6 +27,7 @@ from nlt_trainer.arguments.stages import RECIPE_BLOCKS
 from nlt_trainer.assembly.training import cost_before_training
 from nlt_trainer.data.beir import load_collection
 from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.files import read_json
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.scoring import LikelihoodScorer
 from nlt_trainer.recipe.parsing import parse_recipe
@@ -66,7 +67,7 @@ def recipe(tiny_llm_folder: Path, tiny_collection_folder: Path, tmp_path: Path) 
 
 
 def report_of(run: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((run / "adaptation.json").read_text())
+    report: dict[str, Any] = read_json(run / "adaptation.json")
     return report
 
 

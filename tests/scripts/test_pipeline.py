@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.assembly import head_detection, scoring
 from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.files import read_json
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.objectives.gradient_audit import GradientAudit
 from nlt_trainer.run.folder import Run
@@ -488,7 +489,7 @@ def test_heads_of_another_llm_are_refused(project: Project) -> None:
     project.run(score)
     project.run(detect_heads)
     path = project.root / "heads.json"
-    heads = json.loads(path.read_text())
+    heads = read_json(path)
     path.write_text(json.dumps({**heads, "llm": "org/other", "llm_fingerprint": {"weights": "other"}}))
     with pytest.raises(NLTError, match=r"found in LLM 'org/other', not in"):
         project.run(train, "dream")
@@ -514,7 +515,7 @@ def test_gains_of_another_scorer_are_refused(project: Project, flags: list[str],
     with pytest.raises(NLTError, match=rf"gains.jsonl was {message}"):
         project.run(train, "likelihood_gain", *flags)
     audit = project.root / "gains.audit.json"
-    written = json.loads(audit.read_text())
+    written = read_json(audit)
     kept = {key: value for key, value in written["scorer"].items() if key == "llm"}
     audit.write_text(json.dumps({**written, "scorer": kept}))
     project.run(train, "likelihood_gain", *flags)
