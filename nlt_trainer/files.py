@@ -42,6 +42,8 @@ FolderStage = Literal[
     "index of a corpus",
 ]
 """What writes whole folders, as `FOLDER_MARK` names it. `nlt adapt` runs some of these stages."""
+FILLING: tuple[FolderStage, ...] = ("nlt build_corpus",)
+"""Stages that write into a folder that is there; the others write a new one, which takes its place."""
 RECORD_FILE = "record.json"
 """File in a model's folder with hashes of its files. In an encoder's folder the card is made from it, and each
 evaluation rewrites it. It is no part of the model."""
@@ -66,6 +68,8 @@ def cache_folder() -> Path:
 def atomic_write(path: str | Path) -> AbstractContextManager[TextIO]:
     """Open a text file for writing that takes its final name only when the block ends without an exception.
 
+    Where the name is a link, the file that it leads to is written.
+
     Raises:
         NLTError: `path` is a folder.
     """
@@ -81,6 +85,7 @@ def atomic_write_bytes(path: str | Path) -> AbstractContextManager[BinaryIO]:
 def _atomic(path: Path, mode: str, *, encoding: str | None) -> Iterator[Any]:
     if path.is_dir():
         raise NLTError(f"{path} is a folder, and a file is to be written there; name a file")
+    path = linked_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _held_beside(path, make=Path.touch) as partial:
         try:
@@ -92,6 +97,14 @@ def _atomic(path: Path, mode: str, *, encoding: str | None) -> Iterator[Any]:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def linked_place(path: Path) -> Path:
+    """Where a link leads, also one that leads to nothing yet; a path that is no link is returned as it is.
+
+    What is written beside this place is on the same disk as what it replaces, and the link stays.
+    """
+    return path.resolve() if path.is_symlink() else path
 
 
 @contextmanager
@@ -215,11 +228,14 @@ def check_folder(path: Path, *, stage: FolderStage) -> None:
 
     Raises:
         NLTError: `path` or one of its parents is a file, `path` is a folder with content that the stage has not
-            written, or `path` has no name of its own, such as `.`. What `sweep` removes is no content.
+            written, or `path` has no name of its own, such as `.`. What `sweep` removes is no content. Also where
+            another disk is mounted at `path` and the stage writes the folder anew, which takes its place.
     """
     if not path.name:
         raise NLTError(f"{path} is no name for a folder that is to be written; give it one, e.g. {path / 'encoder'}")
     _refuse_files(path)
+    if stage not in FILLING and linked_place(path).is_mount():
+        raise NLTError(f"{path} is where a disk is mounted, which no folder can replace; name a folder in it")
     if not path.is_dir() or all(LEFT.fullmatch(inside.name) for inside in path.iterdir()):
         return
     if not (path / FOLDER_MARK).is_file():
@@ -263,6 +279,7 @@ def atomic_folder(path: str | Path, *, stage: FolderStage) -> Iterator[Path]:
     """Yield an empty folder beside `path`; it replaces `path` only when the block ends without an exception.
 
     The folder gets a file `FOLDER_MARK`. A folder with content that the stage has not written is never replaced.
+    Where `path` is a link, the folder that it leads to is replaced.
 
     Args:
         path: the folder to write.
@@ -273,6 +290,7 @@ def atomic_folder(path: str | Path, *, stage: FolderStage) -> Iterator[Path]:
     """
     path = Path(path)
     check_folder(path, stage=stage)
+    path = linked_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _held_beside(path, make=Path.mkdir) as partial:
         try:

@@ -38,6 +38,8 @@ DISK = {
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ELOOP: "name a place that is not reached by a circle of links",
     errno.EFBIG: "name a place on another file system, or raise the limit on the size of files",
+    errno.EXDEV: "name a place on one disk, in which files and folders can be renamed",
+    errno.EBUSY: "another program uses it: end that, or name another place",
     errno.EIO: "the disk cannot be trusted: name a place on another one",
     errno.EPIPE: "what read the output has ended, so let it read to the end or write the output to a file",
 }

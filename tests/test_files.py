@@ -310,6 +310,44 @@ def test_a_folder_that_was_not_written_here_is_not_replaced(tmp_path: Path) -> N
     assert (path / "a").read_text() == "second"
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_link_leads_to_is_written_and_the_link_stays(tmp_path: Path, there: bool) -> None:
+    """Reference: the folder and the file on the other side, which may be another disk; nothing is written on this."""
+    here, disk = tmp_path / "here", tmp_path / "disk"
+    here.mkdir()
+    disk.mkdir()
+    if there:
+        (disk / "folder").mkdir()
+        (disk / "file").write_text("first")
+    for name in ("folder", "file"):
+        (here / name).symlink_to(disk / name)
+    for text in ("second", "third"):
+        with atomic_folder(here / "folder", stage="nlt pull") as partial:
+            assert partial.parent == disk
+            (partial / "a").write_text(text)
+        write_json(here / "file", text)
+        assert (disk / "folder" / "a").read_text() == text
+        assert read_json(disk / "file", kind=str) == text
+    assert sorted(path.name for path in here.iterdir() if path.is_symlink()) == ["file", "folder"]
+    assert sorted(path.name for path in (*here.iterdir(), *disk.iterdir())) == ["file", "file", "folder", "folder"]
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_place_where_a_disk_is_mounted_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: bool
+) -> None:
+    """Reference: the message before the work, where the system would say after it that the place is busy."""
+    disk, path = tmp_path / "disk", tmp_path / ("link" if link else "disk")
+    disk.mkdir()
+    if link:
+        path.symlink_to(disk)
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == disk)
+    with pytest.raises(NLTError, match=rf"{path.name} is where a disk is mounted, .*; name a folder in it$"):
+        check_folder(path, stage="nlt pull")
+    check_folder(path, stage="nlt build_corpus")
+    check_folder(path / "encoder", stage="nlt pull")
+
+
 @pytest.mark.parametrize(
     ("mark", "record", "replacing"),
     [

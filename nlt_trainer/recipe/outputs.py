@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import CORPUS_FILE, QRELS_FOLDER, QUERIES_FILE, cache_folder, sweep
+from nlt_trainer.files import CORPUS_FILE, QRELS_FOLDER, QUERIES_FILE, cache_folder, linked_place, sweep
 
 
 def check_outputs(writes: Iterable[str | Path], arguments: Sequence[Any], *, config: str | None = None) -> None:
@@ -49,8 +49,9 @@ def sweep_outputs(writes: Iterable[str | Path], arguments: Sequence[Any]) -> Non
         writes: as for `check_outputs`.
         arguments: as for `check_outputs`.
     """
-    for _, place, _, _ in _outputs(writes, arguments):
-        sweep(place.parent)
+    for _, place, output, _ in _outputs(writes, arguments):
+        for path in {place, linked_place(place), linked_place(output)}:
+            sweep(path.parent)
         sweep(place, below=True)
     sweep(cache_folder(), below=True)
 

@@ -15,7 +15,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, sn
 from huggingface_hub.hf_api import RepoFile
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import atomic_folder, check_folder
+from nlt_trainer.files import atomic_folder, check_folder, linked_place
 from nlt_trainer.hub_calls import explained, patiently
 from nlt_trainer.lm.score_shards import SHARD_FILE
 
@@ -174,6 +174,7 @@ def pull(api: HfApi, repo: str, folder: Path, *, revision: str | None = None, re
         NLTError: the Hub refuses, there is nothing to fetch, a file is incomplete, or the folder holds something else.
     """
     check_folder(folder, stage="nlt pull")
+    folder = linked_place(folder)
     commit, files = listing(api, repo, revision=revision, repo_type=repo_type)
     if not files:
         raise NLTError(

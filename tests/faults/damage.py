@@ -40,10 +40,13 @@ class Reading:
 READINGS = {
     "candidates": Reading("score", ("candidates.jsonl",), ("gains.jsonl", "gains.audit.json", "scores")),
     "scores": Reading("score", ("scores/*.sqlite",), ("gains.jsonl", "gains.audit.json")),
-    "gains": Reading("train", ("gains.jsonl",), ("run",)),
+    "gains": Reading("train", ("gains.jsonl", "gains.audit.json"), ("run",)),
     "checkpoint": Reading("train", ("run/checkpoint-*/**/*",), ("run/encoder", "run/training.json")),
     "settings": Reading("train", ("run/settings.json",), ("run/encoder", "run/training.json")),
-    "encoder": Reading("evaluate", ("run/encoder/*.safetensors", "run/encoder/*.json"), ("run/evaluation",)),
+    "run": Reading("evaluate", ("run/settings.json", "run/training.json"), ("run/evaluation", "run/results.json")),
+    "encoder": Reading("evaluate", ("run/encoder/**/*.safetensors", "run/encoder/**/*.json"), ("run/evaluation",)),
+    "release": Reading("push", ("run/encoder/**/*.safetensors", "run/encoder/**/*.json", "gains*.json*"), ()),
+    "kept corpora": Reading("mine", ("cache/**/*",), ("candidates.jsonl",)),
     "kept embeddings": Reading("evaluate", ("cache/**/*",), ("run/evaluation", "run/results.json")),
     "heads": Reading("train dream", ("heads.json",), ("dream",)),
 }
@@ -56,17 +59,23 @@ DREAM = [
 ]  # fmt: skip
 
 
+def place_in(content: bytes, draw: random.Random) -> int:
+    """A place in a file: anywhere, or in the 128 bytes at its beginning or end, where headers and checksums stand."""
+    edge = min(128, len(content))
+    return draw.choice([draw.randrange(len(content)), draw.randrange(edge), len(content) - 1 - draw.randrange(edge)])
+
+
 def cut(content: bytes, draw: random.Random) -> bytes:
-    return content[: draw.randrange(len(content))]
+    return content[: place_in(content, draw)]
 
 
 def flipped(content: bytes, draw: random.Random) -> bytes:
-    place = draw.randrange(len(content))
+    place = place_in(content, draw)
     return content[:place] + bytes([content[place] ^ 1 << draw.randrange(8)]) + content[place + 1 :]
 
 
 def zeroed(content: bytes, draw: random.Random) -> bytes:
-    place = draw.randrange(len(content))
+    place = place_in(content, draw)
     return content[:place] + bytes(min(64, len(content) - place)) + content[place + 64 :]
 
 

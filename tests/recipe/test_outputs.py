@@ -221,13 +221,18 @@ def test_a_stage_begins_with_sweeping_what_killed_ones_have_left(inputs: dict[Pa
         Path(".candidates.jsonl.01234567.partial"),
         cache_folder() / "models" / ".tiny.01234567.partial" / "weights",
         Path("runs/.encoder.01234567.previous/config.json"),
+        Path("disk/.mined.01234567.partial"),
     ]
+    Path("mined.jsonl").symlink_to("disk/mined")
     for file in left:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
     Path("runs/encoder").mkdir()
     importlib.import_module("nlt_trainer.scripts.mine").main([*RECIPE, "--num_candidates", "3"])
-    assert [file.exists() for file in left] == [False, False, True]
+    assert [file.exists() for file in left] == [False, False, True, True]
+    importlib.import_module("nlt_trainer.scripts.mine").main([*RECIPE, "--candidates", "mined.jsonl"])
+    assert [file.exists() for file in left] == [False, False, True, False]
+    assert Path("disk/mined").is_file()
     with pytest.raises(NLTError, match=r"gains.jsonl"):
         importlib.import_module("nlt_trainer.scripts.train").main([*RECIPE, "--num_candidates", "3"])
     assert not left[2].exists()

@@ -176,6 +176,22 @@ def test_a_pull_that_failed_keeps_what_has_come(hub: Hub, api: HfApi, tmp_path: 
     assert [seen.path.rpartition("/")[2] for seen in hub.requests("GET", "/resolve/")] == ["model.safetensors"]
 
 
+def test_a_pull_writes_where_a_link_leads(hub: Hub, api: HfApi, tmp_path: Path, naps: list[float]) -> None:
+    """Reference: the files there; beside the link, which may be on another disk, is nothing even while they come."""
+    push(api, "org/name", FILES)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "a")
+    hub.faults.append(Fault("GET", "model.safetensors", 503, times=20))
+    with pytest.raises(NLTError, match=r"org/name: the Hub fails \(503\)"):
+        pull(api, "org/name", tmp_path / "link")
+    hub.faults.clear()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
+    pull(api, "org/name", tmp_path / "link")
+    assert set(folder_files(tmp_path / "disk" / "a")) == set(FILES)
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["a"]
+    assert (tmp_path / "link").is_symlink()
+
+
 @pytest.mark.parametrize(("method", "path"), [("GET", "/api/whoami"), ("POST", "/tag/"), ("POST", "/commit/")])
 @pytest.mark.parametrize(
     ("status", "headers", "seconds"),
