@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nlt_trainer.files import sweep
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.report.plots import head_heat_map, save_png
 from nlt_trainer.terminal import say
@@ -25,6 +26,8 @@ def compare_heads(files: Sequence[Path], *, num_heads: int, heat_maps: Path | No
         NLTError: the files are of different LLMs.
     """
     heads = [HeadSet.load(path) for path in files]
+    if heat_maps is not None:
+        sweep(heat_maps)
     say(overlap_table(heads, num_heads))
     for number, (path, found) in enumerate(zip(files, heads, strict=True), start=1):
         chosen = found.chosen(num_heads)

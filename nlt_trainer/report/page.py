@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from nlt_trainer.arguments.beside import audit_file
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import atomic_write, read_json
+from nlt_trainer.files import atomic_write, cache_folder, read_json, sweep
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.report.plots import change_chart, head_heat_map, learning_curve, save_png, to_svg
 from nlt_trainer.report.query_changes import QueryChange, RunChange, RunComparer
@@ -77,6 +77,8 @@ def write_report(folder: str | Path, *, examples: int = 5, embeddings: str | Pat
         raise NLTError(f"examples is {examples}; it must be at least 0")
     folder = Path(folder)
     runs = find_runs(folder)
+    sweep(folder)
+    sweep(embeddings or cache_folder(), below=True)
     comparer = RunComparer(embeddings)
     parts = [comparer.compare(run) for run in runs]
     gallery = Gallery(folder)

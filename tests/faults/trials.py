@@ -31,6 +31,8 @@ sys.path.insert(0, str(HERE.parent))  # hub_server and tiny are imported where t
 PRELOADED = "NLT_FAULTS_LIBRARY"
 
 STAGES: dict[str, list[str]] = {
+    "build_collection": ["build_collection", "--folder", "built", "--beir", "collection"],
+    "make_encoder": ["make_encoder", "--config", "recipe.yaml", "--encoder", "start"],
     "build_corpus": ["build_corpus", "--documents", "documents", "--corpus", "passages"],
     "make_queries": [
         "make_queries", "--config", "recipe.yaml", "--corpus", "passages", "--collection", "made",
@@ -46,6 +48,7 @@ STAGES: dict[str, list[str]] = {
         "--lora", '{"r": 2, "target_modules": "all-linear"}', "--merge_lora", "false",
     ],
     "evaluate": ["evaluate", "--config", "recipe.yaml"],
+    "report": ["report", "run"],
     "export": ["export", "--config", "recipe.yaml", "--output_dir", "refreshed", "--form", "merged"],
     "push": ["push", "--config", "recipe.yaml", "--repo", "org/name", "--gains_repo", "org/name-gains"],
     "pull": ["pull", "--repo", "org/name", "--folder", "pulled"],
@@ -64,6 +67,7 @@ READS: dict[str, tuple[str, ...]] = {
     "train": ("score",),
     "train with refresh": ("score",),
     "evaluate": ("train",),
+    "report": ("evaluate",),
     "export": ("train with refresh",),
     "push": ("train",),
     "pull": ("push",),

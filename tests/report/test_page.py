@@ -225,7 +225,9 @@ def start_of(runs: Path) -> str:
 
 
 def test_what_is_gone_is_said(runs: Path, collection: Collection) -> None:
-    """Reference: the notes; the rest of the page stands."""
+    """Reference: the notes; the rest of the page stands. What a killed report has left goes."""
+    left = runs / ".report.html.01234567.partial"
+    left.touch()
     (collection.folder / "corpus.jsonl").unlink()
     (runs / "gains.audit.json").unlink()
     (runs / "heads.json").unlink()
@@ -233,6 +235,7 @@ def test_what_is_gone_is_said(runs: Path, collection: Collection) -> None:
     text = page.read_text()
     assert f"Not compared: {collection.folder}/corpus.jsonl: file not found" in text
     assert "No audit stands beside the gains" in text
+    assert not left.exists()
     assert sorted(path.stem for path in pictures) == ["learning_curve", "loss_dream", "loss_gain"]
 
 

@@ -25,7 +25,10 @@ def test_the_table_has_the_overlap_of_each_two(tmp_path: Path, capsys: pytest.Ca
         save(tmp_path / "b.json", [[0.9, 0.1], [0.8, 0.2]], score="correlation"),
         save(tmp_path / "c.json", [[0.1, 0.2], [0.9, 0.8]]),
     ]
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / ".1.png.01234567.partial").touch()  # as a killed process leaves it
     compare_heads.main([*files, "--num_heads", "2", "--heat_maps", str(tmp_path / "maps")])
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["1.png", "2.png", "3.png"]
     lines = capsys.readouterr().out.splitlines()
     assert lines[:5] == [
         "| Jaccard index, 2 heads | 1 | 2 | 3 |",
