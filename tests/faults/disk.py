@@ -1,4 +1,4 @@
-"""Let the disk fail under stages: full, read-only, no right to write, one failing write; then run them again.
+"""Let the disk fail under stages: full, read-only, no right to write, no rename to another disk; then run them again.
 
 ```bash
 python tests/faults/disk.py --trials 10
@@ -23,6 +23,7 @@ KINDS = {
     "the file system is read-only": (Action.DENIED, errno.EROFS),
     "nothing may be written": (Action.DENIED, errno.EACCES),
     "one change fails": (Action.FAIL, errno.EIO),
+    "every folder is a disk of its own": (Action.APART, errno.EXDEV),
 }
 """What is wrong with the disk, in words -> what happens at a change of a file, and the error."""
 

@@ -26,8 +26,9 @@
 #include <unistd.h>
 
 /* What happens at the change `at`: nothing, SIGKILL, an error, from then on a full disk or no change at all, a clock
-   that is set back, and such a clock before SIGKILL. `with` is the error, or the seconds of the clock. */
-enum { COUNT, KILL, FAIL, FULL, DENIED, BACK, BACK_KILL };
+   that is set back, such a clock before SIGKILL, and from then on folders that lie on disks of their own. `with` is the
+   error, or the seconds of the clock. */
+enum { COUNT, KILL, FAIL, FULL, DENIED, BACK, BACK_KILL, APART };
 
 static char folder[PATH_MAX];
 static atomic_long count, at, fast;
@@ -99,19 +100,29 @@ static void set_back(void) {
     atomic_store(&fast, 0);
 }
 
+/* True if two paths are not in the same folder. */
+static int apart(const char *from, const char *to) {
+    const char *end = strrchr(from, '/'), *other = strrchr(to, '/');
+    size_t length = end ? end - from : 0;
+    return length != (size_t)(other ? other - to : 0) || strncmp(from, to, length);
+}
+
 /* Count a change that is about to happen; true if it is to fail, with errno set. `frees` is true for changes that
-   need no space, which a full disk allows. */
-static int refused(int frees) {
+   need no space, which a full disk allows, and `moves` for those from one folder to another. */
+static int refused_move(int frees, int moves) {
     long number = atomic_fetch_add(&count, 1) + 1, limit = atomic_load(&at);
     if (action == COUNT || number < limit) return 0;
     if ((action == BACK || action == BACK_KILL) && number == limit) set_back();
     if ((action == KILL || action == BACK_KILL) && number == limit) kill(getpid(), SIGKILL);
-    if ((action == FAIL && number == limit) || (action == FULL && !frees) || action == DENIED) {
+    if ((action == FAIL && number == limit) || (action == FULL && !frees) || action == DENIED ||
+        (action == APART && moves)) {
         errno = error;
         return 1;
     }
     return 0;
 }
+
+static int refused(int frees) { return refused_move(frees, 0); }
 
 #define OPEN(name)                                                                     \
     int name(const char *path, int flags, ...) {                                       \
@@ -161,13 +172,15 @@ ssize_t copy_file_range(int from, off64_t *begin, int to, off64_t *place, size_t
 int ftruncate(int fd, off_t size) { return fd_inside(fd) && refused(1) ? -1 : REAL(ftruncate)(fd, size); }
 int ftruncate64(int fd, off64_t size) { return fd_inside(fd) && refused(1) ? -1 : REAL(ftruncate64)(fd, size); }
 int rename(const char *from, const char *to) {
-    return path_inside(AT_FDCWD, to) && refused(1) ? -1 : REAL(rename)(from, to);
+    return path_inside(AT_FDCWD, to) && refused_move(1, apart(from, to)) ? -1 : REAL(rename)(from, to);
 }
 int renameat(int before, const char *from, int after, const char *to) {
-    return path_inside(after, to) && refused(1) ? -1 : REAL(renameat)(before, from, after, to);
+    int moves = before != after || apart(from, to);
+    return path_inside(after, to) && refused_move(1, moves) ? -1 : REAL(renameat)(before, from, after, to);
 }
 int renameat2(int before, const char *from, int after, const char *to, unsigned flags) {
-    return path_inside(after, to) && refused(1) ? -1 : REAL(renameat2)(before, from, after, to, flags);
+    int moves = before != after || apart(from, to);
+    return path_inside(after, to) && refused_move(1, moves) ? -1 : REAL(renameat2)(before, from, after, to, flags);
 }
 int unlink(const char *path) { return path_inside(AT_FDCWD, path) && refused(1) ? -1 : REAL(unlink)(path); }
 int unlinkat(int directory, const char *path, int flags) {

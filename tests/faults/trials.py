@@ -116,6 +116,7 @@ class Action(IntEnum):
     DENIED = 4
     BACK = 5
     BACK_KILL = 6
+    APART = 7
 
 
 @dataclass(frozen=True)
