@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,9 @@ from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import read_json
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.scoring import LikelihoodScorer
+from nlt_trainer.program import Terminated
 from nlt_trainer.recipe.parsing import parse_recipe
+from nlt_trainer.run.checkpoints import last_checkpoint
 from nlt_trainer.run.resume import CostCallback
 from nlt_trainer.scripts import adapt_scorer, mine, score
 
@@ -159,6 +163,28 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
             shutil.rmtree(checkpoint)
         with pytest.raises(NLTError, match=r"holds a run with other settings .*learning_rate: 0.01 there"):
             adapt_scorer.main(["--config", recipe, "--learning_rate", "0.1"])
+
+
+def test_a_run_that_is_asked_to_end_leaves_a_checkpoint(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: the adapter of a run that was not stopped; no checkpoint is due at the step of the signal."""
+    adapt_scorer.main(["--config", recipe, "--output_dir", f"{tmp_path}/whole"])
+
+    def ask(
+        self: TrainerCallback, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(Terminated):
+        patch.setattr(CostCallback, "on_step_begin", ask)
+        adapt_scorer.main(["--config", recipe])
+    assert last_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-3")
+    adapt_scorer.main(["--config", recipe])
+    expected, found = (load_file(tmp_path / run / "adapter" / "adapter_model.safetensors") for run in ("whole", "run"))
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-5, atol=1e-6)
 
 
 def test_a_failed_write_leaves_no_adapter(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
