@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +80,12 @@ class SearchIndex:
         contents = [document.content for document in self.documents]
         embedder = EmbeddingCache(encoder, cache, bf16=bf16, progress=f"embedding with {name}", name=name)
         self.embeddings = torch.from_numpy(embedder.encode_document(contents))  # (N, H)
+
+    def within(self, corpus: Container[str]) -> SearchIndex:
+        """The same encoder with those of the documents alone whose ids are in `corpus`."""
+        index, kept = copy.copy(self), [i for i, document in enumerate(self.documents) if document.id in corpus]
+        index.documents, index.embeddings = [self.documents[i] for i in kept], self.embeddings[kept]
+        return index
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:
         """Similarity of each query with each document, computed as in `nearest`: `(B, N)` float32."""

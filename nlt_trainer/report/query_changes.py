@@ -13,6 +13,7 @@ import pytrec_eval
 
 from nlt_trainer.arguments.model import start_options
 from nlt_trainer.data.beir import Collection, Document, Query, load_collection
+from nlt_trainer.data.fewer_documents import with_fewer_documents
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import NLTError
 from nlt_trainer.report.comparison import SearchIndex, ranks
@@ -130,6 +131,21 @@ def with_relevant(collection: Collection) -> Collection:
     return replace(collection, qrels=qrels)
 
 
+def ndcg_in_training(run: Run, index: SearchIndex, collection: Collection, split: str) -> float:
+    """Mean nDCG@10 of an encoder as training measures it: with `dev_documents`, few documents are searched.
+
+    Args:
+        run: the run whose training it is compared with.
+        index: the whole corpus, embedded by the encoder.
+        collection: the collection, with all its judgements.
+        split: the run's `dev_split`.
+    """
+    if (number := run.settings["data"].get("dev_documents")) is not None:
+        collection = with_fewer_documents(collection, split=split, num_documents=number, seed=run.report["seed"])
+        index = index.within(collection.corpus)
+    return float(np.mean([outcome.ndcg for outcome in outcomes(index, collection, split).values()]))
+
+
 @dataclass(frozen=True)
 class RunChange:
     """How a run has changed its encoder.
@@ -139,7 +155,8 @@ class RunChange:
         split: the split whose queries are compared; `None` if no queries are judged.
         changes: every query of the split, the most improved first; empty if they could not be compared.
         note: the reason why they could not be compared.
-        start_ndcg: nDCG@10 of the encoder before training on the dev queries; `None` if it is not known.
+        start_ndcg: nDCG@10 of the encoder before training on the dev queries, see `ndcg_in_training`; `None` if it is
+            not known.
     """
 
     run: Run
@@ -187,13 +204,12 @@ class RunComparer:
             return RunChange(run, None, [], "Not compared: eval_split and dev_split are null, no queries are judged")
         try:
             collection = self._load(data["collection"], splits=tuple(sorted({split, dev or split})))
-            if run.decision is not None:
-                collection = with_relevant(collection)
             bf16 = run.settings["trainer"].get("bf16_full_eval", False)
             start = self._start(run.settings["model"], collection, bf16=bf16)
             encoder = load_encoder(str(run.encoder))
-            at_start = outcomes(start, collection, dev) if dev is not None else {}
-            start_ndcg = float(np.mean([outcome.ndcg for outcome in at_start.values()])) if at_start else None
+            start_ndcg = None if dev is None else ndcg_in_training(run, start, collection, dev)
+            if run.decision is not None:
+                collection = with_relevant(collection)
             if run.keeps_start:
                 return RunChange(run, split, [], KEPT, start_ndcg)
             after = SearchIndex("after", encoder, collection.corpus, cache=self.embeddings, bf16=bf16)

@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.model import ModelArguments
+from nlt_trainer.assembly.training import dev_evaluator
 from nlt_trainer.data.beir import Collection, Query, load_collection, write_collection
 from nlt_trainer.data.gains import audit_teacher
 from nlt_trainer.errors import DataError, NLTError
@@ -24,7 +25,7 @@ from nlt_trainer.files import write_json
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.report import page as report
 from nlt_trainer.report.comparison import SearchIndex, ranks
-from nlt_trainer.report.query_changes import RunChange, outcomes, query_changes, with_relevant
+from nlt_trainer.report.query_changes import RunChange, RunComparer, outcomes, query_changes, with_relevant
 from nlt_trainer.run.folder import changed_settings, find_runs, unique_results
 from nlt_trainer.run.results import Result, write_results
 from nlt_trainer.scripts import report as report_script
@@ -218,6 +219,28 @@ def test_a_figure_of_the_report_is_that_of_the_evaluator(runs: Path, collection:
     assert f"<td>0</td><td>{start:.4f}</td>" in text
     assert (runs / "gain" / "loss.png").is_file()
     assert "Heads of" not in text
+
+
+@pytest.mark.parametrize("decided", [False, True])
+def test_the_curve_begins_with_what_training_would_have_measured(
+    decided: bool, runs: Path, collection: Collection, tmp_path: Path
+) -> None:
+    """Reference: the evaluator that `nlt train` makes of the same settings, before its first step.
+
+    It searches 4 documents of 12, and counts a query for which nothing is judged relevant, which a decision leaves out.
+    """
+    (collection.folder / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq5\td02\t1\nq6\td06\t0\n")
+    settings = json.loads((runs / "gain" / "settings.json").read_text())
+    settings["data"]["dev_documents"] = 4
+    write_json(runs / "gain" / "settings.json", settings)
+    if decided:
+        write_json(runs / "gain" / "decision.json", {"kept": "adapted"})
+    evaluator = dev_evaluator(DataArguments(**settings["data"]), seed=42, trained=[])
+    assert evaluator is not None
+    expected = evaluator(SentenceTransformer(start_of(runs), device="cpu"))["dev_ndcg_at_10"]
+    part = RunComparer(tmp_path / "embeddings").compare(find_runs(runs / "gain")[0])
+    assert part.start_ndcg == pytest.approx(expected, abs=1e-9)
+    assert [change.query.id for change in part.changes] == ["q7", "q8"]
 
 
 def start_of(runs: Path) -> str:
