@@ -198,13 +198,16 @@ def sweep(folder: str | Path, *, below: bool = False) -> None:
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
             if left := LEFT.fullmatch(name):
-                _remove(Path(place, name), final=Path(place, left[1]))
+                remove_left(Path(place, name), final=Path(place, left[1]))
         if not below:
             return
 
 
-def _remove(path: Path, *, final: Path) -> None:
-    """Remove what a killed process has left, unless it is held; `final` is the name that it has or had before."""
+def remove_left(path: Path, *, final: Path) -> None:
+    """Remove what a killed process has left, unless it is held; `final` is the name that it has or had before.
+
+    A folder that was moved aside gets its name back where nothing has it.
+    """
     try:
         with _held(path) as held:
             if not held:

@@ -15,7 +15,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, sn
 from huggingface_hub.hf_api import RepoFile
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import atomic_folder, check_folder, linked_place
+from nlt_trainer.files import alone_in, atomic_folder, check_folder, linked_place, remove_left
 from nlt_trainer.hub_calls import explained, patiently
 from nlt_trainer.lm.score_shards import SHARD_FILE
 
@@ -171,7 +171,8 @@ def pull(api: HfApi, repo: str, folder: Path, *, revision: str | None = None, re
         The commit.
 
     Raises:
-        NLTError: the Hub refuses, there is nothing to fetch, a file is incomplete, or the folder holds something else.
+        NLTError: the Hub refuses, there is nothing to fetch, a file is incomplete, the folder holds something else, or
+            another process is fetching the same release into it.
     """
     check_folder(folder, stage="nlt pull")
     folder = linked_place(folder)
@@ -184,13 +185,14 @@ def pull(api: HfApi, repo: str, folder: Path, *, revision: str | None = None, re
     partial = folder.with_name(f".{folder.name}.{commit[:12]}.partial")  # an interrupted pull finds it again
     for earlier in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):  # of a release that is not wanted now
         if re.fullmatch(r"[0-9a-f]{12}", earlier.name.split(".")[-2]) and earlier != partial:
-            shutil.rmtree(earlier)
-    with atomic_folder(folder, stage="nlt pull") as whole:
-        _fetch(api, repo, files, commit=commit, repo_type=repo_type, into=partial)
-        for name in files:
-            (whole / name).parent.mkdir(parents=True, exist_ok=True)
-            (partial / name).replace(whole / name)
-    shutil.rmtree(partial)
+            remove_left(earlier, final=folder)
+    with alone_in(partial):
+        with atomic_folder(folder, stage="nlt pull") as whole:
+            _fetch(api, repo, files, commit=commit, repo_type=repo_type, into=partial)
+            for name in files:
+                (whole / name).parent.mkdir(parents=True, exist_ok=True)
+                (partial / name).replace(whole / name)
+        shutil.rmtree(partial)
     return commit
 
 

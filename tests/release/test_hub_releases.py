@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -354,6 +356,25 @@ def test_what_is_left_of_a_pull_of_another_release_goes(
     push(api, "org/name", {**FILES, "config.json": b"[]"})
     pull(api, "org/name", tmp_path / "a")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".a.b.partial", "a"]
+
+
+def test_a_pull_leaves_what_another_process_fetches_alone(hub: Hub, api: HfApi, tmp_path: Path) -> None:
+    """Reference: the files under the other's lock: the same release is refused, and another one comes beside it."""
+    for release in (FILES, {**FILES, "config.json": b"[]"}):
+        push(api, "org/name", release)
+    first, second = (hub.repos["models/org/name"].tags[tag] for tag in ("v1", "v2"))
+    fetched = tmp_path / f".a.{first[:12]}.partial" / "config.json"
+    fetched.parent.mkdir()
+    fetched.write_bytes(b"{}")
+    other = os.open(fetched.parent, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(NLTError, match=r"^another process is working in .*\.a\.[0-9a-f]{12}\.partial; wait until"):
+        pull(api, "org/name", tmp_path / "a", revision="v1")
+    assert pull(api, "org/name", tmp_path / "a", revision="v2") == second
+    assert fetched.read_bytes() == b"{}"
+    os.close(other)
+    assert pull(api, "org/name", tmp_path / "a", revision="v1") == first
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_sizes_are_those_of_files_and_contents(tmp_path: Path) -> None:
