@@ -19,8 +19,6 @@ NO_CONTENT = ["title", "script", "style", "nav", "template", "noscript"]
 """Elements of a page that are not its content."""
 PLAIN = ["a", "abbr", "b", "del", "em", "i", "img", "strong", "sub", "sup"]
 """Elements of which only the text is kept."""
-HEADING_STYLE = regex.compile(r"(?:Heading (\d)|Title)")
-"""Name of a style in Word that makes a paragraph a heading; the name is the same in every language of Word."""
 
 
 def read_txt(path: Path) -> Iterator[Source]:
@@ -50,14 +48,16 @@ def read_html(path: Path) -> Iterator[Source]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pages that look like XML
         soup = BeautifulSoup(path.read_bytes(), "lxml")
-    title = soup.title.get_text(" ", strip=True) if soup.title else ""
+    heading = soup.select_one("title:not(svg title)")
+    title = heading.get_text(" ", strip=True) if heading else ""
     for element in soup(NO_CONTENT):
         element.decompose()
-    content = soup.main or soup.body or soup
+    mains = [main for main in soup.select("main:not(main main)") if main.get_text(strip=True)]
     converter = MarkdownConverter(
         heading_style="ATX", strip=PLAIN, escape_asterisks=False, escape_underscores=False, escape_misc=False
     )
-    yield markdown_source(clean(converter.convert_soup(content)), title=title)
+    text = "\n\n".join(map(converter.convert_soup, mains or [soup.body or soup]))
+    yield markdown_source(clean(text), title=title)
 
 
 def read_pdf(path: Path) -> Iterator[Source]:
@@ -89,33 +89,9 @@ def read_docx(path: Path) -> Iterator[Source]:
     Raises:
         docx.exceptions.PythonDocxError, zipfile.BadZipFile: the file is damaged.
     """
-    from docx import Document
-    from docx.table import Table
+    from nlt_trainer.documents.word_files import word_source
 
-    document = Document(str(path))
-    title = document.core_properties.title
-    headings: dict[int, str] = {}
-    sections: list[Section] = []
-    lines: list[str] = []
-
-    def close() -> None:
-        sections.append(Section(tuple(headings[level] for level in sorted(headings)), "\n\n".join(lines)))
-        lines.clear()
-
-    for block in document.iter_inner_content():
-        if isinstance(block, Table):
-            lines += [" | ".join(cell.text.strip() for cell in row.cells) for row in block.rows]
-            continue
-        style = HEADING_STYLE.fullmatch((block.style.name if block.style else None) or "")
-        if style and block.text.strip():
-            close()
-            level = int(style[1] or 0)
-            headings = {above: heading for above, heading in headings.items() if above < level} | {level: block.text}
-            title = title or block.text
-        else:
-            lines.append(block.text)
-    close()
-    yield Source(title, sections)
+    yield word_source(path)
 
 
 READERS: dict[str, Callable[[Path], Iterator[Source | BrokenLine]]] = {

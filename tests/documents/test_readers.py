@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 from document_files import OTHER, TEXT, encrypt_pdf, write_docx, write_pdf
+from docx import Document
+from docx.oxml import parse_xml
+from docx.oxml.ns import nsdecls
 
 from nlt_trainer.documents.readers import READERS, read_docx, read_html, read_pdf
 from nlt_trainer.documents.sections import Source
@@ -37,6 +40,25 @@ def test_a_page_is_its_content(heading: str, title: str, tmp_path: Path) -> None
     assert (above, prose) == ((title,) if heading else (), "Some bold_text with a\nlink.")
     assert below == (*above, "Code")
     assert code.startswith("```\n# no heading\n    indented\n```\n\n| a |")
+
+
+@pytest.mark.parametrize(
+    ("body", "title", "text"),
+    [
+        ("<main><p>one</p></main><p>beside</p><main><p>two</p></main>", "", "one two"),
+        ("<main></main><p>beside</p>", "", "beside"),
+        ("<p>one</p><main> <nav>menu</nav></main>", "", "one"),
+        ("<main><p>one</p><main><p>inner</p></main></main>", "", "one inner"),
+        ("<svg><title>icon</title></svg><p>one</p>", "", "one"),
+        ("<svg><title>icon</title></svg><title>Late</title><p>one</p>", "Late", "one"),
+    ],
+)
+def test_no_main_part_of_a_page_is_lost(body: str, title: str, text: str, tmp_path: Path) -> None:
+    """Reference: the words by hand. A main part without text is none, and a picture's title is not the page's."""
+    (tmp_path / "a.html").write_text(f"<html><body>{body}</body></html>")
+    (source,) = read_html(tmp_path / "a.html")
+    assert isinstance(source, Source)
+    assert (source.title, " ".join(source.sections[0].text.split())) == (title, text)
 
 
 def test_a_page_resolves_no_entity(tmp_path: Path) -> None:
@@ -86,6 +108,32 @@ def test_a_word_file_is_sections_under_headings(tmp_path: Path) -> None:
     (source,) = read_docx(write_docx(tmp_path / "a.docx"))
     assert source.title == "Manual"
     assert plain(source) == [(("Manual",), TEXT), (("Manual", "Prices"), f"{OTHER}\n\nbolt | three euros")]
+
+
+def test_a_word_file_keeps_what_stands_in_fields_forms_and_tables(tmp_path: Path) -> None:
+    """Reference: what Word shows once all changes are accepted, in the order of the file."""
+    document = Document()
+    paragraph = document.add_paragraph("plain ")
+    for around in (
+        "<w:ins {0}>{1}</w:ins>",
+        "<w:del {0}><w:r><w:delText>deleted</w:delText></w:r></w:del>",
+        "<w:moveFrom {0}>{1}</w:moveFrom>",
+        "<w:sdt {0}><w:sdtPr><w:alias w:val='a'/></w:sdtPr><w:sdtContent>{1}</w:sdtContent></w:sdt>",
+        "<w:sdt {0}><w:sdtPr><w:showingPlcHdr/></w:sdtPr><w:sdtContent>{1}</w:sdtContent></w:sdt>",
+        "<w:fldSimple {0} w:instr='REF a'><w:smartTag>{1}</w:smartTag></w:fldSimple>",
+    ):
+        run = f"<w:r><w:t xml:space='preserve'>{around[3:6]} </w:t></w:r>"
+        paragraph._p.append(parse_xml(around.format(nsdecls("w"), run)))
+    form = f"<w:sdt {nsdecls('w')}><w:sdtContent><w:p><w:r><w:t>a form</w:t></w:r></w:p></w:sdtContent></w:sdt>"
+    document.element.body.insert(1, parse_xml(form))
+    table = document.add_table(rows=2, cols=3)
+    table.cell(0, 0).merge(table.cell(0, 2)).text = "wide"
+    for column, text in enumerate(("one", "", "three")):
+        table.cell(1, column).text = text
+    table.cell(1, 1).add_table(1, 1).cell(0, 0).text = "inner"
+    document.save(str(tmp_path / "a.docx"))
+    (source,) = read_docx(tmp_path / "a.docx")
+    assert plain(source) == [((), "plain ins sdt fld \n\na form\n\nwide\n\none | inner | three")]
 
 
 def test_a_word_file_resolves_no_entity(tmp_path: Path) -> None:
