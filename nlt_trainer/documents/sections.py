@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from nlt_trainer.documents.words import count_words
 
-FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?\n)---[ \t]*(?:\n|\Z)", flags=re.DOTALL)
+KEY = r"[^\s#\-\]}:][^:\n]*:(?:[ \t].*)?\n"
+FRONT_MATTER = re.compile(rf"\A---[ \t]*\n((?:#.*\n|[ \t]*\n)*{KEY}(?:{KEY}|[ \t#\-\]}}].*\n|\n)*?)---[ \t]*(?:\n|\Z)")
+"""Keys with values between two lines of dashes. Text between two such lines is text between two rules."""
 FRONT_TITLE = re.compile(r"^title:[ \t]*([\"']?)(.+?)\1[ \t]*$", flags=re.MULTILINE)
 ADORNMENT = re.compile(r"([!-/:-@\[-`{-~])\1{2,}")
 """A line of one punctuation mark, as stands below, and sometimes above, a heading in reStructuredText."""

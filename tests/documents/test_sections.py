@@ -68,6 +68,23 @@ def test_a_paragraph_that_is_underlined_is_text() -> None:
     assert plain(markdown_source(f"{paragraph}\n---\nrest")) == [((), f"{paragraph}\n---\nrest")]
 
 
+@pytest.mark.parametrize(
+    ("between", "is_metadata"),
+    [
+        ("All of this is text.\n", False),
+        ("- a list\n- of text\n", False),
+        ("\n", False),
+        ("title: a\nAnd a sentence.\n", False),
+        ("http://a.example says more\n", False),
+        ("# comment\n\ntags:\n- a\n  deeper\n\nlist: [\n  b\n]\ntext: |\n  A sentence.\n", True),
+    ],
+)
+def test_text_between_two_rules_is_no_metadata(between: str, is_metadata: bool) -> None:
+    """Reference: YAML's form of keys and values, which metadata has and text has not."""
+    found = "".join(section.text for section in markdown_source(f"---\n{between}\n---\nrest").sections)
+    assert found == ("rest" if is_metadata else f"---\n{between}\n---\nrest")
+
+
 RST = """=====
 Title
 =====
