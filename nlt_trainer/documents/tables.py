@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from nlt_trainer.documents.words import count_words
 TEXT_COLUMNS = ("text", "content", "contents", "body", "passage", "document", "abstract")
 TITLE_COLUMNS = ("title", "name", "heading", "subject")
 DELIMITERS = ",;\t|"
+SEPARATOR = re.compile(rf"\"?sep=([{DELIMITERS}])\"?\r?\n", flags=re.IGNORECASE)
+"""A first line in which a spreadsheet program names the delimiter."""
 SAMPLE = 1 << 16
 """Characters from which the delimiter of a CSV file is found."""
 MAX_FIELD = min(1 << 24, sys.maxsize)
@@ -48,7 +51,7 @@ def csv_rows(path: Path) -> Iterator[Source | BrokenLine]:
             delimiter = _delimiter(handle.read(SAMPLE))
             handle.seek(0)
             rows = csv.reader((line.replace("\0", "") for line in handle), delimiter=delimiter)
-            first = next(rows, [])
+            first = next(filter(_is_content, rows), [])
             names = first if _names_columns(first) else None
             if names is None and (source := _row(dict(enumerate(first)), 1)):
                 yield source
@@ -129,8 +132,16 @@ def _string(value: Any) -> str:
     return value.strip() if isinstance(value, str) else ""
 
 
+def _is_content(cells: Sequence[str]) -> bool:
+    """Whether a row has text, and is not the line in which a spreadsheet program names the delimiter."""
+    text = "".join(cells).strip()
+    return bool(text) and text.casefold().rstrip(DELIMITERS) != "sep="
+
+
 def _delimiter(sample: str) -> str:
-    first = sample.partition("\n")[0]
+    if named := SEPARATOR.match(sample):
+        return named[1]
+    first = sample.lstrip("\r\n").partition("\n")[0]
     try:
         found = csv.Sniffer().sniff(sample, delimiters=DELIMITERS).delimiter
     except csv.Error:

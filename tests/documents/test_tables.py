@@ -47,6 +47,9 @@ def test_a_csv_file_with_each_delimiter(delimiter: str, tmp_path: Path) -> None:
         ("text\nhalf\0way through a line of text\n", [(1, "", "halfway through a line of text")]),
         ("text,text2\nonly one cell\n", [(1, "", "only one cell")]),
         ("", []),
+        ("\n\ntitle;text\nM4;a bolt, of steel\n", [(1, "M4", "a bolt, of steel")]),
+        ("sep=;\ntitle;text\nM4;a bolt, of steel\n", [(1, "M4", "a bolt, of steel")]),
+        ('"sep=|"\r\ntitle|text\r\nM4|a\r\n', [(1, "M4", "a")]),
     ],
 )  # fmt: skip
 def test_which_columns_are_text(content: str, expected: list[tuple[int, str, str]], tmp_path: Path) -> None:
