@@ -24,7 +24,7 @@ from nlt_trainer.files import CORPUS_FILE, check_folder, file_hash, mark_folder,
 from nlt_trainer.terminal import SECONDS
 
 REPORT_FILE = "corpus.report.json"
-WAY = 1
+WAY = 2
 """Raised whenever the same files give other passages, so that a corpus is made anew."""
 FEWEST_PASSAGES = 2
 """A search needs something to choose from."""
@@ -134,16 +134,19 @@ def _read(
     duplicates = Duplicates()
     found = find_files(documents, without=without, refuse=lambda path, reason: report.skip(_name(path, root), reason))
     for path in tqdm(found, total=files, desc="reading", unit=" files", delay=SECONDS, leave=False):
-        for passage in _passages(path, _name(path, root), report, length):
-            original = duplicates.stands_for(passage.id, passage.text)
+        for passage, said in _passages(path, _name(path, root), report, length):
+            original = duplicates.stands_for(passage.id, said)
             if original is None:
                 yield passage
             else:
                 report.duplicates[passage.id] = original
 
 
-def _passages(path: Path, name: str, report: CorpusReport, length: PassageLength) -> Iterator[Document]:
-    """The passages of a file. A file that cannot be read goes into the report, whatever its reader raises."""
+def _passages(path: Path, name: str, report: CorpusReport, length: PassageLength) -> Iterator[tuple[Document, str]]:
+    """The passages of a file, each with what it says, which for a row of a table includes its title.
+
+    A file that cannot be read goes into the report, whatever its reader raises.
+    """
     ending = Path(name).suffix.lower()
     if ending not in READERS:
         report.other_kinds[ending or "none"] = report.other_kinds.get(ending or "none", 0) + 1
@@ -157,7 +160,7 @@ def _passages(path: Path, name: str, report: CorpusReport, length: PassageLength
             passages, short = cut(source, name, title=title, length=length)
             report.too_short += short
             given += len(passages)
-            yield from passages
+            yield from ((p, p.text if source.row is None else p.content) for p in passages)
     except Exception as error:  # the libraries raise all kinds of errors where a file is damaged
         kind = "" if isinstance(error, NLTError) else f"{type(error).__name__}: "
         report.skip(name, " ".join(clean(f"{kind}{error}").split()), passages=given)

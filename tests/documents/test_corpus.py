@@ -60,6 +60,20 @@ def test_a_folder_of_every_kind_of_file(tmp_path: Path, documents: Path) -> None
     assert read_report(tmp_path / "out" / REPORT_FILE) == report
 
 
+def test_rows_of_one_text_under_two_titles_are_two_passages(tmp_path: Path) -> None:
+    """Reference: ids by hand. The title of a row is a part of what it says, and the name of a file is none."""
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    answer = "Please write to the people of our support."
+    rows = (f"{title},{answer}" for title in ("How do I pay", "How do I leave", "How do I pay"))
+    (documents / "a.csv").write_text("\n".join(["title,text", *rows]))
+    for name in ("b.txt", "c.txt"):
+        (documents / name).write_text(TEXT)
+    report, _ = build_corpus(documents, tmp_path / "out")
+    assert [*load_corpus(tmp_path / "out")] == ["a.csv#1", "a.csv#2", "b.txt#1"]
+    assert report.duplicates == {"a.csv#3": "a.csv#1", "c.txt#1": "b.txt#1"}
+
+
 def test_a_second_call_does_nothing_until_something_changes(tmp_path: Path, documents: Path) -> None:
     """Reference: the time at which the corpus was written."""
     out = documents / "out"  # inside what is read: it changes nothing
