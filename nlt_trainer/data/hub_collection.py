@@ -7,6 +7,7 @@ from file to file. Only the queries, and an id and a hash of each document, stay
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,8 @@ from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import atomic_folder, changed_file, check_folder, file_hash, read_json, write_json
 
 SOURCE_FILE = "source.json"
+MOST_GRADE = 9999
+"""No file of judgements is read with a larger one."""
 REPORT_KINDS = {
     "commits": dict,
     "documents": int,
@@ -350,9 +353,15 @@ def _text(row: Mapping[str, Any], column: str, part: HubDataset) -> str:
 
 def _judgement(row: Mapping[str, Any], part: HubDataset) -> tuple[str, str, int]:
     try:
-        return str(row["query-id"]), str(row["corpus-id"]), int(float(row["score"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(part.folder, f"{dict(row)} is no judgement: needs query-id, corpus-id and score") from error
+        query_id, document_id, grade = row["query-id"], row["corpus-id"], float(row["score"])
+    except (KeyError, TypeError, ValueError):
+        query_id, document_id, grade = None, None, math.nan
+    if query_id is None or document_id is None or not grade.is_integer() or abs(grade) > MOST_GRADE:
+        raise DataError(
+            part.folder,
+            f"{dict(row)} is no judgement: needs query-id, corpus-id and score, a whole number of at most four digits",
+        )
+    return str(query_id), str(document_id), int(grade)
 
 
 def _normalised(text: str) -> str:

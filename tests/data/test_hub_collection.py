@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_layouts import (
@@ -192,10 +193,18 @@ def test_empty_and_missing_documents_stay_judged_and_empty_queries_are_left_out(
         ("queries.jsonl", {"_id": "q7", "text": "other"}, "query id 'q7' stands for two texts"),
         ("corpus.jsonl", {"text": "no id"}, "a row has neither _id nor id: {'text': 'no id'}"),
         ("qrels/test.jsonl", {"query-id": "q7"}, "is no judgement: needs query-id, corpus-id and score"),
+        *(
+            (
+                "qrels/test.jsonl",
+                {"query-id": "q7", "corpus-id": document, "score": grade},
+                "a whole number of at most",
+            )
+            for document, grade in (("d01", 0.5), ("d01", "inf"), ("d01", 10_000), (None, 1))
+        ),
     ],
 )
 def test_rows_that_contradict_each_other_are_refused(
-    tmp_path: Path, file: str, row: dict[str, str], message: str
+    tmp_path: Path, file: str, row: dict[str, Any], message: str
 ) -> None:
     """Reference: the value in each message; nothing is written."""
     path = mteb_lines(tmp_path / "hub") / file
