@@ -37,6 +37,8 @@ DISK = {
     errno.EDQUOT: "free some space on the disk",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ELOOP: "name a place that is not reached by a circle of links",
+    errno.ENOTDIR: "a file stands where a folder is needed, so name another place",
+    errno.EEXIST: "a file stands where a folder is needed, so name another place",
     errno.EFBIG: "name a place on another file system, or raise the limit on the size of files",
     errno.EXDEV: "name a place on one disk, in which files and folders can be renamed",
     errno.EBUSY: "another program uses it: end that, or name another place",

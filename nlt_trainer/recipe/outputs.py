@@ -16,7 +16,7 @@ def check_outputs(writes: Iterable[str | Path], arguments: Sequence[Any], *, con
     """Refuse an output that another option or the recipe's own file names, or that lies in or around such a path.
 
     What a stage writes beside the path of an option, as the option declares it, is an output too. A file must also
-    have a place where it can be written.
+    have a place where it can be written, and a folder one that is no file.
 
     Args:
         writes: names of the options that say where the stage writes. `output_dir/encoder` means a file or folder
@@ -40,6 +40,8 @@ def check_outputs(writes: Iterable[str | Path], arguments: Sequence[Any], *, con
                 )
         if written == "file":
             _check_file(option, output)
+        else:
+            _check_folder(option, place if output.is_relative_to(place) else output)
 
 
 def sweep_outputs(writes: Iterable[str | Path], arguments: Sequence[Any]) -> None:
@@ -79,6 +81,13 @@ def _named(arguments: Sequence[Any]) -> Iterator[tuple[str, str | Path, str]]:
                     yield from ((field.name, beside(path), its) for beside, its in field.metadata["beside"].items())
                     if folder := path.rpartition(":")[0]:  # an entry FOLDER:SPLIT
                         yield field.name, folder, kind
+
+
+def _check_folder(option: str, folder: Path) -> None:
+    """Refuse a folder that is a file, or whose parent is one."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise NLTError(f"{option}: {there} is a file, and a folder is to be written there; name a folder for {option}")
 
 
 def _check_file(option: str, output: Path) -> None:

@@ -158,6 +158,26 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(
         importlib.import_module(f"nlt_trainer.scripts.{stage}").main([*RECIPE, *words])
 
 
+@pytest.mark.parametrize("place", ["queries.txt", "queries.txt/a"])
+@pytest.mark.parametrize(
+    ("stage", "option", "words"),
+    [
+        ("evaluate", "evaluation_cache", RECIPE),
+        ("train", "output_dir", RECIPE),
+        ("score", "score_cache", RECIPE),
+        ("search", "embeddings", ["--encoder", "run/encoder", "--corpus", "collection"]),
+        ("pull", "folder", ["--repo", "org/name"]),
+    ],
+)
+def test_a_folder_that_is_a_file_is_refused_before_the_work(
+    stage: str, option: str, words: list[str], place: str, inputs: dict[Path, bytes], tmp_path: Path
+) -> None:
+    """Reference: the option and the file in the message, and the files as they were."""
+    with pytest.raises(NLTError, match=rf"^{option}: .*/queries.txt is a file, and a folder is to be written there; "):
+        importlib.import_module(f"nlt_trainer.scripts.{stage}").main([*words, f"--{option}", place])
+    assert content(tmp_path) == inputs
+
+
 @pytest.mark.parametrize(
     ("stage", "words"),
     [

@@ -227,7 +227,7 @@ def test_the_curve_begins_with_what_training_would_have_measured(
 ) -> None:
     """Reference: the evaluator that `nlt train` makes of the same settings, before its first step.
 
-    It searches 4 documents of 12, and counts a query for which nothing is judged relevant, which a decision leaves out.
+    It searches 4 documents of 12. A query for which nothing is judged relevant counts, which a decision leaves out.
     """
     (collection.folder / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq5\td02\t1\nq6\td06\t0\n")
     settings = json.loads((runs / "gain" / "settings.json").read_text())

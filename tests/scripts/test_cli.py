@@ -242,7 +242,10 @@ def test_run_main_names_the_stage_after_the_file_and_keeps_its_code(
     assert capsys.readouterr().out == "['--key', 'value'] nlt mine\n"
 
 
-@pytest.mark.parametrize("code", [errno.EACCES, errno.ENOSPC, errno.EIO, errno.EXDEV, errno.EFBIG])
+@pytest.mark.parametrize(
+    "code",
+    [errno.EACCES, errno.ENOSPC, errno.EIO, errno.EXDEV, errno.EFBIG, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST],
+)
 def test_a_disk_that_refuses_is_one_line(code: int, capsys: pytest.CaptureFixture[str]) -> None:
     """Reference: the system's own words, the remedy, and what a second call goes on from; exit code 2."""
 
