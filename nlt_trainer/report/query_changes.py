@@ -122,13 +122,16 @@ def _relevant(collection: Collection, grades: dict[str, int]) -> Document | None
     return collection.corpus[max(relevant, key=lambda key: grades[key])] if relevant else None
 
 
-def with_relevant(collection: Collection) -> Collection:
-    """The same collection without judgements of queries that have no relevant document."""
-    qrels = {
-        split: {query: grades for query, grades in judged.items() if any(grades.values())}
-        for split, judged in collection.qrels.items()
-    }
-    return replace(collection, qrels=qrels)
+def that_decide(collection: Collection, split: str, dev: str | None) -> Collection:
+    """The same collection with judgements of those queries of a split alone by which `nlt adapt` decides.
+
+    They have a relevant document, and are not among the queries of another split `dev`, on which training chooses what
+    it saves.
+    """
+    chosen_on = {} if dev in (None, split) else collection.split_qrels(str(dev))
+    judged = collection.split_qrels(split).items()
+    decide = {query: grades for query, grades in judged if any(grades.values()) and query not in chosen_on}
+    return replace(collection, qrels={split: decide})
 
 
 def ndcg_in_training(run: Run, index: SearchIndex, collection: Collection, split: str) -> float:
@@ -196,7 +199,7 @@ class RunComparer:
         """Compare on the split on which `evaluate` reports, or else on the dev split.
 
         If the collection or an encoder no longer exists, or `nlt adapt` has kept the start, the result only has a note
-        that says so. Of the held-out queries of `nlt adapt` only those count that have a relevant document.
+        that says so. Of the held-out queries of `nlt adapt` only those count that decide.
         """
         data = run.settings["data"]
         dev, split = data["dev_split"], data["eval_split"] or data["dev_split"]
@@ -209,7 +212,7 @@ class RunComparer:
             encoder = load_encoder(str(run.encoder))
             start_ndcg = None if dev is None else ndcg_in_training(run, start, collection, dev)
             if run.decision is not None:
-                collection = with_relevant(collection)
+                collection = that_decide(collection, split, dev)
             if run.keeps_start:
                 return RunChange(run, split, [], KEPT, start_ndcg)
             after = SearchIndex("after", encoder, collection.corpus, cache=self.embeddings, bf16=bf16)

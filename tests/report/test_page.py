@@ -25,7 +25,7 @@ from nlt_trainer.files import write_json
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.report import page as report
 from nlt_trainer.report.comparison import SearchIndex, ranks
-from nlt_trainer.report.query_changes import RunChange, RunComparer, outcomes, query_changes, with_relevant
+from nlt_trainer.report.query_changes import RunChange, RunComparer, outcomes, query_changes, that_decide
 from nlt_trainer.run.folder import changed_settings, find_runs, unique_results
 from nlt_trainer.run.results import Result, write_results
 from nlt_trainer.scripts import report as report_script
@@ -143,11 +143,17 @@ def test_outcomes_are_those_of_the_evaluator(collection: Collection, tiny_encode
         assert outcome.first.id == ids[places.tolist().index(1)]
 
 
-def test_queries_without_a_relevant_document_can_be_left_out(collection: Collection) -> None:
-    """Reference: by hand; a grade of 0 says that nobody could judge."""
-    judged = {"held_out": {"q1": {"d01": 0}, "q2": {"d07": 1, "d08": 0}}, "train": {"q3": {"d08": 1}}}
-    found = with_relevant(dataclasses.replace(collection, qrels=judged)).qrels
-    assert found == {"held_out": {"q2": {"d07": 1, "d08": 0}}, "train": {"q3": {"d08": 1}}}
+@pytest.mark.parametrize(("dev", "expected"), [(None, ["q2", "q3"]), ("held_out", ["q2", "q3"]), ("dev", ["q2"])])
+def test_the_queries_of_an_adaptation_are_those_that_decide(
+    dev: str | None, expected: list[str], collection: Collection
+) -> None:
+    """Reference: by hand; a grade of 0 says that nobody could judge, and on `dev` weights were chosen."""
+    judged = {
+        "held_out": {"q1": {"d01": 0}, "q2": {"d07": 1, "d08": 0}, "q3": {"d08": 1}},
+        "dev": {"q3": {"d08": 1}},
+    }
+    found = that_decide(dataclasses.replace(collection, qrels=judged), "held_out", dev).qrels
+    assert found == {"held_out": {query: judged["held_out"][query] for query in expected}}
 
 
 def test_a_query_is_not_its_own_first_document(
