@@ -98,10 +98,14 @@ class HubDataset:
             raise DataError(self.folder / CARD, f"pattern {pattern!r}: {error}; correct its configs") from error
 
     def _called(self, name: str, top: Path) -> list[Path]:
-        """Data files under `top` such as `name.jsonl`, `name-00000-of-00002.parquet` or `name/any.parquet`."""
-        called = re.compile(rf"{re.escape(name)}[-.]")
-        files = (path for path in sorted(top.rglob("*")) if path.is_file() and format_of(path))
-        return [path for path in files if called.match(path.name) or path.parent.name == name]
+        """Data files under `top` such as `name.jsonl`, `name-00000-of-00002.parquet` or `name/any.parquet`.
+
+        Where there are none, those whose names go on otherwise, such as `name-v2.jsonl`, which may be another split's.
+        """
+        files = [path for path in sorted(top.rglob("*")) if path.is_file() and format_of(path)]
+        exact, longer = (re.compile(rf"{re.escape(name)}{more}") for more in (r"(-\d[\w-]*)?\.[a-z]+(\.gz)?$", "[-.]"))
+        named = [path for path in files if exact.match(path.name) or path.parent.name == name]
+        return named or [path for path in files if longer.match(path.name)]
 
 
 def fetch_dataset(name: str, *, revision: str | None = None, configs: Sequence[str] = ()) -> HubDataset:

@@ -42,6 +42,26 @@ def test_the_forms_of_data_files(tmp_path: Path, data_files: str, expected: dict
     assert fetch_dataset(str(tmp_path)).configs == {"c": expected}
 
 
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["test.tsv", "test-hard.tsv", "test.old.tsv"], ["test.tsv"]),
+        (["test-00000-of-00002.parquet", "test-00001-of-00002-1a2b.parquet", "test-hard.parquet"], [0, 1]),
+        (["test/0.parquet", "test-hard.parquet"], ["test/0.parquet"]),
+        (["test.jsonl.gz", "test-hard.jsonl.gz"], ["test.jsonl.gz"]),
+        (["test-v2.jsonl", "dev.jsonl"], ["test-v2.jsonl"]),
+    ],
+)
+def test_the_files_of_a_split_are_no_other_splits(tmp_path: Path, files: list[str], expected: list[Any]) -> None:
+    """Reference: the names by hand; a longer name is taken only where no file has the split's own."""
+    for name in files:
+        (tmp_path / "qrels" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "qrels" / name).touch()
+    found = fetch_dataset(str(tmp_path)).split_files("test", configs=("qrels",), inside="qrels")
+    names = [path.relative_to(tmp_path / "qrels").as_posix() for path in found]
+    assert names == [name if isinstance(name, str) else files[name] for name in expected]
+
+
 class FakeHub:
     """Stands in for `snapshot_download`: copies nothing, keeps what it was asked for."""
 
