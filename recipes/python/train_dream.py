@@ -24,7 +24,7 @@ texts, documents = rows[:]["query"], rows[:]["documents"]
 relevant = nlt.relevant_by_gain(nlt.LikelihoodScorer(lm, target="query").gain(texts, documents))
 heads = nlt.detect_heads_by_gradient(lm, texts, documents=documents, relevant=relevant, target="query")
 loss = nlt.DREAMLoss(encoder, lm, heads=heads, in_batch_candidates=True, document_cache_gib=1)
-collator = loss.collator(rows, layout="independent")
+collator = loss.collator(target="query", layout="independent")
 settings = nlt.NLTTrainingArguments(output_dir=args.output, max_steps=args.steps, logging_steps=1, save_strategy="no")
 nlt.NLTTrainer(encoder, settings, train_dataset=rows, loss=loss, data_collator=collator).train()
 encoder.save_pretrained(args.output)
