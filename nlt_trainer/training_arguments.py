@@ -102,6 +102,9 @@ class NLTTrainingArguments(TrainerArguments, SentenceTransformerTrainingArgument
         for name, bound in lowest.items():
             if (number := getattr(self, name)) is not None and number < bound:
                 raise NLTError(f"{name} is {number}; it must be a number of at least {bound}")
+        for name in ("save_steps", "eval_steps", "logging_steps"):  # the library would leave out what 0 stands for
+            if (number := getattr(self, name)) is not None and number <= 0:
+                raise NLTError(f"{name} is {number}; it must be above 0")
         for name in ("seed", "data_seed"):
             if (number := getattr(self, name)) is not None and number >= 2**32:
                 raise NLTError(f"{name} is {number}; it must be below 2 ** 32, as numpy's")
@@ -110,6 +113,8 @@ class NLTTrainingArguments(TrainerArguments, SentenceTransformerTrainingArgument
                 raise NLTError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         if self.learning_rate < 0:
             raise NLTError(f"learning_rate is {self.learning_rate}; it must be a number of at least 0, such as 2e-5")
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise NLTError(f"max_steps is {self.max_steps}; it must be at least 1, or -1 to train num_train_epochs")
         if self.max_steps < 1 and self.num_train_epochs <= 0:
             raise NLTError(f"num_train_epochs is {self.num_train_epochs}; it must be above 0, or set max_steps")
 

@@ -18,7 +18,11 @@ MOST_VALUES = 10_000
 
 
 MOST_LEVELS = 32
-DECIMAL = re.compile(r"[+-]?(0|[1-9][0-9_]*)")
+NUMBERS = {
+    "tag:yaml.org,2002:int": re.compile(r"[+-]?(0|[1-9][0-9_]*)"),
+    "tag:yaml.org,2002:float": re.compile(r"[^:]*"),  # 1:30.5 would be 90.5
+}
+"""YAML's kinds of numbers -> their decimal form. Other forms, in base 8 or 60, are rarely meant."""
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -44,7 +48,8 @@ class RecipeLoader(yaml.SafeLoader):
             yaml.MarkedYAMLError: a word looks like a number or a date and is none, such as `0x_` or `2001-99-99`. For
                 these PyYAML raises Python's own errors, of many kinds.
         """
-        if node.tag == "tag:yaml.org,2002:int" and not DECIMAL.fullmatch(node.value):  # such as 010, which would be 8
+        kind = NUMBERS.get(node.tag)
+        if kind and not kind.fullmatch(node.value):  # such as 010, which would be 8
             problem = f"{node.value[:40]!r} is no decimal number; write it in decimal, or in quotes"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         try:

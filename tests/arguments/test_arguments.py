@@ -167,6 +167,11 @@ def test_a_number_of_nothing_is_refused(name: str) -> None:
         ("adam_beta1", 1.5),
         ("seed", 2**32),
         ("num_train_epochs", 0.0),
+        ("max_steps", 0),
+        ("max_steps", -2),
+        ("save_steps", 0),
+        ("eval_steps", 0),
+        ("logging_steps", -1),
         ("num_train_epochs", math.inf),
     ],
 )

@@ -370,7 +370,7 @@ def test_a_key_that_stands_twice_is_refused(recipe: Path, content: str, line: in
     assert message(recipe, content) == f"{recipe}:{line}: not valid YAML ({key!r} stands twice; keep one)"
 
 
-@pytest.mark.parametrize("number", ["010", "1:30", "0x10", "0b1", "-07"])
+@pytest.mark.parametrize("number", ["010", "1:30", "1:30.5", "0x10", "0b1", "-07"])
 def test_a_number_that_is_not_decimal_is_refused(recipe: Path, number: str) -> None:
     """Reference: the line and the text; YAML alone would read 010 as 8 and 1:30 as 90."""
     found = message(recipe, f"trainer:\n  seed: {number}\n")
