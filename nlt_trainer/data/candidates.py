@@ -20,7 +20,7 @@ from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.files import raw_lines, read_jsonl, write_jsonl
 from nlt_trainer.lm.score_cache import ScoreCache
 
-TEXTS = re.compile(rb', "texts": "[0-9a-f]{32}"}$')
+CHECKED = re.compile(rb', "texts": "[0-9a-f]{32}"(, "queries": \d+)?}$')
 """The end of a line that has a hash of its texts."""
 
 
@@ -126,8 +126,8 @@ def write_candidates(
 ) -> None:
     """Write `candidates.jsonl`, whole or not at all.
 
-    A line has `query_id`, `query`, `answer`, `document_ids`, `bm25`, and `texts`, a hash of the texts that were mined.
-    A reader that has others refuses the candidates.
+    A line has `query_id`, `query`, `answer`, `document_ids`, `bm25`, `texts`, a hash of the texts that were mined, and
+    `queries`, the number of lines. A reader that has other texts or fewer lines refuses the candidates.
 
     Args:
         path: the file.
@@ -144,6 +144,7 @@ def write_candidates(
                 "document_ids": list(row.document_ids),
                 "bm25": list(row.bm25),
                 "texts": texts_hash(row, corpus),
+                "queries": len(candidates),
             }
             for row in candidates
         ),
@@ -151,10 +152,10 @@ def write_candidates(
 
 
 def candidates_hash(path: Path) -> str:
-    """Hash of a file of candidates but for `texts`, so that a file of an older version has it too (16 hex digits)."""
+    """Hash of a file of candidates but for what is only checked, as older versions wrote it (16 hex digits)."""
     digest = hashlib.blake2b()
     for raw in raw_lines(path):
-        digest.update(TEXTS.sub(b"}", raw))
+        digest.update(CHECKED.sub(b"}", raw))
     return digest.hexdigest()[:16]
 
 
@@ -170,13 +171,15 @@ def read_candidates(
 
     Raises:
         DataError: the file is missing, empty or malformed, a query stands twice, or a query's candidates are missing,
-            doubled, unknown, not K, or had other texts when they were mined. The message names the file and the line.
-            A file that an older version wrote does not say which texts these were, and is read.
+            doubled, unknown, not K, or had other texts when they were mined, or lines are missing. The message names
+            the file and the line. A file of an older version does not say which texts and how many lines these were,
+            and is read.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(path, "file not found; run `nlt mine` first, which writes it")
     rows: dict[str, QueryCandidates] = {}
+    written: set[object] = set()
     for line, raw in read_jsonl(path):
         row = _parse(raw, path=path, line=line)
         num_candidates = num_candidates or len(row.document_ids)
@@ -193,8 +196,15 @@ def read_candidates(
                 line=line,
             )
         rows[row.query_id] = row
+        written.add(raw.get("queries"))
     if not rows:
         raise DataError(path, "holds no query; run `nlt mine` again")
+    if other := written - {None, len(rows)}:
+        raise DataError(
+            path,
+            f"holds {len(rows)} queries, and {other.pop()} were written; run `nlt mine` again, or remove `queries` "
+            "from the lines if you have changed the file yourself",
+        )
     return list(rows.values())
 
 

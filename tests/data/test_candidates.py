@@ -137,7 +137,7 @@ def test_candidates_are_read_as_they_were_written(collection: Collection, tmp_pa
     assert read_candidates(tmp_path / "candidates.jsonl", collection) == mined
     assert read_candidates(tmp_path / "candidates.jsonl", collection, num_candidates=4) == mined
     row = json.loads((tmp_path / "candidates.jsonl").read_text().splitlines()[-1])
-    assert list(row) == ["query_id", "query", "answer", "document_ids", "bm25", "texts"]
+    assert list(row) == ["query_id", "query", "answer", "document_ids", "bm25", "texts", "queries"]
     assert row["answer"] is None
 
 
@@ -170,6 +170,22 @@ def test_candidates_of_other_texts_are_refused(changed: str, collection: Collect
     del row["texts"]
     path.write_text("\n".join([first, json.dumps(row), *others]))
     assert len(read_candidates(path, replace(collection, corpus=corpus))) == len(mined)
+
+
+@pytest.mark.parametrize("lost", [0, -1])
+def test_a_line_that_is_missing_is_noticed(lost: int, collection: Collection, tmp_path: Path) -> None:
+    """Reference: the lines that are left, and a file of an older version, which did not say how many there were."""
+    path = tmp_path / "candidates.jsonl"
+    mined = mine_candidates(collection, training_queries(collection, "train"), num_candidates=4)
+    write_candidates(path, mined, corpus=collection.corpus)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    del rows[lost], mined[lost]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    reason = rf"holds {len(rows)} queries, and {len(rows) + 1} were written; run `nlt mine` again, or remove `queries`"
+    with pytest.raises(DataError, match=reason):
+        read_candidates(path, collection)
+    path.write_text("\n".join(json.dumps({k: v for k, v in row.items() if k != "queries"}) for row in rows))
+    assert read_candidates(path, collection) == mined
 
 
 GOOD: dict[str, Any] = {
