@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from nlt_trainer.errors import DataError
+from nlt_trainer.files import atomic_write_bytes
 
 TEXTS = (
     "how do I parse a date?",
@@ -47,9 +48,10 @@ class Probe:
     layers: dict[str, Tensor]
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file."""
+        """Write one safetensors file, whole or not at all. The library's own temporary file would outlive a kill."""
         layers = {f"layers/{number:06}/{name}": value for number, (name, value) in enumerate(self.layers.items())}
-        save_file({"query": self.query, "document": self.document, **layers}, path)
+        with atomic_write_bytes(path) as handle:
+            handle.write(save({"query": self.query, "document": self.document, **layers}))
 
     @classmethod
     def load(cls, path: Path) -> Probe:

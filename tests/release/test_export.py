@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import gguf
@@ -16,7 +17,7 @@ from nlt_trainer.choices import ExportForm
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.encoder.probes import TEXTS, Probe, difference, probe
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import RECORD_FILE, write_json
+from nlt_trainer.files import LEFT, RECORD_FILE, write_json
 from nlt_trainer.release import licences
 from nlt_trainer.release.export import export, save_trained
 from nlt_trainer.release.licences import data_licence, model_licence
@@ -172,6 +173,25 @@ def test_a_probe_is_read_as_it_was_written(tiny_encoder: SentenceTransformer, tm
     assert difference(short, made) == "query embeddings have 8 numbers instead of 32"
     with pytest.raises(DataError, match=r"none.safetensors: file not found; `nlt train` writes it: train again"):
         Probe.load(tmp_path / "none.safetensors")
+
+
+def test_a_probe_that_cannot_be_written_leaves_the_one_before(
+    tiny_encoder: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: the file before, alone in its folder; what is being written has a name that `sweep` knows."""
+    made, path = probe(tiny_encoder), tmp_path / "probe.safetensors"
+    made.save(path)
+    before, names = path.read_bytes(), []
+
+    def full(handle: int) -> None:
+        names.extend(other.name for other in tmp_path.iterdir() if other != path)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        Probe(made.document, made.query, {}).save(path)
+    assert [*tmp_path.iterdir()] == [path] and path.read_bytes() == before
+    assert len(names) == 1 and LEFT.fullmatch(names[0])
 
 
 def test_what_cannot_be_exported_is_named(
