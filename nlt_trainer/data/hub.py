@@ -23,6 +23,8 @@ from nlt_trainer.hub_calls import explain, raise_of_disk
 from nlt_trainer.locations import is_hub_id
 
 CARD = "README.md"
+CARD_ERRORS = (YAMLError, LookupError, TypeError, ValueError, RecursionError)
+"""What the Hub's client and PyYAML raise where the metadata of a card is damaged."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def _read_card(folder: Path) -> dict[str, dict[str, list[str]]]:
     try:
         entries = DatasetCard.load(folder / CARD, ignore_metadata_errors=True).data.to_dict().get("configs") or []
         return {entry["config_name"]: _patterns(entry["data_files"]) for entry in entries if "data_files" in entry}
-    except (YAMLError, LookupError, TypeError, ValueError) as error:
+    except CARD_ERRORS as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(
             folder / CARD, f"its metadata cannot be read ({reason}); correct it or remove the file"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 from gguf import GGUFReader, ReaderField
 from huggingface_hub import RepoCard, try_to_load_from_cache
 
+from nlt_trainer.data.hub import CARD_ERRORS
 from nlt_trainer.errors import NLTError
 from nlt_trainer.files import read_json
 from nlt_trainer.locations import PACKAGE_SCHEME, is_hub_id, local_path
+
+logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 
@@ -51,9 +55,13 @@ def data_licence(collection: str | Path) -> str | None:
 def _card_licence(path: Path) -> str | None:
     if not path.is_file():
         return None
-    data: dict[str, Any] = RepoCard.load(path, ignore_metadata_errors=True).data.to_dict()
+    try:
+        data: dict[str, Any] = RepoCard.load(path, ignore_metadata_errors=True).data.to_dict()
+    except CARD_ERRORS as error:  # a text that begins with a rule has no metadata either
+        logger.debug("%s has no metadata that can be read: %s", path, error)
+        return None
     stated = data.get("license_name") or data.get("license")
-    return ", ".join(stated) if isinstance(stated, list) else stated
+    return ", ".join(map(str, stated if isinstance(stated, list) else [stated])) if stated else None
 
 
 def _cached_licence(repo_id: str, *, revision: str | None, repo_type: str) -> str | None:

@@ -228,6 +228,7 @@ def test_a_damaged_page_of_a_parquet_file_is_named(tmp_path: Path) -> None:
         ("configs: [{config_name: c, data_files: [{path: x}]}]", "KeyError: 'split'"),
         ("configs: [3]", "TypeError"),
         ("configs: 3", "TypeError"),
+        ("configs: " + "[" * 3000, "RecursionError"),
         ("configs: c: d", "ScannerError: mapping values are not allowed here"),
     ],
 )

@@ -269,6 +269,7 @@ def test_licences_are_what_cards_on_this_machine_state(tmp_path: Path, monkeypat
     assert model_licence(str(card(tmp_path / "a", "license: mit"))) == "mit"
     assert model_licence(str(card(tmp_path / "b", "license: other\nlicense_name: llama3.2"))) == "llama3.2"
     assert model_licence(str(card(tmp_path / "c", "tags: [x]"))) is None
+    assert model_licence(str(card(tmp_path / "number", "license: 3"))) == "3"
     assert model_licence(str(tmp_path / "gone")) is None
     assert model_licence("package:pydantic/deprecated") == "MIT"
     cached = {("org/llm", "v2", "model"): "a", ("org/one", "c0", "dataset"): "b"}
@@ -284,6 +285,16 @@ def test_licences_are_what_cards_on_this_machine_state(tmp_path: Path, monkeypat
     assert data_licence(tmp_path / "data") == "org/one: llama3.2, org/two: not stated"
     assert data_licence(card(tmp_path / "data", "license: [mit, cc-by-4.0]")) == "mit, cc-by-4.0"
     assert data_licence(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    "content", ["---\nText between rules.\n---\n", "---\na: b: c\n---\n", "---\na: " + "[" * 3000]
+)
+def test_a_readme_without_metadata_states_no_licence(content: str, tmp_path: Path) -> None:
+    """Reference: no licence; the collection of a training may have any README of its owner's."""
+    (tmp_path / "README.md").write_text(f"{content}\n---\n")
+    assert model_licence(str(tmp_path)) is None
+    assert data_licence(tmp_path) is None
 
 
 @pytest.mark.parametrize("stated", ["apache-2.0", None])
