@@ -186,6 +186,7 @@ def test_an_interrupt_is_one_line_and_exit_code_130(
 def test_a_signal_is_one_line_and_its_exit_code(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
     becomes: str,
     number: signal.Signals,
     code: int,
@@ -201,6 +202,8 @@ def test_a_signal_is_one_line_and_its_exit_code(
                 raise
             raise NLTError("loading failed") if becomes == "wrong input" else ValueError(str(interrupt)) from None
 
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, found))
     before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     monkeypatch.setattr(sys, "argv", ["nlt"])
     monkeypatch.setattr(cli.importlib, "import_module", signalled)
