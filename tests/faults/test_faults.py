@@ -15,7 +15,9 @@ CALLS = {
         "detect_heads", "train", "evaluate", "push", "pull",
     ],
     "disk": ["disk.py", "--trials", "1", "--stages", "score", "train"],
-    "damage": ["damage.py", "--trials", "2"],
+    "damage": [
+        "damage.py", "--trials", "2", "--files", "candidates", "scores", "checkpoint", "encoder", "release", "heads",
+    ],
     "clock": ["clock.py", "--trials", "1", "--stages", "train"],
     "several": ["several.py", "--trials", "1"],
 }  # fmt: skip
