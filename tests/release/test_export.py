@@ -181,7 +181,7 @@ def test_a_probe_that_cannot_be_written_leaves_the_one_before(
     """Reference: the file before, alone in its folder; what is being written has a name that `sweep` knows."""
     made, path = probe(tiny_encoder), tmp_path / "probe.safetensors"
     made.save(path)
-    before, names = path.read_bytes(), []
+    before, names = path.read_bytes(), list[str]()
 
     def full(handle: int) -> None:
         names.extend(other.name for other in tmp_path.iterdir() if other != path)
