@@ -49,6 +49,7 @@ def test_jsonl_takes_beir_rows_and_other_names_of_the_text(tmp_path: Path) -> No
         ("q.jsonl", '{"text": 3}\n', r"q.jsonl:1: text must be a string, found 3"),
         ("q.jsonl", '{"text": "a", "_id": 3}\n', r"q.jsonl:1: _id must be a string, found 3"),
         ("q.jsonl", '{"text": "a", "_id": "1"}\n{"text": "b", "_id": "1"}\n', r"q.jsonl:2: _id '1' was used before"),
+        ("q.jsonl", '{"text": "a", "Answer": "b"}\n', r"q.jsonl:1: has a key 'Answer', and 'answer' is read"),
         ("q.jsonl", "{", r"q.jsonl:1: not valid JSON"),
         ("q.jsonl", '{"text": "a", "_id": "1\\t2"}\n', r"q.jsonl:1: _id '1\\t2' has white space; write one word"),
         ("q.jsonl", '{"text": "a", "_id": " 1"}\n', r"q.jsonl:1: _id ' 1' has white space; write one word"),
