@@ -179,7 +179,7 @@ def read_candidates(
     if not path.is_file():
         raise DataError(path, "file not found; run `nlt mine` first, which writes it")
     rows: dict[str, QueryCandidates] = {}
-    written: set[object] = set()
+    written: list[object] = []
     for line, raw in read_jsonl(path):
         row = _parse(raw, path=path, line=line)
         num_candidates = num_candidates or len(row.document_ids)
@@ -196,13 +196,13 @@ def read_candidates(
                 line=line,
             )
         rows[row.query_id] = row
-        written.add(raw.get("queries"))
+        written.append(raw.get("queries"))
     if not rows:
         raise DataError(path, "holds no query; run `nlt mine` again")
-    if other := written - {None, len(rows)}:
+    if other := [number for number in written if number not in (None, len(rows))]:
         raise DataError(
             path,
-            f"holds {len(rows)} queries, and {other.pop()} were written; run `nlt mine` again, or remove `queries` "
+            f"holds {len(rows)} queries, and {other[0]} were written; run `nlt mine` again, or remove `queries` "
             "from the lines if you have changed the file yourself",
         )
     return list(rows.values())

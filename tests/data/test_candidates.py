@@ -184,6 +184,9 @@ def test_a_line_that_is_missing_is_noticed(lost: int, collection: Collection, tm
     reason = rf"holds {len(rows)} queries, and {len(rows) + 1} were written; run `nlt mine` again, or remove `queries`"
     with pytest.raises(DataError, match=reason):
         read_candidates(path, collection)
+    path.write_text("\n".join(json.dumps({**row, "queries": [len(rows)]}) for row in rows))
+    with pytest.raises(DataError, match=rf"holds {len(rows)} queries, and \[{len(rows)}\] were written"):
+        read_candidates(path, collection)
     path.write_text("\n".join(json.dumps({k: v for k, v in row.items() if k != "queries"}) for row in rows))
     assert read_candidates(path, collection) == mined
 

@@ -159,7 +159,8 @@ def candidate_files(draw: Draw) -> Input:
         }
         for query in QUERY_IDS[: draw(st.integers(1, 4))]
     ]
-    return Input({"candidates.jsonl": draw(json_lines(rows))}, seed=draw(SEEDS))
+    counted = [{**row, "queries": len(rows)} for row in rows]
+    return Input({"candidates.jsonl": draw(json_lines(counted))}, seed=draw(SEEDS))
 
 
 @st.composite
