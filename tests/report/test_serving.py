@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import pytest
 
 pytest.importorskip("gradio", reason="the extra [app] is not installed")
@@ -24,7 +24,7 @@ def test_the_page_is_served_here_alone_and_loads_nothing_from_elsewhere(
     address = serving.serve(args)
     assert urlsplit(address).hostname == "127.0.0.1"
     for place in ("", "gradio_api/info", "nowhere"):
-        policy = httpx.get(f"{address}{place}").headers["content-security-policy"]
+        policy = httpx2.get(f"{address}{place}").headers["content-security-policy"]
         rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
         assert rules["default-src"] == "'self'"
         assert {"script-src", "connect-src", "form-action", "base-uri"} <= set(rules)
