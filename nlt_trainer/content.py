@@ -19,17 +19,10 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import snapshot_download
 
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import (
-    CHECKSUMS_FILE,
-    RECORD_FILE,
-    TRAINED_QUERIES_FILE,
-    changed_file,
-    file_hash,
-    read_json,
-    saved_hashes,
-    write_json,
-)
+from nlt_trainer.file_hashes import changed_file, file_hash, saved_hashes
+from nlt_trainer.files import CHECKSUMS_FILE, RECORD_FILE, TRAINED_QUERIES_FILE
 from nlt_trainer.locations import loading, resolve_model
+from nlt_trainer.text_files import read_json, write_json
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import fcntl
-import gzip
-import hashlib
-import json
 import logging
 import os
 import re
 import shutil
 import uuid
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, TextIO
 
-from nlt_trainer.errors import DataError, NLTError
+from nlt_trainer.errors import NLTError
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +48,6 @@ CHECKSUMS_FILE = "checkpoint_files.json"
 """File in a checkpoint that lists its other files with a hash of each, so that a damaged checkpoint is known."""
 LEFT = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(partial|previous)")
 """Name of a file or folder that is being written, or of a folder that is being replaced."""
-CHECKSUM = "checksum"
-"""Entry of a JSON object with a hash of all others; `read_json` refuses a file of which one has changed since."""
-SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character, which is valid only if the other half follows
 
 
 def cache_folder() -> Path:
@@ -183,12 +175,6 @@ def alone_in(folder: str | Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def file_hash(path: Path) -> str:
-    """Hash of a file's content (16 hex digits)."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "blake2b").hexdigest()[:16]
-
-
 def sweep(folder: str | Path, *, below: bool = False) -> None:
     """Remove what killed processes have left in a folder, and with `below` in all folders below it.
 
@@ -309,166 +295,3 @@ def atomic_folder(path: str | Path, *, stage: FolderStage) -> Iterator[Path]:
                 partial.replace(path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def saved_hashes(folder: Path) -> dict[str, str]:
-    """Hashes of a model's files as they were saved, by their path in its folder; empty where its record has none.
-
-    Raises:
-        DataError: the record is malformed.
-    """
-    record = folder / RECORD_FILE
-    entries = read_json(record) if record.is_file() else {}
-    hashes = entries.get("files") or entries.get("weights") or {}  # version 0.1 has kept those of weights alone
-    if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
-        raise DataError(record, f"has {hashes!r} where hashes of files belong; fetch or save the model again")
-    return hashes
-
-
-def changed_file(folder: Path, hashes: Mapping[str, str]) -> Path | None:
-    """The first file in a folder that is missing or has another hash than the one that was kept for it."""
-    files = {folder / name: kept for name, kept in hashes.items()}
-    return next((file for file, kept in files.items() if not file.is_file() or file_hash(file) != kept), None)
-
-
-def write_json(path: str | Path, value: Any, *, checksum: bool = False) -> None:
-    """Write one JSON document, indented, atomically; with `checksum` an object gets an entry `CHECKSUM`."""
-    if checksum:
-        value = {**value, CHECKSUM: _checksum(json.loads(json.dumps(value)))}
-    with atomic_write(path) as handle:
-        json.dump(value, handle, indent=2, ensure_ascii=False)
-        handle.write("\n")
-
-
-def read_json(path: str | Path, *, stage: str | None = None, kind: type = dict, remedy: str | None = None) -> Any:
-    """Read one JSON document; an entry `CHECKSUM` of an object is compared and left out.
-
-    Args:
-        path: the file.
-        stage: what writes it, e.g. `nlt score`; named where the file is missing.
-        kind: what it must hold: an object (`dict`), a `list`, or anything (`object`).
-        remedy: what to do about a damaged file; said after what is wrong with it.
-
-    Raises:
-        DataError: the file is missing, is not JSON, holds something of another kind, or has values that are not those
-            of its checksum.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(path, "file not found" + (f"; run `{stage}` first, which writes it" if stage else ""))
-    text = "\n".join(line for _, line in read_lines(path))
-    ending = f"; {remedy}" if remedy else ""
-    try:
-        value = _parsed(text)
-    except ValueError as error:
-        raise DataError(path, f"not valid JSON ({error}){ending}") from error
-    if not isinstance(value, kind):
-        raise DataError(path, f"expected a JSON {kind.__name__}, found {type(value).__name__}{ending}")
-    if isinstance(value, dict) and CHECKSUM in value and value.pop(CHECKSUM) != _checksum(value):
-        raise DataError(
-            path,
-            "is not as it was written, a disk or a copy has changed a value"
-            + (ending or "; write or copy it again")
-            + f", or remove its entry {CHECKSUM} if you have changed the file yourself",
-        )
-    return value
-
-
-def _checksum(value: dict[str, Any]) -> str:
-    """Hash of a JSON object (32 hex digits)."""
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def _parsed(text: str) -> Any:
-    """The value of a JSON text.
-
-    Raises:
-        ValueError: the text is not JSON, is nested too deeply, or has half a character, which UTF-8 cannot encode.
-    """
-    try:
-        value = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if SURROGATE.search(text):
-        json.dumps(value, ensure_ascii=False).encode()
-    return value
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield `(line number from 1, line without its end)` of a UTF-8 file; a `.gz` file is unpacked on the way.
-
-    A byte order mark at the start, as some editors write it, is no part of the text.
-
-    Raises:
-        DataError: the file is missing or cannot be unpacked, or a line is not UTF-8; names file and line.
-    """
-    for number, raw in enumerate(raw_lines(path), start=1):
-        try:
-            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise DataError(path, f"not UTF-8 ({error}); save the file as UTF-8", line=number) from error
-
-
-def raw_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file with their ends, whatever their encoding; a `.gz` file is unpacked on the way.
-
-    Raises:
-        DataError: the file is missing or cannot be unpacked.
-    """
-    if not path.is_file():
-        raise DataError(path, "file not found")
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
-        try:
-            yield from handle
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise DataError(path, f"cannot be unpacked ({error}); fetch or pack it again") from error
-
-
-def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write each row as a JSON object on a line, atomically; returns the number of lines."""
-    count = 0
-    with atomic_write(path) as handle:
-        for row in rows:
-            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
-            count += 1
-    return count
-
-
-def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield `(line number from 1, object)` for each line that is not blank; a `.gz` file is unpacked on the way.
-
-    Raises:
-        DataError: the file is missing, or a line is not UTF-8 or not a JSON object; names file and line.
-    """
-    path = Path(path)
-    for number, line in read_lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = _parsed(line)
-        except ValueError as error:
-            raise DataError(path, f"not valid JSON ({error})", line=number) from error
-        if not isinstance(row, dict):
-            raise DataError(path, f"expected a JSON object, found {type(row).__name__}", line=number)
-        yield number, row
-
-
-def check_header(path: Path, names: Sequence[str]) -> None:
-    """Refuse a first line that names a column twice, of which one would be lost. Columns without a name are no loss.
-
-    Raises:
-        DataError: names the file and the column.
-    """
-    if doubled := [name for name, count in Counter(names).items() if name and count > 1]:
-        raise DataError(path, f"column {doubled[0]!r} stands twice in the first line; rename or remove one", line=1)
-
-
-def check_keys(path: Path, row: Mapping[str, Any], known: Iterable[str], *, line: int) -> None:
-    """Refuse a row with a key that differs from a known one in capitals alone, and whose value would be lost.
-
-    Raises:
-        DataError: names the file, the line and the key.
-    """
-    for key in row:
-        if (plain := key.casefold()) in known and plain not in row:
-            raise DataError(path, f"has a key {key!r}, and {plain!r} is read; write it so", line=line)

@@ -19,17 +19,10 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import (
-    FOLDER_MARK,
-    RECORD_FILE,
-    atomic_folder,
-    cache_folder,
-    changed_file,
-    file_hash,
-    saved_hashes,
-    write_json,
-)
+from nlt_trainer.file_hashes import changed_file, file_hash, saved_hashes
+from nlt_trainer.files import FOLDER_MARK, RECORD_FILE, atomic_folder, cache_folder
 from nlt_trainer.hub_calls import explain, raise_of_disk
+from nlt_trainer.text_files import write_json
 
 logger = logging.getLogger(__name__)
 

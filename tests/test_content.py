@@ -27,7 +27,7 @@ from transformers import EsmTokenizer
 from nlt_trainer.content import content_hash, encoder_content, model_content
 from nlt_trainer.encoder.lora import lora_config
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import read_json, write_json
+from nlt_trainer.text_files import read_json, write_json
 
 TEXTS = ["The Blue Whale", "a bee and its flowers", "tea", "the moon pulls the sea and so makes the tides " * 9]
 

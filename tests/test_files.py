@@ -20,12 +20,9 @@ from nlt_trainer.files import (
     atomic_folder,
     atomic_write,
     check_folder,
-    read_json,
-    read_jsonl,
     sweep,
-    write_json,
-    write_jsonl,
 )
+from nlt_trainer.text_files import read_json, read_jsonl, write_json, write_jsonl
 
 
 def test_data_error_names_file_and_line() -> None:

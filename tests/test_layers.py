@@ -16,7 +16,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "nlt_trainer"
 ORDER = (
     {"errors"},
-    {"choices", "files", "program", "terminal", "hub_calls"},
+    {"choices", "files", "text_files", "file_hashes", "program", "terminal", "hub_calls"},
     {"prompts", "locations"},
     {"content", "ray_workers"},
     {"recipe"},

@@ -21,7 +21,6 @@ from nlt_trainer.data.collator import ChunkBuilder, NLTCollator, PromptBuilder
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.encoder.lora import add_llm_lora
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import write_json
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.prompt_tokens import PromptTokens
@@ -35,6 +34,7 @@ from nlt_trainer.objectives.revela import RevelaLoss
 from nlt_trainer.prompts import PromptTemplate
 from nlt_trainer.run.checkpoints import last_checkpoint
 from nlt_trainer.run.resume import CostCallback, check_settings, logged_cost, run_settings
+from nlt_trainer.text_files import write_json
 from nlt_trainer.trainer import NLTTrainer, disable_dropout
 from nlt_trainer.training_arguments import NLTTrainingArguments
 

@@ -12,7 +12,7 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from nlt_trainer.files import write_jsonl
+from nlt_trainer.text_files import write_jsonl
 
 DOCUMENTS = {
     "d01": ("Whale", "The blue whale is the largest animal that ever lived on the earth."),

@@ -69,7 +69,7 @@ from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.evaluator import search
 from nlt_trainer.evaluation.folder_task import TOP_K
-from nlt_trainer.files import check_folder, read_json, write_json
+from nlt_trainer.files import check_folder
 from nlt_trainer.release.card import write_card
 from nlt_trainer.release.export import check_saved, save_trained
 from nlt_trainer.report.page import write_report
@@ -77,6 +77,7 @@ from nlt_trainer.run.results import Result, as_results, results_table, write_res
 from nlt_trainer.run.resume import is_another_training, run_settings
 from nlt_trainer.run.stages import Stage, run_stages
 from nlt_trainer.terminal import say
+from nlt_trainer.text_files import read_json, write_json
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
 NO_GAIN = 3

@@ -14,11 +14,12 @@ from nlt_trainer.arguments.option import options_deciding
 from nlt_trainer.arguments.trainer import TrainerArguments
 from nlt_trainer.content import model_content
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import CORPUS_FILE, atomic_write, read_json
+from nlt_trainer.files import CORPUS_FILE, atomic_write
 from nlt_trainer.recipe.outputs import check_outputs
 from nlt_trainer.release.card_rendering import dump_recipe
 from nlt_trainer.run.folder import Run, changed_settings
 from nlt_trainer.run.resume import decisive, heads_content, llm_content, trainer_settings
+from nlt_trainer.text_files import read_json
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
 OWN_KEYS = (

@@ -20,7 +20,7 @@ from nlt_trainer.data.gains import read_audit, read_gains, read_likelihoods
 from nlt_trainer.data.prior import with_prior
 from nlt_trainer.data.training import training_dataset
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import file_hash
+from nlt_trainer.file_hashes import file_hash
 from nlt_trainer.locations import is_server, local_path
 from nlt_trainer.training_arguments import NLTTrainingArguments
 

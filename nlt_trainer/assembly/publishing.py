@@ -18,7 +18,7 @@ from nlt_trainer.assembly.parts import processes
 from nlt_trainer.choices import ExportForm
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.table import file_name
-from nlt_trainer.files import TRAINED_QUERIES_FILE, read_json
+from nlt_trainer.files import TRAINED_QUERIES_FILE
 from nlt_trainer.hub_calls import explained, patiently
 from nlt_trainer.lm.score_cache import ScoreCache
 from nlt_trainer.lm.score_shards import ROUNDING, merge_shard, write_shards
@@ -38,6 +38,7 @@ from nlt_trainer.release.hub import SHARDS, Release, fetch_shards, folder_files,
 from nlt_trainer.run.folder import Run
 from nlt_trainer.run.trained_queries import trained_queries_of
 from nlt_trainer.terminal import say
+from nlt_trainer.text_files import read_json
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
 logger = logging.getLogger(__name__)

@@ -34,7 +34,7 @@ from nlt_trainer.data.adaptation import (
 from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import atomic_folder, check_folder, write_json
+from nlt_trainer.files import atomic_folder, check_folder
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.locations import adapter_base, resolve_model
 from nlt_trainer.run.checkpoints import CheckpointFiles
@@ -49,6 +49,7 @@ from nlt_trainer.run.resume import (
 )
 from nlt_trainer.run.termination import CheckpointOnTermination
 from nlt_trainer.terminal import say
+from nlt_trainer.text_files import write_json
 from nlt_trainer.training_arguments import NLTTrainingArguments, warn_of_warmup
 
 

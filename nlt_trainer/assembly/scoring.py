@@ -26,11 +26,11 @@ from nlt_trainer.data.beir import Collection
 from nlt_trainer.data.candidates import QueryCandidates
 from nlt_trainer.data.gains import audit_teacher, read_audit, write_gains
 from nlt_trainer.data.training import relevance
-from nlt_trainer.files import write_json
 from nlt_trainer.lm.candidate_pairs import CandidatePairs
 from nlt_trainer.lm.scorer import Scorer, likelihood_gain
 from nlt_trainer.locations import is_server
 from nlt_trainer.terminal import say
+from nlt_trainer.text_files import write_json
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
 READ_QUERIES = 1024

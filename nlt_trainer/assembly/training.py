@@ -40,7 +40,7 @@ from nlt_trainer.encoder.averaging import start_weights
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.evaluator import RetrievalEvaluator
 from nlt_trainer.evaluation.folder_task import METRICS
-from nlt_trainer.files import check_folder, read_json, write_json
+from nlt_trainer.files import check_folder
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.release.card import encoder_facts, prepare_card, write_card
 from nlt_trainer.release.export import check_saved, save_trained
@@ -58,6 +58,7 @@ from nlt_trainer.run.resume import (
 from nlt_trainer.run.termination import CheckpointOnTermination
 from nlt_trainer.run.trained_queries import trained_queries_of
 from nlt_trainer.terminal import say
+from nlt_trainer.text_files import read_json, write_json
 from nlt_trainer.trainer import NLTTrainer
 from nlt_trainer.training_arguments import NLTTrainingArguments
 

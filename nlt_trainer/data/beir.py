@@ -20,19 +20,8 @@ from typing import Any
 from nlt_trainer.data.document import Document as Document  # callers find it here, too
 from nlt_trainer.data.document import check_id, doubled_id
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import (
-    CORPUS_FILE,
-    QRELS_FOLDER,
-    QUERIES_FILE,
-    FolderStage,
-    atomic_folder,
-    atomic_write,
-    check_keys,
-    raw_lines,
-    read_jsonl,
-    read_lines,
-    write_jsonl,
-)
+from nlt_trainer.files import CORPUS_FILE, QRELS_FOLDER, QUERIES_FILE, FolderStage, atomic_folder, atomic_write
+from nlt_trainer.text_files import check_keys, raw_lines, read_jsonl, read_lines, write_jsonl
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from nlt_trainer.files import read_json, write_json
+from nlt_trainer.text_files import read_json, write_json
 
 K1, B = 1.5, 0.75
 BLOCK = 1 << 20

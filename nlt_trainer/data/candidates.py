@@ -17,11 +17,11 @@ from nlt_trainer.data.bm25 import tokenize as tokenize  # callers find it here, 
 from nlt_trainer.data.document import Contents, Document
 from nlt_trainer.data.fusion import FUSION_DEPTH, fuse
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import raw_lines, read_jsonl, write_jsonl
 from nlt_trainer.lm.score_cache import ScoreCache
+from nlt_trainer.text_files import raw_lines, read_jsonl, write_jsonl
 
-CHECKED = re.compile(rb', "texts": "[0-9a-f]{32}"(, "queries": \d+)?}$')
-"""The end of a line that has a hash of its texts."""
+CHECKED = re.compile(rb', "texts": "[0-9a-f]{32}"(, "queries": \d+)?(, "checksum": "[0-9a-f]{32}")?}$')
+"""The end of a line that has a hash of its texts, as each version has written it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +126,9 @@ def write_candidates(
 ) -> None:
     """Write `candidates.jsonl`, whole or not at all.
 
-    A line has `query_id`, `query`, `answer`, `document_ids`, `bm25`, `texts`, a hash of the texts that were mined, and
-    `queries`, the number of lines. A reader that has other texts or fewer lines refuses the candidates.
+    A line has `query_id`, `query`, `answer`, `document_ids`, `bm25`, `texts`, a hash of the texts that were mined,
+    `queries`, the number of lines, and `checksum`, a hash of all these. A reader that has other texts, fewer lines or
+    other values refuses the candidates.
 
     Args:
         path: the file.
@@ -148,6 +149,7 @@ def write_candidates(
             }
             for row in candidates
         ),
+        checksum=True,
     )
 
 
@@ -171,16 +173,16 @@ def read_candidates(
 
     Raises:
         DataError: the file is missing, empty or malformed, a query stands twice, or a query's candidates are missing,
-            doubled, unknown, not K, or had other texts when they were mined, or lines are missing. The message names
-            the file and the line. A file of an older version does not say which texts and how many lines these were,
-            and is read.
+            doubled, unknown, not K, or had other texts when they were mined, or lines are missing, or values are not
+            as they were written. The message names the file and the line. A file of an older version does not say
+            which texts, lines and values these were, and is read.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(path, "file not found; run `nlt mine` first, which writes it")
     rows: dict[str, QueryCandidates] = {}
     written: list[object] = []
-    for line, raw in read_jsonl(path):
+    for line, raw in read_jsonl(path, checksum=True, remedy="run `nlt mine` again"):
         row = _parse(raw, path=path, line=line)
         num_candidates = num_candidates or len(row.document_ids)
         if row.query_id in rows:

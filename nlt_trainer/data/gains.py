@@ -15,7 +15,9 @@ from nlt_trainer.arguments.beside import audit_file
 from nlt_trainer.data.beir import Document
 from nlt_trainer.data.candidates import QueryCandidates, texts_hash
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import atomic_write, file_hash, read_json, read_jsonl
+from nlt_trainer.file_hashes import file_hash
+from nlt_trainer.files import atomic_write
+from nlt_trainer.text_files import read_json, read_jsonl
 
 
 def read_audit(gains: str | Path) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from huggingface_hub import DatasetCard, snapshot_download
 from yaml import YAMLError
 
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import check_header, read_jsonl, read_lines
 from nlt_trainer.hub_calls import explain, raise_of_disk
 from nlt_trainer.locations import is_hub_id
+from nlt_trainer.text_files import check_header, read_jsonl, read_lines
 
 CARD = "README.md"
 CARD_ERRORS = (YAMLError, LookupError, TypeError, ValueError, RecursionError)

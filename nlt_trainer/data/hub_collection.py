@@ -20,7 +20,9 @@ from nlt_trainer.data.beir import Document, Qrels, Query, write_corpus, write_qr
 from nlt_trainer.data.hub import HubDataset, fetch_dataset, read_rows
 from nlt_trainer.data.questions import Columns, Question, hash_of, read_question, text_of
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import atomic_folder, changed_file, check_folder, file_hash, read_json, write_json
+from nlt_trainer.file_hashes import changed_file, file_hash
+from nlt_trainer.files import atomic_folder, check_folder
+from nlt_trainer.text_files import read_json, write_json
 
 SOURCE_FILE = "source.json"
 MOST_GRADE = 9999

@@ -13,16 +13,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import (
-    RECORD_FILE,
-    atomic_folder,
-    cache_folder,
-    changed_file,
-    file_hash,
-    saved_hashes,
-    sweep,
-    write_json,
-)
+from nlt_trainer.file_hashes import changed_file, file_hash, saved_hashes
+from nlt_trainer.files import RECORD_FILE, atomic_folder, cache_folder, sweep
+from nlt_trainer.text_files import write_json
 
 UNUSED_DAYS = 30
 """Folders that nobody has used for so long are removed when another one is made."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from nlt_trainer.data.folding import folded
 from nlt_trainer.data.questions import hash_of
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import read_json, write_json
+from nlt_trainer.text_files import read_json, write_json
 
 
 def query_keys(texts: Iterable[str]) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 from nlt_trainer.data.beir import Query
 from nlt_trainer.data.folding import folded
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import check_keys, read_jsonl, read_lines
+from nlt_trainer.text_files import check_keys, read_jsonl, read_lines
 
 logger = logging.getLogger(__name__)
 

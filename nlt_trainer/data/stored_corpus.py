@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from nlt_trainer.data.document import Document, doubled_id
 from nlt_trainer.data.kept_folder import kept_folder
-from nlt_trainer.files import file_hash, read_jsonl
+from nlt_trainer.file_hashes import file_hash
+from nlt_trainer.text_files import read_jsonl
 
 FORMAT = 1
 """Part of the folders' names; to be raised when their files change, or what is read of a line of `corpus.jsonl`."""

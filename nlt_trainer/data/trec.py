@@ -39,7 +39,8 @@ from nlt_trainer.data.beir import (
 from nlt_trainer.data.document import check_id
 from nlt_trainer.data.questions import text_of
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import CORPUS_FILE, QRELS_FOLDER, QUERIES_FILE, check_header, read_jsonl, read_lines
+from nlt_trainer.files import CORPUS_FILE, QRELS_FOLDER, QUERIES_FILE
+from nlt_trainer.text_files import check_header, read_jsonl, read_lines
 
 ENDING = r"(\.(jsonl|json|tsv|txt|trec|sgml|xml|qrels))?(\.gz)?"
 DOCUMENT_FILES = ("corpus", "collection", "documents", "docs")

@@ -20,8 +20,10 @@ from nlt_trainer.documents.report import CorpusReport, read_report
 from nlt_trainer.documents.tables import BrokenLine
 from nlt_trainer.documents.walk import find_files
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import CORPUS_FILE, check_folder, file_hash, mark_folder, sweep, write_jsonl
+from nlt_trainer.file_hashes import file_hash
+from nlt_trainer.files import CORPUS_FILE, check_folder, mark_folder, sweep
 from nlt_trainer.terminal import SECONDS
+from nlt_trainer.text_files import write_jsonl
 
 REPORT_FILE = "corpus.report.json"
 WAY = 2

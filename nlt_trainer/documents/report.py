@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import read_json, write_json
+from nlt_trainer.text_files import read_json, write_json
 
 MOST_LINES = 20
 """Broken lines of a file that are listed; the others are counted."""

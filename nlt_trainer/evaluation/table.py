@@ -16,9 +16,10 @@ from nlt_trainer.evaluation.significance import bootstrap_interval, randomisatio
 from nlt_trainer.evaluation.systems import System
 from nlt_trainer.evaluation.task_scores import TaskScores
 from nlt_trainer.evaluation.tasks import TaskList
-from nlt_trainer.files import atomic_write, write_json, write_jsonl
+from nlt_trainer.files import atomic_write
 from nlt_trainer.run.folder import Run
 from nlt_trainer.run.results import Result, results_table, table_row
+from nlt_trainer.text_files import write_json, write_jsonl
 
 
 @dataclass(frozen=True)

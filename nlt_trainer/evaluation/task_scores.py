@@ -31,8 +31,8 @@ from nlt_trainer.evaluation.evaluator import FixedRankings, Rankings, best, chec
 from nlt_trainer.evaluation.folder_task import METRICS, TOP_K, Part
 from nlt_trainer.evaluation.retrieval_metric import query_values
 from nlt_trainer.evaluation.tasks import EvaluationTask
-from nlt_trainer.files import read_json, write_json
 from nlt_trainer.run.results import FORBID_OTHERS, Share
+from nlt_trainer.text_files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 

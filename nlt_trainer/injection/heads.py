@@ -13,8 +13,8 @@ from torch import Tensor
 
 from nlt_trainer.choices import HeadSelection, check_choice
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import read_json, write_json
 from nlt_trainer.lm.frozen_lm import FrozenLM
+from nlt_trainer.text_files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 

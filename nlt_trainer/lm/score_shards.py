@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow.parquet import ParquetFile, ParquetWriter
 
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import file_hash
+from nlt_trainer.file_hashes import file_hash
 from nlt_trainer.lm.score_cache import KEY, SCORE, SCORE_COLUMNS, ScoreCache, key_bytes
 
 SHARD_FILE = "scores-{}.parquet"

@@ -12,9 +12,9 @@ from nlt_trainer.arguments.model import ModelArguments
 from nlt_trainer.arguments.stages import PlanArguments
 from nlt_trainer.assembly.parts import processes
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import write_json
 from nlt_trainer.plan.stages import Planner
 from nlt_trainer.terminal import say
+from nlt_trainer.text_files import write_json
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
 

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import read_jsonl
+from nlt_trainer.text_files import read_jsonl
 
 START = b'{"key": "'
 """How every line of the file begins."""

@@ -19,14 +19,8 @@ from nlt_trainer.arguments.stages import RECIPE_BLOCKS
 from nlt_trainer.content import ADAPTER_CONFIG, file_hashes
 from nlt_trainer.data.known_queries import write_query_keys
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import (
-    RECORD_FILE,
-    TRAINED_QUERIES_FILE,
-    atomic_write,
-    read_json,
-    saved_hashes,
-    write_json,
-)
+from nlt_trainer.file_hashes import saved_hashes
+from nlt_trainer.files import RECORD_FILE, TRAINED_QUERIES_FILE, atomic_write
 from nlt_trainer.locations import is_hub_id
 from nlt_trainer.recipe.yaml_files import read_mapping
 from nlt_trainer.release.card_rendering import dump_recipe, render_card
@@ -35,6 +29,7 @@ from nlt_trainer.release.licences import data_licence, model_licence
 from nlt_trainer.run.folder import Run, changed_settings
 from nlt_trainer.run.results import Result
 from nlt_trainer.run.trained_queries import trained_queries_of
+from nlt_trainer.text_files import read_json, write_json
 
 CARD_FILE, RECIPE_FILE = "README.md", "recipe.yaml"
 GAINS_CARD = """---

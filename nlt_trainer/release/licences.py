@@ -13,8 +13,8 @@ from huggingface_hub import RepoCard, try_to_load_from_cache
 
 from nlt_trainer.data.hub import CARD_ERRORS
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import read_json
 from nlt_trainer.locations import PACKAGE_SCHEME, is_hub_id, local_path
+from nlt_trainer.text_files import read_json
 
 logger = logging.getLogger(__name__)
 

@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 
 from nlt_trainer.arguments.beside import audit_file
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import atomic_write, cache_folder, read_json, sweep
+from nlt_trainer.files import atomic_write, cache_folder, sweep
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.report.plots import change_chart, head_heat_map, learning_curve, save_png, to_svg
 from nlt_trainer.report.query_changes import QueryChange, RunChange, RunComparer
 from nlt_trainer.report.rendering import render
 from nlt_trainer.run.folder import Run, changed_settings, find_runs, unique_results
+from nlt_trainer.text_files import read_json
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from transformers import IntervalStrategy, TrainerCallback, TrainerControl, Trai
 from transformers.trainer import TRAINER_STATE_NAME
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import CHECKSUMS_FILE, file_hash, read_json, write_json
+from nlt_trainer.file_hashes import file_hash
+from nlt_trainer.files import CHECKSUMS_FILE
 from nlt_trainer.run.folder import Run
+from nlt_trainer.text_files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 

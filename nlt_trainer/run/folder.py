@@ -14,9 +14,10 @@ from nlt_trainer.arguments.stages import RECIPE_BLOCKS
 from nlt_trainer.choices import ExportForm
 from nlt_trainer.data.known_queries import read_query_keys
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import TRAINED_QUERIES_FILE, read_json
+from nlt_trainer.files import TRAINED_QUERIES_FILE
 from nlt_trainer.recipe.keys import Block
 from nlt_trainer.run.results import Result, read_results
+from nlt_trainer.text_files import read_json
 
 CHECKPOINT = "checkpoint-"
 """Prefix of the folders in which the trainer keeps its state; the number of the step follows."""

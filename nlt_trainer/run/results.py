@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import read_json, write_json
+from nlt_trainer.text_files import read_json, write_json
 
 Share = Annotated[float, Field(ge=0, le=1 + 1e-9, allow_inf_nan=False)]
 """A number from 0 to 1, but for the rounding of a mean."""
@@ -68,8 +68,8 @@ class Result:
 
 
 def write_results(path: str | Path, results: Sequence[Result]) -> None:
-    """Write the rows as a JSON list of objects."""
-    write_json(path, [asdict(result) for result in results])
+    """Write the rows as a JSON list of objects, each with a checksum."""
+    write_json(path, [asdict(result) for result in results], checksum=True)
 
 
 def read_results(path: str | Path) -> list[Result]:
@@ -79,7 +79,8 @@ def read_results(path: str | Path) -> list[Result]:
         DataError: it holds something else.
     """
     path = Path(path)
-    return as_results(read_json(path, kind=list), path) if path.is_file() else []
+    remedy = "write it again with `nlt evaluate`"
+    return as_results(read_json(path, kind=list, remedy=remedy), path) if path.is_file() else []
 
 
 def as_results(rows: Any, path: str | Path) -> list[Result]:

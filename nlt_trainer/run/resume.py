@@ -24,12 +24,13 @@ from nlt_trainer.content import model_content
 from nlt_trainer.data.candidates import candidates_hash
 from nlt_trainer.encoder.lora import ADAPTER_WEIGHTS, load_lora
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import file_hash, read_json
+from nlt_trainer.file_hashes import file_hash
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.dtypes import resolved_dtype
 from nlt_trainer.locations import is_server
 from nlt_trainer.run.checkpoints import best_checkpoint, check_best, checkpoint_fault, last_checkpoint
 from nlt_trainer.run.folder import Run, option_defaults
+from nlt_trainer.text_files import read_json
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
 

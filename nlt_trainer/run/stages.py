@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import file_hash, read_json, write_json
+from nlt_trainer.file_hashes import file_hash
 from nlt_trainer.terminal import say
+from nlt_trainer.text_files import read_json, write_json
 
 
 @dataclass(frozen=True)

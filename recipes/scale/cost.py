@@ -21,9 +21,9 @@ from typing import Any
 
 from nlt_trainer.arguments.plan import PlanArguments
 from nlt_trainer.data.beir import load_corpus
-from nlt_trainer.files import read_json
 from nlt_trainer.run.results import table_row
 from nlt_trainer.terminal import say
+from nlt_trainer.text_files import read_json
 
 MIB, GB = 2**20, 1e9
 FILES = {"corpus": "read, the first time", "BM25": "index by BM25", "ivf_pq": "nearest 100, ivf_pq, with its building"}

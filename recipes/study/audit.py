@@ -24,12 +24,12 @@ from study import AFTER, Settings, Study, blocks, command_line, digest
 from nlt_trainer.assembly.losses import Parts, make_collator, make_loss
 from nlt_trainer.assembly.parts import load_candidates, load_llm, load_training_collection, load_untrained
 from nlt_trainer.data.training import relevance
-from nlt_trainer.files import read_json, write_json
 from nlt_trainer.injection.document_reader import DocumentReader
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.objectives.gradient_audit import audit_gradient
 from nlt_trainer.run.results import table_row
 from nlt_trainer.terminal import say
+from nlt_trainer.text_files import read_json, write_json
 
 READING_GIB = 8
 """Memory for the keys and values of documents, which all forms on one collection read."""

@@ -68,12 +68,13 @@ from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.evaluation.evaluator import search
 from nlt_trainer.evaluation.retrieval_metric import query_values
-from nlt_trainer.files import atomic_write_bytes, read_json, write_json
+from nlt_trainer.files import atomic_write_bytes
 from nlt_trainer.program import Terminated
 from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.run.folder import Run
 from nlt_trainer.run.resume import decisive
 from nlt_trainer.terminal import say
+from nlt_trainer.text_files import read_json, write_json
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
 Settings = dict[str, Any]

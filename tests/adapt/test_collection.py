@@ -21,7 +21,7 @@ from nlt_trainer.data.beir import Document, Query, load_collection, write_collec
 from nlt_trainer.data.candidates import QueryCandidates, write_candidates
 from nlt_trainer.data.gains import write_gains
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import write_json
+from nlt_trainer.text_files import write_json
 
 CORPUS = [Document(f"d{i}", "", f"text {i}") for i in range(4)]
 QUERIES = [Query(f"q{i}", f"query {i}") for i in range(160)]

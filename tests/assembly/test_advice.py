@@ -12,7 +12,7 @@ from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.arguments.trainer import TrainerArguments
 from nlt_trainer.assembly.advice import take_advice
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import write_json
+from nlt_trainer.text_files import write_json
 
 
 def advised(folder: Path, audit: dict[str, Any] | None, **options: Any) -> TrainerArguments:

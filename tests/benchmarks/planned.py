@@ -23,8 +23,8 @@ from measuring import matmul_peak
 
 from nlt_trainer.arguments.beside import audit_file
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
-from nlt_trainer.files import read_json, write_json
 from nlt_trainer.recipe.parsing import parse_recipe
+from nlt_trainer.text_files import read_json, write_json
 
 FILES = {
     "candidates": "candidates.jsonl",

@@ -23,7 +23,7 @@ import numpy as np
 from measuring import LLM, collection_at, in_turn, parser, ratio, record, show
 
 from nlt_trainer.data.candidates import mine_candidates, write_candidates
-from nlt_trainer.files import read_json
+from nlt_trainer.text_files import read_json
 
 
 def score(name: str, launch: list[str], engine: list[str], *, words: list[str], folder: Path) -> float:

@@ -21,8 +21,8 @@ from transformers import AutoModel, AutoTokenizer
 from nlt_trainer.data.beir import load_collection
 from nlt_trainer.encoder.loading import encoder_from_token_embeddings, load_encoder
 from nlt_trainer.evaluation.evaluator import evaluate_encoder
-from nlt_trainer.files import write_json
 from nlt_trainer.locations import resolve_model
+from nlt_trainer.text_files import write_json
 
 
 def starts(llm: str, layers: list[int], folder: Path) -> Iterator[tuple[str, SentenceTransformer]]:

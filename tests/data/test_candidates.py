@@ -137,8 +137,31 @@ def test_candidates_are_read_as_they_were_written(collection: Collection, tmp_pa
     assert read_candidates(tmp_path / "candidates.jsonl", collection) == mined
     assert read_candidates(tmp_path / "candidates.jsonl", collection, num_candidates=4) == mined
     row = json.loads((tmp_path / "candidates.jsonl").read_text().splitlines()[-1])
-    assert list(row) == ["query_id", "query", "answer", "document_ids", "bm25", "texts", "queries"]
+    assert list(row) == ["query_id", "query", "answer", "document_ids", "bm25", "texts", "queries", "checksum"]
     assert row["answer"] is None
+
+
+def without_checksum(line: str) -> dict[str, Any]:
+    """A line of candidates as somebody has it who edits the file."""
+    return {key: value for key, value in json.loads(line).items() if key != "checksum"}
+
+
+def test_a_value_that_is_not_as_it_was_written_is_refused(collection: Collection, tmp_path: Path) -> None:
+    """Reference: a BM25 score with another digit, with which nothing else of the line disagrees."""
+    path, mined = (
+        tmp_path / "candidates.jsonl",
+        mine_candidates(collection, [*collection.queries.values()], num_candidates=4),
+    )
+    write_candidates(path, mined, corpus=collection.corpus)
+    first, second, *others = path.read_text().splitlines()
+    score = mined[1].bm25[0]
+    changed = {**json.loads(second), "bm25": [score + 1, *mined[1].bm25[1:]]}
+    path.write_text("\n".join([first, json.dumps(changed), *others]))
+    with pytest.raises(DataError, match=r"is not as it was written.*; run `nlt mine` again, or remove its") as caught:
+        read_candidates(path, collection)
+    assert (caught.value.path, caught.value.line) == (path, 2)
+    path.write_text("\n".join([first, json.dumps(without_checksum(json.dumps(changed))), *others]))
+    assert read_candidates(path, collection)[1].bm25[0] == score + 1
 
 
 @pytest.mark.parametrize("changed", ["document", "title", "query", "document_ids"])
@@ -150,7 +173,7 @@ def test_candidates_of_other_texts_are_refused(changed: str, collection: Collect
     mined = mine_candidates(collection, queries, num_candidates=4)
     write_candidates(path, mined, corpus=collection.corpus)
     first, second, *others = path.read_text().splitlines()
-    row, corpus = json.loads(second), dict(collection.corpus)
+    row, corpus = without_checksum(second), dict(collection.corpus)
     alone = next(i for i in mined[1].document_ids if not any(i in c.document_ids for c in mined if c != mined[1]))
     unused = next(i for i in corpus if not any(i in c.document_ids for c in mined))
     corpus[unused] = Document(unused, "", "another text")
@@ -178,9 +201,10 @@ def test_a_line_that_is_missing_is_noticed(lost: int, collection: Collection, tm
     path = tmp_path / "candidates.jsonl"
     mined = mine_candidates(collection, training_queries(collection, "train"), num_candidates=4)
     write_candidates(path, mined, corpus=collection.corpus)
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    del rows[lost], mined[lost]
-    path.write_text("\n".join(map(json.dumps, rows)))
+    lines = path.read_text().splitlines()
+    del lines[lost], mined[lost]
+    path.write_text("\n".join(lines))
+    rows = [without_checksum(line) for line in lines]
     reason = rf"holds {len(rows)} queries, and {len(rows) + 1} were written; run `nlt mine` again, or remove `queries`"
     with pytest.raises(DataError, match=reason):
         read_candidates(path, collection)

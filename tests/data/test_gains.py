@@ -23,7 +23,8 @@ from nlt_trainer.data.gains import (
     write_gains,
 )
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import file_hash, read_jsonl, write_jsonl
+from nlt_trainer.file_hashes import file_hash
+from nlt_trainer.text_files import read_jsonl, write_jsonl
 
 CANDIDATES = [
     QueryCandidates("q1", "one", None, ("d1", "d2", "d3"), (3.0, 2.0, 1.0)),

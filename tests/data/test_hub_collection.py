@@ -26,7 +26,7 @@ from nlt_trainer.data.beir import Collection, load_collection
 from nlt_trainer.data.hub_collection import BEIRSource, QuestionSource, build_hub_collection, split_of
 from nlt_trainer.data.questions import Columns
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import write_json
+from nlt_trainer.text_files import write_json
 
 HOTPOT_COLUMNS = Columns(
     answer="answer", passage="context.sentences", title="context.title", gold="supporting_facts.title", id="id"

@@ -11,8 +11,9 @@ import pytest
 from nlt_trainer.content import record_files
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import read_json, saved_hashes, write_json
+from nlt_trainer.file_hashes import saved_hashes
 from nlt_trainer.release.card import read_release, write_release
+from nlt_trainer.text_files import read_json, write_json
 
 DECIDING = ("model.safetensors", "config.json", "modules.json", "1_Pooling/config.json", "tokenizer.json")
 """Some of the files that decide what an encoder makes of a text."""

@@ -43,7 +43,7 @@ from nlt_trainer.evaluation.task_scores import (
     score,
 )
 from nlt_trainer.evaluation.tasks import EvaluationTask, load_task
-from nlt_trainer.files import read_json, write_json
+from nlt_trainer.text_files import read_json, write_json
 
 WORDS = "amber birch cedar dune ember fjord grove heath islet jetty knoll larch marsh notch oasis plain".split()
 STEMMER = Stemmer.Stemmer

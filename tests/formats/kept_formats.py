@@ -68,8 +68,8 @@ def make(folder: Path) -> None:
     sys.path.insert(0, str(HERE.parent))
     from tiny import DOCUMENTS, save_encoder, save_llm, write_collection
 
-    from nlt_trainer.files import write_jsonl
     from nlt_trainer.scripts import adapt, detect_heads, evaluate, mine, score, train
+    from nlt_trainer.text_files import write_jsonl
 
     folder.mkdir()
     os.chdir(folder)

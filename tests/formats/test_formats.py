@@ -21,7 +21,7 @@ from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.encoder.probes import Probe
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.task_scores import TaskScoreCache
-from nlt_trainer.files import file_hash, read_json, write_json
+from nlt_trainer.file_hashes import file_hash
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.score_cache import ScoreCache
@@ -29,6 +29,7 @@ from nlt_trainer.release.card import read_release
 from nlt_trainer.release.export import check_saved
 from nlt_trainer.run.folder import Run
 from nlt_trainer.scripts import adapt, score, train
+from nlt_trainer.text_files import read_json, write_json
 
 KEPT = Path(__file__).parent / "kept"
 RECIPE = ["--config", "recipe.yaml"]

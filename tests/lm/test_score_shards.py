@@ -13,7 +13,7 @@ import pytest
 from test_score_cache import DESCRIPTION, Values, found
 
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import file_hash
+from nlt_trainer.file_hashes import file_hash
 from nlt_trainer.lm import score_shards
 from nlt_trainer.lm.score_cache import KEY, ScoreCache
 from nlt_trainer.lm.score_shards import COLUMNS, METADATA, merge_shard, write_shards

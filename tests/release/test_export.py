@@ -17,11 +17,12 @@ from nlt_trainer.choices import ExportForm
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.encoder.probes import TEXTS, Probe, difference, probe
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import LEFT, RECORD_FILE, write_json
+from nlt_trainer.files import LEFT, RECORD_FILE
 from nlt_trainer.release import licences
 from nlt_trainer.release.export import export, save_trained
 from nlt_trainer.release.licences import data_licence, model_licence
 from nlt_trainer.run.folder import Run
+from nlt_trainer.text_files import write_json
 
 LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
 PROMPTS = {"query": "query: ", "document": "passage: "}

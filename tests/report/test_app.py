@@ -22,9 +22,9 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from nlt_trainer.arguments.stages import APP_BLOCKS
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import write_jsonl
 from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.report import serving
+from nlt_trainer.text_files import write_jsonl
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed")

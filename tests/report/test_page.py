@@ -21,7 +21,6 @@ from nlt_trainer.data.beir import Collection, Query, load_collection, write_coll
 from nlt_trainer.data.gains import audit_teacher
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.evaluation.evaluator import RetrievalEvaluator
-from nlt_trainer.files import write_json
 from nlt_trainer.injection.heads import HeadSet
 from nlt_trainer.report import page as report
 from nlt_trainer.report.comparison import SearchIndex, ranks
@@ -29,6 +28,7 @@ from nlt_trainer.report.query_changes import RunChange, RunComparer, outcomes, q
 from nlt_trainer.run.folder import changed_settings, find_runs, unique_results
 from nlt_trainer.run.results import Result, write_results
 from nlt_trainer.scripts import report as report_script
+from nlt_trainer.text_files import write_json
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
 HOSTILE = "</script><script>alert('$x$')</script><img src=x onerror=alert(1)>"
@@ -325,6 +325,21 @@ def test_a_file_of_a_run_that_is_malformed_is_named(runs: Path, file: str, conte
     write_json(runs / "gain" / file, content)
     with pytest.raises(DataError, match=message):
         find_runs(runs)
+
+
+def test_a_figure_that_is_not_as_it_was_written_is_refused(runs: Path) -> None:
+    """Reference: nDCG@10 of one row with another digit, which is still a share."""
+    path = runs / "dream" / "results.json"
+    rows = json.loads(path.read_text())
+    rows[-1]["ndcg_at_10"] = 0.875
+    path.write_text(json.dumps(rows))
+    with pytest.raises(
+        DataError, match=r"results\.json: is not as it was written.*write it again with `nlt evaluate`"
+    ):
+        find_runs(runs)
+    del rows[-1]["checksum"]
+    path.write_text(json.dumps(rows))
+    assert find_runs(runs)[0].results[-1].ndcg_at_10 == 0.875
 
 
 def test_the_curve_is_of_the_first_run_with_a_dev_split(runs: Path, tmp_path: Path) -> None:

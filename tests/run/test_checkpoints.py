@@ -19,9 +19,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from nlt_trainer.data.collator import NLTCollator
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import write_json
 from nlt_trainer.objectives.likelihood_gain import LikelihoodGainLoss
 from nlt_trainer.run.checkpoints import last_checkpoint
+from nlt_trainer.text_files import write_json
 from nlt_trainer.trainer import NLTTrainer
 from nlt_trainer.training_arguments import NLTTrainingArguments
 

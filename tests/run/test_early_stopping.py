@@ -14,11 +14,11 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import write_json
 from nlt_trainer.objectives.info_nce import InfoNCELoss
 from nlt_trainer.run.checkpoints import last_checkpoint
 from nlt_trainer.run.early_stopping import EarlyStopping, no_step_is_left
 from nlt_trainer.run.resume import start_checkpoint
+from nlt_trainer.text_files import write_json
 from nlt_trainer.trainer import NLTTrainer
 from nlt_trainer.training_arguments import NLTTrainingArguments
 

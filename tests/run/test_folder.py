@@ -9,8 +9,8 @@ import pytest
 
 import nlt_trainer
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import write_json
 from nlt_trainer.run.folder import CHECKPOINT, REPORT_KEYS, Run, find_runs
+from nlt_trainer.text_files import write_json
 
 PACKAGE = Path(str(nlt_trainer.__file__)).parent
 NAMES = {path.name for path in vars(Run("run")).values()} - {"run"}

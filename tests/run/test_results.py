@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import write_json
 from nlt_trainer.run.results import Result, read_results, results_table, verdicts, write_results
+from nlt_trainer.text_files import write_json
 
 
 def test_the_table_says_what_was_decided_where_something_was() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from nlt_trainer.errors import DataError
-from nlt_trainer.files import read_json, write_json
 from nlt_trainer.run.stages import Stage, run_stages
+from nlt_trainer.text_files import read_json, write_json
 
 
 class Work:

@@ -8,9 +8,10 @@ import pytest
 
 from nlt_trainer.data.known_queries import write_query_keys
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import TRAINED_QUERIES_FILE, write_json
+from nlt_trainer.files import TRAINED_QUERIES_FILE
 from nlt_trainer.run.folder import Run
 from nlt_trainer.run.trained_queries import trained_queries_of
+from nlt_trainer.text_files import write_json
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ from nlt_trainer.adapt.pipeline import NO_GAIN
 from nlt_trainer.assembly.training import forget_results
 from nlt_trainer.data.beir import load_collection
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import write_json
 from nlt_trainer.report.query_changes import KEPT
 from nlt_trainer.run.folder import Run
 from nlt_trainer.scripts import adapt, evaluate, mine, score, train
+from nlt_trainer.text_files import write_json
 
 WORDS = "cat dog moon sea bee honey paris france run jump"
 

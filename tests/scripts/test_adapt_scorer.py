@@ -29,7 +29,6 @@ from nlt_trainer.arguments.stages import RECIPE_BLOCKS
 from nlt_trainer.assembly.training import cost_before_training
 from nlt_trainer.data.beir import load_collection
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import read_json
 from nlt_trainer.lm.frozen_lm import FrozenLM
 from nlt_trainer.lm.scoring import LikelihoodScorer
 from nlt_trainer.program import Terminated
@@ -37,6 +36,7 @@ from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.run.checkpoints import last_checkpoint
 from nlt_trainer.run.resume import CostCallback
 from nlt_trainer.scripts import adapt_scorer, mine, score
+from nlt_trainer.text_files import read_json
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import yaml
 from nlt_trainer.arguments.data import DataArguments
 from nlt_trainer.assembly import demo as assembly_demo
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import write_json
 from nlt_trainer.run.folder import REPORT_KEYS, Run
 from nlt_trainer.run.results import Result
 from nlt_trainer.run.stages import run_stages
 from nlt_trainer.scripts import demo
+from nlt_trainer.text_files import write_json
 
 
 def write_recipes(root: Path, llm: Path, encoder: Path, **trainer: Any) -> Path:

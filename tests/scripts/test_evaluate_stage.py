@@ -26,9 +26,9 @@ from nlt_trainer.data.beir import Document, Query, write_collection
 from nlt_trainer.errors import NLTError
 from nlt_trainer.evaluation.evaluator import evaluate_bm25, evaluate_encoder
 from nlt_trainer.evaluation.systems import Checkpoint
-from nlt_trainer.files import read_json, read_jsonl, write_json
 from nlt_trainer.run.folder import REPORT_KEYS, Run
 from nlt_trainer.scripts import evaluate
+from nlt_trainer.text_files import read_json, read_jsonl, write_json
 
 WORDS = "amber birch cedar dune ember fjord grove heath islet jetty knoll larch marsh notch oasis plain".split()
 ALL = ("--fused", "true", "--truncate_dims", "16", "--quantisations", "int8", "binary")

@@ -24,7 +24,6 @@ from nlt_trainer.assembly import publishing
 from nlt_trainer.data.known_queries import write_query_keys
 from nlt_trainer.encoder.loading import load_encoder
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import write_json, write_jsonl
 from nlt_trainer.lm.score_cache import ScoreCache
 from nlt_trainer.release.card import encoder_facts, prepare_card, write_card
 from nlt_trainer.release.export import save_trained
@@ -32,6 +31,7 @@ from nlt_trainer.run.folder import Run
 from nlt_trainer.run.resume import trainer_settings
 from nlt_trainer.run.trained_queries import trained_queries_of
 from nlt_trainer.scripts import export, pull, push
+from nlt_trainer.text_files import write_json, write_jsonl
 from nlt_trainer.training_arguments import NLTTrainingArguments
 
 TEXTS = ["green tea", "an owl at night"]

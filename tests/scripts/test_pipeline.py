@@ -16,11 +16,11 @@ from sentence_transformers import SentenceTransformer
 
 from nlt_trainer.assembly import head_detection, scoring
 from nlt_trainer.errors import DataError, NLTError
-from nlt_trainer.files import read_json
 from nlt_trainer.objectives.dream import DREAMLoss
 from nlt_trainer.objectives.gradient_audit import GradientAudit
 from nlt_trainer.run.folder import Run
 from nlt_trainer.scripts import build_stdlib, detect_heads, evaluate, make_encoder, mine, report, score, train
+from nlt_trainer.text_files import read_json
 
 OBJECTIVES = ("likelihood_gain", "dream", "info_nce")
 RESULT_KEYS = {

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from nlt_trainer.arguments.stages import RECIPE_BLOCKS
 from nlt_trainer.errors import NLTError
-from nlt_trainer.files import write_jsonl
 from nlt_trainer.recipe.parsing import parse_recipe
 from nlt_trainer.scripts import evaluate, export, train
+from nlt_trainer.text_files import write_jsonl
 
 CANDIDATES = {"q1": ("d01", "d05", "d09"), "q2": ("d07", "d04", "d01"), "q3": ("d08", "d11", "d02")}
 
