@@ -54,6 +54,6 @@ def left_out_in_words(report: CorpusReport) -> str:
         kinds = ", ".join(f"{ending} {count}" for ending, count in list(report.other_kinds.items())[:5])
         parts.append(f"{sum(report.other_kinds.values())} of other kinds ({kinds})")
     if report.broken_lines:
-        lines = counted(report.skipped_lines(), "broken line")
+        lines = counted(report.skipped_lines(), "line")
         parts.append(f"{lines} in {', '.join(list(report.broken_lines)[:3])}")
     return ", ".join(parts)

@@ -79,8 +79,8 @@ def jsonl_rows(path: Path) -> Iterator[Source | BrokenLine]:
                 continue
             if not isinstance(value, dict):
                 yield BrokenLine(number, f"expected a JSON object, found {type(value).__name__}")
-            elif source := _row(value, number):
-                yield source
+            else:
+                yield _row(value, number) or BrokenLine(number, "has no value with text")
 
 
 def parquet_rows(path: Path) -> Iterator[Source]:

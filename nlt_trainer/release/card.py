@@ -22,6 +22,7 @@ from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.file_hashes import saved_hashes
 from nlt_trainer.files import RECORD_FILE, TRAINED_QUERIES_FILE, atomic_write
 from nlt_trainer.locations import is_hub_id
+from nlt_trainer.prompts import PromptTemplate
 from nlt_trainer.recipe.yaml_files import read_mapping
 from nlt_trainer.release.card_rendering import dump_recipe, render_card
 from nlt_trainer.release.hub import SHARDS
@@ -32,6 +33,8 @@ from nlt_trainer.run.trained_queries import trained_queries_of
 from nlt_trainer.text_files import read_json, write_json
 
 CARD_FILE, RECIPE_FILE = "README.md", "recipe.yaml"
+PROMPT_TEXTS = {"encoder_prompts", *(segment.name for segment in dataclasses.fields(PromptTemplate))}
+"""Options that hold text of prompts."""
 GAINS_CARD = """---
 {metadata}
 ---
@@ -123,15 +126,18 @@ def published_recipe(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Settings that differ from the default, block -> key -> value. A path on this machine is cut to its last part."""
     changed = changed_settings(settings)
     return {
-        block: {key: shareable(value) for key, value in settings[block].items() if key in changed}
+        block: shareable({key: value for key, value in settings[block].items() if key in changed})
         for block in RECIPE_BLOCKS
     }
 
 
 def shareable(value: Any) -> Any:
-    """Cut absolute paths in a value to their last part, because the rest only says where things lie on one machine."""
+    """Cut absolute paths in a value to their last part, because the rest only says where things lie on one machine.
+
+    What stands under a name of `PROMPT_TEXTS` is text, even if it looks like a path, as `/no_think` does.
+    """
     if isinstance(value, dict):
-        return {key: shareable(item) for key, item in value.items()}
+        return {key: item if key in PROMPT_TEXTS else shareable(item) for key, item in value.items()}
     if isinstance(value, list):
         return [shareable(item) for item in value]
     if isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute()):

@@ -115,8 +115,9 @@ def test_broken_lines_of_jsonl_are_told_and_the_rest_is_read(tmp_path: Path) -> 
     rows = list(jsonl_rows(tmp_path / "a.jsonl"))
     assert plain(rows) == [(1, "One", "a"), (7, "", "b\nc"), (8, "", "half \ud800 character")]
     broken = [row for row in rows if isinstance(row, BrokenLine)]
-    assert [row.line for row in broken] == [2, 4, 5, 6]
+    assert [row.line for row in broken] == [2, 4, 5, 6, 9]
     assert broken[1].reason == "expected a JSON object, found list"
+    assert broken[-1].reason == "has no value with text"
 
 
 def test_columns_of_parquet_that_are_no_strings_are_not_read(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from threading import Thread
 from typing import Any
 
 from contents import CACHES, INPUTS, LEFT, content_hash, differences, is_whole
+from tqdm import tqdm
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))  # hub_server and tiny are imported where they are used
@@ -396,7 +397,7 @@ class Bench:
 def try_stage(bench: Bench, name: str, before: Path, *, whole: Ended, faults: Iterable[Fault], check: Check) -> Tally:
     """Run a stage with each fault, then without, and say what is not as an undisturbed call leaves it."""
     reference, tally = bench.content(), Tally()
-    for fault in faults:
+    for fault in tqdm([*faults], desc=name, mininterval=5, leave=False):
         bench.reset(before)
         ended = bench.run(STAGES[name], **fault.options)
         tally.trials += 1

@@ -206,6 +206,18 @@ def test_a_row_of_the_card_does_not_say_where_a_checkpoint_lies(run: Path) -> No
     assert "somebody" not in (run / "encoder" / "README.md").read_text()
 
 
+def test_text_of_prompts_that_looks_like_a_path_is_not_cut(run: Path) -> None:
+    """Reference: the prompts as they were set."""
+    settings = json.loads((run / "settings.json").read_text())
+    settings["data"]["query_prefix"] = "/no_think\n~/Question:"
+    settings["model"]["encoder_prompts"] = {"query": "/home/somebody asks: "}
+    write_json(run / "settings.json", {key: value for key, value in settings.items() if key != "checksum"})
+    write_card(Run(run), RESULTS)
+    recipe, _ = read_release(run / "encoder")
+    assert recipe["data"]["query_prefix"] == settings["data"]["query_prefix"]
+    assert recipe["model"]["encoder_prompts"] == settings["model"]["encoder_prompts"]
+
+
 def test_a_second_card_replaces_the_first(run: Path) -> None:
     """Reference: one section, with the later results; the encoder still loads."""
     write_card(Run(run), RESULTS)

@@ -28,7 +28,7 @@ def test_a_call_says_what_was_read_and_what_was_skipped(tmp_path: Path, capsys: 
     )
     assert second.startswith("  skipped: 2 files (first d.pdf: ")
     assert second.endswith(
-        f"), 1 of other kinds (.png 1), 1 broken line in f.jsonl; {tmp_path}/out/corpus.report.json lists them"
+        f"), 1 of other kinds (.png 1), 1 line in f.jsonl; {tmp_path}/out/corpus.report.json lists them"
     )
     build_corpus.main(command)
     assert capsys.readouterr().out.splitlines() == [f"{first} (done before)", second]
