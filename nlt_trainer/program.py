@@ -51,6 +51,8 @@ SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 """How safetensors and tokenizers, which are written in Rust, name an error of the file system."""
 TORCH_WRITE_ERROR = re.compile(r"iostream error|unexpected pos \d+ vs \d+")
 """What torch says if it cannot write a file to its end. The number of the error is lost."""
+NO_TEMPORARY_FOLDER = "No usable temporary directory"
+"""What Python's `tempfile` says if it can write to none of the folders that it knows, on a full disk for example."""
 
 STOPPED = 130
 """Exit code of a program that Ctrl-C has ended: 128 plus the number of SIGINT."""
@@ -101,10 +103,9 @@ def run_main(
         sys.stderr.write(f"{name}: error: {error}\n")
         raise SystemExit(2) from None
     except Exception as error:
-        number = _error_number(error)
-        if number not in DISK:
+        if (remedy := _remedy(error)) is None:
             raise
-        sys.stderr.write(f"{name}: error: {error}; {DISK[number]}{_of_cache(error)}{_again(name)}\n")
+        sys.stderr.write(f"{name}: error: {error}; {remedy}{_of_cache(error)}{_again(name)}\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt as interrupt:
         sys.stderr.write(f"\n{name}: stopped{_again(name)}\n")
@@ -142,6 +143,14 @@ def _stoppable() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _remedy(error: Exception) -> str | None:
+    """What a user can do about an error of the file system; `None` for other errors."""
+    if isinstance(error, FileNotFoundError) and NO_TEMPORARY_FOLDER in str(error):
+        return "free some space there, or let the environment variable TMPDIR name a folder that can be written"
+    number = _error_number(error)
+    return None if number is None else DISK.get(number)
 
 
 def _error_number(error: Exception) -> int | None:

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -276,6 +277,20 @@ def test_a_cache_that_cannot_be_written_can_be_elsewhere(capsys: pytest.CaptureF
         "; name a place that can be written; the environment variable NLT_CACHE names another folder for the cache"
     )
     assert capsys.readouterr().err.endswith(f"{remedy}\n")
+
+
+def test_a_disk_without_room_for_temporary_files_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Reference: what Python's own module says that can write to no folder, and the remedy."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "absent")])
+    with pytest.raises(SystemExit) as exit_info:
+        run_main(lambda _: print(tempfile.gettempdir()), [], stage="train")
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert f"No usable temporary directory found in ['{tmp_path}/absent']; free some space there, or let" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
