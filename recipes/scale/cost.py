@@ -7,9 +7,9 @@ python recipes/scale/cost.py --plan runs/scale/plan.json --collection runs/demo/
   --planned_queries 320 --measured runs/scale/measured.json --accelerator "H100 bf16"
 ```
 
-The plan says how many FLOPs a passage and a training query of one recipe cost, and the benchmark how many bytes the
-corpus and its indexes take for a passage. Both are multiplied by the numbers asked for. What grows otherwise is said
-below the table.
+The plan says how many seconds a passage and a training query of one recipe take on the machine where it was made, and
+how many FLOPs they cost elsewhere. The benchmark says how many bytes the corpus and its indexes take for a passage.
+Both are multiplied by the numbers asked for. What grows otherwise is said below the table.
 """
 
 from __future__ import annotations
@@ -28,24 +28,35 @@ from nlt_trainer.text_files import read_json
 MIB, GB = 2**20, 1e9
 FILES = {"corpus": "read, the first time", "BM25": "index by BM25", "ivf_pq": "nearest 100, ivf_pq, with its building"}
 """What lies on disk -> the row of the benchmark whose files it is."""
+HERE = "where it was planned, measured"
+"""Names the hardware of the rows that rest on measured seconds."""
 WIDTH_BYTES = 4
 """Of a number in an embedding that is kept."""
 
 
-def work_of(plan: Mapping[str, Any], *, passages: int, queries: int) -> dict[str, float]:
-    """FLOPs of a stage for one passage (embedding) or one training query (scoring, training).
+def seconds_of(
+    plan: Mapping[str, Any], *, passages: int, queries: int, speed: float | None = None
+) -> dict[str, float] | None:
+    """Seconds of a stage for one passage (embedding) or one training query (scoring, training).
 
     Args:
         plan: what `nlt plan` has written.
         passages: of the collection that it has planned, which it embeds twice to evaluate.
         queries: that it has planned to train on.
+        speed: FLOPs a second; `None` takes the seconds that the plan has measured, without those that do not grow.
+
+    Returns:
+        `embed`, `score` and `train`; `None` where the plan could not measure a stage.
     """
-    flops = {stage["stage"]: stage["flops"] for stage in plan["stages"]}
-    return {
-        "embed": flops["evaluate"] / 2 / passages,
-        "score": flops["score"] / queries,
-        "train": flops["train"] / queries,
-    }
+    stages = {stage["stage"]: stage for stage in plan["stages"]}
+    units = {"embed": ("evaluate", 2 * passages), "score": ("score", queries), "train": ("train", queries)}
+    found = {}
+    for name, (stage, number) in units.items():
+        row = stages[stage]
+        if speed is None and row["seconds"] is None:
+            return None
+        found[name] = (row["seconds"] - row["other_seconds"] if speed is None else row["flops"] / speed) / number
+    return found
 
 
 def bytes_of(measured: Mapping[str, Any], *, documents: int) -> dict[str, float]:
@@ -71,25 +82,35 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--queries", type=float, nargs="+", default=[1e5, 1e6, 1e6], help="to train on")
     parser.add_argument("--accelerator", default="H100 bf16")
     options = parser.parse_args(argv)
-    plan = PlanArguments(accelerator=options.accelerator)
+    plan, content = PlanArguments(accelerator=options.accelerator), read_json(options.plan)
     passages = len(load_corpus(options.collection))
-    work = work_of(read_json(options.plan), passages=passages, queries=options.planned_queries)
     size = bytes_of(read_json(options.measured), documents=options.measured_documents)
-    hours = 3600 * float(plan.flops_a_second or 0)
-    head = ["passages", "training queries", "embed, h", "score, h", "train, h"]
-    head += ["corpus, GB", "BM25, GB", "embeddings, GB", "ivf_pq, GB"]
-    rows = [head, ["---"] * len(head)]
-    for number, queries in zip(options.passages, options.queries, strict=True):
-        took = [number * work["embed"], queries * work["score"], queries * work["train"]]
-        stored = [size["corpus"], size["BM25"], options.width * WIDTH_BYTES, size["ivf_pq"]]
-        rows.append(
-            [f"{number:.0e}".replace("e+0", "e"), f"{queries:,.0f}"]
-            + [f"{flops / hours:,.2g}" for flops in took]
-            + [f"{number * each / GB:,.3g}" for each in stored]
-        )
-    say(f"Hours of one {plan.title}, and gigabytes on disk:\n")
-    for row in rows:
-        say(table_row(row))
+    asked = [*zip(options.passages, options.queries, strict=True)]
+    times = [["hardware", "passages", "training queries", "embed", "score", "train"]]
+    times += [["---"] * len(times[0])]
+    for hardware, speed in ((HERE, None), (f"one {plan.title}", plan.flops_a_second)):
+        took = seconds_of(content, passages=passages, queries=options.planned_queries, speed=speed)
+        for number, queries in asked if took else []:
+            hours = [each * took[name] / 3600 for name, each in zip(took, (number, queries, queries), strict=True)]
+            times.append([hardware, power(number), f"{queries:,.0f}", *(short(each) for each in hours)])
+    stored = {"corpus": size["corpus"], "BM25": size["BM25"], "embeddings": options.width * WIDTH_BYTES}
+    stored["ivf_pq"] = size["ivf_pq"]
+    sizes = [["passages", *stored], ["---"] * (1 + len(stored))]
+    sizes += [
+        [power(number), *(short(number * each / GB, digits=3) for each in stored.values())] for number, _ in asked
+    ]
+    say("Hours:\n\n" + "\n".join(map(table_row, times)))
+    say("\nGigabytes on disk:\n\n" + "\n".join(map(table_row, sizes)))
+
+
+def short(number: float, *, digits: int = 2) -> str:
+    """A number with few digits, and from 100 on without decimals."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.{digits}g}"
+
+
+def power(number: float) -> str:
+    """A large number as in the table."""
+    return f"{number:.0e}".replace("e+0", "e")
 
 
 if __name__ == "__main__":
