@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from document_files import OTHER, TEXT, encrypt_pdf, write_docx, write_pdf
 from docx import Document
+from docx.opc.packuri import PackURI
+from docx.opc.part import Part
 from docx.oxml import parse_xml
 from docx.oxml.ns import nsdecls
 
@@ -134,6 +136,32 @@ def test_a_word_file_keeps_what_stands_in_fields_forms_and_tables(tmp_path: Path
     document.save(str(tmp_path / "a.docx"))
     (source,) = read_docx(tmp_path / "a.docx")
     assert plain(source) == [((), "plain ins sdt fld \n\na form\n\nwide\n\none | inner | three")]
+
+
+def test_text_boxes_and_notes_of_a_word_file_follow_their_paragraph(tmp_path: Path) -> None:
+    """Reference: what was put into it; Word writes a box twice, and its own first notes are lines."""
+    box = "<w:txbxContent><w:p><w:r><w:t>in a box</w:t></w:r></w:p></w:txbxContent>"
+    drawn = (
+        f'<w:r {nsdecls("w")} xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006">'
+        f"<mc:AlternateContent><mc:Choice>{box}</mc:Choice><mc:Fallback>{box}</mc:Fallback></mc:AlternateContent></w:r>"
+    )
+    document = Document()
+    document.add_heading("Heading")._p.append(parse_xml(drawn))
+    paragraph = document.add_paragraph("a claim")
+    for kind in ("footnote", "endnote"):
+        paragraph._p.append(parse_xml(f'<w:r {nsdecls("w")}><w:{kind}Reference w:id="2"/></w:r>'))
+        root = f"<w:{kind}s {nsdecls('w')}>" + "".join(
+            f'<w:{kind} w:id="{number}"><w:p>{deleted}<w:r><w:t>{kind} {number}</w:t></w:r></w:p></w:{kind}>'
+            for number, deleted in ((-1, ""), (2, "<w:del><w:r><w:t>old </w:t></w:r></w:del>"), (3, ""))
+        )
+        part = Part(PackURI(f"/word/{kind}s.xml"), f"{kind}s", f"{root}</w:{kind}s>".encode(), document.part.package)
+        relations = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+        document.part.relate_to(part, f"{relations}/{kind}s")
+    document.add_paragraph("the end")
+    document.save(str(tmp_path / "a.docx"))
+    (source,) = read_docx(tmp_path / "a.docx")
+    text = "in a box\n\na claim\n\nfootnote 2\n\nendnote 2\n\nthe end"
+    assert plain(source) == [(("Heading",), text)]
 
 
 def test_a_word_file_resolves_no_entity(tmp_path: Path) -> None:
