@@ -26,7 +26,7 @@ from nlt_trainer.terminal import SECONDS
 from nlt_trainer.text_files import write_jsonl
 
 REPORT_FILE = "corpus.report.json"
-WAY = 2
+WAY = 3
 """Raised whenever the same files give other passages, so that a corpus is made anew."""
 FEWEST_PASSAGES = 2
 """A search needs something to choose from."""
