@@ -101,16 +101,20 @@ def write_report(folder: str | Path, *, examples: int = 5, embeddings: str | Pat
 
 
 def _curves(parts: Sequence[RunChange], gallery: Gallery) -> list[Picture]:
-    """One curve of nDCG@10 on dev queries for all runs, and one of the training loss for each run."""
-    pictures = []
-    dev = next((dev for part in parts if (dev := part.run.settings["data"]["dev_split"])), None)
-    metric = f"eval_{dev}_ndcg_at_10"
-    logs: dict[str, list[dict[str, Any]]] = {}
+    """A curve of nDCG@10 for the runs that share their dev queries and documents, and one of each run's loss."""
+    pictures, alike = [], dict[tuple[object, ...], dict[str, list[dict[str, Any]]]]()
     for part in parts:
+        data = part.run.settings["data"]
+        metric = f"eval_{data['dev_split']}_ndcg_at_10"
         start = [] if part.start_ndcg is None else [{"step": 0, metric: part.start_ndcg}]
+        logs = alike.setdefault(tuple(data.get(name) for name in ("dev_split", "collection", "dev_documents")), {})
         logs[part.run.name] = start + part.run.log
-    if any(_has_curve(log, metric) for log in logs.values()):
-        pictures.append(_curve(gallery, logs, metric, "learning_curve", title=f"nDCG@10 on {dev} queries"))
+    for (dev, collection, _), logs in alike.items():
+        metric = f"eval_{dev}_ndcg_at_10"
+        if any(_has_curve(log, metric) for log in logs.values()):
+            file = f"learning_curve_{len(pictures) + 1}" if pictures else "learning_curve"
+            several = f" of {Path(str(collection)).name}" if len(alike) > 1 else ""
+            pictures.append(_curve(gallery, logs, metric, file, title=f"nDCG@10 on {dev} queries{several}"))
     for part in parts:
         name = part.run.name
         if _has_curve(part.run.log, "loss"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -350,3 +351,14 @@ def test_the_curve_is_of_the_first_run_with_a_dev_split(runs: Path, tmp_path: Pa
     page, *pictures = report.write_report(runs, embeddings=tmp_path / "embeddings")
     assert runs / "learning_curve.png" in pictures
     assert "Not compared: eval_split and dev_split are null" in page.read_text()
+
+
+def test_runs_on_other_dev_queries_have_a_curve_of_their_own(runs: Path, tmp_path: Path) -> None:
+    """Reference: a second collection whose dev split has the first one's name."""
+    settings = json.loads((runs / "dream" / "settings.json").read_text())
+    settings["data"]["collection"] = shutil.copytree(settings["data"]["collection"], tmp_path / "other")
+    write_json(runs / "dream" / "settings.json", json.loads(json.dumps(settings, default=str)))
+    page, *pictures = report.write_report(runs, embeddings=tmp_path / "embeddings")
+    assert {runs / "learning_curve.png", runs / "learning_curve_2.png"} <= {*pictures}
+    names = [Path(settings["data"]["collection"]).name, "judged"]
+    assert all(page.read_text().count(f"nDCG@10 on dev queries of {name}") >= 1 for name in names)
