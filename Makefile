@@ -30,7 +30,8 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 test: .venv/installed-test
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term --cov-fail-under=90
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal \
+	  --cov --cov-report=term --cov-fail-under=90
 
 # What tests/faults/README.md describes; it takes hours. `test` runs a part of it.
 faults: .venv/installed-test
