@@ -28,6 +28,8 @@ from nlt_trainer.text_files import read_json
 MIB, GB = 2**20, 1e9
 FILES = {"corpus": "read, the first time", "BM25": "index by BM25", "ivf_pq": "nearest 100, ivf_pq, with its building"}
 """What lies on disk -> the row of the benchmark whose files it is."""
+SEARCH = "mine 8 candidates by BM25"
+"""The row of the benchmark for a search through all documents."""
 HERE = "where it was planned, measured"
 """Names the hardware of the rows that rest on measured seconds."""
 WIDTH_BYTES = 4
@@ -69,6 +71,16 @@ def bytes_of(measured: Mapping[str, Any], *, documents: int) -> dict[str, float]
     return {name: rows[step]["files, MiB"] * MIB / documents for name, step in FILES.items()}
 
 
+def search_seconds(measured: Mapping[str, Any], *, documents: int, queries: int) -> float:
+    """Seconds in which one core compares one query with one passage by BM25.
+
+    Raises:
+        KeyError: the benchmark was not run with so many documents.
+    """
+    rows = {row["step"]: row for row in measured["details"][f"large_corpora_{documents}"]}
+    return rows[SEARCH]["of the CPU"] / (documents * queries)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,23 +88,27 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--collection", type=Path, required=True, help="the collection of that plan")
     parser.add_argument("--planned_queries", type=int, required=True, help="training queries of that plan")
     parser.add_argument("--measured", type=Path, required=True, help="figures of large_corpora.py")
-    parser.add_argument("--measured_documents", type=int, default=1_000_000)
+    parser.add_argument("--measured_documents", type=int, default=1_000_000, help="of large_corpora.py")
+    parser.add_argument("--measured_queries", type=int, default=100, help="of large_corpora.py")
     parser.add_argument("--width", type=int, default=384, help="numbers in an embedding")
     parser.add_argument("--passages", type=float, nargs="+", default=[1e6, 1e8, 1e9])
-    parser.add_argument("--queries", type=float, nargs="+", default=[1e5, 1e6, 1e6], help="to train on")
+    parser.add_argument("--queries", type=float, nargs="+", default=[1e4, 1e4, 1e4], help="to train on")
     parser.add_argument("--accelerator", default="H100 bf16")
     options = parser.parse_args(argv)
     plan, content = PlanArguments(accelerator=options.accelerator), read_json(options.plan)
     passages = len(load_corpus(options.collection))
-    size = bytes_of(read_json(options.measured), documents=options.measured_documents)
+    measured, documents = read_json(options.measured), options.measured_documents
+    size = bytes_of(measured, documents=documents)
+    search = search_seconds(measured, documents=documents, queries=options.measured_queries)
     asked = [*zip(options.passages, options.queries, strict=True)]
-    times = [["hardware", "passages", "training queries", "embed", "score", "train"]]
+    times = [["hardware", "passages", "training queries", "embed", "score", "train", "BM25, one core"]]
     times += [["---"] * len(times[0])]
     for hardware, speed in ((HERE, None), (f"one {plan.title}", plan.flops_a_second)):
         took = seconds_of(content, passages=passages, queries=options.planned_queries, speed=speed)
         for number, queries in asked if took else []:
-            hours = [each * took[name] / 3600 for name, each in zip(took, (number, queries, queries), strict=True)]
-            times.append([hardware, power(number), f"{queries:,.0f}", *(short(each) for each in hours)])
+            seconds = [each * took[name] for name, each in zip(took, (number, queries, queries), strict=True)]
+            hours = [short(value / 3600) for value in (*seconds, number * queries * search)]
+            times.append([hardware, power(number), f"{queries:,.0f}", *hours])
     stored = {"corpus": size["corpus"], "BM25": size["BM25"], "embeddings": options.width * WIDTH_BYTES}
     stored["ivf_pq"] = size["ivf_pq"]
     sizes = [["passages", *stored], ["---"] * (1 + len(stored))]
