@@ -102,7 +102,8 @@ def write_report(folder: str | Path, *, examples: int = 5, embeddings: str | Pat
 
 def _curves(parts: Sequence[RunChange], gallery: Gallery) -> list[Picture]:
     """A curve of nDCG@10 for the runs that share their dev queries and documents, and one of each run's loss."""
-    pictures, alike = [], dict[tuple[object, ...], dict[str, list[dict[str, Any]]]]()
+    pictures: list[Picture] = []
+    alike: dict[tuple[object, ...], dict[str, list[dict[str, Any]]]] = {}
     for part in parts:
         data = part.run.settings["data"]
         metric = f"eval_{data['dev_split']}_ndcg_at_10"
