@@ -25,7 +25,7 @@ from nlt_trainer.text_files import read_json
 OBJECTIVES = ("likelihood_gain", "dream", "info_nce")
 RESULT_KEYS = {
     "name", "ndcg_at_10", "mrr_at_10", "recall_at_100", "train_seconds", "lm_tokens", "seed", "collection", "split",
-    "ndcg_at_10_low", "ndcg_at_10_high", "p_against_start", "kept", "trained_on", "queries",
+    "ndcg_at_10_low", "ndcg_at_10_high", "p_against_start", "kept", "trained_on", "queries", "checksum",
 }  # fmt: skip
 
 
