@@ -61,24 +61,15 @@ def seconds_of(
     return found
 
 
-def bytes_of(measured: Mapping[str, Any], *, documents: int) -> dict[str, float]:
-    """Bytes on disk for one passage, by what they are.
+def measured_of(measured: Mapping[str, Any], *, documents: int) -> tuple[dict[str, float], float]:
+    """Bytes on disk for one passage, by what they are, and seconds in which a core compares it with a query by BM25.
 
     Raises:
         KeyError: the benchmark was not run with so many documents.
     """
     rows = {row["step"]: row for row in measured["details"][f"large_corpora_{documents}"]}
-    return {name: rows[step]["files, MiB"] * MIB / documents for name, step in FILES.items()}
-
-
-def search_seconds(measured: Mapping[str, Any], *, documents: int, queries: int) -> float:
-    """Seconds in which one core compares one query with one passage by BM25.
-
-    Raises:
-        KeyError: the benchmark was not run with so many documents.
-    """
-    rows = {row["step"]: row for row in measured["details"][f"large_corpora_{documents}"]}
-    return rows[SEARCH]["of the CPU"] / (documents * queries)
+    size = {name: rows[step]["files, MiB"] * MIB / documents for name, step in FILES.items()}
+    return size, rows[SEARCH]["of the CPU"] / (documents * rows[SEARCH]["queries"])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -89,7 +80,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--planned_queries", type=int, required=True, help="training queries of that plan")
     parser.add_argument("--measured", type=Path, required=True, help="figures of large_corpora.py")
     parser.add_argument("--measured_documents", type=int, default=1_000_000, help="of large_corpora.py")
-    parser.add_argument("--measured_queries", type=int, default=100, help="of large_corpora.py")
     parser.add_argument("--width", type=int, default=384, help="numbers in an embedding")
     parser.add_argument("--passages", type=float, nargs="+", default=[1e6, 1e8, 1e9])
     parser.add_argument("--queries", type=float, nargs="+", default=[1e4, 1e4, 1e4], help="to train on")
@@ -97,9 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     plan, content = PlanArguments(accelerator=options.accelerator), read_json(options.plan)
     passages = len(load_corpus(options.collection))
-    measured, documents = read_json(options.measured), options.measured_documents
-    size = bytes_of(measured, documents=documents)
-    search = search_seconds(measured, documents=documents, queries=options.measured_queries)
+    size, search = measured_of(read_json(options.measured), documents=options.measured_documents)
     asked = [*zip(options.passages, options.queries, strict=True)]
     times = [["hardware", "passages", "training queries", "embed", "score", "train", "BM25, one core"]]
     times += [["---"] * len(times[0])]

@@ -193,8 +193,12 @@ def main(argv: list[str] | None = None) -> None:
         for step in options.steps:
             before = stored_mib(folder)
             found = in_fresh_process(__file__, "--step", step, "--folder", str(folder))
-            row = {"documents": options.documents, "step": STEPS[step][0], "seconds": found["seconds"]}
-            row |= {"of the CPU": found["cpu_seconds"], "memory, MiB": found["memory_mib"]}
+            row = {"documents": options.documents, "queries": options.queries, "step": STEPS[step][0]}
+            row |= {
+                "seconds": found["seconds"],
+                "of the CPU": found["cpu_seconds"],
+                "memory, MiB": found["memory_mib"],
+            }
             row |= {"files, MiB": stored_mib(folder) - before}
             rows.append(row | {f"recall@{NEAREST}": recall(folder, step)})
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)

@@ -148,10 +148,8 @@ def without_checksum(line: str) -> dict[str, Any]:
 
 def test_a_value_that_is_not_as_it_was_written_is_refused(collection: Collection, tmp_path: Path) -> None:
     """Reference: a BM25 score with another digit, with which nothing else of the line disagrees."""
-    path, mined = (
-        tmp_path / "candidates.jsonl",
-        mine_candidates(collection, [*collection.queries.values()], num_candidates=4),
-    )
+    path, queries = tmp_path / "candidates.jsonl", [*collection.queries.values()]
+    mined = mine_candidates(collection, queries, num_candidates=4)
     write_candidates(path, mined, corpus=collection.corpus)
     first, second, *others = path.read_text().splitlines()
     score = mined[1].bm25[0]
