@@ -32,9 +32,8 @@ DenseIndex = Literal["exact", "ivf_pq"]
 QueryOrigin = Literal["crop", "llm", "both"]
 """What makes queries of passages: cutting sentences out, the LLM, or both."""
 
-HeadMethod = Literal["gain", "gradient", "correlation", "needle", "qrels"]
+HeadMethod = Literal["gain", "gradient", "needle", "qrels"]
 """What heads are scored by, and how it is known which document is the right one."""
-HeadScore = Literal["reciprocal_rank", "correlation"]
 HeadSelection = Literal["best", "random", "worst"]
 """Which heads of a score table are kept; the last two are controls."""
 

@@ -149,9 +149,8 @@ class DataArguments:
         decides="nothing",
         help=(
             "How detect_heads scores heads: by the rank of the candidate with the highest gain (gain), how surely the "
-            "LLM's loss asks a head for that candidate (gradient), the correlation with all gains (correlation), the "
-            "rank of the document that a sentence was cut out of (needle, which needs only a corpus) or the rank of "
-            "what head_qrels judges relevant (qrels)."
+            "LLM's loss asks a head for that candidate (gradient), the rank of the document that a sentence was cut "
+            "out of (needle, which needs only a corpus) or the rank of what head_qrels judges relevant (qrels)."
         ),
     )
     head_qrels: str | None = option(

@@ -49,7 +49,7 @@ class HeadTask:
         queries: B texts.
         answers: B texts, or `None` where a query has none.
         documents: B lists of K texts.
-        relevant: `(B, K)`, as `detect_query_focused_heads` takes it.
+        relevant: `(B, K)` bool.
         gold: the source of `relevant`, in words.
         target: what the LLM has to predict.
     """
@@ -92,10 +92,11 @@ def save_heads(scored: HeadSet, model: ModelArguments, *, seed: int) -> None:
 def audit_dream(parts: Parts, task: HeadTask) -> None:
     """Print how well DREAM's gradient with the recipe's heads ranks the candidates on which heads were tested."""
     args = parts.args
-    relevant = task.relevant if task.relevant.dtype == bool else relevant_by_gain(task.relevant)
     rows = [
         {"query": query, "answer": answer, "documents": documents, "gain": known.astype(float).tolist()}
-        for query, answer, documents, known in zip(task.queries, task.answers, task.documents, relevant, strict=True)
+        for query, answer, documents, known in zip(
+            task.queries, task.answers, task.documents, task.relevant, strict=True
+        )
         if known.any()
     ]
     if len(rows) < LEAST_AUDITED:
@@ -127,7 +128,7 @@ def detect(lm: FrozenLM, task: HeadTask, model: ModelArguments, data: DataArgume
     )
     if data.head_method == "gradient":
         return find(target=task.target, answers=task.answers)
-    return find(score="correlation" if data.head_method == "correlation" else "reciprocal_rank")
+    return find()
 
 
 def head_task(collection: Collection, model: ModelArguments, data: DataArguments, *, seed: int) -> HeadTask:
@@ -148,9 +149,7 @@ def candidate_task(collection: Collection, model: ModelArguments, data: DataArgu
         relevant, gold = relevance(candidates, collection.split_qrels(split)), f"qrels/{split}.tsv"
     else:
         gain = load_gains(model, data, collection=collection, candidates=candidates, as_labels=True)
-        graded = data.head_method == "correlation"
-        relevant = gain if graded else relevant_by_gain(gain)
-        gold = "gain of every candidate" if graded else "candidate of the highest gain"
+        relevant, gold = relevant_by_gain(gain), "candidate of the highest gain"
     documents = [[collection.corpus[d].content for d in c.document_ids] for c in candidates]
     queries, answers = [c.query for c in candidates], [c.answer for c in candidates]
     return HeadTask(queries, answers, documents, relevant, gold, target_of(data, candidates))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from nlt_trainer.choices import DocumentLayout, HeadScore, TargetKind
+from nlt_trainer.choices import DocumentLayout, TargetKind
 from nlt_trainer.errors import NLTError
 from nlt_trainer.injection.attention import ScoreInjection, enable_document_attention
 from nlt_trainer.injection.attention_mass import AttentionMass
@@ -39,7 +39,6 @@ def detect_query_focused_heads(
     template: PromptTemplate | None = None,
     max_document_tokens: int = 192,
     layout: DocumentLayout = "sequential",
-    score: HeadScore = "reciprocal_rank",
     num_heads: int = 16,
     batch_size: int = 2,
     seed: int = 0,
@@ -47,20 +46,19 @@ def detect_query_focused_heads(
     """Rank all heads by how well their calibrated attention ranks the relevant document (QRHead, arXiv 2506.09944).
 
     A head scores a document by its mean attention from the query's tokens to the document's tokens, summed over the
-    document, minus the same with the null query "N/A". These scores are compared with what is known of the documents:
-    by the reciprocal rank of the best relevant document, or by the correlation with the documents' gains. Heads are
-    ranked by the mean of this over all queries. Documents stand in random order, so that no head wins by position.
+    document, minus the same with the null query "N/A". Heads are ranked by the mean over all queries of the reciprocal
+    rank of the best relevant document by these scores. Documents stand in random order, so that no head wins by
+    position.
 
     Args:
         lm: the frozen LLM; it is switched to document attention.
         queries: B texts.
         documents: B lists of K documents.
-        relevant: `(B, K)` bool for `reciprocal_rank`, as `relevant_by_gain` makes it; float for `correlation`. Queries
-            whose documents all have the same value are left out.
+        relevant: `(B, K)` bool, as `relevant_by_gain` makes it. Queries whose documents all have the same value are
+            left out.
         template: text around documents and query in the LLM's prompt.
         max_document_tokens: tokens that the LLM reads of a document; longer documents are cut.
         layout: whether documents see each other; choose the layout in which the heads will be used.
-        score: `reciprocal_rank` or `correlation`.
         num_heads: how many of the best heads to keep.
         batch_size: queries in one forward pass.
         seed: seed of the documents' order.
@@ -83,10 +81,10 @@ def detect_query_focused_heads(
         return calibrated_mass(reader, asked, documents=texts, tokens=tokens, layout=layout)
 
     def mean_score(found: Sequence[np.ndarray], relevant: Sequence[np.ndarray]) -> np.ndarray:
-        return np.mean([HEAD_SCORES[score](*pair) for pair in zip(found, relevant, strict=True)], axis=0)
+        return np.mean([reciprocal_rank(*pair) for pair in zip(found, relevant, strict=True)], axis=0)
 
     detect = _Detection(documents, relevant, tokens, layout, batch_size, seed)
-    return detect(lm, observe, mean_score, name=score).select(num_heads)
+    return detect(lm, observe, mean_score, name="reciprocal_rank").select(num_heads)
 
 
 def detect_heads_by_gradient(
@@ -282,17 +280,6 @@ def reciprocal_rank(mass: np.ndarray, relevant: np.ndarray) -> np.ndarray:
     return 1.0 / (1.0 + (mass[..., ~relevant] >= best).sum(-1))
 
 
-def correlation(mass: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of each head's mass with the gain: `(L, H, K)` and `(K,)` to `(L, H)`.
-
-    It is not a rank correlation, because the order of documents that add nothing is noise. It is 0 if a head gives all
-    documents the same attention.
-    """
-    x, y = mass - mass.mean(-1, keepdims=True), gain - gain.mean()
-    length = np.linalg.norm(x, axis=-1) * np.linalg.norm(y)
-    return np.divide(x @ y, length, out=np.zeros_like(length), where=length > 0)
-
-
 def signal(push: np.ndarray, relevant: np.ndarray) -> np.ndarray:
     """Mean push on relevant documents less that on the others: `(..., K)` and `(K,)` bool to `(...)`."""
     return push[..., relevant].mean(-1) - push[..., ~relevant].mean(-1)
@@ -308,12 +295,6 @@ def signal_to_noise(pushes: Sequence[np.ndarray], relevant: Sequence[np.ndarray]
     signals = np.array([signal(push, known) for push, known in zip(pushes, relevant, strict=True)])
     spread = signals.std(0) if len(signals) > 1 else np.ones_like(signals[0])
     return np.divide(signals.mean(0), spread, out=np.zeros_like(spread), where=spread > 0)
-
-
-HEAD_SCORES: dict[HeadScore, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "reciprocal_rank": reciprocal_rank,
-    "correlation": correlation,
-}
 
 
 def tells_apart(relevant: np.ndarray) -> np.ndarray:

@@ -54,9 +54,7 @@ class Planner:
         self.asked = self.drawn(self.queries, max(32, round(share * len(self.queries))))
         self.candidates, self.factor = self._candidates()
         self.detects = "dream" in args.objectives and model.head_scores is None
-        self.scores = args.reads_gains(data) or (
-            self.detects and data.head_method in ("gain", "gradient", "correlation")
-        )
+        self.scores = args.reads_gains(data) or (self.detects and data.head_method in ("gain", "gradient"))
         reads = self.scores or self.detects or args.reads_llm
         self.llm = find_model("llm", self.model, shared.load_llm, notes=self.notes) if reads else None
         lm = self.llm.loaded if self.llm else None

@@ -11,13 +11,12 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from nlt_trainer.choices import DocumentLayout, HeadScore
+from nlt_trainer.choices import DocumentLayout
 from nlt_trainer.errors import DataError, NLTError
 from nlt_trainer.injection.attention import enable_document_attention
 from nlt_trainer.injection.detection import (
     HeadwiseInjection,
     calibrated_mass,
-    correlation,
     detect_heads_by_gradient,
     detect_query_focused_heads,
     push_of_heads,
@@ -149,8 +148,7 @@ TOPICS = ["whale", "bee", "volcano", "tea", "bridge", "clock", "bread", "moon"]
 TEXTS = [f"Many people saw a {t} and the {t} was old. They say that one {t} is like any {t} there." for t in TOPICS]
 
 
-@pytest.mark.parametrize("score", ["reciprocal_rank", "correlation"])
-def test_a_planted_head_is_found(planted_lm: FrozenLM, score: HeadScore) -> None:
+def test_a_planted_head_is_found(planted_lm: FrozenLM) -> None:
     """Reference: the one head of a model that attends to equal tokens, hence to the document of the query's topic."""
     documents = [[TEXTS[(b + k) % 8] for k in (1, 0, 3, 2)] for b in range(8)]
     gain = np.random.default_rng(0).normal(0, 0.05, (8, 4))
@@ -159,27 +157,16 @@ def test_a_planted_head_is_found(planted_lm: FrozenLM, score: HeadScore) -> None
         planted_lm,
         [f"where does the {topic} live" for topic in TOPICS],
         documents=documents,
-        relevant=gain if score == "correlation" else relevant_by_gain(gain),
+        relevant=relevant_by_gain(gain),
         max_document_tokens=32,
-        score=score,
         num_heads=2,
     )
     assert found.heads[0] == (1, 2)
     assert found.scores[1][2] > 0.7
     assert found.scores[1][2] > found.scores[found.heads[1][0]][found.heads[1][1]] + 0.2
-    assert found.settings["score"] == score
-    assert found.score_name == f"mean {score.replace('_', ' ')}"
+    assert found.settings["score"] == "reciprocal_rank"
+    assert found.score_name == "mean reciprocal rank"
     assert found.settings["llm_revision"] == "c0ffee"
-
-
-def test_correlation_is_pearsons() -> None:
-    """Reference: `numpy.corrcoef`, head by head; a head that spends the same on all documents has 0."""
-    generator = np.random.default_rng(0)
-    mass, gain = generator.normal(size=(2, 3, 5)), generator.normal(size=5)
-    expected = [[np.corrcoef(mass[layer, head], gain)[0, 1] for head in range(3)] for layer in range(2)]
-    np.testing.assert_allclose(correlation(mass, gain), expected, atol=1e-12)
-    mass[0, 1] = 0.25
-    assert correlation(mass, gain)[0, 1] == 0
 
 
 def test_queries_that_tell_nothing_are_left_out(tiny_lm: FrozenLM) -> None:
@@ -193,9 +180,8 @@ def test_queries_that_tell_nothing_are_left_out(tiny_lm: FrozenLM) -> None:
             tiny_lm,
             QUERIES[part],
             documents=DOCUMENTS[part],
-            relevant=gain,
+            relevant=relevant_by_gain(gain),
             max_document_tokens=32,
-            score="correlation",
             batch_size=1,
         )
 

@@ -356,13 +356,13 @@ def test_the_heat_map_frames_the_chosen_heads() -> None:
     """Reference: the score table, and one frame around each chosen head."""
     scores = np.random.default_rng(0).random((14, 4)).round(3)
     chosen = tuple((layer, head) for layer in range(5) for head in range(4))
-    settings = {"score": "correlation", "selection": "worst"}
+    settings = {"score": "reciprocal_rank", "selection": "worst"}
     heads = HeadSet(chosen, tuple(map(tuple, scores.tolist())), "llm", {"weights": "w"}, settings)
     figure = plots.head_heat_map(heads, name="runs/heads.json")
     axes = figure.axes[0]
     np.testing.assert_allclose(np.asarray(axes.images[0].get_array()), scores.astype(np.float64))
     assert axes.get_title() == f"runs/heads.json\n{len(chosen)} worst heads framed"
-    assert figure.axes[1].get_ylabel() == "mean correlation"
+    assert figure.axes[1].get_ylabel() == "mean reciprocal rank"
     frames = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
     centres = {(frame.get_y() + 0.5, frame.get_x() + 0.5) for frame in frames}
     assert centres == {(float(layer), float(head)) for layer, head in chosen}

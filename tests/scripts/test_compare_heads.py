@@ -22,7 +22,7 @@ def test_the_table_has_the_overlap_of_each_two(tmp_path: Path, capsys: pytest.Ca
     """Reference: sets by hand: {0.0, 0.1}, {0.0, 1.0} and {1.0, 1.1}; chance gives (1/2) / (2 - 1/2)."""
     files = [
         save(tmp_path / "a.json", [[0.9, 0.8], [0.1, 0.2]]),
-        save(tmp_path / "b.json", [[0.9, 0.1], [0.8, 0.2]], score="correlation"),
+        save(tmp_path / "b.json", [[0.9, 0.1], [0.8, 0.2]], score="signal_to_noise"),
         save(tmp_path / "c.json", [[0.1, 0.2], [0.9, 0.8]]),
     ]
     (tmp_path / "maps").mkdir()
@@ -38,7 +38,7 @@ def test_the_table_has_the_overlap_of_each_two(tmp_path: Path, capsys: pytest.Ca
         "| 3 | 0.00 | 0.33 | 1.00 |",
     ]
     assert lines[6] == "mean of pairs 0.22; by chance about 0.33"
-    assert lines[9] == f"2: {files[1]} (mean correlation; the best 2 by score, the file's own are 1: 0.0, 1.0)"
+    assert lines[9] == f"2: {files[1]} (signal to noise; the best 2 by score, the file's own are 1: 0.0, 1.0)"
     for number in (1, 2, 3):
         assert matplotlib.image.imread(tmp_path / "maps" / f"{number}.png")[..., :3].std() > 0
 

@@ -298,10 +298,10 @@ def test_heads_by_each_method(project: Project) -> None:
     assert found["gold"] == "the document that the query was cut out of"
     project.run(mine)
     project.run(score)
-    project.run(detect_heads, "dream", "--head_method", "correlation")
+    project.run(detect_heads, "dream", "--head_method", "gain")
     found = json.loads((project.root / "heads.json").read_text())["settings"]
-    assert (found["method"], found["score"], found["num_queries"]) == ("correlation", "correlation", 4)
-    assert (found["gold"], found["collection"]) == ("gain of every candidate", "collection")
+    assert (found["method"], found["score"], found["num_queries"]) == ("gain", "reciprocal_rank", 4)
+    assert (found["gold"], found["collection"]) == ("candidate of the highest gain", "collection")
     project.run(detect_heads, "dream", "--head_method", "gradient")
     found = json.loads((project.root / "heads.json").read_text())["settings"]
     assert (found["method"], found["score"], found["target"]) == ("gradient", "signal_to_noise", "joint")
@@ -372,7 +372,7 @@ def test_controls_come_from_the_same_scores(project: Project) -> None:
     [
         (
             ["--head_method", "best"],
-            r"--head_method: is 'best', expected one of gain, gradient, correlation, needle, qrels",
+            r"--head_method: is 'best', expected one of gain, gradient, needle, qrels",
         ),
         (["--head_qrels", "train"], r"head_method is 'gradient' and head_qrels 'train'; judgements are read where"),
         (["--head_method", "qrels"], r"head_method is 'qrels' and head_qrels None; judgements are read where"),
