@@ -243,7 +243,7 @@ def test_a_grid_names_what_it_has(file: Path, study: dict[str, Any]) -> None:
 
 
 def test_tables_say_what_is_gained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reference: means by hand; a difference in every query is sure, and one in none is not."""
+    """Reference: means by hand; a difference in every query is sure, and one in none is not, nor one of seeds."""
     monkeypatch.syspath_prepend(str(FOLDER))
     tables = runpy.run_path(str(FOLDER / "tables.py"))
     shared = {"encoder": "tiny", "split": "test", "lm_tokens": 2000, "train_seconds": 3.0, "seed": 1}
@@ -251,7 +251,7 @@ def test_tables_say_what_is_gained(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     lifts |= {"likelihood gain, 40 queries": 0.05, "InfoNCE, labels, 20 % wrong": 0.04}
     rows = []
     for objective, lift in lifts.items():
-        for seed, eval_data in itertools.product([1] if objective == "start" else [1, 2], "ab"):
+        for seed, eval_data in itertools.product([1] if objective in ("start", "DREAM") else [1, 2], "ab"):
             values = np.full(12, 0.3 + lift + (0.02 if seed == 2 else 0) - (0.1 if lift and eval_data == "b" else 0))
             own = {"objective": objective, "eval_data": eval_data, "seed": seed, "query_values": [*values]}
             train_data = None if objective == "start" else "a"
@@ -270,18 +270,18 @@ def test_tables_say_what_is_gained(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert "old" not in text + last
     assert text.count("<!--") == 8
-    assert "| likelihood gain | +0.210 | +0.110 | +0.160 |" in last
-    assert "| DREAM | +0.210 |  |  |" in last
+    assert "| likelihood gain | +0.210 | +0.110 | +0.160 | 2 |" in last
+    assert "| DREAM | +0.200 |  |  | 1 |" in last
     assert "| likelihood gain, 40 queries | +0.060 | +0.060 |" in lines
     assert sum("40 queries" in line for line in lines) == 1
     assert {path.name for path in tmp_path.glob("*.png")} == {"objectives.png", "amounts.png"}
     against = "p against likelihood gain | p against InfoNCE, labels | p against DREAM"
-    assert lines[0] == f"| objective | a | mean | {against} |"
-    assert lines[2] == "| nDCG@10 of the start | 0.300 | 0.300 |  |  |  |"
+    assert lines[0] == f"| objective | a | mean | seeds | {against} |"
+    assert lines[2] == "| nDCG@10 of the start | 0.300 | 0.300 |  |  |  |  |"
     by_name = {line.split(" | ")[0].removeprefix("| "): line for line in lines[3:6]}
-    assert by_name["DREAM"].startswith("| DREAM | +0.210 | +0.210 | 1 | 0.000")
-    assert by_name["InfoNCE, labels"].startswith("| InfoNCE, labels | +0.110 | +0.110 | 0.000")
-    assert by_name["InfoNCE, labels"].split(" | ")[4] == ""
+    assert by_name["DREAM"].startswith("| DREAM | +0.200 | +0.200 | 1 | 1 | 0.000")
+    assert by_name["InfoNCE, labels"].startswith("| InfoNCE, labels | +0.110 | +0.110 | 2 | 0.000")
+    assert by_name["InfoNCE, labels"].split(" | ")[5] == ""
     assert lines[8].split(" | ")[1] == "+0.110"
     assert lines[-1] == "| InfoNCE, labels | 2 | +0.110 | 0 |"
 

@@ -18,7 +18,7 @@ AMOUNT = re.compile(r"(.+), (\d+) (queries|candidates|% wrong)")
 """Names of objectives that differ from another one by an amount alone."""
 USUAL = {"queries": 320, "candidates": 8, "% wrong": 0}
 """The amount of the objectives whose names have none."""
-AXES = {"queries": "training queries", "candidates": "candidates of a query", "% wrong": "% of labels that are wrong"}
+AXES = {"queries": "queries drawn for training", "candidates": "candidates of a query", "% wrong": "% of labels that are wrong"}
 
 
 def objective_chart(in_domain: pd.Series, elsewhere: pd.Series) -> Figure:
@@ -69,9 +69,12 @@ def amount_chart(gains: pd.DataFrame, panels: Sequence[Panel]) -> Figure:
     rows = -(-len(panels) // 2)
     figure = Figure(figsize=(6.6, 0.4 + 2.6 * rows), layout="constrained")
     places = figure.subplots(rows, min(2, len(panels)), sharey=True, squeeze=False).flat
+    colours = dict(zip(gains, cycle(COLOURS), strict=False))
     for panel, axes in zip(panels, places, strict=False):
-        lines = {name: amounts(gains[name], panel.objective, panel.kind) for name in gains}
-        for colour, (collection, points) in zip(cycle(COLOURS), lines.items(), strict=False):
+        found = {name: amounts(gains[name], panel.objective, panel.kind) for name in gains}
+        lines = {name: points for name, points in found.items() if len(points) > 1}
+        for collection, points in lines.items():
+            colour = colours[collection]
             axes.plot(points.index, points, marker="o", markersize=4, color=colour, label=collection)
             if panel.level:
                 axes.axhline(gains.loc[panel.level, collection], color=colour, linestyle="--", linewidth=0.9)
@@ -86,8 +89,9 @@ def amount_chart(gains: pd.DataFrame, panels: Sequence[Panel]) -> Figure:
             axes.set_ylabel("gain, nDCG@10")
     for axes in places:
         axes.remove()
-    handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, frameon=False, fontsize=8, loc="outside upper center", ncols=len(names))
+    labels = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
+    handles = {name: handle for pairs in labels for handle, name in pairs}
+    figure.legend(handles.values(), handles, frameon=False, fontsize=8, loc="outside upper center", ncols=len(handles))
     return figure
 
 
@@ -109,5 +113,5 @@ def amounts(gains: pd.Series, objective: str, kind: str) -> pd.Series:
 
 def _logarithmic(axes: Axes, ticks: Sequence[int]) -> None:
     axes.set_xscale("log")
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=8)
     axes.minorticks_off()

@@ -14,8 +14,10 @@ limits the table to what was trained on these, and without it all are in the tab
   alone, and that are left out of the other tables;
 - `cost`: what the LLM reads for a training, what is gained, and how much it reads for a hundredth.
 
-Gains are differences in nDCG@10, means over seeds. The p-values come from a paired randomisation test of an objective
-against another on all queries, each with the mean of its values over the seeds; every collection counts the same.
+Gains are differences in nDCG@10, means over seeds, and a column says how many seeds there are at least. The p-values
+come from a paired randomisation test of an objective against another on all queries, each with the mean of its values
+over the seeds that both have; every collection counts the same. They say how sure a difference is over queries, and
+not over seeds.
 """
 
 from __future__ import annotations
@@ -75,17 +77,21 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def p_value(rows: pd.DataFrame, one: str, other: str) -> float | None:
-    """p-value of the difference between two objectives; `None` where they have no collections in common."""
+    """p-value of the difference between two objectives; `None` where they have no collections and seeds in common."""
     each = ["train_data", "eval_data", "split"]
-    means = {
-        name: rows[rows.objective == name].groupby(each)["query_values"].agg(lambda values: np.mean([*values], axis=0))
-        for name in (one, other)
-    }
-    common = means[one].index.intersection(means[other].index)
-    if one == other or not len(common):
+    values = rows.set_index(["objective", *each, "seed"])["query_values"]
+    if one == other:
         return None
-    differences = [means[one][key] - means[other][key] for key in common]
-    return randomisation_test(differences, [1 / len(common)] * len(common))
+    both = values[one].to_frame("one").join(values[other].rename("other"), how="inner")
+    if both.empty:
+        return None
+    differences = [*(both.one - both.other).groupby(each).agg(lambda found: np.mean([*found], axis=0))]
+    return randomisation_test(differences, [1 / len(differences)] * len(differences))
+
+
+def seeds(rows: pd.DataFrame) -> pd.Series:
+    """How many seeds each objective has on every collection that it was trained on."""
+    return rows.groupby(["objective", "train_data"])["seed"].nunique().groupby("objective").min()
 
 
 def in_domain(rows: pd.DataFrame) -> list[list[str]]:
@@ -93,12 +99,14 @@ def in_domain(rows: pd.DataFrame) -> list[list[str]]:
     own = rows[(rows.eval_data == rows.train_data) & ~rows.amount]
     table, starts = gains(own), own.groupby("train_data")["start"].first()
     others = [name for name in COMPARED_WITH if name in table.index]
-    lines = [["objective", *table.columns, *(f"p against {name}" for name in others)]]
+    number = seeds(own)
+    lines = [["objective", *table.columns, "seeds", *(f"p against {name}" for name in others)]]
     lines.append(["nDCG@10 of the start", *(f"{starts[c]:.3f}" for c in table.columns[:-1]), f"{starts.mean():.3f}"])
-    lines[-1] += [""] * len(others)
+    lines[-1] += [""] * (1 + len(others))
     for name, row in table.iterrows():
         tests = (p_value(own, str(name), other) for other in others)
-        lines.append([str(name), *map(signed, row), *("" if p is None else f"{p:.2g}" for p in tests)])
+        shown = ("" if p is None else f"{p:.2g}" for p in tests)
+        lines.append([str(name), *map(signed, row), str(number[name]), *shown])
     return lines
 
 
@@ -158,7 +166,8 @@ def draw(rows: pd.DataFrame, folder: Path) -> None:
     save_png(objective_chart(*tables), folder / "objectives.png")
     found = {match.group(1, 3) for name in own.objective.unique() if (match := AMOUNT.fullmatch(name))}
     if shown := [panel for panel in AMOUNTS if (panel.objective, panel.kind) in found]:
-        save_png(amount_chart(gains(own).drop(columns="mean"), shown), folder / "amounts.png")
+        alike = own[own.seed.isin(own[own.amount].seed)]  # the usual amounts with the seeds that the others have
+        save_png(amount_chart(gains(alike).drop(columns="mean"), shown), folder / "amounts.png")
 
 
 def signed(value: float) -> str:
