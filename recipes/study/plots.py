@@ -18,7 +18,7 @@ AMOUNT = re.compile(r"(.+), (\d+) (queries|candidates|% wrong)")
 """Names of objectives that differ from another one by an amount alone."""
 USUAL = {"queries": 320, "candidates": 8, "% wrong": 0}
 """The amount of the objectives whose names have none."""
-AXES = {"queries": "queries drawn for training", "candidates": "candidates of a query", "% wrong": "% of labels that are wrong"}
+AXES = {"queries": "queries drawn for training", "candidates": "candidates of a query", "% wrong": "% of wrong labels"}
 
 
 def objective_chart(in_domain: pd.Series, elsewhere: pd.Series) -> Figure:
